@@ -1,0 +1,264 @@
+"""Carries a plan out, stage by stage: prepare, head, workers, other services, removals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from raycluster.connect import Connected, all_or_raise
+from raycluster.contracts import Facts, Files, Process, Versions
+from raycluster.errors import HostError, PortInUseError, RayclusterError
+from raycluster.events import Event
+from raycluster.leave import drain, forget
+from raycluster.observe import observe, push_live, read_facts
+from raycluster.payload import code_files, members_file, secret_files
+from raycluster.plan import (
+    EVERYTHING,
+    Action,
+    Only,
+    Remove,
+    Start,
+    desired,
+    moved_hosts,
+    removed_hosts,
+)
+from raycluster.poll import wait_for
+from raycluster.services.ray_node import HEAD, RAY_ROLES, WORKER
+from raycluster.services.wiring import Wiring
+from raycluster.spec import ResolvedHost
+from raycluster.state import ClusterState
+from raycluster.versions import check_versions, old_engines
+from raycluster.work import Work, record
+
+EARLY_S = 20
+"""A node that ends within so many seconds will not do better; later ones are started again."""
+SERVICE_S = 60
+"""Seconds for a service to listen; Prometheus replays what it has stored before."""
+
+
+def apply_nodes(
+    work: Work, state: ClusterState, actions: tuple[Action, ...], only: Only = EVERYTHING
+) -> None:
+    """Start, restart and remove processes until the hosts are as planned.
+
+    Nothing is started before every host that needs something was found ready for it.
+    """
+    starts = [a for a in actions if isinstance(a, Start)]
+    removes = [a for a in actions if isinstance(a, Remove)]
+    gone = {r.host for r in removes if not r.role}
+    leaving = [h for h in removed_hosts(work.spec, state) if h.name in gone]
+    moved = [h for h in moved_hosts(work.spec, state) if h.name in gone]
+    places = {h.place for h in moved}
+    freed = {h.name for h in work.spec.hosts if h.place in places} | {r.host for r in removes}
+    versions = _prepare(work, state, starts, freed)
+    _take_off(work, [r for r in removes if r.role])
+    if forget(work, moved):
+        raise HostError("the former runtime's processes could not be removed", where=moved[0].name)
+    members = (*work.spec.hosts, *removed_hosts(work.spec, state))
+    if leaving or any(s.process.role == WORKER for s in starts):
+        record(work, state, members)
+    files = _files(work, members)
+    for role in RAY_ROLES:
+        _start(work, [s for s in starts if s.process.role == role], versions, files)
+        if starts and role == HEAD:
+            wait_for_head(work)
+    if starts:
+        wait_for_nodes(work, [h for h in work.spec.hosts if only.nodes(h)])
+    _start_services(work, [s for s in starts if s.process.role not in RAY_ROLES], versions)
+    if leaving:
+        drain(work, leaving)
+        kept = forget(work, leaving)
+        record(work, observe(work.spec, work.fleet), (*work.spec.hosts, *kept))
+
+
+def _files(work: Work, members: Iterable[ResolvedHost]) -> dict[str, bytes]:
+    return {
+        **secret_files(work.token, work.secrets.replicas),
+        **members_file(members),
+        **code_files(),
+    }
+
+
+Prepared = Mapping[tuple[str, str], Versions]
+"""Host and role -> what is in the image or environment of the process."""
+
+
+def _prepare(
+    work: Work, state: ClusterState, starts: list[Start], freed: Collection[str]
+) -> Prepared:
+    """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
+    hosts = {s.host for s in starts}
+    facts = all_or_raise(work.fleet.each(hosts, lambda c: read_facts(c.transport)))
+
+    def prepare(connected: Connected) -> dict[str, Versions]:
+        name = connected.host.name
+        tell = work.tell(name)
+        mine = [s for s in starts if s.host == name]
+        for start in mine:
+            ours = start.replaces or name in freed
+            check_facts(connected.host, replace(start, replaces=ours), facts[name])
+        found = {s.process.role: connected.runtime.prepare(s.process, tell) for s in mine}
+        if v := found.get(connected.host.role):
+            tell(f"ready: Ray {v.ray}, Python {v.python}, vLLM {v.vllm or 'none'}")
+        return found
+
+    by_host = all_or_raise(work.fleet.each(hosts, prepare))
+    prepared = {(name, role): v for name, found in by_host.items() for role, v in found.items()}
+    _check_versions(work, state, prepared)
+    return prepared
+
+
+def _check_versions(work: Work, state: ClusterState, prepared: Prepared) -> None:
+    """Compare the Ray nodes that are to be started with those that stay."""
+    nodes = {(h.name, h.role): h for h in work.spec.hosts}
+    if not nodes.keys() & prepared.keys():
+        return
+    known = {
+        (name, found.role): found.versions
+        for name, seen in state.hosts.items()
+        for found in seen.found
+    }
+    known.update(prepared)
+    versions = {host: known[host, role] for host, role in nodes if (host, role) in known}
+    check_versions(work.spec, versions)
+    for name, warning in old_engines(versions).items():
+        work.listen(Event(name, warning, "note"))
+
+
+def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
+    """Raise HostError where the host cannot hold the process."""
+    if isinstance(host.gpus, int) and host.gpus > len(facts.gpus):
+        raise HostError(
+            f"gpus = {host.gpus}, and the host has {len(facts.gpus)}",
+            where=host.name,
+            hint="correct `gpus`, or look at nvidia-smi on the host",
+        )
+    if start.replaces:
+        return
+    for name, port in sorted(start.process.ports.items()):
+        if port in facts.listening:
+            raise PortInUseError(
+                f"port {port} is already in use",
+                where=host.name,
+                hint=f"end the program that listens there, or set `ports.{name}`",
+            )
+
+
+def _start(work: Work, starts: list[Start], prepared: Prepared, files: Files) -> None:
+    """Start processes, those of one host one after the other; `files` are for each of them."""
+
+    def start(connected: Connected) -> None:
+        name = connected.host.name
+        tell = work.tell(name)
+        for process in (s.process for s in starts if s.host == name):
+            tell(f"starting the {process.role}")
+            if process.note:
+                work.listen(Event(name, process.note, "note"))
+            whole = {**files, **process.files, **process.live_files}
+            connected.runtime.start(process, prepared[name, process.role], whole, tell)
+
+    all_or_raise(work.fleet.each({s.host for s in starts}, start))
+
+
+def _start_services(work: Work, starts: list[Start], prepared: Prepared) -> None:
+    """Start what is no node of Ray, and wait until it listens."""
+    _start(work, starts, prepared, {})
+
+    def wait(connected: Connected) -> None:
+        for start in (s for s in starts if s.host == connected.host.name):
+            wait_for_service(connected, start.process)
+            work.listen(Event(start.host, f"{start.process.role} is up", "done"))
+
+    all_or_raise(work.fleet.each({s.host for s in starts}, wait))
+
+
+def wait_for_service(connected: Connected, process: Process) -> None:
+    """Wait until the process listens on all its ports. Raises HostError with its last words."""
+
+    def listens() -> bool | None:
+        _raise_if_dead(connected, process.role)
+        listening = read_facts(connected.transport).listening
+        return True if listening.issuperset(process.ports.values()) else None
+
+    if wait_for(listens, timeout=SERVICE_S) is None:
+        raise _no_start(connected, process.role, f"the {process.role} does not listen")
+
+
+def refresh(work: Work, wiring: Wiring, only: Only) -> None:
+    """Hand the files that running processes read again by themselves to them."""
+
+    def push(connected: Connected) -> None:
+        for process in desired(work.spec, connected.host, wiring):
+            if process.live_files:
+                push_live(connected.runtime.inside(process.role), process.live_files)
+
+    hosts = (host.name for host in work.spec.hosts if only.nodes(host))
+    all_or_raise(work.fleet.each(hosts, push))
+
+
+def wait_for_head(work: Work) -> None:
+    """Wait until the head's control store takes connections: workers can join from then on."""
+    connected = work.fleet[work.head.name]
+
+    def answers() -> bool | None:
+        try:
+            connected.transport.connect(("127.0.0.1", work.spec.ports.gcs), timeout=5).close()
+        except HostError:
+            _raise_if_dead(connected, HEAD)
+            return None
+        return True
+
+    if wait_for(answers, timeout=work.spec.cluster.node_timeout) is None:
+        raise _no_start(connected, HEAD, "Ray's control store did not come up")
+
+
+def wait_for_nodes(work: Work, hosts: Collection[ResolvedHost]) -> None:
+    """Wait until Ray counts these hosts among its live nodes."""
+    pending = {h.name for h in hosts}
+    early = time.monotonic() + EARLY_S
+
+    def joined() -> bool | None:
+        state = observe(work.spec, work.fleet)
+        for host in work.spec.hosts:
+            if host.name in pending and state.node(host):
+                pending.discard(host.name)
+                work.listen(Event(host.name, "has joined", "done"))
+        for name in pending if time.monotonic() < early else ():
+            _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
+        return None if pending else True
+
+    if wait_for(joined, timeout=work.spec.cluster.node_timeout) is None:
+        late = work.fleet[sorted(pending)[0]]
+        raise _no_start(late, late.host.role, "did not join the cluster")
+
+
+def _raise_if_dead(connected: Connected, role: str) -> None:
+    """Raise where the process ended instead of starting: waiting longer would not help."""
+    found = next((f for f in connected.runtime.observe() if f.role == role), None)
+    if found is None or found.health != "running":
+        raise _no_start(connected, role, f"the {role} does not stay up")
+
+
+def _no_start(connected: Connected, role: str, what: str) -> HostError:
+    from raycluster.serve.rootcause import root_cause
+
+    try:
+        lines = b"".join(connected.runtime.logs(role, follow=False, tail=60, since=None))
+        cause = root_cause(lines.decode("utf-8", "replace"))
+    except RayclusterError as error:
+        cause = str(error)
+    return HostError(
+        f"{what}: {cause}" if cause else what,
+        where=connected.host.name,
+        hint=f"raycluster logs {connected.host.name if role in RAY_ROLES else role}",
+    )
+
+
+def _take_off(work: Work, removes: Iterable[Remove]) -> None:
+    def remove(connected: Connected) -> None:
+        for action in removes:
+            if action.host == connected.host.name:
+                connected.runtime.remove(action.role)
+
+    all_or_raise(work.fleet.each({r.host for r in removes}, remove))

@@ -1,0 +1,69 @@
+"""From a line of the input to the request that is sent for it; pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from raycluster.openai_wire.lines import EVERY, RefusedError, parse_line
+from raycluster.openai_wire.prompts import Defaults, to_prompt
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How lines become requests: `model` stands above a line's own, `default_model` below it."""
+
+    endpoint: str = "chat"
+    max_tokens: int | None = None
+    model: str = ""
+    default_model: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits over everything above: equal ones make equal requests."""
+        facts = [self.endpoint, self.max_tokens, self.model, self.default_model]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The request of line `line`."""
+
+    line: int
+    custom_id: str
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A line that is no request, and why."""
+
+    line: int
+    custom_id: str
+    reason: str
+
+
+def to_job(line: int, item: bytes, shape: Shape) -> Job | Refused:
+    """Return the request of a line; it asks for one whole answer, never for a stream."""
+    try:
+        request = parse_line(item, EVERY)
+    except RefusedError as error:
+        return Refused(line, f"line-{line}", str(error))
+    prompt = to_prompt(line, request, Defaults(shape.endpoint, shape.max_tokens))
+    body = {key: v for key, v in prompt.body.items() if key not in {"stream", "stream_options"}}
+    model = shape.model or prompt.model or shape.default_model
+    if model:
+        body = {"model": model, **body}
+    content = json.dumps(body, separators=(",", ":")).encode()
+    return Job(line, prompt.id, prompt.path, content)
+
+
+def id_of(line: int, item: bytes) -> tuple[str, str]:
+    """Return a line's custom_id and, when it is no request, why."""
+    try:
+        request = parse_line(item, EVERY)
+    except RefusedError as error:
+        return f"line-{line}", str(error)
+    return request.id or f"line-{line}", ""

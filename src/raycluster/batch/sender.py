@@ -1,0 +1,186 @@
+"""One connection that posts a request and reads its whole answer.
+
+h11 over asyncio's streams: an HTTP client's pool costs five times the CPU per request here, and a
+batch is limited by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+import h11
+
+from raycluster.errors import UsageError
+from raycluster.openai_wire.target import Target
+
+_CONNECT_SECONDS = 10.0
+_READ_BYTES = 65536
+_MAX_BODY_BYTES = 256 * 1024 * 1024
+
+
+class UnansweredError(Exception):
+    """No whole answer came. `reached` tells whether any of it did."""
+
+    def __init__(self, code: str, detail: str, *, reached: bool) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.reached = reached
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer; the names of `headers` are in lower case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Sender:
+    """Sends one request after the other; connects when it has to."""
+
+    def __init__(self, target: Target, tls: ssl.SSLContext | None, timeout: float) -> None:
+        self._timeout = timeout
+        self._tls = tls
+        self._base = urlsplit(target.url(""))
+        self._headers = _headers(target)
+        self._wire: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._http = h11.Connection(h11.CLIENT)
+
+    async def post(self, path: str, content: bytes) -> Reply:
+        """Send once, never again; raises UnansweredError."""
+        reply = _Reply()
+        if self._wire is not None and self._wire[0].at_eof():
+            self.close()  # the server ended it while it was idle
+        try:
+            async with asyncio.timeout(self._timeout):
+                wire = self._wire or await self._connect()
+                await self._exchange(wire, path, content, reply)
+        except TimeoutError as error:
+            self.close()
+            text = f"no whole answer after {self._timeout:g} s"
+            raise UnansweredError("timeout", text, reached=True) from error
+        except (OSError, EOFError, h11.ProtocolError) as error:
+            self.close()
+            code = "truncated" if reply.begun else "connection"
+            detail = f"{type(error).__name__}: {error}"
+            raise UnansweredError(code, detail, reached=reply.begun) from error
+        except BaseException:
+            self.close()
+            raise
+        self._again()
+        return reply.whole()
+
+    def close(self) -> None:
+        """Drop the connection; may be called twice."""
+        if self._wire is not None:
+            self._wire[1].transport.abort()
+            self._wire = None
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        secure = self._base.scheme == "https"
+        port = self._base.port or (443 if secure else 80)
+        try:
+            async with asyncio.timeout(min(_CONNECT_SECONDS, self._timeout)):
+                wire = await asyncio.open_connection(
+                    self._base.hostname, port, ssl=self._tls if secure else None
+                )
+        except TimeoutError as error:
+            raise ConnectionError(f"no connection after {_CONNECT_SECONDS:g} s") from error
+        self._http = h11.Connection(h11.CLIENT)
+        self._wire = wire
+        return wire
+
+    async def _exchange(
+        self,
+        wire: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        path: str,
+        content: bytes,
+        reply: _Reply,
+    ) -> None:
+        reader, writer = wire
+        headers = [*self._headers, ("content-length", str(len(content)))]
+        request = h11.Request(method="POST", target=self._base.path + path, headers=headers)
+        http = self._http
+        head, end = http.send(request) or b"", h11.EndOfMessage()
+        writer.write(head + (http.send(h11.Data(data=content)) or b"") + (http.send(end) or b""))
+        # A server may answer and close before it has read everything: then the answer counts.
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(await reader.read(_READ_BYTES))
+            elif isinstance(event, h11.EndOfMessage):
+                return
+            else:
+                reply.take(event)
+
+    def _again(self) -> None:
+        """Make the connection ready for the next request, or drop it."""
+        try:
+            self._http.start_next_cycle()
+        except h11.LocalProtocolError:
+            self.close()
+
+
+class _Reply:
+    """An answer as far as it has come."""
+
+    def __init__(self) -> None:
+        self._head: h11.Response | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    @property
+    def begun(self) -> bool:
+        return self._head is not None
+
+    def take(self, event: object) -> None:
+        if isinstance(event, h11.Response):
+            self._head = event
+        elif isinstance(event, h11.Data):
+            self._parts.append(bytes(event.data))
+            self._size += len(event.data)
+            if self._size > _MAX_BODY_BYTES:
+                raise EOFError(f"the answer is longer than {_MAX_BODY_BYTES >> 20} MiB")
+        elif isinstance(event, h11.ConnectionClosed):
+            raise EOFError("the connection was closed")
+
+    def whole(self) -> Reply:
+        assert self._head is not None  # noqa: S101  # an answer ends only after it began
+        names = {name.decode(): value.decode("latin-1") for name, value in self._head.headers}
+        return Reply(self._head.status_code, b"".join(self._parts), names)
+
+
+def check_address(target: Target) -> None:
+    """Raise UsageError when the base address is none."""
+    try:
+        base = urlsplit(target.base_url)
+        good = bool(base.hostname) and (base.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
+
+
+def _headers(target: Target) -> list[tuple[str, str]]:
+    base = urlsplit(target.url(""))
+    headers = {
+        "host": base.netloc.rpartition("@")[2],
+        "content-type": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "raycluster",
+    }
+    if base.username is not None:
+        from base64 import b64encode
+
+        pair = f"{unquote(base.username)}:{unquote(base.password or '')}"
+        headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    return list((headers | dict(target.headers)).items())

@@ -1,0 +1,118 @@
+"""What an answer means for its line: done, failed for good, or to be tried again; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from raycluster.batch.job import Job
+from raycluster.batch.ledger import Result
+from raycluster.batch.sender import Reply, UnansweredError
+from raycluster.openai_wire.said import error_text, printable
+
+AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
+AWAY = frozenset({429, 502, 503, 504})
+"""The endpoint as a whole does not serve at the moment; says nothing about the request."""
+NO_ENTRY = frozenset({401, 403, 407})
+"""No request will be served with this key."""
+_MAX_WAIT = 3600.0
+
+
+@dataclass(frozen=True)
+class Again:
+    """To be tried again. `away`: the endpoint as a whole is not there or takes no more.
+
+    `wait` is what Retry-After asked for, in seconds; `reply` is the answer, if there was one.
+    """
+
+    code: str
+    detail: str
+    away: bool = False
+    overloaded: bool = False
+    wait: float | None = None
+    reply: Reply | None = None
+
+
+def judge(job: Job, reply: Reply, epoch_seconds: float) -> Result | Again:
+    """Return what a whole answer means."""
+    if 200 <= reply.status < 300:
+        body = _json(reply.body)
+        if body is not None:
+            return Result(job.line, job.custom_id, reply.status, _request_id(reply), body)
+        text = f"the answer is not a JSON object: {reply.body[:80]!r}"
+        return Again("protocol", printable(text))
+    if reply.status in AGAIN:
+        return Again(
+            f"http_{reply.status}",
+            _said(reply),
+            away=reply.status in AWAY,
+            overloaded=reply.status in AWAY or reply.status == 408,
+            wait=_retry_after(reply.headers, epoch_seconds),
+            reply=reply,
+        )
+    return failed(job, Again(f"http_{reply.status}", _said(reply), reply=reply))
+
+
+def unanswered(error: UnansweredError) -> Again:
+    """Return what a missing answer means."""
+    return Again(
+        error.code,
+        printable(error.detail),
+        away=not error.reached,
+        overloaded=error.code != "truncated",
+    )
+
+
+def failed(job: Job, last: Again, tries: int = 1) -> Result:
+    """Return the result of a line that is not tried again."""
+    message = last.detail if tries == 1 else f"{last.detail} (tried {tries} times)"
+    error = (last.code, message)
+    if last.reply is None:
+        return Result(job.line, job.custom_id, error=error)
+    body = _json(last.reply.body) or b"null"
+    return Result(job.line, job.custom_id, last.reply.status, _request_id(last.reply), body, error)
+
+
+def _json(content: bytes) -> bytes | None:
+    """Return a JSON object as one line, or nothing when it is none."""
+    try:
+        content.decode()
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    content = content.strip()
+    return json.dumps(value).encode() if b"\n" in content or b"\r" in content else content
+
+
+def _said(reply: Reply) -> str:
+    try:
+        said = error_text(json.loads(reply.body))
+    except (ValueError, RecursionError):
+        said = reply.body[:200].decode("utf-8", "replace")
+    return printable(f"{reply.status}: {said}")
+
+
+def _request_id(reply: Reply) -> str:
+    return printable(reply.headers.get("x-request-id", ""))
+
+
+def _retry_after(headers: Mapping[str, str], epoch_seconds: float) -> float | None:
+    """Return the seconds that the server asked to wait, at most an hour; None for no wish."""
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text) if text.isdigit() else _until(text, epoch_seconds)
+    except ValueError:
+        return None
+    return min(max(0.0, seconds), _MAX_WAIT)
+
+
+def _until(text: str, epoch_seconds: float) -> float:
+    date = parsedate_to_datetime(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - epoch_seconds

@@ -1,0 +1,1 @@
+"""Load tests with honest numbers: dataset -> load -> records -> stats -> verdict -> report."""

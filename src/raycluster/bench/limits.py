@@ -1,0 +1,104 @@
+"""Limits such as `ttft_p95<3s`, and whether a level keeps them; pure."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from raycluster.bench.stats import Distribution, Measures
+from raycluster.errors import UsageError
+
+_TIMES = ("ttft", "tpot", "itl", "event_gap", "e2el", "first_text")
+TIMES = (*_TIMES, "ttft_from_intended", "e2el_from_intended", "client_delay")
+PLAIN = (
+    *("error_rate", "completed", "failed", "duration", "request_throughput"),
+    *("output_throughput", "total_token_throughput", "total_input_tokens", "total_output_tokens"),
+)
+STATS = tuple(field.name for field in fields(Distribution) if field.name != "count")
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}
+_LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z/%]*)\s*")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One comparison; `bound` is in the unit of the measure (ms for times, a share for rates)."""
+
+    text: str
+    name: str
+    stat: str
+    sign: str
+    bound: float
+
+    def value(self, measures: Measures) -> float | None:
+        """Return the measured figure, None where it was not measured."""
+        if not self.stat:
+            value: float | None = getattr(measures, self.name)
+            return value
+        spread: Distribution | None = getattr(measures, f"{self.name}_ms")
+        figure: float | None = None if spread is None else getattr(spread, self.stat)
+        return figure
+
+    def kept(self, measures: Measures) -> bool:
+        """Return whether the figure was measured and is within the bound."""
+        value = self.value(measures)
+        return value is not None and _COMPARE[self.sign](value, self.bound)
+
+    def to_json(self, measures: Measures) -> dict[str, Any]:
+        """Return the limit and what became of it as plain values."""
+        return {"limit": self.text, "value": self.value(measures), "kept": self.kept(measures)}
+
+    def miss(self, measures: Measures) -> str:
+        """Return a sentence about a limit that was not kept."""
+        value = self.value(measures)
+        if value is None:
+            return f"{self.text}: not measured"
+        if self.name == "error_rate":
+            return f"{self.text}: it is {value:.2%}"
+        return f"{self.text}: it is {value:,.2f}{' ms' if self.stat else ''}"
+
+
+def parse_limit(text: str) -> Limit:
+    """Return the limit in a text; raises UsageError that names what is possible."""
+    match = _LIMIT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a limit", where="--assert", hint="write 'ttft_p95<3s'")
+    name, sign, number, unit = match.groups()
+    measure, stat = _measure(name)
+    try:
+        bound = float(number) * _factor(measure, stat, unit)
+    except ValueError as error:
+        hint = "times take us, ms, s, m; error_rate takes %"
+        raise UsageError(f"{text!r}: {error}", where="--assert", hint=hint) from error
+    return Limit(text.strip(), measure, stat, sign, bound)
+
+
+def _measure(name: str) -> tuple[str, str]:
+    if name in PLAIN:
+        return name, ""
+    measure, _, stat = name.rpartition("_")
+    stat = "p50" if stat == "median" else stat
+    if measure in TIMES and stat in STATS:
+        return measure, stat
+    hint = f"one of {', '.join(PLAIN)}; or {', '.join(TIMES)} with _{', _'.join(STATS)}"
+    raise UsageError(f"{name!r} is not measured", where="--assert", hint=hint)
+
+
+def _factor(measure: str, stat: str, unit: str) -> float:
+    if stat or measure == "duration":
+        if unit not in _TO_MS:
+            raise ValueError(f"a time needs a unit, not {unit!r}")
+        return _TO_MS[unit] if stat else _TO_MS[unit] / 1e3
+    if measure == "error_rate" and unit == "%":
+        return 0.01
+    if unit not in {"", "/s"}:
+        raise ValueError(f"unit {unit!r} does not fit")
+    return 1.0

@@ -1,0 +1,135 @@
+"""Whether a level's figures can be believed, and why not; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from raycluster.bench.stats import Distribution, Measures
+
+Grade = Literal["VALID", "SUSPECT", "INVALID"]
+Finding = tuple[Grade, str]
+
+INVALID_ERROR_RATE = 0.05
+SAMPLES = {"p95": 20, "p99": 100}
+"""With fewer samples the percentile is little more than the slowest request."""
+BUSY_CLIENT = 0.85
+BUSIER_CLIENT = 0.97
+LAG_MS = 5.0
+LAG_OF_TTFT = 0.1
+LAG_INVALID = 0.5
+
+
+@dataclass(frozen=True)
+class Client:
+    """How the client itself fared: its event loop's lag, and its thread's share of one core."""
+
+    loop_lag_ms: Distribution | None
+    cpu_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the figures alone do not show.
+
+    `slots` is the concurrency that was asked for (None: open loop), `rate` the requests per second
+    that were asked for (None: closed loop), `repeated` how many requests had been sent before
+    with the same content, `salted` whether such requests carried a cache salt.
+    """
+
+    client: Client
+    slots: int | None = None
+    rate: float | None = None
+    repeated: int = 0
+    salted: bool = False
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The grade, and one reason per finding; VALID has none."""
+
+    grade: Grade
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as plain values."""
+        return {"grade": self.grade, "reasons": list(self.reasons)}
+
+
+def judge(measures: Measures, seen: Circumstances) -> Verdict:
+    """Return the verdict on one level."""
+    findings = [
+        *_errors(measures),
+        *_samples(measures),
+        *_client(measures, seen.client),
+        *_load(measures, seen),
+        *_cache(measures, seen),
+    ]
+    grades = {grade for grade, _ in findings}
+    grade: Grade = "VALID"
+    if grades:
+        grade = "INVALID" if "INVALID" in grades else "SUSPECT"
+    return Verdict(grade, tuple(reason for _, reason in findings))
+
+
+def worst(verdicts: list[Verdict]) -> Grade:
+    """Return the lowest grade among the verdicts."""
+    grades: tuple[Grade, ...] = ("INVALID", "SUSPECT", "VALID")
+    return next(grade for grade in grades if any(v.grade == grade for v in verdicts))
+
+
+def _errors(measures: Measures) -> Iterator[Finding]:
+    if not measures.failed:
+        return
+    kinds = ", ".join(f"{count} {name}" for name, count in measures.errors.items())
+    total = measures.completed + measures.failed
+    grade: Grade = "INVALID" if measures.error_rate > INVALID_ERROR_RATE else "SUSPECT"
+    yield grade, f"{measures.failed} of {total} requests failed ({kinds})"
+
+
+def _samples(measures: Measures) -> Iterator[Finding]:
+    count = measures.completed
+    thin = [name for name, needed in SAMPLES.items() if count < needed]
+    if count and thin:
+        yield "SUSPECT", f"too few samples for {' and '.join(thin)}: {count} answers"
+    if count and measures.total_output_tokens is None:
+        yield "SUSPECT", "the server sent no usage with some answers: tokens were not counted"
+
+
+def _client(measures: Measures, client: Client) -> Iterator[Finding]:
+    if client.cpu_share > BUSY_CLIENT:
+        grade: Grade = "INVALID" if client.cpu_share > BUSIER_CLIENT else "SUSPECT"
+        yield grade, f"client-bound: sending and reading took {client.cpu_share:.0%} of a core"
+    if client.loop_lag_ms is None or measures.ttft_ms is None:
+        return
+    lag, ttft = client.loop_lag_ms.p99, measures.ttft_ms.p50
+    if lag > max(LAG_MS, LAG_OF_TTFT * ttft):
+        grade = "INVALID" if lag > max(LAG_MS, LAG_INVALID * ttft) else "SUSPECT"
+        yield grade, f"client-bound: its event loop was late by {lag:.1f} ms (p99)"
+
+
+def _load(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
+    total = measures.completed + measures.failed
+    if seen.interrupted:
+        yield "SUSPECT", "interrupted before the end"
+    if seen.slots is not None and total < seen.slots:
+        yield "SUSPECT", f"{total} requests never fill {seen.slots} slots"
+    delay, e2el = measures.client_delay_ms, measures.e2el_ms
+    if delay is None or e2el is None:
+        return
+    if delay.p95 > max(LAG_MS, LAG_OF_TTFT * e2el.p50):
+        yield "SUSPECT", f"requests waited in the client for {delay.p95:.0f} ms (p95)"
+
+
+def _cache(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
+    if seen.repeated and not seen.salted:
+        yield "SUSPECT", f"{seen.repeated} requests repeat a prompt: prefix-cache hits are possible"
+    if measures.total_cached_tokens:
+        share = measures.total_cached_tokens / (measures.total_input_tokens or 1)
+        yield "SUSPECT", f"{share:.0%} of the input tokens came from the server's prefix cache"

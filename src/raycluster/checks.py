@@ -1,0 +1,163 @@
+"""What `check` looks at on every host; changes nothing there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raycluster.apply import check_facts
+from raycluster.connect import Connected, Fleet, all_or_raise
+from raycluster.contracts import Facts, Process, Secret
+from raycluster.errors import ConnectionLostError, HostError, RayclusterError
+from raycluster.observe import machine, read_facts
+from raycluster.plan import Start, check_addresses, check_machines, desired
+from raycluster.services.wiring import Wiring
+from raycluster.spec import ClusterSpec, ResolvedHost
+
+CLOCK_S = 5.0
+DISK_BYTES = 20 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check on one host."""
+
+    host: str
+    subject: str
+    passed: bool
+    text: str
+    hint: str = ""
+
+
+def check_hosts(spec: ClusterSpec, fleet: Fleet) -> tuple[Finding, ...]:
+    """Return every finding, in the order of the spec's hosts."""
+    reached = fleet.reach(spec.hosts, lambda connected: connected.address)
+    addresses = {n: a for n, a in reached.items() if isinstance(a, str)}
+    findings: list[Finding] = []
+    looked = fleet.each(addresses, lambda c: tuple(_look(spec, c, addresses)))
+    for host in spec.hosts:
+        result = reached[host.name]
+        if isinstance(result, RayclusterError):
+            findings.append(Finding(host.name, "connection", False, result.what, result.hint))
+            continue
+        findings.append(Finding(host.name, "connection", True, f"reached at {result}"))
+        seen = looked[host.name]
+        if isinstance(seen, RayclusterError):
+            findings.append(Finding(host.name, "host", False, seen.what, seen.hint))
+        else:
+            findings += seen
+    findings += _whole(spec, fleet, addresses)
+    return tuple(findings)
+
+
+def _look(spec: ClusterSpec, connected: Connected, addresses: dict[str, str]) -> Iterator[Finding]:
+    host = connected.host
+    facts = read_facts(connected.transport)
+    yield _runtime(connected)
+    running = _running(connected)
+    starts = [
+        Start(host.name, process, "", replaces=process.role in running)
+        for process in _processes(spec, host, addresses)
+    ]
+    yield _fits(host, facts, starts)
+    yield _disk(host, facts)
+    yield _clock(host, facts)
+    yield from _neighbours(spec, connected, addresses)
+
+
+def _processes(
+    spec: ClusterSpec, host: ResolvedHost, addresses: dict[str, str]
+) -> tuple[Process, ...]:
+    known = {h.name: addresses.get(h.name, "192.0.2.1") for h in spec.hosts}
+    return desired(spec, host, Wiring(known, Secret("")))
+
+
+def _running(connected: Connected) -> set[str]:
+    try:
+        return {f.role for f in connected.runtime.observe()}
+    except HostError:
+        return set()
+
+
+def _runtime(connected: Connected) -> Finding:
+    host = connected.host
+    try:
+        connected.runtime.observe()
+    except HostError as error:
+        return Finding(host.name, host.kind, False, error.what, error.hint)
+    return Finding(host.name, host.kind, True, "can be used")
+
+
+def _fits(host: ResolvedHost, facts: Facts, starts: list[Start]) -> Finding:
+    try:
+        for start in starts:
+            check_facts(host, start, facts)
+    except HostError as error:
+        return Finding(host.name, "resources", False, error.what, error.hint)
+    gpus = f"{len(facts.gpus)} GPU ({facts.gpus[0]})" if facts.gpus else "no GPU"
+    memory = facts.memory_bytes / 2**30
+    return Finding(
+        host.name, "resources", True, f"{facts.cpus} CPU, {memory:.0f} GiB, {gpus}, ports are free"
+    )
+
+
+def _disk(host: ResolvedHost, facts: Facts) -> Finding:
+    free = facts.disk_free_bytes
+    return Finding(
+        host.name,
+        "disk",
+        free >= DISK_BYTES,
+        f"{free / 2**30:.0f} GiB free",
+        f"images and models need room: free at least {DISK_BYTES >> 30} GiB",
+    )
+
+
+def _clock(host: ResolvedHost, facts: Facts) -> Finding:
+    apart = abs(facts.epoch - time.time())
+    return Finding(
+        host.name,
+        "clock",
+        apart <= CLOCK_S,
+        f"{apart:.1f} s from this machine's",
+        "keep the host's clock with NTP: logs and metrics are misleading otherwise",
+    )
+
+
+def _neighbours(
+    spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
+) -> Iterator[Finding]:
+    """Try from this host to reach the others: a refusal shows a way as well as an answer."""
+    for other in spec.hosts:
+        if other.name == connected.host.name or other.name not in addresses:
+            continue
+        address = addresses[other.name]
+        argv = ("timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{spec.ports.gcs}")
+        try:
+            done = connected.transport.run(argv)
+        except ConnectionLostError:
+            raise
+        except HostError as error:
+            yield Finding(connected.host.name, "network", False, error.what, error.hint)
+            continue
+        open_way = done.exit_code == 0 or b"refused" in done.stderr
+        yield Finding(
+            connected.host.name,
+            "network",
+            open_way,
+            f"reaches {other.name} at {address}"
+            if open_way
+            else f"does not reach {other.name} at {address}",
+            f"open the cluster's ports between the hosts, or set {other.name}'s private_address",
+        )
+
+
+def _whole(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    if len(addresses) < len(spec.hosts):
+        return []
+    try:
+        check_addresses(spec, addresses)
+        check_machines(all_or_raise(fleet.each(addresses, machine)))
+    except RayclusterError as error:
+        return [Finding("cluster", "addresses", False, error.what, error.hint)]
+    return []

@@ -1,0 +1,99 @@
+"""The command line: registers the commands; the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from raycluster import __version__
+from raycluster.commands import COMMANDS
+from raycluster.errors import RayclusterError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="raycluster",
+    help="vLLM on Ray Serve, on machines that you reach over SSH. One TOML file, no Kubernetes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # its panels cost 0.2 s
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raycluster {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name, **_command.options)(_command.function)
+
+
+def main() -> None:
+    """Run the program and end it with the designed exit code."""
+    _open_streams()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()
+    except RayclusterError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _end_interrupted()
+    except SystemExit as end:
+        if _by_interrupt(end):
+            _end_interrupted()
+        return end.code if isinstance(end.code, int) else 0
+    except OSError as error:
+        return _cut_off(error)
+    return 0
+
+
+def _cut_off(error: OSError) -> int:
+    """Return the exit code for output that nobody takes: `| head`, or a full disk."""
+    if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.ENOSPC:
+        sys.stderr.write("error: cannot write the output: the disk is full\n")
+    return 1
+
+
+def _open_streams() -> None:
+    """Put the null device where a standard stream is closed, as `cron` or `>&-` may leave it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # until the end
+
+
+def _by_interrupt(end: SystemExit) -> bool:
+    """Return True for what typer makes of Ctrl-C: an end because of an Exit because of that."""
+    cause = end.__context__
+    return cause is not None and isinstance(cause.__cause__, KeyboardInterrupt)
+
+
+def _end_interrupted() -> NoReturn:
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)  # threads that wait for hosts would keep the process alive

@@ -1,0 +1,49 @@
+"""One file per command: parse options, call, print. This is the list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycluster.commands.batch import batch
+from raycluster.commands.bench import bench
+from raycluster.commands.check import check
+from raycluster.commands.down import down
+from raycluster.commands.exec import exec_
+from raycluster.commands.init import init
+from raycluster.commands.logs import logs
+from raycluster.commands.plan import plan
+from raycluster.commands.schema import schema
+from raycluster.commands.ssh import ssh
+from raycluster.commands.status import status
+from raycluster.commands.tunnel import tunnel
+from raycluster.commands.up import up
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function that typer turns into a command, and how."""
+
+    function: Callable[..., None]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PASS_ON = {"context_settings": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
+
+COMMANDS: Mapping[str, Command] = {
+    "init": Command(init),
+    "check": Command(check),
+    "plan": Command(plan),
+    "up": Command(up),
+    "status": Command(status),
+    "tunnel": Command(tunnel),
+    "bench": Command(bench),
+    "batch": Command(batch),
+    "logs": Command(logs),
+    "exec": Command(exec_, _PASS_ON),
+    "ssh": Command(ssh, _PASS_ON),
+    "down": Command(down),
+    "teardown": Command(down, {"help": "The same as `down`.", "hidden": False}),
+    "schema": Command(schema),
+}

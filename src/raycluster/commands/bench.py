@@ -1,0 +1,126 @@
+"""`raycluster bench`: put load on the endpoint, tell what it did and whether to believe it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from raycluster import session
+from raycluster.session import Json, SpecOption
+
+if TYPE_CHECKING:
+    from raycluster.openai_wire.target import Target
+
+Prompts = Annotated[
+    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSONL, text or .gz; - for stdin.")
+]
+Url = Annotated[str, typer.Option(help="Measure this endpoint instead of the cluster's own.")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Default: the spec's first model.")]
+Key = Annotated[str, typer.Option(help="The API key's source: env:NAME, file:PATH or cmd:COMMAND.")]
+CaFile = Annotated[str, typer.Option(help="PEM file that the endpoint's certificate is held to.")]
+Slots = Annotated[str, typer.Option("--concurrency", "-c", help="Closed loop: 8, or 1,8,32.")]
+Rate = Annotated[str, typer.Option("--rate", "-r", help="Open loop: requests per second.")]
+Requests = Annotated[
+    int | None, typer.Option("--num-requests", "-n", help="Per level; the file starts again.")
+]
+Repeat = Annotated[int, typer.Option(help="Send the file so many times.")]
+Duration = Annotated[float | None, typer.Option(help="Stop sending after so many seconds.")]
+WarmUp = Annotated[int | None, typer.Option(help="Requests before each level; default: 1 a slot.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that one request may take.")]
+Seed = Annotated[int, typer.Option(help="Of the arrivals in the open loop.")]
+Salt = Annotated[bool, typer.Option(help="Keep repeats out of vLLM's prefix cache.")]
+Endpoint = Annotated[
+    Literal["chat", "completions"], typer.Option(help="Where bare prompts are sent.")
+]
+MaxTokens = Annotated[int, typer.Option(help="For lines that say nothing; 0: the server's limit.")]
+IgnoreEos = Annotated[bool, typer.Option(help="Always generate up to the limit (vLLM).")]
+Limits = Annotated[
+    list[str] | None, typer.Option("--assert", help="Such as 'ttft_p95<3s'; missed: exit code 4.")
+]
+Baseline = Annotated[Path | None, typer.Option(help="summary.json of a run to compare with.")]
+MaxRegress = Annotated[str, typer.Option(help="Such as 5%; exit code 4 when worse by more.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder for summary.json, requests.jsonl.")
+]
+
+
+def bench(
+    *,
+    prompts: Prompts,
+    spec: SpecOption = None,
+    url: Url = "",
+    model: ModelName = "",
+    api_key: Key = "",
+    ca_file: CaFile = "",
+    concurrency: Slots = "",
+    rate: Rate = "",
+    num_requests: Requests = None,
+    repeat: Repeat = 1,
+    duration: Duration = None,
+    warmup: WarmUp = None,
+    timeout: Timeout = 300.0,
+    seed: Seed = 0,
+    salt: Salt = False,
+    endpoint: Endpoint = "chat",
+    max_tokens: MaxTokens = 256,
+    ignore_eos: IgnoreEos = False,
+    limits: Limits = None,
+    baseline: Baseline = None,
+    max_regress: MaxRegress = "",
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Load the cluster with the prompts of a file. Reports latency, throughput and errors."""
+    from raycluster.bench.run import Options, run
+    from raycluster.endpoint import key_headers
+
+    options = Options(
+        prompts,
+        concurrency=concurrency,
+        rate=rate,
+        requests=num_requests,
+        repeat=repeat,
+        duration=duration,
+        warmup=warmup,
+        timeout=timeout,
+        seed=seed,
+        salt=salt,
+        endpoint=endpoint,
+        max_tokens=max_tokens or None,
+        ignore_eos=ignore_eos,
+        limits=tuple(limits or ()),
+        baseline=baseline,
+        max_regress=max_regress,
+        output=output,
+        json=as_json,
+    )
+    console = session.err()
+    run(
+        options,
+        lambda: _target(spec, url, model, key_headers(api_key), ca_file),
+        stdin=sys.stdin.buffer,
+        console=session.out(),
+        tell=lambda line: console.print(line, markup=False),
+    )
+
+
+@contextmanager
+def _target(
+    spec: Path | None, url: str, model: str, headers: dict[str, str], ca_file: str
+) -> Iterator[Target]:
+    """Yield the endpoint given by `url`, or else the cluster's, through its head."""
+    from raycluster import endpoint
+    from raycluster.openai_wire.target import Target
+
+    if url:
+        yield endpoint.given(url, model, headers, ca_file)
+        return
+    opened = session.open_session(spec)
+    served = endpoint.served_model(opened, model)
+    with endpoint.once(opened) as base_url:
+        yield Target(base_url, served, headers, ca_file)

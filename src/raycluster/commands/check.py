@@ -1,0 +1,25 @@
+"""`raycluster check`: is the spec right, and could the hosts hold the cluster."""
+
+from __future__ import annotations
+
+import typer
+
+from raycluster import session
+from raycluster.session import Json, SpecPath
+
+
+def check(spec: SpecPath = None, as_json: Json = False) -> None:
+    """Check the spec and every host; change nothing. Exit code 3: something is wrong."""
+    opened = session.open_session(spec)
+    opened.secrets()
+    from raycluster.checks import check_hosts
+    from raycluster.report import checks_json, checks_view
+
+    with opened.fleet() as fleet:
+        findings = check_hosts(opened.spec, fleet)
+    if as_json:
+        session.print_json(checks_json(opened.spec, findings))
+    else:
+        session.out().print(checks_view(findings))
+    if any(not f.passed for f in findings):
+        raise typer.Exit(3)

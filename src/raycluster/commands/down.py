@@ -1,0 +1,37 @@
+"""`raycluster down`: remove everything of the cluster from its hosts."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from raycluster import session
+from raycluster.session import Json, SpecPath
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Purge = Annotated[
+    bool, typer.Option("--purge", help="Remove the image or the shared environment as well.")
+]
+
+
+def down(
+    spec: SpecPath = None, yes: Yes = False, purge: Purge = False, as_json: Json = False
+) -> None:
+    """Remove everything of the cluster from its hosts."""
+    opened = session.open_session(spec)
+    name = opened.spec.cluster.name
+    if not yes and sys.stdin.isatty():
+        hosts = ", ".join(h.name for h in opened.spec.hosts)
+        typer.confirm(f"Remove cluster {name} from {hosts}?", abort=True, err=True)
+    from raycluster.progress import progress
+    from raycluster.up import down as run
+
+    with opened.fleet() as fleet, progress(session.err()) as listen:
+        removed = run(opened.spec, fleet, listen, purge=purge)
+    if as_json:
+        session.print_json({"schema": 1, "cluster": name, "removed": list(removed)})
+    else:
+        count = f"{len(removed)} things removed" if removed else "nothing was left to remove"
+        session.out().print(f"{name} is down: {count}")

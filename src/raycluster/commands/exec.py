@@ -1,0 +1,34 @@
+"""`raycluster exec`: run a command inside a node."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from raycluster import session
+from raycluster.commands.options import after_dashes
+from raycluster.session import SpecOption
+
+Node = Annotated[str, typer.Argument(help="A host's name.")]
+Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.")]
+
+
+def exec_(node: Node, command: Command, spec: SpecOption = None) -> None:
+    """Run a command inside a node. It sees the files, environment and user of its Ray."""
+    opened = session.open_session(spec)
+    from raycluster.errors import CommandError
+    from raycluster.inside import named_host
+
+    host = named_host(opened.spec, node)
+    with opened.fleet() as fleet:
+        shell = fleet.open(host).runtime.inside(host.role)
+        try:
+            with session.ended(shell.stream(after_dashes(command))) as chunks:
+                for channel, chunk in chunks:
+                    stream = sys.stdout if channel == "stdout" else sys.stderr
+                    stream.buffer.write(chunk)
+                    stream.buffer.flush()
+        except CommandError as error:
+            raise typer.Exit(error.status if 0 < error.status < 256 else 1) from error

@@ -1,0 +1,87 @@
+"""`raycluster init`: a commented `cluster.toml`, filled in with the hosts given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raycluster.errors import UsageError
+
+PLACEHOLDERS = ("root@203.0.113.10", "root@203.0.113.11")
+MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host", help="user@address:port, or a whole ssh command; the first is the head."
+    ),
+]
+Name = Annotated[str, typer.Option("--name", help="The cluster's name.")]
+ModelName = Annotated[str, typer.Option("--model", help="The model to serve.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; - prints.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
+
+
+def init(
+    host: Hosts = None,
+    name: Name = "my-cluster",
+    model: ModelName = MODEL,
+    output: Output = Path("cluster.toml"),
+    force: Force = False,
+) -> None:
+    """Write a commented cluster.toml."""
+    text = init_text(host or (), None, name, model)
+    if str(output) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        with output.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UsageError("is there already", where=str(output), hint="add --force") from error
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(output)) from error
+
+
+def init_text(
+    hosts: Sequence[str],
+    gpus: Mapping[str, int] | None = None,
+    name: str = "my-cluster",
+    model: str = MODEL,
+) -> str:
+    """Return the file's text; the first host is the head.
+
+    A host is `[user@]address[:port]`, an ssh alias, `local`, or a whole ssh command; `gpus` counts
+    by host as given. Without hosts, two placeholders stand in. Raises UsageError.
+    """
+    from raycluster.spec.example import example
+    from raycluster.spec.given import parse_host
+
+    tables = [parse_host(host) for host in hosts or PLACEHOLDERS]
+    for host, table in zip(hosts, tables, strict=False):
+        if gpus and host in gpus:
+            table["gpus"] = gpus[host]
+    head, *workers = tables
+    text = example(name=name, head=head, workers=workers, models=[{"name": model}])
+    _check(text)
+    return text
+
+
+def _check(text: str) -> None:
+    import tomllib
+
+    from pydantic import ValidationError
+
+    from raycluster.spec import ClusterSpec
+    from raycluster.spec.explain import explain
+
+    document = tomllib.loads(text)
+    try:
+        ClusterSpec(**document)
+    except ValidationError as error:
+        wrong = explain(error, text="", document=document, model=ClusterSpec, origins={})
+        raise UsageError("\n  ".join(wrong), where="init") from error

@@ -1,0 +1,22 @@
+"""`raycluster plan`: what `up` would do."""
+
+from __future__ import annotations
+
+from raycluster import session
+from raycluster.commands.options import OnlyOption, only_part
+from raycluster.session import Json, SpecPath
+
+
+def plan(spec: SpecPath = None, only: OnlyOption = None, as_json: Json = False) -> None:
+    """Show what `up` would do now; change nothing."""
+    opened = session.open_session(spec)
+    part = only_part(opened.spec, only)
+    from raycluster.report import plan_json, plan_text
+    from raycluster.up import preview
+
+    with opened.fleet() as fleet:
+        actions = preview(opened.spec, fleet, opened.secrets(), part)
+    if as_json:
+        session.print_json(plan_json(opened.spec, actions))
+    else:
+        session.out().print(plan_text(actions))

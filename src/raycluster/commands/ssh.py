@@ -1,0 +1,35 @@
+"""`raycluster ssh`: a login on a host, reached as the spec says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Annotated
+
+import typer
+
+from raycluster import session
+from raycluster.commands.options import after_dashes
+from raycluster.session import SpecOption
+
+Node = Annotated[str, typer.Argument(help="A host's name.")]
+Command = Annotated[
+    list[str] | None, typer.Argument(help="A command instead of a shell.", show_default=False)
+]
+
+
+def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
+    """Log in on a host with ssh as the spec says."""
+    opened = session.open_session(spec)
+    from raycluster.connect import ssh_options
+    from raycluster.errors import UsageError
+    from raycluster.inside import named_host
+    from raycluster.transports.ssh import command_line
+
+    host = named_host(opened.spec, node)
+    if host.transport != "ssh":
+        raise UsageError("is this machine; no ssh is needed", where=node)
+    if not shutil.which("ssh"):
+        raise UsageError("no `ssh` on this machine", where=node, hint="install the OpenSSH client")
+    argv = (*command_line(ssh_options(host)), *after_dashes(command or []))
+    os.execvp(argv[0], argv)  # noqa: S606  # this process becomes ssh

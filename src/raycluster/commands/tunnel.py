@@ -1,0 +1,44 @@
+"""`raycluster tunnel`: the head's endpoints on 127.0.0.1, until Ctrl-C."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raycluster import session
+from raycluster.session import SpecPath
+
+if TYPE_CHECKING:
+    from raycluster.spec import ClusterSpec
+    from raycluster.tunnel.ports import Forward
+
+
+def tunnel(spec: SpecPath = None) -> None:
+    """Bring the cluster's endpoints to 127.0.0.1 over SSH. Ctrl-C ends it."""
+    opened = session.open_session(spec)
+    from raycluster.endpoint import route
+    from raycluster.tunnel.run import endpoints, run
+
+    console = session.out()
+    run(
+        route(opened.spec.hosts[0]),
+        (*endpoints(_on_loopback(opened.spec)), *_gateway(opened.spec)),
+        lambda line: console.print(line, markup=False),
+    )
+
+
+def _on_loopback(spec: ClusterSpec) -> dict[str, int]:
+    ports = {"api": spec.ports.api, "dashboard": spec.ports.dashboard}
+    if spec.monitoring and spec.monitoring.prometheus:
+        ports["prometheus"] = spec.ports.prometheus
+    return ports
+
+
+def _gateway(spec: ClusterSpec) -> tuple[Forward, ...]:
+    from raycluster.spec.services import EVERYWHERE, LOOPBACK
+    from raycluster.tunnel.run import endpoints
+
+    if spec.gateway is None:
+        return ()
+    loopback = {EVERYWHERE: LOOPBACK, "::": "::1"}
+    address = loopback.get(spec.gateway.address, spec.gateway.address)
+    return endpoints({"gateway": spec.ports.gateway}, address=address, scheme=spec.gateway.scheme)

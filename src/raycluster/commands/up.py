@@ -1,0 +1,24 @@
+"""`raycluster up`: bring the cluster to the spec; end after a real completion came back."""
+
+from __future__ import annotations
+
+from raycluster import session
+from raycluster.commands.options import OnlyOption, only_part
+from raycluster.session import Json, SpecPath
+
+
+def up(spec: SpecPath = None, only: OnlyOption = None, as_json: Json = False) -> None:
+    """Bring hosts, Ray and the app to the spec. A second run changes nothing."""
+    opened = session.open_session(spec)
+    part = only_part(opened.spec, only)
+    secrets = opened.secrets()
+    from raycluster.progress import progress
+    from raycluster.report import outcome_json, outcome_text
+    from raycluster.up import up as run
+
+    with opened.fleet() as fleet, progress(session.err()) as listen:
+        outcome = run(opened.spec, fleet, secrets, listen, part)
+    if as_json:
+        session.print_json(outcome_json(opened.spec, outcome))
+    else:
+        session.out().print(outcome_text(opened.spec, outcome))

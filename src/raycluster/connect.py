@@ -1,0 +1,201 @@
+"""From hosts in the spec to connected hosts: each with its transport and its runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from raycluster.contracts import Runtime, Transport
+from raycluster.errors import HostError, RayclusterError
+from raycluster.spec import ResolvedHost
+from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
+
+if TYPE_CHECKING:
+    from raycluster.transports.ssh import SshOptions
+
+T = TypeVar("T")
+Ask = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A reached host."""
+
+    host: ResolvedHost
+    transport: Transport
+    runtime: Runtime
+
+    @property
+    def address(self) -> str:
+        """What other nodes dial."""
+        return self.host.private_address or self.transport.address
+
+
+def _ssh(host: ResolvedHost, ask: Ask | None) -> Transport:
+    from raycluster.transports.ssh import open_ssh
+
+    return open_ssh(host.name, ssh_options(host), ask=ask)
+
+
+def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  # never asks
+    from raycluster.transports.local import LocalTransport
+
+    return LocalTransport(host.name)
+
+
+def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
+    from raycluster.runtimes.docker import DockerRuntime
+
+    return DockerRuntime(host.name, cluster, transport, pull=host.runtime.pull or "missing")
+
+
+def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
+    from raycluster.runtimes.native import NativeRuntime
+
+    options = host.runtime
+    requirements, uv_args = options.requirements or (), options.uv_args or ()
+    if not options.python and not requirements:
+        requirements, arguments = _engine(host, transport)
+        uv_args = uv_args or arguments
+    return NativeRuntime(
+        host.name,
+        cluster,
+        transport,
+        python=options.python or "",
+        requirements=requirements,
+        uv_args=uv_args,
+        start_on_boot=options.start_on_boot is not False,
+    )
+
+
+def _engine(host: ResolvedHost, transport: Transport) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what uv shall install, and with what arguments, for the host's GPUs or for none."""
+    if host.gpus != 0 and transport.run(("sh", "-c", "command -v nvidia-smi")).exit_code == 0:
+        return GPU_REQUIREMENTS, ()
+    return CPU_REQUIREMENTS, ("--torch-backend", "cpu")
+
+
+TRANSPORTS: Mapping[str, Callable[[ResolvedHost, Ask | None], Transport]] = {
+    "ssh": _ssh,
+    "local": _local,
+}
+RUNTIMES: Mapping[str, Callable[[ResolvedHost, str, Transport], Runtime]] = {
+    "docker": _docker,
+    "native": _native,
+}
+
+
+def ssh_options(host: ResolvedHost) -> SshOptions:
+    """Return how the ssh transport shall reach this host."""
+    from raycluster.transports.ssh import SshOptions
+
+    ssh = host.ssh
+    return SshOptions(
+        host=host.host,
+        port=ssh.port,
+        user=ssh.user,
+        identity_file=ssh.identity_file,
+        known_hosts=ssh.known_hosts,
+        host_keys=ssh.host_keys or "strict",
+        host_key=host.host_key,
+        proxy_jump=ssh.proxy_jump,
+        connect_timeout=ssh.connect_timeout or 10.0,
+    )
+
+
+def connect(host: ResolvedHost, cluster: str, ask: Ask | None = None) -> Connected:
+    """Reach one host. Raises HostError."""
+    transport = TRANSPORTS[host.transport](host, ask)
+    return Connected(host, transport, RUNTIMES[host.kind](host, cluster, transport))
+
+
+class Fleet:
+    """Hosts that are worked on together, at most `parallel` at once; a context manager.
+
+    A host that cannot be reached is remembered with its error and costs the others nothing.
+    """
+
+    def __init__(self, cluster: str, parallel: int, ask: Ask | None = None) -> None:
+        self._cluster = cluster
+        self._ask = ask
+        self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="host")
+        self._reached: dict[str, Connected | RayclusterError] = {}
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for reached in self._reached.values():
+            if isinstance(reached, Connected):
+                reached.transport.close()
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def reach(
+        self, hosts: Iterable[ResolvedHost], then: Callable[[Connected], T]
+    ) -> dict[str, T | RayclusterError]:
+        """Connect to hosts that are not connected yet, and call `then` with each."""
+
+        def work(host: ResolvedHost) -> T:
+            reached = self._reached.get(host.name)
+            if not isinstance(reached, Connected):
+                try:
+                    reached = connect(host, self._cluster, self._ask)
+                except RayclusterError as error:
+                    self._reached[host.name] = error
+                    raise
+                self._reached[host.name] = reached
+            return then(reached)
+
+        return self._gather({h.name: self._pool.submit(work, h) for h in hosts})
+
+    def open(self, host: ResolvedHost) -> Connected:
+        """Connect to one host. Raises HostError."""
+        return all_or_raise(self.reach([host], lambda connected: connected))[host.name]
+
+    def each(
+        self, names: Iterable[str], work: Callable[[Connected], T]
+    ) -> dict[str, T | RayclusterError]:
+        """Call `work` with each named host that was reached, at once."""
+        return self._gather({n: self._pool.submit(work, self[n]) for n in names})
+
+    def __getitem__(self, name: str) -> Connected:
+        """Return a reached host. Raises the error that kept it from being reached."""
+        reached = self._reached.get(name)
+        if reached is None:
+            raise HostError("is not connected", where=name)
+        if isinstance(reached, RayclusterError):
+            raise reached
+        return reached
+
+    @staticmethod
+    def _gather(futures: Mapping[str, Future[T]]) -> dict[str, T | RayclusterError]:
+        wait(futures.values())
+        results: dict[str, T | RayclusterError] = {}
+        for name, future in futures.items():
+            error = future.exception()
+            if error is None:
+                results[name] = future.result()
+            elif isinstance(error, RayclusterError):
+                results[name] = error
+            else:
+                raise error
+        return results
+
+
+def all_or_raise(results: Mapping[str, T | RayclusterError]) -> dict[str, T]:
+    """Return the results; raise the error, or one error that says all, when there is any."""
+    errors = [r for r in results.values() if isinstance(r, RayclusterError)]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        first = errors[0]
+        raise type(first)("\n".join(str(e) for e in errors).strip(), hint="")
+    return {n: r for n, r in results.items() if not isinstance(r, RayclusterError)}

@@ -1,0 +1,248 @@
+"""The seams between the parts, and the plain values that cross them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+ROOT = "{root}"
+"""Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
+
+
+class Secret:
+    """A value that prints as `***`; only `reveal()` gives it away."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is not pickled")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The end of a command: exit status (negative: ended by that signal) and what it wrote."""
+
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """Standard output, decoded, without the last line end."""
+        return self.stdout.decode("utf-8", "replace").rstrip("\n")
+
+
+Channel = Literal["stdout", "stderr"]
+Address = str | tuple[str, int]
+"""A Unix socket's absolute path, or a host and port, both as seen from the far side."""
+
+
+class ByteStream(Protocol):
+    """A connected byte stream; what `socket.socket` offers and no more."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Shell(Protocol):
+    """A place where commands run and files are written: a host, or the inside of a process's box.
+
+    `argv` stays a tuple until the implementation quotes it, once. `env` is added to what is there.
+    Commands do not read the caller's terminal.
+    """
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
+    ) -> Completed:
+        """Run to the end; `timeout` in seconds. Raises HostError only when it could not be run."""
+        ...
+
+    def stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Yield output as it comes; closing the iterator ends the command.
+
+        Raises CommandError, with its `status`, at the end of a command that did not end with 0.
+        """
+        ...
+
+    def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Write a file whole or not at all (temporary name, then rename); parents are made 0700."""
+        ...
+
+
+class Transport(Shell, Protocol):
+    """One reached host."""
+
+    @property
+    def address(self) -> str:
+        """The IP address that the host was reached at, or 127.0.0.1 for this machine."""
+        ...
+
+    def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:
+        """Open a stream to an address as the host sees it. Raises HostError."""
+        ...
+
+    def close(self) -> None:
+        """Close everything that was opened. May be called twice."""
+        ...
+
+
+Gpus = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A folder or named volume of the host, seen by the process at `target`."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Process:
+    """Something that shall run on a host, whatever runs it there.
+
+    `argv` and `env` may hold ROOT. What changes `fingerprint` makes a running one out of date.
+    `ports` maps the names under `[ports]` to what the process will listen on. `files` (path under
+    ROOT -> content) are there before it runs, and stand in the fingerprint as `files_id`, which is
+    keyed for they may hold secrets. `live_files` it reads again by itself: they make nothing out
+    of date. `note` is what a person should know when it starts.
+    """
+
+    role: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    gpus: Gpus = 0
+    ports: Mapping[str, int] = field(default_factory=dict)
+    volumes: tuple[Volume, ...] = ()
+    image: str = ""
+    shm_size: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    files_id: str = ""
+    live_files: Mapping[str, bytes] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) != bool(self.files_id):
+            raise ValueError("files and files_id come together")
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits over everything above but the live files and the note."""
+        volumes = [(v.source, v.target, v.read_only) for v in self.volumes]
+        facts = [self.role, self.argv, dict(self.env), self.gpus, dict(self.ports), volumes]
+        facts += [self.image, self.shm_size, self.files_id]
+        canonical = json.dumps(facts, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a node's environment holds; an empty string means absent."""
+
+    python: str = ""
+    ray: str = ""
+    vllm: str = ""
+    transformers: str = ""
+
+
+Health = Literal["running", "restarting", "stopped"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One of our processes, as seen on a host; `versions` were probed when it was started."""
+
+    role: str
+    fingerprint: str
+    health: Health
+    versions: Versions = Versions()
+    detail: str = ""
+    started: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a host offers: read when something is to be started there, and by `check`.
+
+    `epoch` is the host's clock.
+    """
+
+    gpus: tuple[str, ...] = ()
+    cpus: int = 0
+    memory_bytes: int = 0
+    disk_free_bytes: int = 0
+    listening: frozenset[int] = frozenset()
+    epoch: float = 0.0
+
+
+Files = Mapping[str, bytes]
+"""Relative path under ROOT -> content. Written 0600 and owned by who runs the process."""
+
+Tell = Callable[[str], None]
+"""Takes one short line of progress about the host at hand."""
+
+
+class Runtime(Protocol):
+    """One way to run processes on a host. All errors are HostErrors that name the host."""
+
+    def observe(self) -> tuple[Found, ...]:
+        """Return our cluster's processes on this host; changes nothing."""
+        ...
+
+    def prepare(self, process: Process, tell: Tell) -> Versions:
+        """Bring the image or environment to the host and return what is in it; starts nothing."""
+        ...
+
+    def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
+        """Replace whatever has this role by `process`, with `files` in place before it runs."""
+        ...
+
+    def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:
+        """Remove one role, or everything of this cluster with its files; return what was removed.
+
+        `purge` also removes the image or the shared environment.
+        """
+        ...
+
+    def inside(self, role: str) -> Shell:
+        """Return a shell inside the process's box: same files, environment and user."""
+        ...
+
+    def logs(
+        self, role: str, *, follow: bool, tail: int | None, since: float | None
+    ) -> Iterator[bytes]:
+        """Yield what the process wrote; `tail` in lines, `since` in seconds before now."""
+        ...

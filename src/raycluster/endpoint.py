@@ -1,0 +1,144 @@
+"""The endpoint that `bench` and `batch` send to: an address given, or the cluster's own API."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from raycluster.errors import HostError, UsageError
+from raycluster.openai_wire.target import Target
+from raycluster.session import Asker, Session
+
+if TYPE_CHECKING:
+    from raycluster.contracts import Tell
+    from raycluster.spec import ResolvedHost
+    from raycluster.tunnel.keep import Route
+    from raycluster.tunnel.ports import Forward
+
+_CONNECT_SECONDS = 60.0
+_LEAVE_SECONDS = 5.0
+_TICK = 0.1
+
+Check = Callable[[], None]
+"""Raises HostError when the way to the endpoint is gone for good."""
+
+
+def given(url: str, model: str, headers: dict[str, str], ca_file: str) -> Target:
+    """Return the endpoint that `--url` names. Raises UsageError."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
+    return Target(url, model, headers, ca_file)
+
+
+def served_model(opened: Session, model: str) -> str:
+    """Return `model`, or the spec's first one for none. Raises UsageError when it is not there."""
+    known = [served.name for served in opened.spec.models]
+    if model and model not in known:
+        raise UsageError(
+            f"{model!r} is not in the spec", where="--model", hint=f"one of {', '.join(known)}"
+        )
+    return model or known[0]
+
+
+def key_headers(source: str) -> dict[str, str]:
+    """Return the header that carries the API key from `source`. Raises SecretError."""
+    if not source:
+        return {}
+    from raycluster.secrets import resolve
+
+    return {"authorization": f"Bearer {resolve({'--api-key': source})['--api-key'].reveal()}"}
+
+
+def route(host: ResolvedHost) -> Route:
+    """Return how forwards may reach the host: the system's ssh, and our own way."""
+    from raycluster.connect import TRANSPORTS, ssh_options
+    from raycluster.tunnel.keep import Route
+
+    if host.transport != "ssh":
+        return Route(host.name)
+    from raycluster.transports.ssh import command_line
+
+    options = ssh_options(host)
+    asker = Asker()
+    return Route(
+        host.name,
+        () if options.host_key else command_line(options),  # ssh knows no pinned fingerprint
+        lambda: TRANSPORTS["ssh"](host, asker),
+    )
+
+
+def _forward(opened: Session) -> Forward:
+    from raycluster.tunnel.ports import LOOPBACK, Forward
+
+    return Forward("API", (LOOPBACK, opened.spec.ports.api))
+
+
+@contextmanager
+def once(opened: Session) -> Iterator[str]:
+    """Yield the address of the cluster's API, over one connection that is not renewed."""
+    from raycluster.tunnel.channels import ChannelForwarder
+    from raycluster.tunnel.ports import choose_ports
+
+    api = _forward(opened)
+    with opened.fleet() as fleet:
+        head = fleet.open(opened.spec.hosts[0])
+        if head.host.transport == "local":
+            yield api.address
+            return
+        chosen = choose_ports([api])
+        with ChannelForwarder(head.transport, chosen):
+            yield chosen[0].address
+
+
+@contextmanager
+def kept(opened: Session, tell: Tell) -> Iterator[tuple[str, Check]]:
+    """Yield the address of the cluster's API, on a connection that is made again when it breaks.
+
+    Raises HostError when the first connection fails; the check does when a later one may not be.
+    """
+    from raycluster.tunnel.keep import keep
+    from raycluster.tunnel.ports import choose_ports
+
+    way, api = route(opened.spec.hosts[0]), _forward(opened)
+    if way.local:
+        yield api.address, lambda: None
+        return
+    (chosen,) = choose_ports([api])
+    stop, errors = Event(), list[Exception]()
+
+    def work() -> None:
+        try:
+            keep(way, [chosen], tell, stop)
+        except Exception as error:
+            errors.append(error)
+
+    def check() -> None:
+        if errors:
+            raise errors[0]
+
+    keeper = Thread(target=work, daemon=True)
+    keeper.start()
+    try:
+        _await(chosen, check, way.host)
+        yield chosen.address, check
+    finally:
+        stop.set()
+        keeper.join(_LEAVE_SECONDS)
+
+
+def _await(forward: Forward, check: Check, host: str) -> None:
+    """Return when something listens on the forward's local port."""
+    from raycluster.tunnel.ports import LOOPBACK
+
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while time.monotonic() < deadline:
+        check()
+        with socket.socket() as probe:
+            if probe.connect_ex((LOOPBACK, forward.port)) == 0:
+                return
+        time.sleep(_TICK)
+    raise HostError("no connection in time", where=host, hint="raycluster check")

@@ -1,0 +1,126 @@
+"""Every error that reaches a person.
+
+    RayclusterError            exit 1   an operation failed
+    ├── SpecError              exit 2   cluster.toml is wrong
+    ├── UsageError             exit 2   the command line or an input file is wrong
+    ├── HostError              exit 1   something on or about one host
+    │   ├── UnreachableError            no connection: name, port, timeout, jump host
+    │   ├── HostKeyError                the host is not the one that is known
+    │   ├── AuthError                   the host refused the user or the key
+    │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
+    │   ├── ImageError                  image missing, or without ray or an engine
+    │   ├── PortInUseError              another program holds a port that we need
+    │   └── CommandError                a command on the host ended with a non-zero status
+    ├── VersionMismatchError   exit 1   nodes with different Ray, Python or engine
+    ├── AppError               exit 1   a replica or the application cannot start
+    ├── SecretError            exit 2   a secret's source is missing or empty
+    ├── DegradedError          exit 3   `status` or `check` found something wrong
+    ├── MissedLimitError       exit 4   a measurement missed its limit
+    └── LockedError            exit 5   another run holds the cluster
+
+An error says where (`where`), what (`what`) and the next step (`hint`).
+"""
+
+from __future__ import annotations
+
+
+class RayclusterError(Exception):
+    """An error with a place, a fact and a next step; `exit_code` is what the program ends with."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        step = f"\n  next: {self.hint}" if self.hint else ""
+        return f"{place}{self.what}{step}"
+
+
+class SpecError(RayclusterError):
+    """The spec cannot be read or is not valid."""
+
+    exit_code = 2
+
+
+class UsageError(RayclusterError):
+    """The command line, or a file named on it, is wrong."""
+
+    exit_code = 2
+
+
+class SecretError(RayclusterError):
+    """A secret's source is missing, unreadable or empty."""
+
+    exit_code = 2
+
+
+class HostError(RayclusterError):
+    """Something went wrong on, or on the way to, one host; `where` is its name."""
+
+
+class UnreachableError(HostError):
+    """No connection could be made."""
+
+
+class HostKeyError(HostError):
+    """The host's key is unknown, changed or revoked."""
+
+
+class AuthError(HostError):
+    """The host refused every way to log in."""
+
+
+class ConnectionLostError(HostError):
+    """A connection that worked broke."""
+
+
+class RuntimeUnavailableError(HostError):
+    """The host cannot run processes the way that the spec asks for."""
+
+
+class ImageError(HostError):
+    """The image is missing, cannot be pulled, or lacks ray or an engine."""
+
+
+class PortInUseError(HostError):
+    """A port that we need is taken by a program that is not ours."""
+
+
+class CommandError(HostError):
+    """A command on the host ended with a non-zero status, which is `status`."""
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", status: int = 1) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.status = status
+
+
+class VersionMismatchError(RayclusterError):
+    """Nodes hold different versions of Ray, Python or the engine."""
+
+
+class AppError(RayclusterError):
+    """The application cannot start or does not answer; `what` begins with the root cause."""
+
+
+class DegradedError(RayclusterError):
+    """The cluster works in part, or not at all."""
+
+    exit_code = 3
+
+
+class MissedLimitError(RayclusterError):
+    """A measured figure missed the limit given on the command line."""
+
+    exit_code = 4
+
+
+class LockedError(RayclusterError):
+    """Another run holds the cluster's lock."""
+
+    exit_code = 5

@@ -1,0 +1,159 @@
+"""One look at the whole cluster: what is there, which engine serves, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from raycluster.connect import Fleet
+from raycluster.errors import RayclusterError
+from raycluster.observe import observe
+from raycluster.plan import roles
+from raycluster.ray_api import RayApi
+from raycluster.serve.rootcause import root_cause
+from raycluster.serve.settings import slugs
+from raycluster.services.ray_node import HEAD, RAY_ROLES
+from raycluster.spec import ClusterSpec
+from raycluster.state import App, ClusterState
+from raycluster.transports.http import http_client
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong: where, what, and the next step."""
+
+    where: str
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """A model of the spec, its application and the engine that serves it."""
+
+    name: str
+    app: App | None
+    engine: str = ""
+    reason: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    """All that `status` shows; `usage` is Ray's figures by node id."""
+
+    spec: ClusterSpec
+    state: ClusterState
+    usage: Mapping[str, Mapping[str, Any]]
+    models: tuple[ModelHealth, ...]
+    problems: tuple[Problem, ...]
+
+
+def look(spec: ClusterSpec, fleet: Fleet) -> Health:
+    """Observe the cluster and judge it."""
+    state = observe(spec, fleet)
+    usage: Mapping[str, Mapping[str, Any]] = {}
+    models = tuple(ModelHealth(m.name, None) for m in spec.models)
+    if state.apps is not None and state.token:
+        usage = _usage(spec, fleet, state)
+        models = _models(spec, fleet, state)
+    return Health(spec, state, usage, models, judge(spec, state, models))
+
+
+def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str, Mapping[str, Any]]:
+    head = spec.hosts[0].name
+    token = state.token.reveal() if state.token else ""
+    with http_client(fleet[head].transport, spec.ports.dashboard, token=token) as client:
+        try:
+            return RayApi(head, client).usage()
+        except RayclusterError:
+            return {}  # figures only: the nodes themselves were seen
+
+
+def _models(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> tuple[ModelHealth, ...]:
+    names = slugs([m.name for m in spec.models])
+    apps = {a.name: a for a in state.apps or ()}
+    transport = fleet[spec.hosts[0].name].transport
+    alone = len(spec.models) == 1
+    with http_client(transport, spec.ports.api, timeout=5) as client:
+        return tuple(
+            _model(client, m.name, apps.get(names[m.name]), "" if alone else f"/m/{names[m.name]}")
+            for m in spec.models
+        )
+
+
+def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
+    if app is None or not app.running:
+        return ModelHealth(name, app)
+    try:
+        told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return ModelHealth(name, app)
+    return ModelHealth(name, app, str(told.get("engine", "")), str(told.get("reason") or ""))
+
+
+def judge(
+    spec: ClusterSpec, state: ClusterState, models: tuple[ModelHealth, ...]
+) -> tuple[Problem, ...]:
+    """Return what is wrong, the worst first."""
+    if not state.exists and not any(h.problem for h in state.hosts.values()):
+        return (Problem(spec.cluster.name, "is not up", "raycluster up"),)
+    problems = [p for host in spec.hosts if (p := _host_problem(state, host.name, host.role))]
+    problems += [
+        p
+        for host in spec.hosts
+        if not state.hosts[host.name].problem
+        for role in roles(spec, host)
+        if role != host.role and (p := _host_problem(state, host.name, role))
+    ]
+    if state.head_problem:
+        problems.append(
+            Problem(spec.hosts[0].name, state.head_problem.what, "raycluster logs head")
+        )
+    head = state.hosts[spec.hosts[0].name].role(HEAD)
+    if head and head.health == "running" and state.nodes is None and not state.head_problem:
+        problems.append(Problem(spec.hosts[0].name, "its records cannot be read", "raycluster up"))
+    if state.nodes is not None:
+        problems += [
+            Problem(h.name, "runs, and is not a live node of Ray", f"raycluster logs {h.name}")
+            for h in spec.hosts
+            if (found := state.hosts[h.name].role(h.role))
+            and found.health == "running"
+            and state.node(h) is None
+        ]
+    if state.apps is not None:
+        problems += [p for m in models if (p := _model_problem(m))]
+    return tuple(problems)
+
+
+def _host_problem(state: ClusterState, name: str, role: str) -> Problem | None:
+    host = state.hosts[name]
+    if host.problem:
+        return Problem(name, host.problem.what, host.problem.hint)
+    found = host.role(role)
+    if found is None:
+        return Problem(name, f"has no {role}", "raycluster up")
+    if found.health != "running":
+        detail = f": {found.detail}" if found.detail else ""
+        target = name if role in RAY_ROLES else role
+        return Problem(name, f"the {role} is {found.health}{detail}", f"raycluster logs {target}")
+    return None
+
+
+def _model_problem(model: ModelHealth) -> Problem | None:
+    if model.app is None:
+        return Problem(model.name, "is not deployed", "raycluster up")
+    if not model.app.running:
+        cause = root_cause(model.app.message) if model.app.message else ""
+        what = f"is {model.app.status.lower().replace('_', ' ')}"
+        return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
+    if model.reason:
+        return Problem(
+            model.name,
+            f"is served by {model.engine}, not by vLLM: {model.reason}",
+            'set engine = "transformers" if that is meant',
+        )
+    return None

@@ -1,0 +1,150 @@
+"""Reads the hosts: processes, token, recorded members, Ray's nodes and Serve's applications."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from raycluster.connect import Connected, Fleet
+from raycluster.contracts import Facts, Secret, Shell, Transport
+from raycluster.errors import CommandError, HostError, RayclusterError
+from raycluster.ray_api import RayApi
+from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
+from raycluster.spec import ClusterSpec
+from raycluster.state import ClusterState, HostState
+from raycluster.transports.http import http_client
+
+_READ_RECORDS = f'cd "$RAYCLUSTER_ROOT" && cat {TOKEN_FILE} && echo && cat {MEMBERS_FILE}'
+
+_MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
+
+_READ_FACTS = """
+echo cpus "$(getconf _NPROCESSORS_ONLN)"
+awk '/^MemTotal/ {print "memory", $2 * 1024}' /proc/meminfo
+df -Pk / | awk 'NR == 2 {print "disk", $4 * 1024}'
+awk '$4 == "0A" {split($2, a, ":"); print "listen", a[2]}' /proc/net/tcp /proc/net/tcp6 2>/dev/null
+echo epoch "$(date +%s.%N)"
+nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | sed 's/^/gpu /'
+true
+"""
+
+
+def observe(spec: ClusterSpec, fleet: Fleet) -> ClusterState:
+    """Return what is there now; a host that cannot be seen carries its problem."""
+    hosts = fleet.reach(spec.hosts, _see)
+    states = {
+        name: seen if isinstance(seen, HostState) else HostState(name, problem=seen)
+        for name, seen in hosts.items()
+    }
+    token, members = _records(spec, fleet, states)
+    state = ClusterState(states, token=token, members=members)
+    head = states[spec.hosts[0].name].role(HEAD)
+    if token is None or head is None or head.health != "running":
+        return state
+    return _with_ray(spec, fleet, state, token)
+
+
+def _see(connected: Connected) -> HostState:
+    return HostState(connected.host.name, connected.address, connected.runtime.observe())
+
+
+def _records(
+    spec: ClusterSpec, fleet: Fleet, states: Mapping[str, HostState]
+) -> tuple[Secret | None, tuple[Mapping[str, Any], ...]]:
+    """Return token and members from the first host whose process runs; every node holds both."""
+    for host in spec.hosts:
+        found = states[host.name].role(host.role)
+        if found is None or found.health != "running":
+            continue
+        try:
+            done = fleet[host.name].runtime.inside(host.role).run(("sh", "-c", _READ_RECORDS))
+        except HostError:
+            continue  # it stopped since it was seen
+        token, _, members = done.text.partition("\n")
+        if done.exit_code == 0 and token:
+            return Secret(token), tuple(json.loads(members))
+    return None, ()
+
+
+def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secret) -> ClusterState:
+    head = spec.hosts[0].name
+    with http_client(fleet[head].transport, spec.ports.dashboard, token=token.reveal()) as client:
+        api = RayApi(head, client)
+        try:
+            return replace(state, nodes=api.nodes(), apps=api.apps())
+        except RayclusterError as error:
+            return replace(state, head_problem=error)
+
+
+def read_facts(transport: Transport) -> Facts:
+    """Return what the host offers. Raises HostError."""
+    done = transport.run(("sh", "-c", _READ_FACTS))
+    if done.exit_code != 0:
+        raise CommandError(
+            f"cannot read the host's facts: {done.stderr.decode(errors='replace').strip()}",
+            where=transport.address,
+            status=done.exit_code,
+        )
+    values: dict[str, list[str]] = {}
+    for line in done.text.splitlines():
+        key, _, value = line.partition(" ")
+        values.setdefault(key, []).append(value)
+    return Facts(
+        gpus=tuple(values.get("gpu", ())),
+        cpus=int(values["cpus"][0]),
+        memory_bytes=int(float(values["memory"][0])),
+        disk_free_bytes=int(float(values["disk"][0])),
+        listening=frozenset(int(port, 16) for port in values.get("listen", ())),
+        epoch=float(values["epoch"][0]),
+    )
+
+
+def machine(connected: Connected) -> str:
+    """Return what tells this machine from others, whatever they are called. Raises HostError."""
+    return connected.transport.run(("sh", "-c", _MACHINE)).text.strip()
+
+
+def push_files(shell: Shell, files: Mapping[str, bytes]) -> None:
+    """Write files under the cluster's folder of a running process. Raises HostError."""
+    import io
+    import tarfile
+
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path, content in files.items():
+            info = tarfile.TarInfo(path)
+            info.size, info.mode = len(content), 0o600
+            tar.addfile(info, io.BytesIO(content))
+    done = shell.run(("python", "-c", _UNPACK), input=packed.getvalue())
+    if done.exit_code != 0:
+        raise CommandError(
+            f"cannot write files: {done.stderr.decode(errors='replace').strip()[-300:]}",
+            status=done.exit_code,
+        )
+
+
+def push_live(shell: Shell, files: Mapping[str, bytes]) -> None:
+    """Write files under the cluster's folder of any running process. Raises HostError."""
+    for path, content in files.items():
+        done = shell.run(("sh", "-c", _REPLACE, path), input=content)
+        if done.exit_code != 0:
+            raise CommandError(
+                f"cannot write {path}: {done.stderr.decode(errors='replace').strip()[-300:]}",
+                status=done.exit_code,
+            )
+
+
+_REPLACE = 'umask 077; cd "$RAYCLUSTER_ROOT" && cat >"$0.new" && mv -f "$0.new" "$0"'
+_UNPACK = """
+import os, sys, tarfile
+root = os.environ["RAYCLUSTER_ROOT"]
+os.umask(0o077)
+for member in (tar := tarfile.open(fileobj=sys.stdin.buffer, mode="r|")):
+    path = os.path.join(root, member.name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".new", "wb") as out:
+        out.write(tar.extractfile(member).read())
+    os.replace(path + ".new", path)
+"""

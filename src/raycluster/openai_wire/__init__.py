@@ -1,0 +1,1 @@
+"""What `bench` and `batch` both know of the OpenAI API: prompts, targets, what servers say."""

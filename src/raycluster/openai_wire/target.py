@@ -1,0 +1,65 @@
+"""Where requests go, and what this machine needs for it."""
+
+from __future__ import annotations
+
+import resource
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from raycluster.errors import UsageError
+
+_SPARE_FILES = 64
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go. An empty `model` leaves the prompts' own; `headers` may hold a key."""
+
+    base_url: str
+    model: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ca_file: str = ""
+
+    def url(self, path: str) -> str:
+        """Return the address of an API path; the base may end in /v1 or not."""
+        return self.base_url.rstrip("/").removesuffix("/v1") + path
+
+    @property
+    def shown(self) -> str:
+        """The base address without a password that it may hold."""
+        address = urlsplit(self.base_url)
+        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+
+
+def tls_context(target: Target) -> ssl.SSLContext:
+    """Return what the endpoint's certificate is held to. Raises UsageError."""
+    import httpx
+
+    context = httpx.create_ssl_context()
+    if target.ca_file:
+        try:
+            context.load_verify_locations(target.ca_file)
+        except OSError as error:
+            raise UsageError(
+                f"cannot read the certificate: {error}",
+                where=target.ca_file,
+                hint="give a PEM file",
+            ) from error
+    return context
+
+
+def allow_connections(count: int) -> None:
+    """Raise this process's limit of open files to what `count` connections need, if it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _SPARE_FILES
+    if resource.RLIM_INFINITY in (soft, hard) or needed <= soft:
+        return
+    if needed > hard:
+        raise UsageError(
+            f"{count} connections need {needed} open files, and {hard} are allowed",
+            where="--concurrency",
+            hint=f"ulimit -Hn {needed}",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,53 @@
+"""The files that every node holds: token, secrets, recorded members and the app's code."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from raycluster.contracts import Secret
+from raycluster.services.ray_node import CODE_FOLDER, MEMBERS_FILE, SECRETS_FILE, TOKEN_FILE
+from raycluster.spec import ResolvedHost
+
+
+def code_files() -> dict[str, bytes]:
+    """Return the part of this package that runs on the cluster, by path under the root."""
+    package = resources.files("raycluster")
+    files = dict(_walk(package / "serve", f"{CODE_FOLDER}/raycluster/serve"))
+    files[f"{CODE_FOLDER}/raycluster/__init__.py"] = (package / "__init__.py").read_bytes()
+    return files
+
+
+def _walk(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry, f"{path}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            yield f"{path}/{entry.name}", entry.read_bytes()
+
+
+def secret_files(token: Secret, secrets: Mapping[str, Secret]) -> dict[str, bytes]:
+    """Return the token's and the secrets' files."""
+    values = {name: secret.reveal() for name, secret in sorted(secrets.items())}
+    return {
+        TOKEN_FILE: token.reveal().encode(),
+        SECRETS_FILE: json.dumps(values).encode(),
+    }
+
+
+def members_file(hosts: Iterable[ResolvedHost]) -> dict[str, bytes]:
+    """Return the record of the hosts, by which a later run finds those that left the spec."""
+    plain = [host.model_dump(mode="json", exclude={"runtime": {"env"}}) for host in hosts]
+    return {MEMBERS_FILE: json.dumps(plain).encode()}
+
+
+def app_fingerprint(token: Secret, secrets: Mapping[str, Secret]) -> str:
+    """Return twelve hexadecimal digits over code and secrets; keyed, so that no value leaks."""
+    digest = hmac.new(token.reveal().encode(), digestmod=hashlib.sha256)
+    for path, content in sorted({**code_files(), **secret_files(token, secrets)}.items()):
+        digest.update(path.encode() + b"\0" + content + b"\0")
+    return digest.hexdigest()[:12]

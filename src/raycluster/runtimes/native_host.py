@@ -1,0 +1,265 @@
+"""Runs on the hosts: what the native runtime does there in one round trip each.
+
+    python3 -I -S - COMMAND ARGUMENTS < the program that native_program.py makes
+
+ARGUMENTS are one JSON object; the answer is one too, with `error` where it failed. Standard
+library alone, Python 3.8. Nothing is installed: only the supervisor stays on a host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home, place
+from raycluster.runtimes.native_processes import alive, boot_id, end
+
+SCHEMA = 1  # of what the supervisor writes
+START_LIMIT = 15.0  # seconds
+PASSED = (
+    *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+)
+
+
+def where(ask: dict[str, Any]) -> dict[str, Any]:
+    """Try to write in the root folder and tell what is there; a folder made for that is removed."""
+    at = place(ask)
+    try:
+        at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        at.root.chmod(0o700)
+        probe = at.root / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        hint = "give the user a home folder that it can write to"
+        raise ProblemError(f"cannot write in {at.root}: {error.strerror}", hint) from error
+    space = os.statvfs(str(at.root))
+    _remove_empty(at.root)
+    own = at.root / "uv" / "bin"
+    search = os.environ.get("PATH", SYSTEM_PATH).split(":")
+    places = [*search, str(home() / ".local/bin"), str(own)]
+    uv = [f for f in (Path(p) / "uv" for p in places if p) if os.access(str(f), os.X_OK)]
+    return {
+        "root": str(at.root),
+        "temp": str(at.temp),
+        "owner": at.owner,
+        "home": str(home()),
+        "environment": {n: os.environ[n] for n in PASSED if n in os.environ},
+        "system_path": SYSTEM_PATH,
+        "uv": str(uv[0]) if uv else "",
+        "uv_cache": (home() / ".cache/uv").is_dir(),
+        "complete": [e.parent.name for e in at.root.glob("env-*/.complete")],
+        "free_bytes": space.f_bavail * space.f_frsize,
+    }
+
+
+def _remove_empty(root: Path) -> None:
+    with contextlib.suppress(OSError):
+        root.rmdir()
+        if root.parent.name == ".raycluster":
+            root.parent.rmdir()
+
+
+def observe(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell every role's state; changes nothing."""
+    found = [_role(folder) for folder in sorted((place(ask).root / "roles").glob("*"))]
+    return {"found": [each for each in found if each]}
+
+
+def _role(folder: Path) -> dict[str, Any] | None:
+    gone = {"role": folder.name, "health": "stopped", "fingerprint": "", "detail": "never ran"}
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        if state["schema"] != SCHEMA:
+            return dict(gone, detail="started by another version of raycluster")
+        answer = {n: state[n] for n in ("fingerprint", "versions", "detail", "started")}
+        answer["health"] = _health(state)
+        if state["restarts"]:
+            answer["detail"] = "restarts: {}; {}".format(state["restarts"], state["detail"])
+    except FileNotFoundError:
+        return gone if (folder / "launch.json").exists() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return dict(gone, detail="its state cannot be read")
+    return dict(answer, role=folder.name)
+
+
+def _health(state: dict[str, Any]) -> str:
+    if state["boot"] != boot_id() or not alive(state["supervisor"]):
+        return "stopped"
+    return "running" if alive(state["child"]) else "restarting"
+
+
+def launch(ask: dict[str, Any]) -> dict[str, Any]:
+    """Start the supervisor of a role whose files are in place, and wait for its child."""
+    import subprocess
+
+    from raycluster.runtimes.native_crontab import add_line
+
+    at = place(ask)
+    folder = at.role(ask["role"])
+    command = [sys.executable, "-I", "-S", str(at.root / "supervisor.py"), str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        raise ProblemError(
+            "the supervisor did not start: " + done.stderr.decode().strip().rpartition("\n")[2]
+        )
+    patience = time.monotonic() + START_LIMIT
+    while time.monotonic() < patience:
+        state = _role(folder)
+        if state and state["health"] != "stopped":
+            if state["detail"].startswith("cannot start"):
+                raise ProblemError(state["detail"])
+            return {"boot": add_line(at) if ask["start_on_boot"] else ""}
+        time.sleep(0.02)
+    raise ProblemError(f"the supervisor did not start within {START_LIMIT:g} s")
+
+
+def stop(ask: dict[str, Any]) -> dict[str, Any]:
+    """End a role's processes, forget its state, and tell what `where` tells; its files stay."""
+    at = place(ask)
+    end(at, ask["role"])
+    for name in ("state.json", "launch.json"):
+        with contextlib.suppress(FileNotFoundError):
+            (at.role(ask["role"]) / name).unlink()
+    return where(ask)
+
+
+def describe(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell with which environment a role was started."""
+    at = place(ask)
+    try:
+        env = json.loads((at.role(ask["role"]) / "launch.json").read_text())["env"]
+    except (OSError, ValueError, KeyError, TypeError):
+        hint = "see what runs: raycluster status"
+        raise ProblemError("nothing was started here as {}".format(ask["role"]), hint) from None
+    return {"root": str(at.root), "env": env}
+
+
+def logs(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell a role's logs, the oldest first, and the byte of the last one to begin at."""
+    describe(ask)
+    folder = place(ask).role(ask["role"])
+    log = folder / "log"
+    older = [each for each in (folder / "log.2", folder / "log.1") if each.exists()]
+    begin = 0
+    if ask["since"] is not None:
+        begin = _size_at(folder / "log.times", time.time() - ask["since"])
+    if ask["tail"] is not None:
+        begin = max(begin, _last_lines(log, ask["tail"]))
+    whole = ask["since"] is None and ask["tail"] is None
+    return {
+        "older": [str(each) for each in older] if whole else [],
+        "log": str(log),
+        "begin": begin,
+    }
+
+
+def _size_at(times: Path, moment: float) -> int:
+    size = 0
+    if times.exists():
+        for line in times.read_text().splitlines():
+            when, _, then = line.partition(" ")
+            if float(when) > moment:
+                break
+            size = int(then)
+    return size
+
+
+def _last_lines(log: Path, count: int) -> int:
+    """Return where the last `count` lines begin."""
+    size = log.stat().st_size
+    data, begin = b"", size
+    while begin and data.count(b"\n") <= count:
+        begin = max(0, begin - 65536)
+        with log.open("rb") as file:
+            file.seek(begin)
+            data = file.read(size - begin)
+    lines = data.splitlines(keepends=True)
+    return size - sum(len(line) for line in lines[len(lines) - min(count, len(lines)) :])
+
+
+def remove(ask: dict[str, Any]) -> dict[str, Any]:
+    """End one role, or all, delete its files, and tell what was removed."""
+    from raycluster.runtimes.native_crontab import remove_line
+
+    at = place(ask)
+    role = ask["role"]
+    roles = [role] if role else sorted(f.name for f in (at.root / "roles").glob("*"))
+    removed = ["process " + name for name in roles if at.role(name).exists()]
+    if not role and remove_line(at):
+        removed.append("crontab line")
+    strays = end(at, role)
+    if strays and not removed:
+        removed.append(f"{strays} processes without a folder")
+    return {"removed": removed + (_delete_role(at, role) if role else _delete_all(at))}
+
+
+def _delete_role(at: Place, role: str) -> list[str]:
+    files = _files(at.role(role))
+    others = [f for f in (at.root / "roles").glob("*") if f.name != role]
+    for name in files - set().union(*(_files(f) for f in others)):
+        with contextlib.suppress(FileNotFoundError):
+            (at.root / name).unlink()
+    _delete(at.role(role))
+    return []
+
+
+def _files(folder: Path) -> set[str]:
+    try:
+        return set(json.loads((folder / "launch.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _delete_all(at: Place) -> list[str]:
+    folders = (at.root, at.temp) if _private(at.temp) else (at.root,)
+    removed = ["folder " + str(each) for each in folders if _delete(each)]
+    if at.root.parent.name == ".raycluster":
+        with contextlib.suppress(OSError):
+            at.root.parent.rmdir()
+    return removed
+
+
+def _private(folder: Path) -> bool:
+    """Tell whether it is ours: in /tmp anybody may have made a thing of that name."""
+    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
+
+
+def _delete(folder: Path) -> bool:
+    import shutil
+
+    if not folder.exists():
+        return False
+    shutil.rmtree(str(folder), ignore_errors=True)
+    for below, _, _ in os.walk(str(folder)):  # what is left may lie in folders made read-only
+        with contextlib.suppress(OSError):
+            Path(below).chmod(0o700)
+    shutil.rmtree(str(folder), ignore_errors=True)
+    if folder.exists():
+        left = next(iter(sorted(folder.rglob("*"), reverse=True)), folder)
+        raise ProblemError(f"cannot delete {left}", f"see who owns it: ls -la {left}")
+    return True
+
+
+COMMANDS = {each.__name__: each for each in (where, observe, launch, stop, describe, logs, remove)}
+
+
+def main() -> None:
+    try:
+        answer = COMMANDS[sys.argv[1]](json.loads(sys.argv[2]))
+    except ProblemError as problem:
+        answer = {"error": problem.what, "hint": problem.hint}
+    except OSError as error:
+        answer = {"error": str(error), "hint": ""}
+    print(json.dumps(answer))  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Makes one program of the modules that run on hosts, so that it can be sent as standard input."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+PACKAGE = "raycluster.runtimes"
+READING = ("native_place", "native_processes", "native_host")
+MODULES = (*READING[:2], "native_crontab", READING[2])
+OLDEST_PYTHON = (3, 8)
+
+_LOADER = """\
+import json, sys, types
+if sys.version_info < {oldest!r}:
+    what = "python3 is %d.%d there" % sys.version_info[:2]
+    print(json.dumps({{"error": what, "hint": "install Python %d.%d or newer" % {oldest!r}}}))
+    sys.exit()
+for name in ("raycluster", "raycluster.runtimes"):
+    sys.modules[name] = types.ModuleType(name)
+for name, text in json.loads({sources!r}):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), module.__dict__)
+sys.modules["raycluster.runtimes.native_host"].main()
+"""
+
+
+def host_program(command: str) -> bytes:
+    """Return the source that `python3 -I -S - COMMAND ARGUMENTS` reads from standard input.
+
+    `observe` gets the modules that it needs and no more: it runs often.
+    """
+    names = READING if command == "observe" else MODULES
+    sources = [(f"{PACKAGE}.{name}", source(name)) for name in names]
+    return _LOADER.format(oldest=OLDEST_PYTHON, sources=json.dumps(sources)).encode()
+
+
+def source(module: str) -> str:
+    """Return the text of a module of this package."""
+    return (resources.files(PACKAGE) / f"{module}.py").read_text("utf-8")

@@ -1,0 +1,48 @@
+"""Asks a host of the native runtime, one round trip each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raycluster.contracts import Transport
+from raycluster.errors import HostError, RuntimeUnavailableError
+from raycluster.runtimes.native_program import host_program
+
+# the system's own interpreter first: one that a version manager picks is slower and may change
+_FIND_PYTHON = (
+    "for p in /usr/bin/python3 python3; do"
+    ' command -v $p >/dev/null 2>&1 && exec $p -I -S - "$@"; done; exit 127'
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A cluster's folder on a host; `root` is empty for the usual one."""
+
+    host: str
+    cluster: str
+    transport: Transport
+    root: str = ""
+
+    def ask(self, command: str, timeout: float = 60.0, **arguments: object) -> dict[str, Any]:
+        """Run a command of native_host.py there; raises HostError with what it has to say."""
+        question = json.dumps({"cluster": self.cluster, "root": self.root, **arguments})
+        argv = ("sh", "-c", _FIND_PYTHON, "raycluster", command, question)
+        done = self.transport.run(argv, input=host_program(command), timeout=timeout)
+        if done.exit_code == 127:
+            raise RuntimeUnavailableError(
+                "there is no python3",
+                where=self.host,
+                hint="install Python 3.8 or newer there (apt install python3), or use Docker",
+            )
+        try:
+            answer: dict[str, Any] = json.loads(done.text.splitlines()[-1])
+        except (ValueError, IndexError) as error:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            what = said[-1] if said else f"python3 ended with {done.exit_code}"
+            raise HostError(f"the native runtime cannot work: {what}", where=self.host) from error
+        if "error" in answer:
+            raise RuntimeUnavailableError(answer["error"], where=self.host, hint=answer["hint"])
+        return answer

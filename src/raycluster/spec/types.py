@@ -1,0 +1,235 @@
+"""The kinds of values in a spec; each says in words what it expects."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+
+ENGINE_ARGS_ELSEWHERE = {
+    "model": "`source` of the model says this",
+    "served_model_name": "`name` of the model says this",
+    "host": "replicas listen where Ray Serve says",
+    "port": "replicas listen where Ray Serve says",
+    "api_key": "keys do not belong here",
+}
+MOST_GPUS = 64
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it: short, and whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int beyond sys.get_int_max_str_digits()
+        return "such a number"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", value):
+        raise ValueError("line breaks and control characters are not allowed")
+    return value
+
+
+def _not_an_option(value: str) -> str:
+    if value.startswith("-"):
+        raise ValueError("must not begin with `-`, which other programs read as an option")
+    return value
+
+
+class Worded:
+    """A pattern for the whole text, whose error says in `words` what is expected."""
+
+    def __init__(self, pattern: str, words: str) -> None:
+        self._pattern = pattern
+        self._words = words
+
+    def _check(self, value: str) -> str:
+        if not re.fullmatch(self._pattern, value):
+            raise ValueError(f"{self._words} expected, not {shown(value)}")
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "pattern": f"^(?:{self._pattern})$"}
+
+
+def _address(value: str) -> str | None:
+    """Return an IP address in its shortest form, or None."""
+    try:
+        return str(ipaddress.ip_address(value.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return None
+
+
+def _host(value: str) -> str:
+    if "@" in value:
+        raise ValueError('a name or address only; put the user into `user = "..."`')
+    if address := _address(value):
+        return address
+    numeric = re.fullmatch(r"[0-9.]+", value)
+    if numeric or not re.fullmatch(r"[A-Za-z0-9_]([\w.-]{0,252}[A-Za-z0-9_])?\.?", value, re.A):
+        raise ValueError("a host name, an SSH alias, an IPv4 or an IPv6 address is expected")
+    return value
+
+
+def _user(value: str) -> str:
+    name, at, place = value.rpartition("@")
+    if at and (_address(place) or not name):
+        raise ValueError("a user name only; the address goes into `host`")
+    if re.search(r"[\s'\"`;&<>|(){}$\\]", value):
+        raise ValueError("a user name without spaces, quotes and shell signs is expected")
+    return value
+
+
+def _jumps(value: str) -> str:
+    for jump in value.split(","):
+        user, at, place = jump.rpartition("@")
+        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", place)
+        if not match or (at and not user) or not 0 < int(match[2] or 22) < 65536:
+            raise ValueError("`[user@]host[:port]` is expected, several with commas")
+        for part, check in ((user, _user), (match[1], _host)):
+            if part or check is _host:
+                _not_an_option(check(part))
+    return value
+
+
+def _ip(value: str) -> str:
+    if address := _address(value):
+        return address
+    raise ValueError(f"an IPv4 or IPv6 address is expected, not {shown(value)}")
+
+
+def _secret_source(value: str) -> str:
+    kind, _, rest = value.partition(":")
+    if kind not in {"env", "file", "cmd"} or not rest.strip():
+        raise ValueError("`env:NAME`, `file:PATH` or `cmd:COMMAND` is expected, never the value")
+    return value
+
+
+def _gpus(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,4}", value):
+        value = int(value)
+    if value == "all" or (type(value) is int and 0 <= value <= MOST_GPUS):
+        return value
+    given = "" if isinstance(value, dict | list) else f", not {shown(value)}"
+    raise ValueError(f'"all" or a whole number from 0 to {MOST_GPUS} is expected{given}')
+
+
+def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
+    for key, given in value.items():
+        if key in ENGINE_ARGS_ELSEWHERE:
+            raise ValueError(f"`{key}` cannot be set: {ENGINE_ARGS_ELSEWHERE[key]}")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+            raise ValueError(f"names such as `max_model_len` are expected, not {shown(key)}")
+        whole = isinstance(given, int) and not isinstance(given, bool)
+        if key.endswith("_parallel_size") and not (whole and given >= 1):
+            raise ValueError(f"{key}: a whole number of 1 or more is expected, not {shown(given)}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot be given to an engine: {error}") from error
+    return value
+
+
+def in_bytes(size: str) -> int:
+    """Return the number of bytes that a size such as `64m` means."""
+    unit = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(size[-1:])
+    return int(size[:-1]) * unit if unit else int(size)
+
+
+def holds_secrets(annotation: object) -> bool:
+    """Tell whether values of this type come from secret sources, so that none may be shown."""
+    if isinstance(annotation, AfterValidator):
+        return annotation.func is _secret_source
+    parts = (*getattr(annotation, "__args__", ()), *getattr(annotation, "__metadata__", ()))
+    return any(holds_secrets(part) for part in parts)
+
+
+_IS_NUMBER = BeforeValidator(_not_bool)
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_one_line)]
+Operand = Annotated[Text, AfterValidator(_not_an_option)]
+"""Text that stands alone on command lines."""
+
+Port = Annotated[int, Field(ge=1, le=65535), _IS_NUMBER]
+Count = Annotated[int, Field(ge=0, le=1_000_000), _IS_NUMBER]
+AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000), _IS_NUMBER]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
+Share = Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False), _IS_NUMBER]
+GpuCount = Annotated[
+    Literal["all"] | Annotated[int, Field(ge=0, le=MOST_GPUS)], BeforeValidator(_gpus)
+]
+HostName = Annotated[Operand, AfterValidator(_host)]
+UserName = Annotated[Operand, AfterValidator(_user)]
+JumpHosts = Annotated[Operand, AfterValidator(_jumps)]
+IpAddress = Annotated[Text, AfterValidator(_ip)]
+HostKeys = Literal["strict", "accept-new"]
+HostKey = Annotated[Text, Worded(r"SHA256:[A-Za-z0-9+/]{43}=?", "`SHA256:` and 43 characters are")]
+EnvName = Annotated[
+    Text, Worded(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and underscores is")
+]
+Label = Annotated[
+    Text,
+    Worded(
+        r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?",
+        "lower-case letters, digits and hyphens between them, at most 40, are",
+    ),
+]
+SecretSource = Annotated[Text, AfterValidator(_secret_source)]
+VolumeText = Annotated[
+    Operand,
+    Worded(
+        r"(/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]+(:(ro|rw))?",
+        "`/FOLDER:/TARGET` or `VOLUME:/TARGET`, with `:ro` or without, is",
+    ),
+]
+Size = Annotated[Text, Worded(r"[0-9]{1,15}[bkmg]?", "a size such as `8g` or `512m` is")]
+Bytes = Annotated[Text, Worded(r"[1-9][0-9]{0,8}[kmg]?", "a size such as `64m` or `2g` is")]
+Days = Annotated[Text, Worded(r"[1-9][0-9]{0,4}[hdw]", "a time such as `12h`, `15d` or `8w` is")]
+KeyOwner = Annotated[
+    Text,
+    Worded(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "letters, digits and `. _ -`, at most 64, are",
+    ),
+]
+HttpPath = Annotated[
+    Text,
+    Worded(
+        r"/|(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+/?",
+        "a path such as `/health`, or `/v1/` for all below it, is",
+    ),
+]
+ImageName = Annotated[Operand, Worded(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", "an image's name is")]
+ModelName = Annotated[
+    Operand,
+    Worded(
+        r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,255}",
+        "letters, digits and `. _ : / @ + -` (a relative path goes into `source`) are",
+    ),
+]
+EngineArgs = Annotated[dict[str, Any], AfterValidator(_engine_args)]

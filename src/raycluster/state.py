@@ -1,0 +1,93 @@
+"""What was seen of a cluster at one moment; frozen, and nothing else than seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycluster.contracts import Found, Secret
+from raycluster.errors import RayclusterError
+from raycluster.spec import ResolvedHost
+
+
+@dataclass(frozen=True)
+class HostState:
+    """One host: the address it was reached at and our processes there, or why it was not seen."""
+
+    name: str
+    address: str = ""
+    found: tuple[Found, ...] = ()
+    problem: RayclusterError | None = None
+
+    def role(self, role: str) -> Found | None:
+        """Return the process that has this role."""
+        return next((f for f in self.found if f.role == role), None)
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A node as Ray's control store sees it."""
+
+    address: str
+    node_id: str
+    alive: bool
+    is_head: bool = False
+    cpus: float = 0
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One replica of a model."""
+
+    replica_id: str
+    state: str
+    node_id: str = ""
+    address: str = ""
+    actor_id: str = ""
+    log_file: str = ""
+
+
+@dataclass(frozen=True)
+class App:
+    """One Serve application: `status` is Serve's word, `config` what it was deployed from."""
+
+    name: str
+    status: str
+    message: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    replicas: tuple[Replica, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        """True when Serve says that it serves."""
+        return self.status == "RUNNING"
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """Hosts by name; `members` are those that an earlier `up` recorded, as plain tables.
+
+    `nodes` and `apps` are None while the head does not answer.
+    """
+
+    hosts: Mapping[str, HostState]
+    token: Secret | None = None
+    members: tuple[Mapping[str, Any], ...] = ()
+    nodes: tuple[RayNode, ...] | None = None
+    apps: tuple[App, ...] | None = None
+    head_problem: RayclusterError | None = None
+
+    @property
+    def exists(self) -> bool:
+        """True when any process of ours was seen anywhere."""
+        return any(h.found for h in self.hosts.values())
+
+    def node(self, host: ResolvedHost) -> RayNode | None:
+        """Return Ray's live node on this host; Ray may call the head by another address."""
+        address = self.hosts[host.name].address
+        for node in self.nodes or ():
+            if node.alive and (node.is_head if host.role == "head" else node.address == address):
+                return node
+        return None

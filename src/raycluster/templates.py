@@ -1,0 +1,81 @@
+"""Files rendered from `templates/`: no value gets in that is not escaped for the file's syntax."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+class Escaped(str):
+    """Text that may stand in a rendered file as it is."""
+
+    __slots__ = ()
+
+
+def number(value: int) -> Escaped:
+    """Return a whole number."""
+    return Escaped(int(value))
+
+
+def word(value: str) -> Escaped:
+    """Return a value of letters, digits and `. _ : / -`, which no syntax takes for its own.
+
+    Raises ValueError for any other.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+", value):
+        raise ValueError("not a plain word")
+    return Escaped(value)
+
+
+def pattern(value: str) -> Escaped:
+    """Return a regular expression (PCRE, in quotes of nginx) for exactly this text."""
+    plain = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    signs = (chr(byte) for byte in value.encode())
+    return Escaped("".join(s if s in plain else f"\\\\x{ord(s):02x}" for s in signs))
+
+
+def as_json(value: object) -> Escaped:
+    """Return JSON, which is YAML as well."""
+    return Escaped(json.dumps(value))
+
+
+def render(name: str, **values: object) -> bytes:
+    """Return the template `name`, filled in. Raises TypeError for a value that is not escaped."""
+    return _environment().get_template(name).render(values).encode()
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    made = Environment(
+        loader=FunctionLoader(lambda name: (folder() / name).read_text("utf-8")),
+        undefined=StrictUndefined,
+        finalize=_only_escaped,
+        autoescape=False,  # noqa: S701  # for HTML; here `finalize` lets nothing else through
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"number": number, "word": word, "pattern": pattern, "json": as_json}
+    return made
+
+
+def _only_escaped(value: object) -> object:
+    if not isinstance(value, Escaped):
+        raise TypeError("a template shows a value that is not escaped")
+    return value
+
+
+def folder() -> Traversable:
+    """Return the folder of templates: in the installed package, or in the checkout."""
+    packaged = resources.files("raycluster") / "templates"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "templates"

@@ -1,0 +1,125 @@
+"""HTTP to an address as a host sees it: httpx over a Transport's streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+from raycluster.contracts import ByteStream, Transport
+from raycluster.errors import HostError
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            self._stream.settimeout(timeout)
+            return self._stream.recv(max_bytes)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        try:
+            self._stream.settimeout(timeout)
+            self._stream.sendall(buffer)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401  # httpcore's signature
+        return False if info == "is_readable" else None
+
+
+class _Backend(httpcore.NetworkBackend):
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,  # noqa: ARG002  # the far side has no choice of it
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002
+    ) -> httpcore.NetworkStream:
+        try:
+            return _Stream(self._transport.connect((host, port), timeout=timeout or 10.0))
+        except HostError as error:
+            raise httpcore.ConnectError(error.what) from error
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Any:  # noqa: ANN401  # httpcore types its stream loosely
+        try:
+            yield from self._response.iter_stream()
+        except httpcore.TimeoutException as error:
+            raise httpx.ReadTimeout(str(error)) from error
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise httpx.ReadError(str(error)) from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class _Adapter(httpx.BaseTransport):
+    def __init__(self, transport: Transport) -> None:
+        self._pool = httpcore.ConnectionPool(network_backend=_Backend(transport))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        ask = httpcore.Request(
+            method=request.method,
+            url=httpcore.URL(
+                scheme=request.url.raw_scheme,
+                host=request.url.raw_host,
+                port=request.url.port,
+                target=request.url.raw_path,
+            ),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        try:
+            answer = self._pool.handle_request(ask)
+        except httpcore.ConnectError as error:
+            raise httpx.ConnectError(str(error)) from error
+        except httpcore.TimeoutException as error:
+            raise httpx.ReadTimeout(str(error)) from error
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise httpx.ReadError(str(error)) from error
+        return httpx.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=_Body(answer),
+            extensions=answer.extensions,
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def http_client(
+    transport: Transport, port: int, *, token: str = "", timeout: float = 30.0
+) -> httpx.Client:
+    """Return a client of `http://127.0.0.1:PORT` on the host; `timeout` in seconds."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(
+        transport=_Adapter(transport),
+        base_url=f"http://127.0.0.1:{port}",
+        headers=headers,
+        timeout=timeout,
+        trust_env=False,
+    )

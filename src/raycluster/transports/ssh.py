@@ -1,0 +1,328 @@
+"""Reaches a host over SSH: one verified connection, which commands, files and streams share."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from raycluster.contracts import Address, Channel, Completed
+from raycluster.errors import CommandError, ConnectionLostError, HostError
+from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
+from raycluster.transports.ssh_shell import command_text, new_mark, put_argv, why_refused_argv
+
+if TYPE_CHECKING:
+    from raycluster.transports.ssh_connect import Link
+    from raycluster.transports.ssh_paramiko import Chan, Session
+
+__all__ = ["SshOptions", "SshTransport", "command_line", "open_ssh"]
+
+_OPEN_SECONDS = 10.0
+_SLOT_SECONDS = 60.0
+_SLOWEST_PUT = 50_000  # bytes per second
+
+
+def open_ssh(
+    name: str,
+    options: SshOptions,
+    *,
+    ask: Callable[[str], str] | None = None,
+    pulse: float = 5.0,
+    silence: float = 20.0,
+) -> SshTransport:
+    """Connect, verify the host key and log in; `name` is the host's name in errors.
+
+    `ask` is given a prompt and returns a passphrase; without it, encrypted keys need an agent.
+    Every `pulse` seconds the peer is asked for a sign of life; `silence` seconds without any end
+    the connection.
+    Raises UnreachableError, HostKeyError, AuthError, SpecError or UsageError.
+    """
+    from raycluster.transports.ssh_connect import Pulse, connect
+    from raycluster.transports.ssh_target import resolve
+
+    return SshTransport(name, connect(resolve(name, options), ask, Pulse(pulse, silence)))
+
+
+class SshTransport:
+    """A host behind an open connection; every method may be called from any thread."""
+
+    def __init__(self, name: str, link: Link) -> None:
+        from raycluster.transports.ssh_sessions import Sessions
+
+        self._name = name
+        self._link = link
+        self._sessions = Sessions(link.connection)
+        self._first = threading.Lock()
+        self._ran = False
+
+    @property
+    def address(self) -> str:
+        """The peer's IP address; through a jump host, what its name means here."""
+        return self._link.address
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is open; a dead peer is noticed within 21 seconds."""
+        return self._link.connection.alive
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
+    ) -> Completed:
+        """Run to the end; see Shell. `env` can be read by others on the host: no secrets in it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        session = self._start(argv, env, _SLOT_SECONDS if timeout is None else timeout)
+        try:
+            # Beside the reading of output: either side may stop until the other goes on.
+            threading.Thread(target=_send_input, args=(session, input), daemon=True).start()
+            stdout, stderr = _collect(session, deadline)
+        except queue.Empty as error:
+            raise HostError(
+                f"{argv[0]} did not end within {timeout:g} s",
+                where=self._name,
+                hint="look at what it waits for on the host",
+            ) from error
+        finally:
+            self._sessions.end(session)
+        return Completed(self._status(session, argv[0]), stdout, stderr)
+
+    def stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Yield output as it comes; closing the iterator ends the command."""
+        session = self._start(argv, env, _SLOT_SECONDS)
+        try:
+            session.shutdown(socket.SHUT_WR)
+            while (piece := session.output(None)) is not None:
+                yield piece
+        finally:
+            self._sessions.end(session)
+        status = self._status(session, argv[0])
+        if status:
+            raise CommandError(f"{argv[0]} ended with {status}", where=self._name, status=status)
+
+    def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Write a file whole or not at all; a relative path begins in the home folder."""
+        done = self.run(
+            put_argv(path, len(content), mode),
+            input=content,
+            timeout=60 + len(content) / _SLOWEST_PUT,
+        )
+        if done.exit_code:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise HostError(
+                f"cannot write {path}: {said[-1] if said else f'ended with {done.exit_code}'}",
+                where=self._name,
+                hint="look at the folder's owner, and at the free space there",
+            )
+
+    def connect(self, address: Address, *, timeout: float = 10.0) -> Chan:
+        """Open a stream to an address as the host sees it; says why where that is refused."""
+        from raycluster.transports.ssh_paramiko import ChannelRefusedError
+
+        try:
+            return self._open(address, timeout)
+        except ChannelRefusedError as error:
+            raise self._refused(address, error) from error
+
+    def open_channel(self, address: Address, *, timeout: float = 10.0) -> Chan:
+        """Open a stream as `connect` does, but without a command that finds out why not."""
+        from raycluster.transports.ssh_paramiko import ChannelRefusedError
+
+        try:
+            return self._open(address, timeout)
+        except ChannelRefusedError as error:
+            raise HostError(
+                f"cannot connect to {_place(address)}: {error}", where=self._name
+            ) from error
+
+    def close(self) -> None:
+        """Close the connection, and those to jump hosts that carried it."""
+        self._link.close()
+
+    def _start(self, argv: Sequence[str], env: Mapping[str, str] | None, timeout: float) -> Session:
+        from raycluster.transports.ssh_paramiko import ChannelRefusedError
+
+        try:
+            mark = new_mark()
+            command = command_text(argv, env, mark=mark)
+        except ValueError as error:
+            raise HostError(f"cannot run {argv}: {error}", where=self._name) from error
+        try:
+            session = self._sessions.begin(timeout)
+        except ChannelRefusedError as error:
+            raise HostError(
+                f"sshd opens no further session ({error})",
+                where=self._name,
+                hint="raise MaxSessions in sshd_config, or end other commands",
+            ) from error
+        except TimeoutError as error:
+            raise HostError(
+                f"sshd did not open a session: {error}", where=self._name, hint="look at its load"
+            ) from error
+        except OSError as error:
+            raise self._lost(argv[0]) from error
+        self._ran = True
+        session.mark = mark
+        try:
+            session.execute(command)
+        except OSError as error:
+            self._sessions.end(session)
+            raise self._lost(argv[0]) from error
+        return session
+
+    def _status(self, session: Session, program: str) -> int:
+        if session.status is not None:
+            return session.status
+        if session.refused:
+            raise HostError(
+                f"sshd refused to run {program}",
+                where=self._name,
+                hint="look at ForceCommand and at the options of the key in authorized_keys",
+            )
+        raise self._lost(program)
+
+    def _lost(self, doing: str) -> ConnectionLostError:
+        silent = self._link.connection.watched.fell_silent
+        return ConnectionLostError(
+            f"the SSH connection {'fell silent' if silent else 'broke'} during {doing}",
+            where=self._name,
+            hint="look at the host and the network, then run this again",
+        )
+
+    def _open(self, address: Address, timeout: float) -> Chan:
+        self._disable_nagle()
+        connection = self._link.connection
+        try:
+            if isinstance(address, str):
+                return connection.stream(
+                    "direct-streamlocal@openssh.com", address, "", 0, timeout=timeout
+                )
+            return connection.stream("direct-tcpip", *address, "127.0.0.1", 0, timeout=timeout)
+        except TimeoutError as error:
+            raise HostError(
+                f"cannot connect to {_place(address)}: {error}",
+                where=self._name,
+                hint="look whether something on the way drops packets",
+            ) from error
+        except OSError as error:
+            raise self._lost(f"a connection to {_place(address)}") from error
+
+    def _disable_nagle(self) -> None:
+        """Run one command before the first stream: sshd delays small packets until it has."""
+        with self._first:
+            if not self._ran:
+                self.run(("true",))
+
+    def _refused(self, address: Address, error: Exception) -> HostError:
+        what, hint = self._why_refused(address, error)
+        return HostError(
+            f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint
+        )
+
+    def _why_refused(self, address: Address, error: Exception) -> tuple[str, str]:
+        prohibited = getattr(error, "reason", 0) == 1
+        if not isinstance(address, str):
+            if prohibited:
+                return (
+                    "sshd forbids forwarding",
+                    "set AllowTcpForwarding yes in sshd_config, and look at PermitOpen, "
+                    "DisableForwarding and the key's options in authorized_keys",
+                )
+            return f"{error}", "look whether something listens there"
+        word = self.run(why_refused_argv(address)).text.rpartition("\n")[2]
+        forbidden = (
+            "sshd forbids forwarding to Unix sockets",
+            "set AllowStreamLocalForwarding yes in sshd_config, and look at DisableForwarding "
+            "and the key's options in authorized_keys",
+        )
+        return {
+            "missing": ("there is no such socket", "start the program that listens there"),
+            "other": ("it is not a socket", "correct the path"),
+            "denied": ("permission denied", "give the login user the right to use it"),
+            "stale": ("nothing listens there", "start the program that listens there"),
+        }.get(word, forbidden)
+
+
+def _send_input(session: Session, content: bytes) -> None:
+    with contextlib.suppress(OSError):  # it ended without reading everything; its status says more
+        session.sendall(content)
+    session.shutdown(socket.SHUT_WR)
+
+
+def _collect(session: Session, deadline: float | None) -> tuple[bytes, bytes]:
+    parts: dict[Channel, list[bytes]] = {"stdout": [], "stderr": []}
+    while (piece := session.output(_left(deadline))) is not None:
+        parts[piece[0]].append(piece[1])
+    return b"".join(parts["stdout"]), b"".join(parts["stderr"])
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.001, deadline - time.monotonic())
+
+
+def _place(address: Address) -> str:
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+
+
+def command_line(options: SshOptions) -> tuple[str, ...]:
+    """Return the system ssh's argv up to and with the host, doing what `open_ssh` would do."""
+    argv = ["ssh", "-o", "PasswordAuthentication=no", "-o", "KbdInteractiveAuthentication=no"]
+    argv += [
+        "-o",
+        "ForwardAgent=no",
+        "-o",
+        f"ConnectTimeout={max(1, round(options.connect_timeout))}",
+    ]
+    if options.config_file != DEFAULT_CONFIG:
+        argv += ["-F", options.config_file or "none"]
+    checking = "accept-new" if options.host_keys == "accept-new" else "yes"
+    argv += ["-o", f"StrictHostKeyChecking={checking}"]
+    if options.known_hosts is not None:
+        argv += ["-o", f'UserKnownHostsFile="{options.known_hosts}"']
+    if options.identity_file is not None:
+        argv += ["-i", options.identity_file]
+    if options.user is not None:
+        argv += ["-l", options.user]
+    if options.port is not None:
+        argv += ["-p", str(options.port)]
+    argv += _jump_arguments(options)
+    return (*argv, options.host)
+
+
+def _jump_arguments(options: SshOptions) -> list[str]:
+    """`ssh -J` would leave out our key and known_hosts file for the jump hosts."""
+    if options.proxy_jump is None:
+        return []
+    hops = jump_hops(options.host, options.proxy_jump)
+    if not hops:
+        return ["-o", "ProxyJump=none"]
+    *before, (user, host, port) = hops
+    last = SshOptions(
+        host=host,
+        port=port,
+        user=user,
+        identity_file=options.identity_file,
+        known_hosts=options.known_hosts,
+        host_keys=options.host_keys,
+        proxy_jump=",".join(_hop_text(*hop) for hop in before) or None,
+        config_file=options.config_file,
+        connect_timeout=options.connect_timeout,
+    )
+    *prefix, name = command_line(last)
+    inner = shlex.join(prefix).replace("%", "%%")
+    return ["-o", f"ProxyCommand={inner} -W '[%h]:%p' {shlex.quote(name)}"]
+
+
+def _hop_text(user: str | None, host: str, port: int | None) -> str:
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"{user + '@' if user else ''}{bracketed}{f':{port}' if port else ''}"

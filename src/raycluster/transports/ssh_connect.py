@@ -1,0 +1,271 @@
+"""Makes one verified connection, through jump hosts where there are any."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import paramiko
+from paramiko.ssh_exception import IncompatiblePeer
+
+from raycluster.errors import HostError, HostKeyError, UnreachableError
+from raycluster.transports.ssh_hostkeys import HostKey, known_hosts, verify
+from raycluster.transports.ssh_login import Ask, log_in
+from raycluster.transports.ssh_paramiko import ChannelRefusedError, Connection
+from raycluster.transports.ssh_socket import Wire
+from raycluster.transports.ssh_target import Target
+
+_PROXY_SECONDS = 2.0
+_FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+_KINDS = {
+    "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256"),
+    "ssh-ed25519": ("ssh-ed25519",),
+    "ecdsa-sha2-nistp256": ("ecdsa-sha2-nistp256",),
+    "ecdsa-sha2-nistp384": ("ecdsa-sha2-nistp384",),
+    "ecdsa-sha2-nistp521": ("ecdsa-sha2-nistp521",),
+}
+_PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How a dead peer is noticed, in seconds: asked every `interval`, given up after `silence`."""
+
+    interval: float
+    silence: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """An open connection, the connections that it runs through, and the address at its end."""
+
+    connection: Connection
+    way: tuple[Connection, ...]
+    address: str
+
+    def close(self) -> None:
+        """Close this connection, then those that carried it, the nearest last."""
+        for connection in (self.connection, *reversed(self.way)):
+            connection.close()
+
+
+def connect(target: Target, ask: Ask | None, pulse: Pulse) -> Link:
+    """Dial, verify the host key, log in. Raises UnreachableError, HostKeyError or AuthError."""
+    with contextlib.ExitStack() as undo:
+        way: list[Connection] = []
+        for hop in target.jumps:
+            try:
+                connection, _ = _enter(hop, way, ask)
+                connection.watch(pulse.interval, pulse.silence)
+            except HostError as error:
+                label = f"jump host {hop.options.host}"
+                raise type(error)(
+                    f"{label}: {error.what}", where=target.name, hint=error.hint
+                ) from error
+            undo.callback(connection.close)
+            way.append(connection)
+        connection, address = _enter(target, way, ask)
+        connection.watch(pulse.interval, pulse.silence)
+        undo.pop_all()
+    return Link(connection, tuple(way), address)
+
+
+def _enter(target: Target, way: list[Connection], ask: Ask | None) -> tuple[Connection, str]:
+    connection, address = _verified(target, lambda: _dial(target, way[-1] if way else None))
+    try:
+        log_in(connection, target, ask)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, address
+
+
+def _verified(target: Target, dial: Callable[[], tuple[Wire, str]]) -> tuple[Connection, str]:
+    """Negotiate and verify; a pin that fits no key of the first kind is tried with the others."""
+    known = known_hosts(target).kinds
+    orders = [tuple(dict.fromkeys((*known, *_PREFERRED, "ssh-rsa")))]
+    if target.options.host_key is not None:
+        orders += [(kind,) for kind in (*_PREFERRED, "ssh-rsa")]
+    mismatch: HostKeyError | None = None
+    for order in orders:
+        wire, address = dial()
+        try:
+            connection = _negotiated(target, wire, order)
+        except _NoCommonKeyError:
+            continue
+        try:
+            verify(target, _presented(connection))
+        except HostKeyError as error:
+            connection.close()
+            mismatch = mismatch or error
+        else:
+            return connection, address
+    raise mismatch or _incompatible(target, "no host key of a kind that is known here")
+
+
+class _NoCommonKeyError(Exception):
+    pass
+
+
+def _negotiated(target: Target, wire: Wire, kinds: tuple[str, ...]) -> Connection:
+    connection = Connection(wire, target.timeout)
+    names = [name for kind in kinds for name in _KINDS.get(kind, ())]
+    connection.get_security_options().key_types = names
+    try:
+        connection.start_client(timeout=2 * target.timeout)
+        if not connection.initial_kex_done:
+            raise EOFError
+    except IncompatiblePeer as error:
+        connection.close()
+        if len(kinds) == 1:
+            raise _NoCommonKeyError from error
+        raise _incompatible(target, str(error)) from error
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        connection.close()
+        raise _not_negotiated(target, connection) from error
+    return connection
+
+
+def _presented(connection: Connection) -> HostKey:
+    key = connection.get_remote_server_key()
+    return HostKey(key.get_name(), key.asbytes())
+
+
+def _not_negotiated(target: Target, connection: Connection) -> UnreachableError:
+    place = f"{target.host} port {target.port}"
+    if connection.spoke_ssh:
+        return UnreachableError(
+            f"{place} ended the connection, or fell silent, during the key exchange",
+            where=target.name,
+            hint="look at sshd's log there: MaxStartups, a firewall or a ban may be the cause",
+        )
+    return UnreachableError(
+        f"{place} answers, but not as an SSH server (no banner within {target.timeout:g} s)",
+        where=target.name,
+        hint="correct the port; if it is right, look whether sshd there is overloaded",
+    )
+
+
+def _incompatible(target: Target, why: str) -> UnreachableError:
+    return UnreachableError(
+        f"{target.host} port {target.port} and this program share no algorithm: {why}",
+        where=target.name,
+        hint="update sshd there",
+    )
+
+
+def _dial(target: Target, through: Connection | None) -> tuple[Wire, str]:
+    if through is not None:
+        return _dial_through(target, through), _address(target.host)
+    if target.proxy_command is not None:
+        return _dial_command(target.proxy_command), _address(target.host)
+    return _dial_directly(target)
+
+
+def _dial_directly(target: Target) -> tuple[Wire, str]:
+    family = _FAMILIES.get(target.family, socket.AF_UNSPEC)
+    try:
+        found = socket.getaddrinfo(target.host, target.port, family, socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UnreachableError(
+            f"the name {target.host} cannot be resolved ({_reason(error)})",
+            where=target.name,
+            hint="correct host, or give its IP address",
+        ) from error
+    deadline = time.monotonic() + target.timeout
+    reason = OSError("no address")
+    for left, (kind, *_, address) in zip(range(len(found), 0, -1), found, strict=True):
+        wire = socket.socket(kind, socket.SOCK_STREAM)
+        wire.settimeout(max(0.1, (deadline - time.monotonic()) / left))
+        try:
+            wire.connect(address)
+        except OSError as error:
+            wire.close()
+            reason = error
+        else:
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return wire, str(address[0])
+    raise _no_connection(target, reason) from reason
+
+
+def _no_connection(target: Target, reason: OSError) -> UnreachableError:
+    place = f"{target.host} port {target.port}"
+    if isinstance(reason, ConnectionRefusedError):
+        what, hint = f"{place} refused the connection", "start sshd there, or correct port"
+    elif isinstance(reason, TimeoutError):
+        what = f"{place} did not answer within {target.timeout:g} s"
+        hint = "look whether the host is up and a firewall lets the port through"
+    else:
+        what = f"{place} cannot be reached: {_reason(reason)}"
+        hint = "look at the network between here and the host"
+    return UnreachableError(what, where=target.name, hint=hint)
+
+
+def _dial_through(target: Target, through: Connection) -> Wire:
+    place = f"{target.host} port {target.port}"
+    try:
+        # sshd switches Nagle's delay off at the first command; a bastion may refuse to run any.
+        with (
+            contextlib.suppress(ChannelRefusedError, TimeoutError, ConnectionResetError),
+            contextlib.closing(through.session(target.timeout)) as probe,
+        ):
+            probe.execute(":")
+        return through.stream(
+            "direct-tcpip", target.host, target.port, "127.0.0.1", 0, timeout=target.timeout
+        )
+    except ChannelRefusedError as error:
+        prohibited = error.reason == ChannelRefusedError.PROHIBITED
+        why = "forbids forwarding (AllowTcpForwarding)" if prohibited else f"says: {error}"
+        raise UnreachableError(
+            f"{place} cannot be reached through the jump host, which {why}",
+            where=target.name,
+            hint="correct host and port as the jump host sees them, or its sshd_config",
+        ) from error
+    except (TimeoutError, OSError) as error:
+        raise UnreachableError(
+            f"{place} did not answer through the jump host: {_reason(error)}",
+            where=target.name,
+            hint="look whether the jump host reaches it",
+        ) from error
+
+
+class _ProxyCommand(socket.socket):
+    """A socket whose other end is the standard input and output of a ProxyCommand."""
+
+    child: subprocess.Popen[bytes]
+
+    def close(self) -> None:
+        super().close()
+        self.child.terminate()
+        try:
+            self.child.wait(_PROXY_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+
+
+def _dial_command(command: str) -> Wire:
+    ours, theirs = socket.socketpair()
+    wire = _ProxyCommand(fileno=ours.detach())
+    with theirs:
+        end = theirs.fileno()
+        wire.child = subprocess.Popen(("/bin/sh", "-c", f"exec {command}"), stdin=end, stdout=end)
+    return wire
+
+
+def _address(host: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    with contextlib.suppress(OSError, UnicodeError):
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    return host
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or str(error) or type(error).__name__

@@ -1,0 +1,157 @@
+"""Puts a spec's options and the ssh config together: the facts with which one host is dialled."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from dataclasses import dataclass, replace
+
+from raycluster.errors import SpecError
+from raycluster.transports.ssh_config import (
+    HostConfig,
+    expand,
+    expand_path,
+    host_tokens,
+    read_config,
+)
+from raycluster.transports.ssh_options import SshOptions, check_options, jump_hops
+
+_DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+_USER_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
+_GLOBAL_HOSTS = ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+_MOST_HOPS = 8
+
+
+@dataclass(frozen=True)
+class Target:
+    """One host, ready to be dialled; `jumps` are the hosts on the way, the nearest first."""
+
+    name: str
+    options: SshOptions
+    host: str
+    port: int
+    user: str
+    required_key: str | None
+    key_files: tuple[str, ...]
+    certificates: tuple[str, ...]
+    identities_only: bool
+    agent: str | None
+    known_hosts: tuple[str, ...]
+    global_known_hosts: tuple[str, ...]
+    key_alias: str | None
+    timeout: float
+    family: str
+    proxy_command: str | None
+    jumps: tuple[Target, ...]
+
+    @property
+    def known_as(self) -> str:
+        """The name under which known_hosts files list the host."""
+        if self.key_alias:
+            return self.key_alias.lower()
+        host = self.host.lower()
+        return host if self.port == 22 else f"[{host}]:{self.port}"
+
+
+def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
+    """Return how to dial; what the spec says wins over the ssh config. Raises SpecError."""
+    check_options(name, options)
+    if depth > _MOST_HOPS:
+        raise SpecError(
+            f"more than {_MOST_HOPS} jump hosts", where=name, hint="look for a ProxyJump loop"
+        )
+    config = read_config(options.host, options.config_file, options.user)
+    port = options.port or _number(name, "Port", config.first("port"), 22)
+    host = expand(config.first("hostname") or options.host, {"h": options.host, "%": "%"})
+    tokens = host_tokens(config, host, port)
+    check_options(name, replace(options, host=host, user=tokens["r"]))
+    jump = options.proxy_jump or config.first("proxyjump")
+    required = options.identity_file and expand_path(options.identity_file, tokens)
+    limit = options.connect_timeout
+    if limit == SshOptions("").connect_timeout:
+        limit = float(_number(name, "ConnectTimeout", config.first("connecttimeout"), int(limit)))
+    return Target(
+        name=name,
+        options=options,
+        host=host,
+        port=port,
+        user=tokens["r"] or getpass.getuser(),
+        required_key=required,
+        key_files=_key_files(config, required, tokens),
+        certificates=config.paths("certificatefile", tokens),
+        identities_only=config.says_yes("identitiesonly"),
+        agent=_agent(config, tokens),
+        known_hosts=_known_hosts(config, options, tokens),
+        global_known_hosts=_paths(config, "globalknownhostsfile", _GLOBAL_HOSTS, tokens),
+        key_alias=config.first("hostkeyalias"),
+        timeout=limit,
+        family=(config.first("addressfamily") or "any").lower(),
+        proxy_command=None if jump else _proxy_command(config, tokens),
+        jumps=_jumps(name, options, expand(jump or "", tokens), depth),
+    )
+
+
+def _jumps(name: str, options: SshOptions, text: str, depth: int) -> tuple[Target, ...]:
+    found: list[Target] = []
+    for user, host, port in jump_hops(name, text):
+        if host == options.host and port in (None, options.port):
+            continue  # `Host *` with a ProxyJump is about the jump host as well
+        hop = SshOptions(
+            host=host,
+            port=port,
+            user=user,
+            identity_file=options.identity_file,
+            known_hosts=options.known_hosts,
+            host_keys=options.host_keys,
+            proxy_jump="none" if found else None,
+            config_file=options.config_file,
+            connect_timeout=options.connect_timeout,
+        )
+        target = resolve(name, hop, depth + 1)
+        found += (*target.jumps, target)
+    return tuple(found)
+
+
+def _key_files(config: HostConfig, required: str | None, tokens: dict[str, str]) -> tuple[str, ...]:
+    said = config.paths("identityfile", tokens)
+    if "identityfile" not in config.values and not required:
+        said = tuple(expand_path(path, tokens) for path in _DEFAULT_KEYS)
+    return tuple(dict.fromkeys((required, *said) if required else said))
+
+
+def _agent(config: HostConfig, tokens: dict[str, str]) -> str | None:
+    said = config.first("identityagent")
+    if said is None or said == "SSH_AUTH_SOCK":
+        return os.environ.get("SSH_AUTH_SOCK") or None
+    if said.lower() == "none":
+        return None
+    if said.startswith("$") and not said.startswith("${"):
+        return os.environ.get(said[1:]) or None
+    return expand_path(said, tokens)
+
+
+def _known_hosts(
+    config: HostConfig, options: SshOptions, tokens: dict[str, str]
+) -> tuple[str, ...]:
+    if options.known_hosts is not None:
+        return (expand_path(options.known_hosts, tokens),)
+    return _paths(config, "userknownhostsfile", _USER_HOSTS, tokens)
+
+
+def _paths(
+    config: HostConfig, key: str, default: list[str], tokens: dict[str, str]
+) -> tuple[str, ...]:
+    return replace(config, values={key: config.values.get(key, default)}).paths(key, tokens)
+
+
+def _proxy_command(config: HostConfig, tokens: dict[str, str]) -> str | None:
+    said = config.first("proxycommand")
+    return None if said is None or said.lower() == "none" else expand(said, tokens)
+
+
+def _number(name: str, key: str, text: str | None, default: int) -> int:
+    if text is None or (key == "ConnectTimeout" and text == "none"):
+        return default
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise SpecError(f"{key} {text!r} in the ssh config is wrong", where=name, hint="correct it")
+    return int(text)

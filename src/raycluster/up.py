@@ -1,0 +1,158 @@
+"""`up`, `plan` and `down`: observe, plan, apply, and look again."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from raycluster.apply import apply_nodes, refresh, wait_for_nodes
+from raycluster.connect import Fleet, all_or_raise
+from raycluster.contracts import Secret
+from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover
+from raycluster.errors import HostError, RayclusterError
+from raycluster.events import Event, Listener
+from raycluster.lock import holding
+from raycluster.observe import machine, observe
+from raycluster.plan import EVERYTHING, Action, Only, check_machines, plan_nodes
+from raycluster.services.wiring import Secrets
+from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.state import ClusterState
+from raycluster.work import Work, wiring
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of `up` did, and the completions that prove that the cluster serves."""
+
+    actions: tuple[Action, ...]
+    proofs: tuple[Proof, ...]
+
+
+def up(
+    spec: ClusterSpec,
+    fleet: Fleet,
+    secrets: Secrets,
+    listen: Listener,
+    only: Only = EVERYTHING,
+) -> Outcome:
+    """Converge the hosts and the app on the spec; end after a real completion came back."""
+    _reach(spec, fleet, only)
+    with holding(fleet[spec.hosts[0].name].transport, spec.cluster.name, "raycluster up"):
+        return _up(spec, fleet, secrets, listen, only)
+
+
+def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, only: Only) -> Outcome:
+    state = _seen(spec, fleet, only)
+    work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
+    actions = plan_nodes(spec, state, wiring(work, state), only)
+    for action in actions:
+        listen(Event(action.host, action.describe().partition(": ")[2]))
+    if actions:
+        apply_nodes(work, state, actions, only)
+        state = observe(spec, fleet)
+    elif late := [h for h in spec.hosts if only.nodes(h) and state.node(h) is None]:
+        wait_for_nodes(work, late)
+        state = observe(spec, fleet)
+    refresh(work, wiring(work, state), only)
+    if not only.app:
+        return Outcome(actions, ())
+    change = plan_deploy(work, state)
+    if change:
+        deploy(work, change)
+        actions = (*actions, change)
+    else:
+        recover(work, state.apps or ())
+    return Outcome(actions, prove(work))
+
+
+def preview(
+    spec: ClusterSpec, fleet: Fleet, secrets: Secrets, only: Only = EVERYTHING
+) -> tuple[Action, ...]:
+    """Return what `up` would do now; changes nothing. Raises what keeps hosts from being seen."""
+    state = _seen(spec, fleet, only)
+    work = Work(spec, fleet, state.token or _new_token(), secrets, lambda _: None)
+    actions = plan_nodes(spec, state, wiring(work, state), only)
+    change = plan_deploy(work, state) if only.app else None
+    return (*actions, change) if change else actions
+
+
+def _reach(spec: ClusterSpec, fleet: Fleet, only: Only) -> None:
+    """Connect; raise one error for all hosts that this run needs and cannot reach."""
+    reached = fleet.reach(spec.hosts, lambda connected: connected.address)
+    _refuse(spec, only, {n: r for n, r in reached.items() if isinstance(r, RayclusterError)})
+
+
+def _refuse(spec: ClusterSpec, only: Only, problems: Mapping[str, RayclusterError | None]) -> None:
+    needed = [h.name for h in spec.hosts if only.nodes(h) or h.role == "head"]
+    errors = [problem for name in needed if (problem := problems.get(name))]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = "\n".join(str(error) for error in errors)
+        raise HostError(f"{len(errors)} hosts cannot be used\n{lines}")
+
+
+def _seen(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
+    """Observe; raise one error for all hosts that this run needs and cannot see."""
+    state = observe(spec, fleet)
+    _refuse(spec, only, {name: host.problem for name, host in state.hosts.items()})
+    seen = [name for name, host in state.hosts.items() if not host.problem]
+    if len(seen) > 1:
+        check_machines(all_or_raise(fleet.each(seen, machine)))
+    return state
+
+
+def _new_token() -> Secret:
+    return Secret(randomness.token_hex(32))
+
+
+def down(
+    spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool = False
+) -> tuple[str, ...]:
+    """Remove everything of this cluster from its hosts, those that left the spec too.
+
+    Returns what was removed, as `host: thing`. A host that cannot be reached costs the others
+    nothing: they are cleaned, and then an error names it.
+    """
+    head = fleet.reach(spec.hosts[:1], lambda c: c.transport)[spec.hosts[0].name]
+    if isinstance(head, RayclusterError):
+        return _down(spec, fleet, listen, purge=purge)  # there is nobody to ask for the lock
+    with holding(head, spec.cluster.name, "raycluster down"):
+        return _down(spec, fleet, listen, purge=purge)
+
+
+def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> tuple[str, ...]:
+    state = observe(spec, fleet)
+    hosts = [*spec.hosts, *_former(spec, state)]
+    results = fleet.reach(hosts, lambda c: _clean(c.host, c.runtime.remove, listen, purge=purge))
+    problems = [r for r in results.values() if isinstance(r, RayclusterError)]
+    removed = tuple(
+        f"{name}: {thing}"
+        for name, things in results.items()
+        if isinstance(things, tuple)
+        for thing in things
+    )
+    if problems:
+        lines = "\n".join(str(p) for p in problems)
+        raise HostError(f"{len(problems)} of {len(hosts)} hosts could not be cleaned\n{lines}")
+    return removed
+
+
+def _former(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
+    from raycluster.plan import moved_hosts, removed_hosts
+
+    return (*removed_hosts(spec, state), *moved_hosts(spec, state))
+
+
+def _clean(
+    host: ResolvedHost,
+    remove: Callable[..., tuple[str, ...]],
+    listen: Listener,
+    *,
+    purge: bool,
+) -> tuple[str, ...]:
+    removed = remove(None, purge=purge)
+    text = f"removed {', '.join(removed)}" if removed else "nothing of this cluster is here"
+    listen(Event(host.name, text, "done"))
+    return removed

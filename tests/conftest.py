@@ -1,0 +1,39 @@
+"""With RAYCLUSTER_NO_SKIPS=1 a skip in the suites of real parts is a failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator
+
+import pytest
+
+# A shell's background jobs ignore Ctrl-C, and what they start does too: tests that send it need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+MUST_RUN = ("tests/contract/", "tests/lab/", "tests/local/")
+
+
+def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
+    forbidden = os.environ.get("RAYCLUSTER_NO_SKIPS") == "1"
+    expected = hasattr(report, "wasxfail") or not report.nodeid.startswith(MUST_RUN)
+    if forbidden and report.skipped and not expected:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skips are refused here (RAYCLUSTER_NO_SKIPS=1): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skipped test into a failed one."""
+    report = yield
+    _refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a skipped module into an error."""
+    report = yield
+    _refuse(report)
+    return report

@@ -1,0 +1,55 @@
+"""What the contract suites are run against."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from raycluster.contracts import Runtime, Volume
+from raycluster.runtimes.docker import DockerRuntime
+from raycluster.runtimes.native import NativeRuntime
+from raycluster.transports.local import LocalTransport
+from tests.contract.dockerd import IMAGE, USR, docker_daemon
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of runtime: how to make it for a cluster, and what its processes need to run."""
+
+    make_runtime: Callable[[str], Runtime]
+    image: str = ""
+    volumes: tuple[Volume, ...] = ()
+
+
+@pytest.fixture(scope="session")
+def dockerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the socket of a Docker daemon that only the tests use."""
+    with docker_daemon(tmp_path_factory.mktemp("dockerd")) as socket:
+        yield socket
+
+
+@pytest.fixture
+def docker_kind(dockerd: str) -> Kind:
+    """Return containers on this machine."""
+    transport = LocalTransport("here")
+    return Kind(
+        lambda cluster: DockerRuntime("here", cluster, transport, socket=dockerd), IMAGE, (USR,)
+    )
+
+
+@pytest.fixture
+def native_kind(tmp_path: Path) -> Kind:
+    """Return supervised processes on this machine."""
+    transport = LocalTransport("here")
+
+    def make(cluster: str) -> Runtime:
+        root = str(tmp_path / cluster)
+        return NativeRuntime(
+            "here", cluster, transport, python=sys.executable, start_on_boot=False, root=root
+        )
+
+    return Kind(make)

@@ -1,0 +1,153 @@
+"""An sshd of the tests' own, on 127.0.0.1, with its keys and configuration in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from raycluster.transports.ssh import SshOptions
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+SECONDS = 20.0
+
+
+def wait_for(met: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+    """Return as soon as a condition is met."""
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
+    """Make a key pair; an existing one is kept."""
+    if not path.exists():
+        command = ("ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", str(path))
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+@dataclass
+class Sshd:
+    """A server; `extra` are lines for its sshd_config, the first of a kind winning."""
+
+    folder: Path
+    extra: str = ""
+    host_keys: tuple[str, ...] = ("ed25519",)
+    port: int = field(default_factory=free_port)
+    child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Sshd:
+        """Start it, and return once it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys = [make_key(self.folder / f"host_{kind}", kind) for kind in self.host_keys]
+        make_key(self.folder / "client")
+        authorized = self.folder / "authorized_keys"
+        authorized.write_bytes((self.folder / "client.pub").read_bytes())
+        self._write_known_hosts(keys)
+        config = self.folder / "sshd_config"
+        # A high SHLVL keeps bash from reading the ~/.bashrc of whoever runs the tests.
+        config.write_text(
+            f"{self.extra}\nListenAddress 127.0.0.1\nPort {self.port}\nPidFile none\n"
+            f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nMaxStartups 100\n"
+            "PermitRootLogin yes\nPasswordAuthentication no\nSetEnv SHLVL=9\nLogLevel VERBOSE\n"
+            + "".join(f"HostKey {key}\n" for key in keys)
+        )
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        command = (str(SSHD), "-D", "-E", str(self.folder / "log"), "-f", str(config))
+        self.child = subprocess.Popen(command)
+        wait_for(self._answers, "sshd answers")
+        return self
+
+    def _write_known_hosts(self, keys: list[Path]) -> None:
+        lines = [" ".join(Path(f"{key}.pub").read_text().split()[:2]) for key in keys]
+        known = "".join(f"[127.0.0.1]:{self.port} {line}\n" for line in lines)
+        (self.folder / "known_hosts").write_text(known)
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        """End the server; connections that are open go on."""
+        if self.child is not None:
+            self.child.terminate()
+            self.child.wait()
+            self.child = None
+
+    def workers(self) -> list[int]:
+        """Return the processes that serve connections, and what runs in them."""
+        assert self.child is not None
+        found = [self.child.pid]
+        for pid in found:
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+                found += [int(child) for child in text.split()]
+        return found[1:]
+
+    def signal_workers(self, sign: signal.Signals) -> None:
+        """Send a signal to everything that serves connections."""
+        for pid in self.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sign)
+
+    def options(self, **changes: object) -> SshOptions:
+        """Return how to log in here, with changes."""
+        base = SshOptions(
+            host="127.0.0.1",
+            port=self.port,
+            user=getpass.getuser(),
+            identity_file=str(self.folder / "client"),
+            known_hosts=str(self.folder / "known_hosts"),
+            config_file="none",
+            connect_timeout=5.0,
+        )
+        return replace(base, **changes)  # type: ignore[arg-type]
+
+    def fingerprint(self, kind: str = "ed25519") -> str:
+        """Return what ssh-keygen says of a host key."""
+        path = str(self.folder / f"host_{kind}.pub")
+        said = subprocess.run(("ssh-keygen", "-lf", path), check=True, capture_output=True)
+        return said.stdout.decode().split()[1]
+
+
+@contextlib.contextmanager
+def slow_line(port: int, delay: float) -> Iterator[int]:
+    """Yield a port that leads to another one, with a delay in seconds each way."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_accept, args=(server, port, delay), daemon=True).start()
+        yield int(server.getsockname()[1])
+
+
+def _accept(server: socket.socket, port: int, delay: float) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            near, _ = server.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=_carry, args=(source, sink, delay), daemon=True).start()
+
+
+def _carry(source: socket.socket, sink: socket.socket, delay: float) -> None:
+    """Carry bytes late. Only fit for dialogues: what comes meanwhile waits for the next turn."""
+    with source, sink, contextlib.suppress(OSError):
+        while data := source.recv(1 << 20):
+            time.sleep(delay)
+            sink.sendall(data)

@@ -1,0 +1,279 @@
+"""The gateway's process as it runs on a host, in front of a small server: real nginx, real HTTP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from raycluster.contracts import ROOT, Secret
+from raycluster.services.gateway import gateway
+from raycluster.services.wiring import Secrets, Wiring
+from raycluster.spec import ClusterSpec
+
+ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
+KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+pytestmark = pytest.mark.skipif(not shutil.which("nginx", path=PATH), reason="needs nginx")
+
+
+class Api(BaseHTTPRequestHandler):
+    """Tells what it was sent; /v1/stream goes on only when the test says so."""
+
+    protocol_version = "HTTP/1.1"
+    go_on = threading.Event()
+
+    def do_GET(self) -> None:
+        """Answer with path and headers, or in two chunks."""
+        if self.path == "/v1/stream":
+            self._stream()
+            return
+        body = json.dumps({"path": self.path, "headers": dict(self.headers)}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """Take the body and answer like GET."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def _stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for chunk in (b"5\r\nfirst\r\n", b"6\r\nsecond\r\n0\r\n\r\n"):
+            self.wfile.write(chunk)
+            self.wfile.flush()
+            assert self.go_on.wait(30)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[int]:
+    """The port of a server that stands for Serve."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def running(
+    root: Path, api: int, secrets: Secrets | None = None, **gate: Any
+) -> Iterator[httpx.Client]:
+    """Run the process as a runtime would, and yield a client of it."""
+    ports = {"gateway": free_port(), "api": api}
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
+    )
+    keys = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
+    process = gateway(spec, spec.hosts[0], Wiring({}, Secret("t"), secrets or keys))
+    assert process
+    for name, content in process.files.items():
+        (root / name).parent.mkdir(mode=0o700, exist_ok=True)
+        (root / name).write_bytes(content)
+        (root / name).chmod(0o600)
+    argv = [part.replace(ROOT, str(root)) for part in process.argv]
+    with (root / "log").open("wb") as log:
+        nginx = subprocess.Popen(argv, stdout=log, stderr=log, env={"PATH": PATH})
+    scheme = "https" if gate.get("tls") else "http"
+    try:
+        _wait(ports["gateway"], nginx, root / "log")
+        with httpx.Client(
+            base_url=f"{scheme}://127.0.0.1:{ports['gateway']}", verify=False, trust_env=False
+        ) as client:
+            yield client
+    finally:
+        nginx.terminate()
+        nginx.wait(10)
+
+
+def _wait(port: int, nginx: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        assert nginx.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            connected = probe.connect_ex(("127.0.0.1", port)) == 0
+            if connected and probe.getsockname() != probe.getpeername():
+                return  # to a free port, Linux may connect a socket to itself
+        time.sleep(0.01)
+    raise AssertionError(f"nginx does not listen: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that nginx's workers, who are another user, may pass through."""
+    folder = tmp_path_factory.mktemp("gateway")
+    for parent in (folder, *folder.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o111)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(root: Path, api: int) -> Iterator[httpx.Client]:
+    """A gateway with two keys."""
+    with running(root, api, **KEYS, max_body="100k") as client:
+        yield client
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("wrong"),
+        bearer(ALICE.upper()),
+        bearer(ALICE.replace(".", "x")),
+        bearer(ALICE + "x"),
+        {"Authorization": f"Basic {ALICE}"},
+        {"Authorization": ALICE},
+    ],
+)
+def test_without_a_right_key_nobody_is_let_in(
+    guarded: httpx.Client, headers: dict[str, str]
+) -> None:
+    answer = guarded.get("/v1/models", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_key_lets_in_and_goes_no_further(guarded: httpx.Client) -> None:
+    answer = guarded.get("/v1/models?a=1", headers=bearer(ALICE))
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["path"] == "/v1/models?a=1"
+    assert "Authorization" not in told["headers"]
+    assert told["headers"]["X-Request-Id"] == answer.headers["x-request-id"]
+
+
+def test_the_log_names_the_owner_and_never_the_key(guarded: httpx.Client, root: Path) -> None:
+    request = guarded.get(f"/v1/x?key={BOB}", headers=bearer(BOB)).headers["x-request-id"]
+    log = (root / "log").read_text()
+    [line] = [json.loads(line) for line in log.splitlines() if request in line]
+    assert (line["key"], line["path"], line["status"]) == ("bob", "/v1/x", 200)
+    assert float(line["upstream_seconds"]) >= 0
+    assert ALICE not in log
+    assert BOB not in log
+
+
+def test_health_needs_no_key(guarded: httpx.Client) -> None:
+    assert guarded.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/metrics", "/tokenize", "/healthz", "/health/x", "/v2/x", "/invocations"),
+        *("/v1/../metrics", "/v1/%2e%2e/metrics", "/tokenize/../v1/x", "//v1/x", "/v1/\\x"),
+    ],
+)
+def test_what_is_not_allowed_is_not_found(guarded: httpx.Client, path: str) -> None:
+    url = guarded.base_url
+    with closing(HTTPConnection(url.host, url.port)) as plain:  # httpx would straighten the path
+        plain.request("GET", path, headers=bearer(ALICE))
+        answer = plain.getresponse()
+        assert (answer.status, json.load(answer)["error"]["code"]) == (404, "not_found")
+
+
+def test_a_model_with_a_slash_in_its_name_can_be_asked_for(guarded: httpx.Client) -> None:
+    url = httpx.URL(str(guarded.base_url), raw_path=b"/v1/models/Qwen%2FQwen2.5")
+    answer = guarded.send(httpx.Request("GET", url, headers=bearer(ALICE)))
+    assert answer.json()["path"] == "/v1/models/Qwen%2FQwen2.5"
+
+
+def test_a_large_request_is_refused(guarded: httpx.Client) -> None:
+    fits = guarded.post("/v1/x", headers=bearer(ALICE), content=b"x" * 100 * 1024)
+    assert fits.status_code == 200
+    large = guarded.post("/v1/x", headers=bearer(ALICE), content=b"x" * (100 * 1024 + 1))
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_stream_comes_as_it_is_made(guarded: httpx.Client) -> None:
+    Api.go_on.clear()
+    with guarded.stream("GET", "/v1/stream", headers=bearer(ALICE)) as answer:
+        chunks = answer.iter_raw()
+        assert next(chunks) == b"first"  # the server waits with the rest
+        Api.go_on.set()
+        assert b"".join(chunks) == b"second"
+
+
+def test_too_many_requests_of_one_key_are_refused(tmp_path: Path, root: Path, api: int) -> None:
+    folder = root / "limited"
+    folder.mkdir()
+    with running(folder, api, **KEYS, rate_limit=2) as client:
+        answers = [client.get("/v1/x", headers=bearer(ALICE)) for _ in range(6)]
+        codes = [answer.status_code for answer in answers]
+        assert codes[:3] == [200, 200, 200]
+        assert codes[-1] == 429
+        assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        assert client.get("/v1/x", headers=bearer(BOB)).status_code == 200
+
+
+def test_without_keys_it_serves_loopback(root: Path) -> None:
+    folder = root / "open"
+    folder.mkdir()
+    with running(folder, free_port()) as client:
+        answer = client.get("/v1/x")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+
+def test_tls(root: Path, api: int) -> None:
+    folder = root / "tls"
+    folder.mkdir()
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=gateway"),
+            *("-keyout", folder / "k.pem", "-out", folder / "c.pem"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    certificate, key = ((folder / name).read_text() for name in ("c.pem", "k.pem"))
+    secrets = Secrets(certificate=certificate.encode(), certificate_key=Secret(key))
+    with running(folder, api, secrets, tls={"cert": "c.pem", "key": "file:k.pem"}) as client:
+        assert client.get("/v1/x").status_code == 200
+        seen = ssl.get_server_certificate(("127.0.0.1", client.base_url.port or 0))
+        assert seen.strip() == certificate.strip()
+
+
+def test_what_nginx_refuses_is_its_last_word(root: Path, api: int) -> None:
+    folder = root / "refused"
+    folder.mkdir()
+    secrets = Secrets(certificate=b"no certificate", certificate_key=Secret("no key"))
+    with (
+        pytest.raises(AssertionError, match="cannot load certificate"),
+        running(folder, api, secrets, tls={"cert": "c.pem", "key": "file:k.pem"}),
+    ):
+        pass

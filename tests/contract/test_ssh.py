@@ -1,0 +1,597 @@
+"""What only SSH has: host keys, logins, jump hosts, limits of sshd, and peers that die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from raycluster.errors import (
+    AuthError,
+    ConnectionLostError,
+    HostError,
+    HostKeyError,
+    SpecError,
+    UnreachableError,
+)
+from raycluster.transports.ssh import SshOptions, SshTransport, command_line, open_ssh
+from tests.contract.sshd import SSHD, Sshd, free_port, make_key, slow_line, wait_for
+
+if SSHD is None:
+    pytest.skip("needs OpenSSH's server", allow_module_level=True)
+
+Start = Callable[..., Sshd]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts one more server, with lines for its configuration."""
+    with contextlib.ExitStack() as stack:
+
+        def one(extra: str = "", host_keys: tuple[str, ...] = ("ed25519",)) -> Sshd:
+            server = Sshd(tmp_path / f"sshd-{free_port()}", extra, host_keys).start()
+            stack.callback(server.stop)
+            return server
+
+        yield one
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """Yield a server that tests share which do not change it."""
+    server = Sshd(tmp_path_factory.mktemp("sshd")).start()
+    yield server
+    server.stop()
+
+
+@contextlib.contextmanager
+def opened(options: SshOptions, **more: float) -> Iterator[SshTransport]:
+    """Open a transport and close it at the end."""
+    transport = open_ssh("gpu-1", options, **more)  # type: ignore[arg-type]
+    with contextlib.closing(transport):
+        yield transport
+
+
+def failing(kind: type[HostError], options: SshOptions, **more: object) -> HostError:
+    """Return the error of an attempt to connect, after looking at what all of them have."""
+    with pytest.raises(kind) as caught:
+        open_ssh("gpu-1", options, **more)  # type: ignore[arg-type]
+    assert type(caught.value) is kind
+    assert caught.value.where == "gpu-1"
+    assert caught.value.hint
+    return caught.value
+
+
+def works(options: SshOptions, **more: object) -> bool:
+    """Connect and run a command."""
+    with opened(options, **more) as transport:  # type: ignore[arg-type]
+        return transport.run(("echo", "hi")).text == "hi"
+
+
+class TestHostKeys:
+    def test_unknown(self, sshd: Sshd, tmp_path: Path) -> None:
+        error = failing(HostKeyError, sshd.options(known_hosts=str(tmp_path / "none")))
+        assert sshd.fingerprint() in error.what
+        assert f'host_key = "{sshd.fingerprint()}"' in error.hint
+        assert f"ssh-keyscan -p {sshd.port} 127.0.0.1" in error.hint
+        assert "accept-new" in error.hint
+        assert not (tmp_path / "none").exists()
+
+    def test_changed(self, sshd: Sshd, tmp_path: Path) -> None:
+        other = make_key(tmp_path / "other")
+        public = Path(f"{other}.pub").read_text()
+        known = tmp_path / "known"
+        known.write_text(f"# first line\n[127.0.0.1]:{sshd.port} {public}")
+        for policy in ("strict", "accept-new"):
+            options = sshd.options(known_hosts=str(known), host_keys=policy)
+            error = failing(HostKeyError, options)
+            said = subprocess.run(
+                ("ssh-keygen", "-lf", f"{other}.pub"), check=True, capture_output=True
+            )
+            assert said.stdout.decode().split()[1] in error.what
+            assert sshd.fingerprint() in error.what
+            assert f"{known}:2" in error.what
+            assert "ssh-keygen -R" in error.hint
+
+    def test_pinned(self, sshd: Sshd, tmp_path: Path) -> None:
+        nothing = str(tmp_path / "none")
+        pin = sshd.fingerprint()
+        assert works(sshd.options(known_hosts=nothing, host_key=pin))
+        error = failing(HostKeyError, sshd.options(host_key="SHA256:" + "A" * 43))
+        assert pin in error.what
+        assert "A" * 43 in error.what
+
+    def test_a_pin_finds_a_key_of_another_kind(self, start: Start, tmp_path: Path) -> None:
+        server = start(host_keys=("ed25519", "ecdsa", "rsa"))
+        nothing = str(tmp_path / "none")
+        for kind in ("ed25519", "ecdsa", "rsa"):
+            pin = server.fingerprint(kind)
+            assert works(server.options(known_hosts=nothing, host_key=pin))
+
+    def test_a_known_key_of_another_kind_is_asked_for(self, start: Start, tmp_path: Path) -> None:
+        server = start(host_keys=("ed25519", "rsa"))
+        known = tmp_path / "known"
+        public = (server.folder / "host_rsa.pub").read_text()
+        known.write_text(f"[127.0.0.1]:{server.port} {public}")
+        assert works(server.options(known_hosts=str(known)))
+
+    def test_hashed_entries(self, sshd: Sshd, tmp_path: Path) -> None:
+        known = Path(shutil.copy(sshd.folder / "known_hosts", tmp_path / "known"))
+        command = ("ssh-keygen", "-H", "-f", str(known))
+        subprocess.run(command, check=True, capture_output=True)
+        assert "127.0.0.1" not in known.read_text()
+        assert works(sshd.options(known_hosts=str(known)))
+
+    @pytest.mark.parametrize("policy", ["strict", "accept-new"])
+    def test_revoked(self, sshd: Sshd, tmp_path: Path, policy: str) -> None:
+        good = (sshd.folder / "known_hosts").read_text()
+        known = tmp_path / "known"
+        known.write_text(good + "@revoked * " + good.partition(" ")[2])
+        options = sshd.options(known_hosts=str(known), host_keys=policy)
+        assert f"revoked by {known}:2" in failing(HostKeyError, options).what
+
+    def test_a_certificate_authority_is_said_to_be_unsupported(
+        self, sshd: Sshd, tmp_path: Path
+    ) -> None:
+        known = tmp_path / "known"
+        known.write_text("@cert-authority " + (sshd.folder / "known_hosts").read_text())
+        for policy in ("strict", "accept-new"):
+            options = sshd.options(known_hosts=str(known), host_keys=policy)
+            assert "host certificates are not supported" in failing(HostKeyError, options).what
+
+    def test_accept_new_records_once(self, sshd: Sshd, tmp_path: Path) -> None:
+        known = tmp_path / "ssh" / "known"
+        options = sshd.options(known_hosts=str(known), host_keys="accept-new")
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(lambda _: works(options), range(8)))
+        lines = (sshd.folder / "known_hosts").read_text()
+        assert known.read_text() == lines
+        assert known.stat().st_mode & 0o777 == 0o600
+        assert works(sshd.options(known_hosts=str(known)))
+
+    def test_accept_new_keeps_what_is_there(self, sshd: Sshd, tmp_path: Path) -> None:
+        known = tmp_path / "known"
+        known.write_text("# no line end")
+        assert works(sshd.options(known_hosts=str(known), host_keys="accept-new"))
+        assert known.read_text() == f"# no line end\n{(sshd.folder / 'known_hosts').read_text()}"
+
+
+class TestLogin:
+    @pytest.fixture(autouse=True)
+    def _no_agent(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+
+    def test_wrong_user(self, sshd: Sshd) -> None:
+        error = failing(AuthError, sshd.options(user="nosuchuser"))
+        assert "refused user 'nosuchuser'" in error.what
+        assert "client" in error.what
+        assert "publickey" in error.what
+
+    def test_wrong_key(self, sshd: Sshd, tmp_path: Path) -> None:
+        key = str(make_key(tmp_path / "stranger"))
+        assert f"key {key}" in failing(AuthError, sshd.options(identity_file=key)).what
+
+    def test_no_key(self, sshd: Sshd) -> None:
+        assert "no key to try" in failing(AuthError, sshd.options(identity_file=None)).what
+
+    def test_key_files_that_cannot_be_used(self, sshd: Sshd, tmp_path: Path) -> None:
+        def said(path: Path) -> str:
+            return str(failing(AuthError, sshd.options(identity_file=str(path))))
+
+        key = Path(shutil.copy(sshd.folder / "client", tmp_path / "key"))
+        assert "there is no key file" in said(tmp_path / "missing")
+        assert "a directory" in said(tmp_path)
+        assert "a public key" in said(sshd.folder / "client.pub")
+        key.chmod(0o644)
+        assert "readable by others" in said(key)
+        key.write_text("nonsense")
+        key.chmod(0o600)
+        assert "not a private key" in said(key)
+        encrypted = make_key(tmp_path / "locked", passphrase="open sesame")
+        assert "encrypted" in said(encrypted)
+        assert f"ssh-add {encrypted}" in said(encrypted)
+
+    @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+    def test_an_encrypted_key_asks_for_its_passphrase(
+        self, start: Start, tmp_path: Path, kind: str
+    ) -> None:
+        server = start()
+        key = make_key(tmp_path / "locked", kind, "open sesame")
+        shutil.copy(f"{key}.pub", server.folder / "authorized_keys")
+        options = server.options(identity_file=str(key))
+        asked: list[str] = []
+
+        def ask(prompt: str) -> str:
+            asked.append(prompt)
+            return "open sesame"
+
+        assert works(options, ask=ask)
+        assert asked == [f"Passphrase for {key}: "]
+        assert "wrong passphrase" in failing(AuthError, options, ask=lambda _: "no").what
+
+    @pytest.fixture
+    def agent(self, tmp_path: Path) -> Iterator[str]:
+        """Yield the socket of an agent that holds no key yet."""
+        path = str(tmp_path / "agent")
+        child = subprocess.Popen(("ssh-agent", "-D", "-a", path), stdout=subprocess.DEVNULL)
+        wait_for(lambda: Path(path).exists(), "the agent listens")
+        yield path
+        child.terminate()
+        child.wait()
+
+    def test_an_agent_holds_the_key(
+        self, start: Start, agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = start()
+        monkeypatch.setenv("SSH_AUTH_SOCK", agent)
+        for name in ("one", "two"):
+            subprocess.run(("ssh-add", "-q", str(make_key(tmp_path / name))), check=True)
+        shutil.copy(tmp_path / "two.pub", server.folder / "authorized_keys")
+        assert works(server.options(identity_file=None))
+        config = tmp_path / "config"
+        config.write_text(f"IdentityFile {tmp_path}/one.pub\nIdentitiesOnly yes\n")
+        options = server.options(identity_file=None, config_file=str(config))
+        assert "agent key" in failing(AuthError, options).what
+        config.write_text(f"IdentityFile {tmp_path}/two.pub\nIdentitiesOnly yes\n")
+        assert works(options)
+        config.write_text("IdentityAgent none\n")
+        assert "no key to try" in failing(AuthError, options).what
+        monkeypatch.delenv("SSH_AUTH_SOCK")
+        config.write_text(f"IdentityAgent {agent}\n")
+        assert works(options)
+
+    def test_a_certificate(self, start: Start, tmp_path: Path) -> None:
+        authority = make_key(tmp_path / "authority")
+        server = start(f"TrustedUserCAKeys {authority}.pub")
+        (server.folder / "authorized_keys").write_text("")
+        key = make_key(tmp_path / "key")
+        user = server.options().user or ""
+        sign = ("ssh-keygen", "-q", "-s", str(authority), "-I", "me", "-n", user)
+        options = server.options(identity_file=str(key))
+        assert "key" in failing(AuthError, options).what
+        subprocess.run((*sign, "-V", "-2w:-1w", f"{key}.pub"), check=True)
+        assert f"certificate {key}-cert.pub" in failing(AuthError, options).what
+        subprocess.run((*sign, f"{key}.pub"), check=True)
+        assert works(options)
+
+    def test_too_many_keys(self, start: Start, tmp_path: Path) -> None:
+        server = start("MaxAuthTries 2")
+        keys = [make_key(tmp_path / f"k{n}") for n in range(4)]
+        config = tmp_path / "config"
+        config.write_text("".join(f"IdentityFile {key}\n" for key in keys))
+        options = server.options(identity_file=None, config_file=str(config))
+        assert "IdentitiesOnly" in failing(AuthError, options).hint
+
+
+class TestReaching:
+    def test_closed_port(self, sshd: Sshd) -> None:
+        error = failing(UnreachableError, sshd.options(port=free_port()))
+        assert "refused the connection" in error.what
+
+    def test_a_name_that_means_nothing(self, sshd: Sshd) -> None:
+        error = failing(UnreachableError, sshd.options(host="nosuch.invalid"))
+        assert "nosuch.invalid cannot be resolved" in error.what
+
+    def test_nobody_accepts(self, sshd: Sshd) -> None:
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            fillers = [socket.socket() for _ in range(3)]
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            port = full.getsockname()[1]
+            error = failing(UnreachableError, sshd.options(port=port, connect_timeout=0.5))
+            for filler in fillers:
+                filler.close()
+        assert "did not answer within 0.5 s" in error.what
+
+    @pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff\xfe\n"])
+    def test_not_an_ssh_server(self, sshd: Sshd, greeting: bytes) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def greet() -> None:
+                peer, _ = server.accept()
+                with peer:
+                    peer.sendall(greeting)
+                    peer.shutdown(socket.SHUT_WR) if greeting else peer.recv(100)
+                    while peer.recv(100):
+                        pass
+
+            greeter = threading.Thread(target=greet)
+            greeter.start()
+            port = server.getsockname()[1]
+            began = time.monotonic()
+            error = failing(UnreachableError, sshd.options(port=port, connect_timeout=1.0))
+            assert time.monotonic() - began < 4
+            greeter.join()
+        assert "not as an SSH server" in error.what
+
+    @pytest.mark.parametrize("host", ["-oProxyCommand=id", "", "a b", "a;id", "$(id)", "a\nb"])
+    def test_names_that_are_none(self, sshd: Sshd, host: str) -> None:
+        with pytest.raises(SpecError, match="gpu-1: host"):
+            open_ssh("gpu-1", sshd.options(host=host))
+
+    def test_the_config_is_honoured(self, sshd: Sshd, tmp_path: Path) -> None:
+        (tmp_path / "more").write_text(f"Host box\n  Port {sshd.port}\n  HostName 127.0.0.1\n")
+        known = tmp_path / "known"
+        lines = (sshd.folder / "known_hosts").read_text()
+        known.write_text("boxalias " + lines.partition(" ")[2])
+        config = tmp_path / "config"
+        config.write_text(
+            f"Include {tmp_path}/more\nHost box\n  IdentityFile {sshd.folder}/client\n"
+            f"  UserKnownHostsFile {known}\n  HostKeyAlias boxalias\n  Port 1\n"
+        )
+        options = SshOptions("box", config_file=str(config))
+        with opened(options) as transport:
+            assert transport.address == "127.0.0.1"
+            assert transport.run(("echo", "hi")).text == "hi"
+
+    def test_a_proxy_command(self, sshd: Sshd, tmp_path: Path) -> None:
+        script = (
+            "import os, socket, sys, threading\n"
+            "peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+            "def up():\n"
+            "    while data := os.read(0, 65536): peer.sendall(data)\n"
+            "threading.Thread(target=up, daemon=True).start()\n"
+            "while data := peer.recv(65536): os.write(1, data)\n"
+        )
+        (tmp_path / "nc.py").write_text(script)
+        config = tmp_path / "config"
+        config.write_text(f"Host *\n ProxyCommand {sys.executable} {tmp_path}/nc.py %h %p\n")
+        assert works(sshd.options(config_file=str(config)))
+
+
+class TestJumps:
+    def test_two_hops_each_verified_with_its_own_config(self, start: Start, tmp_path: Path) -> None:
+        first, second, last = start(), start(), start()
+        config = tmp_path / "config"
+        config.write_text(
+            "".join(
+                f"Host {name}\n HostName 127.0.0.1\n Port {server.port}\n"
+                f" IdentityFile {server.folder}/client\n"
+                f" UserKnownHostsFile {server.folder}/known_hosts\n"
+                for name, server in (("one", first), ("two", second), ("end", last))
+            )
+        )
+        options = SshOptions("end", proxy_jump="one,two", config_file=str(config))
+        with opened(options) as transport:
+            assert transport.run(("cat",), input=bytes(3_000_000)).stdout == bytes(3_000_000)
+            assert transport.address == "127.0.0.1"
+            assert [len(server.workers()) > 0 for server in (first, second, last)] == [True] * 3
+        (second.folder / "known_hosts").write_text("")
+        error = failing(HostKeyError, options)
+        assert error.what.startswith("jump host two: its host key is unknown")
+
+    @pytest.mark.parametrize("extra", ["AllowTcpForwarding no", "ForceCommand /bin/false"])
+    def test_what_the_bastion_forbids(self, sshd: Sshd, start: Start, extra: str) -> None:
+        bastion = start(extra)
+        known = bastion.folder / "known_hosts"
+        known.write_text(known.read_text() + (sshd.folder / "known_hosts").read_text())
+        shutil.copy(sshd.folder / "client.pub", bastion.folder / "authorized_keys")
+        options = sshd.options(known_hosts=str(known), proxy_jump=f"127.0.0.1:{bastion.port}")
+        if "Forwarding" in extra:
+            assert "AllowTcpForwarding" in failing(UnreachableError, options).what
+        else:
+            assert works(options)
+
+    def test_a_hop_that_is_not_there(self, sshd: Sshd) -> None:
+        options = sshd.options(proxy_jump=f"me@127.0.0.1:{free_port()}")
+        assert "jump host 127.0.0.1: " in failing(UnreachableError, options).what
+
+    def test_the_end_of_the_way_is_closed(self, sshd: Sshd) -> None:
+        hop = f"{sshd.options().user}@127.0.0.1:{sshd.port}"
+        options = sshd.options(host="localhost", port=free_port(), proxy_jump=hop)
+        assert "through the jump host" in failing(UnreachableError, options).what
+
+
+class TestLimits:
+    def test_more_commands_than_sessions(self, start: Start) -> None:
+        with opened(start("MaxSessions 2").options()) as transport:
+            with ThreadPoolExecutor(12) as pool:
+                said = list(pool.map(lambda n: transport.run(("echo", str(n))).text, range(40)))
+            assert said == [str(n) for n in range(40)]
+
+    def test_streams_need_no_session(self, start: Start, tmp_path: Path) -> None:
+        path = str(tmp_path / "socket")
+        with (
+            opened(start("MaxSessions 1").options()) as transport,
+            contextlib.closing(socket.socket(socket.AF_UNIX)) as server,
+            contextlib.ExitStack() as stack,
+        ):
+            server.bind(path)
+            server.listen(100)
+            for _ in range(50):
+                stack.enter_context(contextlib.closing(transport.connect(path)))
+            assert transport.run(("echo", "hi")).text == "hi"
+
+    def test_all_sessions_taken(self, start: Start) -> None:
+        with opened(start("MaxSessions 1").options()) as transport:
+            stream = transport.stream(("sh", "-c", "echo up; sleep 100"))
+            next(stream)
+            with pytest.raises(HostError, match="opens no further session") as caught:
+                transport.run(("true",), timeout=0.3)
+            assert "MaxSessions" in caught.value.hint
+
+    def test_tcp_forwarding_forbidden(self, start: Start) -> None:
+        with (
+            opened(start("AllowTcpForwarding no").options()) as transport,
+            pytest.raises(HostError) as caught,
+        ):
+            transport.connect(("127.0.0.1", free_port()))
+        assert "AllowTcpForwarding" in caught.value.hint
+
+    def test_unix_forwarding_forbidden_and_other_reasons(
+        self, start: Start, sshd: Sshd, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "socket"
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
+            server.bind(str(path))
+            server.listen()
+            with (
+                opened(start("AllowStreamLocalForwarding no").options()) as transport,
+                pytest.raises(HostError) as caught,
+            ):
+                transport.connect(str(path))
+            assert "AllowStreamLocalForwarding" in caught.value.hint
+        with opened(sshd.options()) as transport:
+            for address, what in (
+                (path, "nothing listens there"),
+                (tmp_path / "none", "there is no such socket"),
+                (tmp_path, "it is not a socket"),
+            ):
+                with pytest.raises(HostError, match=what):
+                    transport.connect(str(address))
+
+    def test_a_host_that_runs_no_commands(self, start: Start) -> None:
+        with (
+            opened(start("MaxSessions 0").options()) as transport,
+            pytest.raises(HostError, match="no further session"),
+        ):
+            transport.run(("true",), timeout=1)
+
+
+class TestDeath:
+    def test_the_connection_breaks_in_the_middle(self, start: Start) -> None:
+        server = start()
+        with opened(server.options()) as transport:
+            stream = transport.stream(("sh", "-c", "echo up; sleep 60"))
+            next(stream)
+            server.signal_workers(signal.SIGKILL)
+            with pytest.raises(ConnectionLostError, match="gpu-1: the SSH connection broke"):
+                next(stream)
+            with pytest.raises(ConnectionLostError):
+                transport.run(("true",))
+            with pytest.raises(ConnectionLostError):
+                transport.put("/tmp/raycluster-never", b"x")
+            with pytest.raises(ConnectionLostError):
+                transport.connect(("127.0.0.1", server.port))
+            assert not transport.alive
+
+    @pytest.mark.parametrize("busy", [False, True])
+    def test_a_frozen_sshd_is_noticed(self, start: Start, busy: bool) -> None:
+        server = start()
+        with opened(server.options(), pulse=0.2, silence=1.5) as transport:
+            stream = transport.stream(("sh", "-c", "echo up; sleep 60"))
+            next(stream)
+            server.signal_workers(signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                with pytest.raises(ConnectionLostError, match="fell silent"):
+                    if busy:
+                        transport.run(("cat",), input=bytes(50_000_000))
+                    else:
+                        next(stream)
+                assert 1 < time.monotonic() - began < 6
+            finally:
+                server.signal_workers(signal.SIGCONT)
+
+    def test_an_idle_connection_that_answers_stays(self, start: Start) -> None:
+        with opened(start().options(), pulse=0.1, silence=0.6) as transport:
+            assert transport.run(("sleep", "2")).exit_code == 0
+            assert transport.alive
+
+    def test_a_stream_that_breaks_is_no_end(self, start: Start) -> None:
+        server = start()
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            opened(server.options()) as transport,
+        ):
+            stream = transport.connect(listener.getsockname())
+            server.signal_workers(signal.SIGKILL)
+            with pytest.raises(ConnectionResetError):
+                stream.recv(1)
+            with pytest.raises(OSError, match=r"broke|closed"):
+                stream.sendall(b"x")
+
+    def test_closed_streams_do_not_harm_the_others(self, sshd: Sshd) -> None:
+        """Data after our CLOSE makes sshd drop every stream of the connection."""
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=100) as listener,
+            opened(sshd.options()) as transport,
+        ):
+
+            def torture(_: int) -> None:
+                stream = transport.connect(listener.getsockname())
+                sender = threading.Thread(target=_flood, args=(stream,))
+                sender.start()
+                stream.close()
+                sender.join()
+
+            accepting = threading.Thread(target=_accept_and_drop, args=(listener, 200))
+            accepting.start()
+            with ThreadPoolExecutor(10) as pool:
+                list(pool.map(torture, range(200)))
+            accepting.join()
+            assert transport.alive
+            assert transport.run(("echo", "hi")).text == "hi"
+
+
+def _flood(stream: object) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(50):
+            stream.sendall(b"x" * 10_000)  # type: ignore[attr-defined]
+
+
+def _accept_and_drop(listener: socket.socket, count: int) -> None:
+    for _ in range(count):
+        listener.accept()[0].close()
+
+
+class TestSpeed:
+    def test_a_far_host_costs_few_round_trips(self, sshd: Sshd) -> None:
+        with slow_line(sshd.port, 0.1) as port:
+            pin = sshd.fingerprint()
+            began = time.monotonic()
+            with opened(sshd.options(port=port, host_key=pin)) as transport:
+                trips = (time.monotonic() - began) / 0.2
+                began = time.monotonic()
+                transport.run(("true",))
+                command = (time.monotonic() - began) / 0.2
+        assert trips < 9
+        assert command < 4
+
+    def test_twenty_hosts_at_once(self, sshd: Sshd) -> None:
+        with ThreadPoolExecutor(20) as pool:
+            assert all(pool.map(lambda _: works(sshd.options()), range(20)))
+
+    def test_a_failed_attempt_leaves_no_thread(self, sshd: Sshd, tmp_path: Path) -> None:
+        before = threading.active_count()
+        for _ in range(3):
+            failing(HostKeyError, sshd.options(known_hosts=str(tmp_path / "none")))
+        wait_for(lambda: threading.active_count() <= before, "all threads have ended", 2)
+
+
+class TestCommandLine:
+    @pytest.fixture(autouse=True)
+    def _needs_ssh(self) -> None:
+        if shutil.which("ssh") is None:
+            pytest.skip("needs OpenSSH's client")
+
+    def test_it_does_the_same(self, sshd: Sshd, start: Start) -> None:
+        bastion = start()
+        known = bastion.folder / "known_hosts"
+        known.write_text(known.read_text() + (sshd.folder / "known_hosts").read_text())
+        shutil.copy(sshd.folder / "client.pub", bastion.folder / "authorized_keys")
+        hop = f"{sshd.options().user}@127.0.0.1:{bastion.port}"
+        for jump in (None, hop, f"{hop},{hop}"):
+            options = sshd.options(known_hosts=str(known), proxy_jump=jump)
+            done = subprocess.run(
+                (*command_line(options), "echo", "hi"),
+                capture_output=True,
+                check=False,
+                env={**os.environ, "SSH_AUTH_SOCK": ""},
+            )
+            assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr.decode()

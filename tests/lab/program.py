@@ -1,0 +1,46 @@
+"""The installed program, run as a person would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Cli:
+    """The program with a home of its own; `env` is added to an otherwise bare environment."""
+
+    home: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, *args: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Start the program and return at once."""
+        program = Path(sys.executable).with_name("raycluster")
+        path = f"{program.parent}:/usr/local/bin:/usr/bin:/bin"
+        return subprocess.Popen(
+            [program, *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd or self.home,
+            env={"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", **self.env},
+        )
+
+    def __call__(
+        self, *args: str | Path, timeout: float = 240, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the program to its end; after `timeout` seconds it is killed and the test fails."""
+        with self.start(*args, cwd=cwd) as program:
+            try:
+                out, err = program.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                out, err = program.communicate()
+                pytest.fail(f"raycluster {args} ran for over {timeout} s\n{out}\n{err}")
+        return subprocess.CompletedProcess(args, program.returncode, out, err)

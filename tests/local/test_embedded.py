@@ -1,0 +1,174 @@
+"""The embedded default, `examples/local.toml`, as `make demo` runs it: this machine alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).with_name("raycluster")
+API, DASHBOARD = 18000, 18265
+PORTS = {
+    "API": API,
+    "DASHBOARD": DASHBOARD,
+    "GCS": 16379,
+    "NODE_MANAGER": 16380,
+    "OBJECT_MANAGER": 16381,
+    "DASHBOARD_AGENT_GRPC": 16382,
+    "DASHBOARD_AGENT_HTTP": 16383,
+    "RUNTIME_ENV_AGENT": 16384,
+    "METRICS": 16385,
+    "RAY_CLIENT": 16386,
+    "WORKER_MIN": 26000,
+    "WORKER_MAX": 26999,
+}
+
+pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+
+
+@dataclass
+class Local:
+    """The program on this machine, with a cluster's name, home and ports of its own."""
+
+    name: str
+    home: Path
+    spec: Path
+
+    def __call__(self, *args: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the program to its end."""
+        ports = {f"RAYCLUSTER__PORTS__{key}": str(value) for key, value in PORTS.items()}
+        env = {**os.environ, **ports, "HOME": str(self.home)}
+        env["RAYCLUSTER__CLUSTER__NAME"] = self.name
+        return subprocess.run(
+            [PROGRAM, *args],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def up(self) -> dict[str, Any]:
+        """Run `up` and return its JSON."""
+        done = self("up", self.spec, "--json")
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def processes(self) -> list[str]:
+        """Return the processes that carry this cluster's mark."""
+        mark = f"RAYCLUSTER_OWNER={self.name}@".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    if mark in (folder / "environ").read_bytes():
+                        found.append((folder / "cmdline").read_bytes().decode().replace("\0", " "))
+                except OSError:
+                    continue  # it ended, or is another user's
+        return found
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """The example's cluster, taken down in any case."""
+    subprocess.run([CHECKOUT / "scripts" / "link-node"], check=True, stdout=subprocess.DEVNULL)
+    home = tmp_path_factory.mktemp("home")
+    running = Local("embedded", home, CHECKOUT / "examples" / "local.toml")
+    yield running
+    running("down", running.spec, "--yes")
+
+
+def test_up_ends_with_a_real_completion(local: Local) -> None:
+    outcome = local.up()
+    assert [c["action"] for c in outcome["changes"]] == ["start", "deploy"]
+    [proof] = outcome["completions"]
+    assert proof["engine"] == "vllm"
+    assert "Paris" in proof["text"]
+
+
+def test_a_second_up_changes_nothing(local: Local) -> None:
+    assert local.up()["changes"] == []
+
+
+def test_the_api_answers_a_question(local: Local) -> None:
+    question = {"role": "user", "content": "What is the capital of France?"}
+    body = {"model": "SmolLM2-135M-Instruct", "messages": [question], "temperature": 0}
+    url = f"http://127.0.0.1:{API}/v1/chat/completions"
+    answer = httpx.post(url, json=body | {"max_tokens": 16}, timeout=60)
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+
+
+def test_status_is_healthy(local: Local) -> None:
+    done = local("status", local.spec, "--json")
+    assert done.returncode == 0, done.stdout
+    status = json.loads(done.stdout)
+    assert status["problems"] == []
+    assert status["models"][0]["engine"] == "vllm"
+
+
+def test_bench_measures_the_example_prompts(local: Local) -> None:
+    prompts = CHECKOUT / "examples" / "prompts.jsonl"
+    done = local(
+        *("bench", "--prompts", prompts, "--spec", local.spec, "-n", "8", "--max-tokens", "8"),
+        *("-c", "4", "--json", "--assert", "error_rate<=0"),
+    )
+    assert done.returncode == 0, done.stderr
+    [level] = json.loads(done.stdout)["levels"]
+    assert level["completed"] == 8
+
+
+def test_the_dashboard_wants_the_token(local: Local) -> None:
+    refused = httpx.get(f"http://127.0.0.1:{DASHBOARD}/api/jobs/", timeout=30)
+    assert refused.status_code in (401, 403)
+
+
+def test_down_leaves_nothing(local: Local) -> None:
+    assert local.processes()
+    done = local("down", local.spec, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert local.processes() == []
+    assert not (local.home / ".raycluster").exists()
+    again = local("down", local.spec, "--yes")
+    assert (again.returncode, again.stdout) == (0, "embedded is down: nothing was left to remove\n")
+
+
+def test_without_an_environment_uv_makes_one(tmp_path: Path) -> None:
+    links = shlex.split(os.environ.get("PIP_FIND_LINKS", ""))
+    arguments = [part for link in links for part in ("--find-links", link)]
+    spec = tmp_path / "cluster.toml"
+    spec.write_text(
+        f"""
+        [cluster]
+        name = "made"
+        [runtime]
+        kind = "native"
+        requirements = ["ray[serve]==2.60.0"]
+        uv_args = {json.dumps(arguments)}
+        start_on_boot = false
+        [head]
+        transport = "local"
+        gpus = 0
+        """
+    )
+    made = Local("made", tmp_path / "home", spec)
+    made.home.mkdir()
+    try:
+        outcome = made.up()
+        assert [c["action"] for c in outcome["changes"]] == ["start"]
+        [environment] = (made.home / ".raycluster" / "made").glob("env-*")
+        assert (environment / "bin" / "ray").exists()
+    finally:
+        down = made("down", spec, "--yes")
+    assert down.returncode == 0, down.stderr
+    assert not (made.home / ".raycluster").exists()

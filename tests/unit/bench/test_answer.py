@@ -1,0 +1,93 @@
+import json
+from typing import Any
+
+import pytest
+
+from raycluster.bench.answer import Answer, AnswerError
+from raycluster.bench.sse import Event
+
+DONE = Event(b"[DONE]")
+
+
+def event(**message: Any) -> Event:
+    return Event(json.dumps(message).encode())
+
+
+def delta(**fields: Any) -> Event:
+    return event(choices=[{"index": 0, "delta": fields}])
+
+
+def test_keeps_apart_first_event_first_text_and_usage() -> None:
+    answer = Answer()
+    usage = {
+        "prompt_tokens": 5,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    events = [
+        delta(role="assistant", content=""),
+        delta(content="a"),
+        event(choices=[{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]),
+        event(choices=[], usage=usage),
+        DONE,
+    ]
+    for time, item in enumerate(events, start=1):
+        answer.take(item, float(time))
+    answer.finish()
+    assert (answer.first_event, answer.first_token) == (1.0, 2.0)
+    assert (answer.last_event, answer.last_token) == (3.0, 3.0)
+    assert answer.gaps == [1.0, 1.0]
+    assert (answer.input_tokens, answer.output_tokens, answer.cached_tokens) == (5, 2, 4)
+    assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        delta(content="a"),
+        delta(reasoning_content="a"),
+        delta(tool_calls=[{"index": 0}]),
+        event(choices=[{"text": "a"}]),
+    ],
+)
+def test_anything_that_the_model_wrote_is_a_token(item: Event) -> None:
+    answer = Answer()
+    answer.take(item, 1.0)
+    assert answer.first_token == 1.0
+
+
+@pytest.mark.parametrize(
+    ("item", "failure", "detail"),
+    [
+        (event(error={"message": "out of memory", "code": 500}), "stream_error", "out of memory"),
+        (event(error="boom"), "stream_error", "boom"),
+        (event(error="two\nlines \x1b[31mred"), "stream_error", "two lines [31mred"),
+        (Event(b'{"detail": 1}', b"error"), "stream_error", "detail"),
+        (Event(b"{"), "protocol", "not JSON"),
+        (Event(b"\xff"), "protocol", "not JSON"),
+        (Event(b"7"), "protocol", "not an object"),
+        (event(choices=["a"]), "protocol", "a choice is not an object"),
+    ],
+)
+def test_an_event_can_end_the_answer(item: Event, failure: str, detail: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        Answer().take(item, 0.0)
+    assert caught.value.failure == failure
+    assert detail in caught.value.detail
+
+
+def test_an_answer_needs_its_end_and_something_in_it() -> None:
+    cut, empty = Answer(), Answer()
+    cut.take(delta(content="a"), 0.0)
+    empty.take(DONE, 0.0)
+    for answer, failure in ((cut, "truncated"), (empty, "protocol")):
+        with pytest.raises(AnswerError) as caught:
+            answer.finish()
+        assert caught.value.failure == failure
+
+
+def test_odd_usage_is_not_counted() -> None:
+    answer = Answer()
+    answer.take(event(choices=[], usage={"prompt_tokens": "5", "completion_tokens": None}), 0.0)
+    answer.take(event(choices=[], usage=[]), 0.0)
+    assert answer.input_tokens is None and answer.output_tokens is None

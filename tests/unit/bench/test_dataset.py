@@ -1,0 +1,213 @@
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
+from raycluster.bench.schedule import Load, Queue
+from raycluster.errors import UsageError
+from raycluster.openai_wire.prompts import Defaults
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PLAIN = Defaults(max_tokens=None)
+HI = {"role": "user", "content": "hi"}
+
+
+def parse(text: str | bytes, defaults: Defaults = PLAIN) -> Dataset:
+    content = text if isinstance(text, bytes) else text.encode()
+    return parse_dataset(content, defaults, where="test")
+
+
+@pytest.mark.parametrize(
+    ("line", "format", "path", "body"),
+    [
+        ({"prompt": "hi"}, "prompt", CHAT, {"messages": [HI]}),
+        ({"text": "hi"}, "text", CHAT, {"messages": [HI]}),
+        ({"question": "hi", "answer": "x"}, "question", CHAT, {"messages": [HI]}),
+        ("hi", "string", CHAT, {"messages": [HI]}),
+        ({"prompt": [5, 6]}, "prompt", COMPLETIONS, {"prompt": [5, 6]}),
+        ({"prompt": "hi", "top_p": 0.5}, "prompt", CHAT, {"messages": [HI], "top_p": 0.5}),
+        ({"prompt": "hi", "output_tokens": 9}, "prompt", CHAT, {"messages": [HI], "max_tokens": 9}),
+        (
+            {"prompt": "hi", "max_tokens": 8, "output_tokens": 9},
+            "prompt",
+            CHAT,
+            {"messages": [HI], "max_tokens": 8},
+        ),
+        (
+            {"messages": [HI], "temperature": 0, "anything": [1], "id": "a"},
+            "messages",
+            CHAT,
+            {"messages": [HI], "temperature": 0, "anything": [1]},
+        ),
+        (
+            {"custom_id": "c", "method": "POST", "url": CHAT, "body": {"messages": [HI], "x": 1}},
+            "batch",
+            CHAT,
+            {"messages": [HI], "x": 1},
+        ),
+        (
+            {"custom_id": "c", "url": COMPLETIONS, "body": {"prompt": "hi"}},
+            "batch",
+            COMPLETIONS,
+            {"prompt": "hi"},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]},
+            "sharegpt",
+            CHAT,
+            {"messages": [HI]},
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "human", "value": "hi"},
+                    {"from": "gpt", "value": "yo"},
+                    {"from": "human", "value": "more"},
+                ]
+            },
+            "sharegpt",
+            CHAT,
+            {"messages": [{"role": "system", "content": "s"}, HI]},
+        ),
+    ],
+)
+def test_understands(line: object, format: str, path: str, body: dict[str, object]) -> None:
+    dataset = parse(json.dumps(line))
+    (prompt,) = dataset.prompts
+    assert dataset.census.formats == {format: 1}
+    assert (prompt.path, prompt.body) == (path, body)
+
+
+def test_a_bare_line_is_a_prompt_of_text() -> None:
+    dataset = parse('Say "hi"\n"quoted" at the start\n[note] 1\n42\n')
+    texts = [prompt.body["messages"][0]["content"] for prompt in dataset.prompts]
+    assert texts == ['Say "hi"', '"quoted" at the start', "[note] 1", "42"]
+
+
+def test_a_json_array_is_a_file_of_its_items() -> None:
+    dataset = parse(json.dumps([{"prompt": "a"}, {"no": 1}, "b"], indent=2))
+    assert [prompt.line for prompt in dataset.prompts] == [1, 3]
+    assert [line for line, _ in dataset.census.refused] == [2]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "a"', "not valid JSON"),
+        (b'{"prompt": ""}', "prompt is empty"),
+        (b'{"prompt": "  "}', "prompt is not a text"),
+        (b'{"prompt": 7}', "prompt is not a text"),
+        (b'{"prompt": ["a", "b"]}', "prompt is not a text"),
+        (b'{"prompt": "a", "output_tokens": 0}', "output_tokens is 0"),
+        (b'{"prompt": "a", "output_tokens": true}', "output_tokens is True"),
+        (b'{"messages": []}', "messages is not a list"),
+        (b'{"messages": ["a"]}', "a message has no role"),
+        (b'{"body": 3, "custom_id": "a"}', "body is not an object"),
+        (b'{"body": {}, "url": "/v1/chat/completions"}', "messages is not a list"),
+        (b'{"body": {"input": "a"}, "url": "/v1/embeddings"}', "does not generate text"),
+        (b'{"body": {"messages": [{"role": "user"}]}, "method": "GET"}', "is not POST"),
+        (b'{"conversations": []}', "no turn of a person"),
+        (b'{"conversations": [{"from": "tool", "value": "x"}]}', "a turn lacks"),
+        (b'{"other": 1}', "no field that holds a prompt"),
+        (b"[1, 2]", "a JSON list is not a prompt"),
+        (b"\xff\xfe", "not UTF-8 at byte 1"),
+        (b'{"a":' * 5000, "not valid JSON"),
+    ],
+)
+def test_refuses_a_line_with_its_number_and_goes_on(line: bytes, reason: str) -> None:
+    dataset = parse(b"first\n\n" + line + b"\nlast\n")
+    ((number, why),) = dataset.census.refused
+    assert (number, dataset.census.lines) == (3, 3)
+    assert reason in why
+    assert [prompt.line for prompt in dataset.prompts] == [1, 4]
+
+
+def test_line_ends_and_marks_of_other_systems() -> None:
+    dataset = parse(b'\xef\xbb\xbf{"prompt": "a"}\r\nb\xe2\x80\xa8c\r\n\r\n')
+    texts = [prompt.body["messages"][0]["content"] for prompt in dataset.prompts]
+    assert texts == ["a", "b\u2028c"]
+
+
+def test_counts_the_fields_that_stay_unsent() -> None:
+    dataset = parse('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": 1, "source": 2}')
+    assert dataset.census.unsent == {"answer": 2, "source": 1}
+
+
+def test_ids_are_those_of_the_file_or_the_line() -> None:
+    body = {"messages": [HI]}
+    lines = [{"custom_id": "mine", "body": body}, {"prompt": "a", "id": 7}, {"prompt": "b"}]
+    dataset = parse("\n".join(json.dumps(line) for line in lines))
+    assert [prompt.id for prompt in dataset.prompts] == ["mine", "7", "line-3"]
+
+
+def test_shape_fills_in_what_lines_leave_open() -> None:
+    shape = Defaults("completions", max_tokens=16, ignore_eos=True)
+    lines = [{"prompt": "a"}, {"messages": [HI], "max_completion_tokens": 3, "model": "m"}]
+    first, second = parse("\n".join(json.dumps(line) for line in lines), shape).prompts
+    assert (first.path, first.model) == (COMPLETIONS, "")
+    assert first.body == {"prompt": "a", "max_tokens": 16, "ignore_eos": True}
+    assert (second.path, second.model) == (CHAT, "m")
+    assert second.body == {"messages": [HI], "max_completion_tokens": 3, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"[]", b'{"x": 1}\n'])
+def test_a_file_without_a_prompt_is_an_error(content: bytes) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(content)
+    assert caught.value.where == "test" and caught.value.hint
+
+
+def test_reads_files_gzip_and_standard_input(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
+    plain.write_bytes(b"one\ntwo\n")
+    packed.write_bytes(gzip.compress(b"one\ntwo\n"))
+    stdin = io.BytesIO(b"one\ntwo\n")
+    datasets = [
+        read_dataset(source, PLAIN, stdin=stdin) for source in (str(plain), str(packed), "-")
+    ]
+    assert datasets[0] == datasets[1] == datasets[2]
+    assert len(datasets[0].prompts) == 2
+
+
+def test_says_why_a_file_cannot_be_read(tmp_path: Path) -> None:
+    damaged = tmp_path / "a.gz"
+    damaged.write_bytes(gzip.compress(b"one\ntwo\n")[:-6])
+    stdin = io.BytesIO()
+    for source in (tmp_path / "absent", tmp_path, damaged):
+        with pytest.raises(UsageError) as caught:
+            read_dataset(str(source), PLAIN, stdin=stdin)
+        assert caught.value.where == str(source)
+
+
+def lines_of(queue: Queue) -> list[int]:
+    return [job.prompt.line for job in queue.level()]
+
+
+def test_the_file_is_sent_once_in_order_at_every_level() -> None:
+    queue = Queue(parse("a\nb\nc").prompts, Load())
+    assert lines_of(queue) == [1, 2, 3] and queue.repeated == 0
+    assert lines_of(queue) == [1, 2, 3] and queue.repeated == 3
+
+
+def test_a_number_of_requests_goes_on_in_the_file_from_level_to_level() -> None:
+    queue = Queue(parse("a\nb\nc").prompts, Load(requests=2))
+    assert lines_of(queue) == [1, 2] and queue.repeated == 0
+    assert lines_of(queue) == [3, 1] and queue.repeated == 1
+
+
+def test_repeats_are_numbered_and_equal_lines_count_as_repeats() -> None:
+    queue = Queue(parse("a\na").prompts, Load(repeat=2))
+    jobs = list(queue.level())
+    assert [(job.prompt.line, job.repeat) for job in jobs] == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert queue.repeated == 3
+
+
+def test_time_alone_limits_a_level_with_a_duration() -> None:
+    load = Load(duration=5.0)
+    assert load.planned(3) is None
+    jobs = Queue(parse("a\nb").prompts, load).level()
+    assert [next(jobs).prompt.line for _ in range(5)] == [1, 2, 1, 2, 1]

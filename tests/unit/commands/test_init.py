@@ -1,0 +1,79 @@
+"""Hosts as providers show them, and the file made of them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from raycluster.commands.init import init, init_text
+from raycluster.errors import UsageError
+from raycluster.spec.given import parse_host
+
+
+@pytest.mark.parametrize(
+    ("given", "table"),
+    [
+        ("gpu-1", {"host": "gpu-1"}),
+        ("10.0.0.1:2222", {"host": "10.0.0.1", "port": 2222}),
+        ("root@77.104.167.149:55089", {"host": "77.104.167.149", "port": 55089, "user": "root"}),
+        ("ssh://root@h:23/", {"host": "h", "port": 23, "user": "root"}),
+        ("a@corp@h", {"host": "h", "user": "a@corp"}),
+        ("::1", {"host": "::1"}),
+        ("[::1]:22", {"host": "::1", "port": 22}),
+        ("me@[fe80::1%eth0]", {"host": "fe80::1%eth0", "user": "me"}),
+        ("local", {"transport": "local"}),
+        ("ssh -p 55089 root@77.104.167.149",
+         {"host": "77.104.167.149", "port": 55089, "user": "root"}),
+        ("ssh root@h -p23 -L 8080:localhost:8080", {"host": "h", "port": 23, "user": "root"}),
+        (" ssh -4AC -i '~/.ssh/my key' -J me@b:1 -l ray h ",
+         {"host": "h", "user": "ray", "identity_file": "~/.ssh/my key", "proxy_jump": "me@b:1"}),
+    ],
+)  # fmt: skip
+def test_a_host_is_read(given: str, table: dict[str, object]) -> None:
+    assert parse_host(given) == table
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", " ", "root@", "a b", "h:", "h:x", "h:0", "h:65536", "[::1", "ssh ", "ssh -p 22", "-p 22",
+     "ssh -p x h", "ssh 'h", "-oProxyCommand=x", "ssh -l -oX h", "h:99999999999", "ssh -p"],
+)  # fmt: skip
+def test_what_is_no_host_is_refused(given: str) -> None:
+    with pytest.raises(UsageError):
+        parse_host(given)
+
+
+def test_hosts_gpus_and_names_are_filled_in() -> None:
+    text = init_text(["root@a:1", "b", "c"], {"root@a:1": 0, "c": 8}, "mine", "org/model")
+    document = tomllib.loads(text)
+    assert document["cluster"]["name"] == "mine"
+    assert document["models"] == [{"name": "org/model"}]
+    assert document["head"]["gpus"] == 0
+    assert document["workers"] == [{"host": "b"}, {"host": "c", "gpus": 8}]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "name", "said"),
+    [
+        (["a", "a"], "q", "head and worker-1 are the same machine"),
+        (["$(id)"], "q", "head.host: a host name"),
+        (["a"], "Q Q", "cluster.name: lower-case letters"),
+    ],
+)
+def test_what_would_not_be_valid_is_not_written(hosts: list[str], name: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        init_text(hosts, name=name)
+    assert str(caught.value).startswith(f"init: {said}")
+
+
+def test_a_file_is_not_overwritten_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    init(["a"], output=path)
+    before = path.read_text()
+    with pytest.raises(UsageError, match="is there already"):
+        init(["b"], output=path)
+    assert path.read_text() == before
+    init(["b"], output=path, force=True)
+    assert 'host = "b"' in path.read_text()

@@ -1,0 +1,134 @@
+"""The Docker SDK over our streams, against a small daemon of the test's own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker.errors
+import pytest
+
+from raycluster.contracts import ByteStream
+from raycluster.errors import ConnectionLostError
+from raycluster.runtimes.docker_http import Hijacked, open_client
+
+Answer = Callable[[str], bytes]
+
+
+def answer(status: str, body: object, *headers: str) -> bytes:
+    content = json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""]).encode() + content
+
+
+class Daemon:
+    """Answers every request by `answers`, from its path, and notes the paths."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[str] = []
+        self.answers: Answer = lambda path: answer("200 OK", [])
+        self.connections = 0
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def open(self) -> ByteStream:
+        stream = socket.socket(socket.AF_UNIX)
+        stream.connect(str(self.path))
+        return stream
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                stream, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(stream,), daemon=True).start()
+
+    def _serve(self, stream: socket.socket) -> None:
+        with stream, stream.makefile("rb") as reader:
+            while request := reader.readline():
+                headers = dict(iter(lambda: reader.readline().lower().split(b":")[:2], [b"\r\n"]))
+                reader.read(int(headers.get(b"content-length", 0)))
+                path = request.split()[1].decode()
+                self.asked.append(path)
+                stream.sendall(self.answers(path))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(tmp_path / "d.sock")
+    yield made
+    made.close()
+
+
+def test_an_older_daemon_costs_one_more_request_once(daemon: Daemon) -> None:
+    def refuse_newer(path: str) -> bytes:
+        if path.startswith("/v1.41/"):
+            return answer("200 OK", [], "Api-Version: 1.41")
+        said = {"message": "client version 1.45 is too new. Maximum supported API version is 1.41"}
+        return answer("400 Bad Request", said, "Api-Version: 1.41")
+
+    daemon.answers = refuse_newer
+    client = open_client(daemon.open)
+    assert client.containers(all=True) == []
+    assert client.containers(all=True) == []
+    assert [path.partition("?")[0].split("/")[1] for path in daemon.asked][1:] == ["v1.41"] * 2
+    assert daemon.asked[1].partition("?")[2] == daemon.asked[0].partition("?")[2]
+    client.close()
+
+
+def test_a_refusal_for_another_reason_is_not_repeated(daemon: Daemon) -> None:
+    daemon.answers = lambda _: answer("400 Bad Request", {"message": "no"}, "Api-Version: 1.41")
+    client = open_client(daemon.open)
+    with pytest.raises(docker.errors.APIError, match="no"):
+        client.containers()
+    assert len(daemon.asked) == 1
+    client.close()
+
+
+def test_connections_are_used_again(daemon: Daemon) -> None:
+    client = open_client(daemon.open)
+    for _ in range(3):
+        client.containers()
+    assert daemon.connections == 1
+    client.close()
+
+
+def test_errors_of_the_transport_pass_through(daemon: Daemon) -> None:
+    def broken() -> ByteStream:
+        raise ConnectionLostError("gone", where="gpu-1")
+
+    with pytest.raises(ConnectionLostError):
+        open_client(broken).containers()
+
+
+def test_an_upgraded_stream_keeps_the_bytes_that_came_with_the_answer(daemon: Daemon) -> None:
+    early = b"\x01\0\0\0\0\0\0\x05early"
+
+    def upgrade(path: str) -> bytes:
+        if path.endswith("/start"):
+            return b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n" + early
+        return answer("200 OK", {"Id": "x"})
+
+    daemon.answers = upgrade
+    client = open_client(daemon.open)
+    client.containers()  # so that the upgrade happens on a connection that was made before
+    stream = client.exec_start("x", socket=True)
+    assert isinstance(stream, Hijacked)
+    assert stream.read(len(early)) == early
+    stream.sock.close()
+    stream.close()
+    client.close()

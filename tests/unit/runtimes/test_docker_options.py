@@ -1,0 +1,177 @@
+"""What containers are made of, and how a host's words are understood, without a daemon."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import docker
+import pytest
+
+from raycluster.contracts import ByteStream, Process, Versions, Volume
+from raycluster.errors import HostError, ImageError, RuntimeUnavailableError
+from raycluster.runtimes.docker_errors import Edge, _explain
+from raycluster.runtimes.docker_gpus import gpu_options
+from raycluster.runtimes.docker_http import open_client
+from raycluster.runtimes.docker_image import Progress, _interpreters
+from raycluster.runtimes.docker_options import archive, container_options, labels, owner
+from raycluster.transports.local import LocalTransport
+
+PASSWD = "root:x:0:0::/root:/bin/sh\nray:x:1000:100::/home/ray:/bin/bash\nodd\n"
+GROUP = "root:x:0:\nusers:x:100:ray\nteam:x:77:\n"
+
+
+@pytest.fixture
+def client() -> docker.APIClient:
+    """Return a client that cannot send: nothing here may need the daemon."""
+
+    def refuse() -> ByteStream:
+        raise AssertionError("something was sent")
+
+    return open_client(refuse)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("", (0, 0)),
+        ("root", (0, 0)),
+        ("ray", (1000, 100)),
+        ("1000", (1000, 100)),
+        ("1000:77", (1000, 77)),
+        ("ray:team", (1000, 77)),
+        ("4321", (4321, 0)),
+        ("4321:8765", (4321, 8765)),
+        ("4321:team", (4321, 77)),
+    ],
+)
+def test_the_images_user_is_understood_as_docker_does(user: str, expected: tuple[int, int]) -> None:
+    assert owner(user, PASSWD, GROUP) == expected
+
+
+def test_without_account_files_only_numbers_can_be_known() -> None:
+    assert owner("1000:1001", "", "") == (1000, 1001)
+
+
+def test_files_are_private_to_the_user_and_the_folder_is_everybodys() -> None:
+    made = archive({"a/b/token": b"hush", "plain": b""}, (1000, 100), 5.0)
+    with tarfile.open(fileobj=io.BytesIO(made)) as tar:
+        seen = {m.name: (oct(m.mode), m.uid, m.gid, m.mtime) for m in tar.getmembers()}
+    assert seen == {
+        "raycluster": ("0o1777", 0, 0, 5),
+        "raycluster/a": ("0o700", 1000, 100, 5),
+        "raycluster/a/b": ("0o700", 1000, 100, 5),
+        "raycluster/a/b/token": ("0o600", 1000, 100, 5),
+        "raycluster/plain": ("0o600", 1000, 100, 5),
+    }
+
+
+def test_labels_hold_what_a_container_is_compared_by() -> None:
+    process = Process("head", ("ray",))
+    versions = Versions(python="3.11.9", ray="2.60.0")
+    made = labels("qwen", process, versions)
+    assert made["raycluster.cluster"] == "qwen"
+    assert made["raycluster.role"] == "head"
+    assert made["raycluster.fingerprint"] == process.fingerprint
+    assert Versions(**json.loads(made["raycluster.versions"])) == versions
+
+
+def test_volumes_become_mounts_that_make_no_folder(client: docker.APIClient) -> None:
+    volumes = (Volume("~/m", "/m", True), Volume("/data", "{root}/data"), Volume("named", "/n"))
+    process = Process("head", ("ray",), volumes=volumes)
+    made = container_options(client, "qwen", process, "/home/u", {})["host_config"]["Mounts"]
+    assert [(m["Type"], m["Source"], m["Target"], m["ReadOnly"]) for m in made] == [
+        ("volume", "raycluster-qwen", "/raycluster", False),
+        ("bind", "/home/u/m", "/m", True),
+        ("bind", "/data", "/raycluster/data", False),
+        ("volume", "named", "/n", False),
+    ]
+
+
+@pytest.mark.parametrize(("port", "may_bind"), [(80, True), (1024, False), (8080, False)])
+def test_only_a_low_port_brings_the_right_to_bind_it(
+    client: docker.APIClient, port: int, may_bind: bool
+) -> None:
+    process = Process("gateway", ("nginx",), ports={"gateway": port})
+    made = container_options(client, "qwen", process, "", {})["host_config"]
+    assert ("NET_BIND_SERVICE" in made["CapAdd"]) is may_bind
+
+
+@pytest.mark.parametrize(
+    ("facts", "what", "hint"),
+    [
+        (set(), "not installed", "install Docker"),
+        ({"client"}, "not running", "systemctl enable --now docker"),
+        ({"client", "socket"}, "user ubuntu may not", "usermod -aG docker ubuntu"),
+        ({"client", "socket", "writable"}, "nobody answers", "restart docker"),
+        ({"client", "socket", "writable", "answers"}, "SSH server", "AllowStreamLocalForwarding"),
+    ],
+)
+def test_why_the_daemon_is_out_of_reach(facts: set[str], what: str, hint: str) -> None:
+    said, step = _explain("ubuntu", facts, "/var/run/docker.sock")
+    assert what in said
+    assert hint in step
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "what"),
+    [
+        ('could not select device driver "" with capabilities: [[gpu]]', *(
+            RuntimeUnavailableError, "no NVIDIA runtime")),
+        ("write /x: no space left on device", HostError, "the disk is full"),
+        ('Conflict. The container name "/x" is already in use by container "y"', *(
+            HostError, "not ours")),
+        ("exec format error", ImageError, "another processor"),
+        ('OCI runtime create failed: exec: "/bin/sh": stat /bin/sh: no such file', *(
+            ImageError, "lacks a program")),
+        ("No such image: a:1", ImageError, "No such image: a:1"),
+        ("something new", HostError, "something new"),
+    ],
+)  # fmt: skip
+def test_refusals_of_the_daemon(said: str, error: type[HostError], what: str) -> None:
+    made = Edge("gpu-1", LocalTransport("gpu-1"), "/none").refusal(said, "starting x")
+    assert type(made) is error
+    assert what in made.what
+    assert made.where == "gpu-1"
+
+
+def test_gpus_are_asked_for_in_the_way_that_the_daemon_offers() -> None:
+    here = LocalTransport("here")
+    assert gpu_options({}, here, 0, "here") == {}
+    (every,) = gpu_options({"Runtimes": {"nvidia": {}}}, here, "all", "here")["device_requests"]
+    assert (every["Count"], every["Capabilities"]) == (-1, [["gpu"]])
+    (two,) = gpu_options({"Runtimes": {"nvidia": {}}}, here, 2, "here")["device_requests"]
+    assert two["Count"] == 2
+    cdi = {"DiscoveredDevices": [{"ID": "nvidia.com/gpu=all"}]}
+    (named,) = gpu_options(cdi, here, 2, "here")["device_requests"]
+    assert named["DeviceIDs"] == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
+
+
+def test_progress_adds_up_the_layers() -> None:
+    def layer(name: str, status: str, current: float = 0, total: float = 0) -> dict[str, object]:
+        detail = {"current": current, "total": total} if total else {}
+        return {"id": name, "status": status, "progressDetail": detail}
+
+    progress = Progress("a:1")
+    assert progress.line({"status": "Pulling from a"}) == ""
+    assert progress.line(layer("x", "Downloading", 1e9, 3e9)) == "pulling a:1: 1.0 of 3.0 GB"
+    assert progress.line(layer("y", "Downloading", 0.2e9, 1.5e9)) == "pulling a:1: 1.2 of 4.5 GB"
+    assert progress.line(layer("x", "Download complete")) == "pulling a:1: 3.2 of 4.5 GB"
+    assert progress.line(layer("y", "Download complete")) == "unpacking a:1"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), []),
+        (("ray", "start"), []),
+        (("/opt/env/bin/ray",), ["/opt/env/bin/python3"]),
+        (("python3.11", "-m", "x"), ["python3.11"]),
+        (("/opt/env/bin/python", "x"), ["/opt/env/bin/python"]),
+    ],
+)
+def test_the_interpreter_beside_the_program_is_tried_first(
+    argv: tuple[str, ...], expected: list[str]
+) -> None:
+    assert _interpreters(argv) == expected

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycluster.serve.rootcause import MARK, explain, last_exception, one_line, root_cause
+
+DATA = Path(__file__).parent / "data"
+NO_MEMORY = (
+    "ValueError: Available memory on node 0 (6.66/9.96 GiB) on kv cache allocation is less than "
+    "requested memory for kv (9999.0 GiB). Decrease --kv-cache-memory-bytes, "
+    "VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other processes."
+)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "cause"),
+    [
+        (
+            "unknown_argument.txt",
+            "vllm: engine_args: vLLM has no argument 'max_modle_len': "
+            "did you mean 'max_model_len'?",
+        ),
+        (
+            "no_mark.txt",
+            "ModuleNotFoundError: No module named 'raycluster'",
+        ),
+    ],
+)
+def test_root_cause_of_recorded_status_messages(recorded: str, cause: str) -> None:
+    assert root_cause((DATA / recorded).read_text()) == cause
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("", ""),
+        ("Deploying.\n\n", "Deploying."),
+        (f"RuntimeError: {MARK}first\nRuntimeError: {MARK}second\n  more", "second"),
+        ("Traceback\nKeyError: 'a'\n\nDuring handling\nOSError: b\n", "OSError: b"),
+        (
+            "Failed to update the deployments ['Model'].",
+            "Failed to update the deployments ['Model'].",
+        ),
+    ],
+)
+def test_root_cause(message: str, cause: str) -> None:
+    assert root_cause(message) == cause
+
+
+def test_the_engine_process_says_why_when_the_parent_does_not() -> None:
+    parent = RuntimeError(
+        "Engine core initialization failed. See root cause above. Failed core proc(s): "
+        "{'EngineCore_DP0': 1}"
+    )
+    assert explain(parent, (DATA / "engine_core.log").read_text()) == NO_MEMORY
+
+
+def test_a_killed_engine_process_left_no_word() -> None:
+    parent = RuntimeError("See root cause above. Failed core proc(s): {'EngineCore_DP0': -9}")
+    assert "signal 9" in explain(parent, "")
+
+
+def test_nothing_captured_leaves_the_parent_s_own_words() -> None:
+    parent = RuntimeError("Engine core initialization failed. See root cause above.")
+    assert explain(parent, "INFO all is well") == one_line(parent)
+
+
+def test_an_error_of_this_process_is_its_own_explanation() -> None:
+    assert explain(ImportError("libcuda.so.1: not found"), "ValueError: older") == (
+        "ImportError: libcuda.so.1: not found"
+    )
+
+
+def test_pydantic_s_message_is_on_the_lines_that_follow() -> None:
+    log = (
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, The checkpoint is not known. [type=value_error, input_value=ArgsKwargs(("
+        "), {'a': 1}), input_type=ArgsKwargs]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
+    )
+    assert last_exception(log) == "ModelConfig: The checkpoint is not known."
+
+
+def test_a_long_message_is_cut() -> None:
+    assert len(one_line(ValueError("x" * 5000))) == 400
+    assert one_line(ValueError("It is long. " + "x" * 5000)) == "ValueError: It is long."

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from raycluster.serve.router import MOST_BODY, Router
+
+
+class Upstream:
+    """Two models behind one port, as Serve's proxy has them; `let_go` releases a held stream."""
+
+    def __init__(self) -> None:
+        self.let_go = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.seen: list[dict[str, Any]] = []
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/m/{model}/v1/models", self.models)
+        app.router.add_get("/m/{model}/raycluster/engine", self.engine)
+        app.router.add_post("/m/{model}/v1/completions", self.completions)
+        return app
+
+    async def models(self, request: web.Request) -> web.Response:
+        if request.match_info["model"] == "down":
+            return web.Response(status=503)
+        return web.json_response({"data": [{"id": request.match_info["model"]}]})
+
+    async def engine(self, request: web.Request) -> web.Response:
+        return web.json_response({"engine": "vllm"})
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append({"at": request.match_info["model"], "query": request.query_string})
+        if not body.get("stream"):
+            return web.json_response(
+                {"said": body["model"]}, headers={"x-raycluster-engine": "vllm"}
+            )
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: first\n\n")
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if body.get("break"):
+            assert request.transport is not None
+            request.transport.abort()
+        else:
+            await response.write(b"data: last\n\n")
+        return response
+
+
+class Call:
+    """One request to an ASGI application: what it sends arrives in `sent`."""
+
+    def __init__(
+        self, router: Router, method: str, path: str, body: bytes = b"", query: bytes = b""
+    ) -> None:
+        self.sent: asyncio.Queue[Any] = asyncio.Queue()
+        self.received: asyncio.Queue[Any] = asyncio.Queue()
+        self.received.put_nowait({"type": "http.request", "body": body})
+        scope = {
+            "type": "http", "method": method, "path": path, "query_string": query,
+            "headers": [(b"content-type", b"application/json"), (b"host", b"x")],
+        }  # fmt: skip
+        self.task = asyncio.ensure_future(router(scope, self.received.get, self.sent.put))
+
+    def hang_up(self) -> None:
+        self.received.put_nowait({"type": "http.disconnect"})
+
+    async def whole(self) -> tuple[int, dict[bytes, bytes], bytes]:
+        await self.task
+        messages = [self.sent.get_nowait() for _ in range(self.sent.qsize())]
+        body = b"".join(m.get("body", b"") for m in messages[1:])
+        return messages[0]["status"], dict(messages[0]["headers"]), body
+
+
+@asynccontextmanager
+async def running(upstream: Upstream) -> AsyncIterator[Router]:
+    runner = web.AppRunner(upstream.application(), handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    router = Router({"a/b": "/m/one", "c": "/m/two"}, f"http://127.0.0.1:{port}")
+    try:
+        yield router
+    finally:
+        upstream.let_go.set()
+        await router.close()
+        await runner.cleanup()
+
+
+def on(test: Callable[[Upstream, Router], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        upstream = Upstream()
+        async with running(upstream) as router:
+            await asyncio.wait_for(test(upstream, router), 20)
+
+    asyncio.run(main())
+
+
+def asking(model: object, **more: object) -> bytes:
+    return json.dumps({"model": model, "prompt": "x", **more}).encode()
+
+
+def test_a_request_goes_to_its_model() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        status, headers, body = await Call(
+            router, "POST", "/v1/completions", asking("a/b"), b"x=1"
+        ).whole()
+        assert (status, json.loads(body)) == (200, {"said": "a/b"})
+        assert headers[b"x-raycluster-engine"] == b"vllm"
+        assert (upstream.seen[0]["at"], upstream.seen[0]["query"]) == ("one", "x=1")
+
+    on(test)
+
+
+@pytest.mark.parametrize("body", [asking("nope"), asking(None), asking(3), b"[]", b"{", b""])
+def test_an_unknown_model_is_refused_with_what_there_is(body: bytes) -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        status, _headers, answer = await Call(router, "POST", "/v1/completions", body).whole()
+        error = json.loads(answer)["error"]
+        assert (status, error["code"], error["type"], error["param"]) == (
+            404,
+            404,
+            "NotFoundError",
+            "model",
+        )
+        assert "a/b, c" in error["message"]
+
+    on(test)
+
+
+def test_models_are_merged() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        status, _headers, body = await Call(router, "GET", "/v1/models").whole()
+        assert status == 200
+        assert [card["id"] for card in json.loads(body)["data"]] == ["one", "two"]
+
+    on(test)
+
+
+def test_a_model_that_is_down_is_still_listed() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        down = Router({"gone": "/m/down"}, router._upstream)
+        _status, _headers, body = await Call(down, "GET", "/v1/models").whole()
+        await down.close()
+        assert [card["id"] for card in json.loads(body)["data"]] == ["gone"]
+
+    on(test)
+
+
+def test_engines_are_reported_by_model() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        _status, _headers, body = await Call(router, "GET", "/raycluster/engine").whole()
+        assert json.loads(body) == {"models": {"a/b": {"engine": "vllm"}, "c": {"engine": "vllm"}}}
+
+    on(test)
+
+
+def test_a_stream_is_not_held_back() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        call = Call(router, "POST", "/v1/completions", asking("c", stream=True))
+        assert (await call.sent.get())["status"] == 200
+        assert (await call.sent.get())["body"] == b"data: first\n\n"
+        assert not call.task.done()
+        upstream.let_go.set()
+        assert (await call.sent.get())["body"] == b"data: last\n\n"
+        await call.task
+
+    on(test)
+
+
+def test_a_client_that_hangs_up_ends_the_request_upstream() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        call = Call(router, "POST", "/v1/completions", asking("c", stream=True))
+        await call.sent.get()
+        await call.sent.get()
+        call.hang_up()
+        await upstream.cancelled.wait()
+        await call.task
+
+    on(test)
+
+
+def test_a_stream_that_breaks_upstream_does_not_end_well() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        call = Call(router, "POST", "/v1/completions", asking("c", stream=True, **{"break": True}))
+        await call.sent.get()
+        await call.sent.get()
+        upstream.let_go.set()
+        with pytest.raises(Exception, match=r"payload|transfer|reset|closed"):
+            await call.task
+
+    on(test)
+
+
+def test_no_upstream_is_503() -> None:
+    async def test(_: Upstream, __: Router) -> None:
+        alone = Router({"a": "/m/a"}, "http://127.0.0.1:1")
+        status, _headers, body = await Call(alone, "POST", "/v1/completions", asking("a")).whole()
+        await alone.close()
+        assert (status, json.loads(body)["error"]["type"]) == (503, "ServiceUnavailableError")
+
+    on(test)
+
+
+def test_a_body_that_is_too_long_is_refused() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        body = b"x" * (MOST_BODY + 1)
+        status, _headers, _body = await Call(router, "POST", "/v1/completions", body).whole()
+        assert status == 413
+
+    on(test)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from raycluster.serve.settings import (
+    Autoscale,
+    ModelSettings,
+    applications,
+    out_of_date,
+    slugs,
+)
+
+SMALL = ModelSettings(name="smol", source="/models/smol")
+BIG = ModelSettings(
+    name="Qwen/Qwen2.5-0.5B-Instruct",
+    source="Qwen/Qwen2.5-0.5B-Instruct",
+    engine="vllm",
+    engine_args={"max_num_seqs": 64, "compilation_config": {"mode": 0}},
+    replicas=Autoscale(1, 4, 32.0),
+    num_cpus=2,
+    num_gpus=1,
+    env={"NCCL_SOCKET_IFNAME": "eth0"},
+    secrets_path="$SECRETS/app.json",
+    max_ongoing_requests=64,
+)
+
+
+def body(*models: ModelSettings, port: int = 8000, host: str = "127.0.0.1") -> dict[str, Any]:
+    return applications(models, code_path="/code/abc", fingerprint="abc", port=port, host=host)
+
+
+@pytest.mark.parametrize("settings", [SMALL, BIG])
+def test_settings_survive_json(settings: ModelSettings) -> None:
+    assert ModelSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        ModelSettings.from_json({"name": "a", "source": "a", "colour": "red"})
+
+
+def test_one_model_has_the_root_route_and_no_router() -> None:
+    made = body(SMALL)
+    (app,) = made["applications"]
+    assert app["route_prefix"] == "/"
+    assert app["runtime_env"] == {"env_vars": {"PYTHONPATH": "/code/abc"}}
+    assert app["args"]["fingerprint"] == "abc"
+    assert made["http_options"] == {"host": "127.0.0.1", "port": 8000}
+    assert made["proxy_location"] == "HeadOnly"
+
+
+def test_several_models_have_a_router_that_knows_their_routes() -> None:
+    apps = {app["name"]: app for app in body(SMALL, BIG, port=9000)["applications"]}
+    assert apps["smol"]["route_prefix"] == "/m/smol"
+    router = apps["router"]
+    assert router["route_prefix"] == "/"
+    assert router["args"]["upstream"] == "http://127.0.0.1:9000"
+    assert router["args"]["routes"] == {
+        "smol": "/m/smol",
+        BIG.name: apps["qwen-qwen2.5-0.5b-instruct"]["route_prefix"],
+    }
+
+
+def test_counts_and_limits_are_outside_of_what_restarts_replicas() -> None:
+    def app(replicas: int | Autoscale, ongoing: int) -> dict[str, Any]:
+        settings = ModelSettings("a", "a", replicas=replicas, max_ongoing_requests=ongoing)
+        (made,) = body(settings)["applications"]
+        assert isinstance(made, dict)
+        return made
+
+    one, many = app(1, 8), app(Autoscale(1, 4), 16)
+    assert one["args"] == many["args"]
+    (fixed,), (scaled,) = one["deployments"], many["deployments"]
+    assert fixed["num_replicas"] == 1
+    assert "num_replicas" not in scaled
+    assert scaled["autoscaling_config"]["max_replicas"] == 4
+
+
+def test_the_queue_is_bounded() -> None:
+    (app,) = body(BIG)["applications"]
+    (deployment,) = app["deployments"]
+    assert deployment["max_ongoing_requests"] == 64
+    assert deployment["max_queued_requests"] == 256
+
+
+def test_code_that_is_on_the_nodes_path_needs_no_environment() -> None:
+    (app,) = applications([SMALL], fingerprint="")["applications"]
+    assert app["runtime_env"] == {}
+
+
+def test_slugs_are_distinct_and_stable() -> None:
+    names = ["a/b", "A b", "router", "日本", "ok"]
+    made = slugs(names)
+    assert len(set(made.values())) == len(names)
+    assert made["ok"] == "ok"
+    assert "router" not in made.values()
+    assert made == slugs(names)
+    assert all(
+        slug and set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+        for slug in made.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "upstream"),
+    [("0.0.0.0", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000")],
+)
+def test_the_router_calls_an_address_that_can_be_called(host: str, upstream: str) -> None:
+    apps = {app["name"]: app for app in body(SMALL, BIG, host=host)["applications"]}
+    assert apps["router"]["args"]["upstream"] == upstream
+
+
+def found(*apps: dict[str, Any]) -> dict[str, Any]:
+    deployed = {a["name"]: {"deployed_app_config": {**a, "added_by_serve": 1}} for a in apps}
+    return {"applications": deployed}
+
+
+def test_out_of_date() -> None:
+    wanted = body(SMALL, BIG)
+    small, big, router = wanted["applications"]
+    assert out_of_date(wanted, found(small, big, router)) == ()
+    assert out_of_date(wanted, {"applications": {}}) == (
+        "qwen-qwen2.5-0.5b-instruct",
+        "router",
+        "smol",
+    )
+    changed = {**small, "args": {}}
+    assert out_of_date(wanted, found(changed, big, router)) == ("smol",)
+    assert out_of_date(body(SMALL), found(*body(SMALL)["applications"], big)) == (
+        "qwen-qwen2.5-0.5b-instruct",
+    )

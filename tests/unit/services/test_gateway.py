@@ -1,0 +1,181 @@
+"""nginx's configuration from a spec: right for nginx, and nothing in it but what we wrote."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from raycluster.contracts import Process, Secret
+from raycluster.services.gateway import gateway, nginx_conf
+from raycluster.services.wiring import Secrets, Wiring
+from raycluster.spec import ClusterSpec
+from raycluster.spec.services import Gateway
+
+ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789ab"
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+
+
+def spec_of(**gate: Any) -> ClusterSpec:
+    return ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h0"}, "gateway": gate}
+    )
+
+
+def wiring_of(token: str = "t", **keys: str) -> Wiring:
+    secrets = Secrets(api_keys={name: Secret(key) for name, key in keys.items()})
+    return Wiring({"head": "10.0.0.1"}, Secret(token), secrets)
+
+
+def rendered(wiring: Wiring | None = None, **gate: Any) -> str:
+    return nginx_conf(spec_of(**gate), wiring or wiring_of()).decode()
+
+
+def process(spec: ClusterSpec, wiring: Wiring) -> Process:
+    made = gateway(spec, spec.hosts[0], wiring)
+    assert made
+    return made
+
+
+ALL = {
+    "listen": "::1",
+    "api_keys": {"alice": "env:A", "bob": "env:B"},
+    "paths": ["/", "/v1/", "/health", "/v1/models"],
+    "max_body": "1m",
+    "rate_limit": 3,
+    "timeout": 1.5,
+}
+
+
+@pytest.mark.parametrize("gate", [{}, {"api_keys": ALL["api_keys"]}, {"rate_limit": 2}, ALL])
+def test_nginx_accepts_it(gate: dict[str, Any], tmp_path: Path) -> None:
+    nginx = shutil.which("nginx", path=SBIN)
+    if not nginx:
+        pytest.skip("needs nginx")
+    (tmp_path / "nginx.conf").write_text(rendered(wiring_of(alice=ALICE, bob=BOB), **gate))
+    (tmp_path / "temp").mkdir()
+    done = subprocess.run(
+        [nginx, "-e", "stderr", "-q", "-t", "-p", tmp_path, "-c", "nginx.conf"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_with_keys_it_listens_everywhere_and_without_on_loopback() -> None:
+    assert "listen 127.0.0.1:8080;" in rendered()
+    assert "listen 0.0.0.0:8080;" in rendered(api_keys={"a": "env:A"})
+    assert "listen [::]:8080;" in rendered(listen="::")
+
+
+@pytest.mark.parametrize(
+    ("gate", "note"),
+    [
+        ({}, ""),
+        ({"listen": "::1"}, ""),
+        ({"listen": "10.0.0.1"}, "asks for no key"),
+        ({"api_keys": {"a": "env:A"}}, "in the clear"),
+        ({"api_keys": {"a": "env:A"}, "listen": "127.0.0.1"}, ""),
+        ({"api_keys": {"a": "env:A"}, "tls": {"cert": "c", "key": "file:k"}}, ""),
+    ],
+)
+def test_what_is_open_to_others_is_said(gate: dict[str, Any], note: str) -> None:
+    said = process(spec_of(**gate), wiring_of()).note
+    assert note in said
+    assert bool(note) == bool(said)
+
+
+def test_a_key_that_is_not_there_lets_nobody_in() -> None:
+    conf = rendered(wiring_of(), api_keys={"alice": "env:A"})
+    assert 'if ($key_name = "") { return 401; }' in conf
+    assert '"alice"' not in conf
+
+
+def test_only_the_head_has_it_and_only_when_asked() -> None:
+    both = {"cluster": {"name": "q"}, "head": {"host": "a"}, "workers": [{"host": "b"}]}
+    spec = ClusterSpec.model_validate({**both, "gateway": {}})
+    assert [bool(gateway(spec, host, wiring_of())) for host in spec.hosts] == [True, False]
+    without = ClusterSpec.model_validate(both)
+    assert [gateway(without, host, wiring_of()) for host in without.hosts] == [None, None]
+
+
+def test_a_key_is_in_its_file_alone_and_changes_the_fingerprint() -> None:
+    spec = spec_of(api_keys={"alice": "env:A"})
+    first, second = (process(spec, wiring_of(alice=key)) for key in (ALICE, BOB))
+    assert first.fingerprint != second.fingerprint
+    assert first.fingerprint == process(spec, wiring_of(alice=ALICE)).fingerprint
+    assert ALICE not in repr(first)
+    assert ALICE not in " ".join([*first.argv, *first.env.values(), first.files_id])
+
+
+def test_the_fingerprint_of_a_key_is_of_no_use_without_the_token() -> None:
+    spec = spec_of(api_keys={"alice": "env:A"})
+    ids = {process(spec, wiring_of(token, alice=ALICE)).files_id for token in ("t", "u")}
+    assert len(ids) == 2
+
+
+printable = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
+
+
+@given(printable)
+def test_a_key_stands_there_as_a_pattern_that_matches_it_alone(key: str) -> None:
+    conf = rendered(wiring_of(alice=key), api_keys={"alice": "env:A"})
+    [line] = [line for line in conf.splitlines() if line.endswith('"alice";')]
+    quoted = re.fullmatch(r' {4}"~\^\(\?i:bearer\) \+((?:[A-Za-z0-9]|\\\\x[0-9a-f]{2})+)'
+                          r'\\\\z" "alice";', line)  # fmt: skip
+    assert quoted
+    assert re.fullmatch(quoted[1].replace("\\\\", "\\"), key)
+
+
+def directives(conf: str) -> list[str]:
+    """The first word of every line that is no value of a map."""
+    return [line.split()[0] for line in conf.splitlines() if line.split() and '"~' not in line]
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.text(max_size=30) | st.sampled_from(["::1", "/v1/", "8m", "1.2.3.4"])
+            for name in ("listen", "max_body", "image", "on", "timeout")
+        }
+        | {
+            "api_keys": st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=2),
+            "paths": st.lists(st.text(max_size=20) | st.from_regex(r"/[ -~]*"), max_size=1),
+            "rate_limit": st.integers() | st.text(max_size=5),
+        },
+    )
+)
+def test_no_value_becomes_a_directive(gate: dict[str, Any]) -> None:
+    try:
+        wanted = Gateway.model_validate(gate)
+    except ValidationError:
+        return
+    spec = spec_of(**wanted.model_dump(exclude_none=True))
+    conf = nginx_conf(spec, wiring_of(**dict.fromkeys(wanted.api_keys, "; } evil;"))).decode()
+    known = directives(rendered(wiring_of(alice=ALICE, bob=BOB), **ALL) + rendered())
+    assert set(directives(conf)) <= set(known)
+    assert conf.count("{") == conf.count("}")
+
+
+INJECTIONS = ["/v1/;}", "/a b", "/{", "/$uri", "/a\n/b", '/"', "/\\", "/../x", "//", "v1", "/a#b"]
+
+
+@pytest.mark.parametrize("path", INJECTIONS)
+def test_what_is_no_plain_path_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match=r"a path such as|line breaks"):
+        Gateway.model_validate({"paths": [path]})
+
+
+@pytest.mark.parametrize("owner", ["", "a b", 'a"', "a;", "a\n", "-a", "ä", "a" * 65])
+def test_what_is_no_plain_name_of_a_key_is_refused(owner: str) -> None:
+    with pytest.raises(ValidationError):
+        Gateway.model_validate({"api_keys": {owner: "env:A"}})

@@ -1,0 +1,217 @@
+"""Who may import whom: the rules that ARCHITECTURE.md states."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+# From the bottom up. A module may import what stands on a lower line, and its own family.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("raycluster", "errors", "contracts", "events", "poll", "templates", "serve", "serve.*"),
+    ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
+    ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
+    ("state", "services", "services.wiring"),
+    ("secrets", "services.ray_node"),
+    ("services.*",),
+    ("plan", "versions", "payload", "ray_api"),
+    ("connect",),
+    ("observe",),
+    ("work", "health", "inside", "lock"),
+    ("leave", "deploy"),
+    ("apply",),
+    ("up", "checks"),
+    ("report", "progress"),
+    ("session",),
+    ("endpoint",),
+    ("commands.options",),
+    ("commands.*",),
+    ("commands",),
+    ("cli",),
+)
+FAMILIES = (
+    *("serve", "spec", "openai_wire", "tunnel", "bench", "batch"),
+    *("transports.ssh", "runtimes.docker", "runtimes.native"),
+)
+# Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
+PURE = (
+    *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
+    *("plan", "versions", "payload", "templates", "report"),
+    *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
+)
+IMPURE = {
+    *("socket", "subprocess", "threading", "asyncio", "time", "datetime"),
+    *("paramiko", "docker", "requests", "urllib3", "httpx", "httpcore", "typer"),
+}
+# Packages that stand in few files.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "paramiko": ("transports.ssh_*",),
+    "docker": ("runtimes.docker*",),
+    "requests": ("runtimes.docker*",),
+    "urllib3": ("runtimes.docker*",),
+    "httpcore": ("transports.http",),
+    "h11": ("batch.sender",),
+    "jinja2": ("templates",),
+    "httpx": ("transports.http", "ray_api", "deploy", "health", "openai_wire.*", "bench.*"),
+    "typer": ("cli", "session", "commands.*"),
+    **dict.fromkeys(
+        ("ray", "vllm", "torch", "transformers", "starlette", "fastapi", "uvicorn", "aiohttp"),
+        ("serve.*",),
+    ),
+}
+# What the laptop reads of the code that runs on the cluster.
+SHARED = {"serve.settings", "serve.rootcause"}
+# Sent to hosts, where there may be no more than a Python 3.8.
+HOST_CODE = tuple(
+    f"runtimes.{name}"
+    for name in ("native_crontab", "native_host", "native_place", "native_processes", "supervisor")
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: a module of ours by its short name, or a foreign top-level package."""
+
+    name: str
+    ours: bool
+    only_types: bool
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("raycluster.")
+
+
+MODULES = {
+    _short(".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")): path
+    for path in sorted((SOURCE / "raycluster").rglob("*.py"))
+}
+
+
+@cache
+def imports(module: str) -> tuple[Import, ...]:
+    """Return what a module imports, anywhere in it."""
+    return tuple(_imports(ast.parse(MODULES[module].read_text()), only_types=False))
+
+
+def _imports(node: ast.AST, *, only_types: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (_import(alias.name, only_types) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            for alias in child.names:
+                inner = f"{child.module}.{alias.name}"
+                known = _short(inner) in MODULES
+                yield _import(inner if known else str(child.module), only_types)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from _imports(child, only_types=True)
+        else:
+            yield from _imports(child, only_types=only_types)
+
+
+def _import(name: str, only_types: bool) -> Import:
+    ours = name.partition(".")[0] == "raycluster"
+    return Import(_short(name) if ours else name.partition(".")[0], ours, only_types)
+
+
+def ours(module: str) -> set[str]:
+    """Return the modules of ours that a module imports, for types or in earnest."""
+    return {i.name for i in imports(module) if i.ours}
+
+
+def layer(module: str) -> int:
+    """Return the number of the first line that names the module exactly, or else by pattern."""
+    exact = [n for n, line in enumerate(LAYERS) if module in line]
+    return (exact or [n for n, line in enumerate(LAYERS) if _any(module, line)])[0]
+
+
+def family(module: str) -> str:
+    """Return what a module may always import from: its family, or just itself."""
+    return next((f for f in FAMILIES if re.fullmatch(rf"{f}([._].*)?", module)), module)
+
+
+def _any(module: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(module, pattern) for pattern in patterns)
+
+
+def test_every_module_has_its_place_and_every_pattern_a_module() -> None:
+    assert [m for m in MODULES if not _any(m, sum(LAYERS, ()))] == []
+    patterns = {p for line in (PURE, *OWNERS.values(), HOST_CODE) for p in line}
+    assert [p for p in sorted(patterns) if not any(fnmatch(m, p) for m in MODULES)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_and_siblings_do_not_know_each_other(module: str) -> None:
+    wrong = {
+        other
+        for other in ours(module)
+        if layer(other) >= layer(module) and family(other) != family(module)
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if _any(m, PURE)])
+def test_what_decides_touches_nothing(module: str) -> None:
+    seen: dict[str, str] = {}
+    _collect(module, module, seen)
+    assert {package: way for package, way in seen.items() if package in IMPURE} == {}
+
+
+def _collect(module: str, way: str, seen: dict[str, str]) -> None:
+    """Note every package that comes with a module, and the way to it."""
+    for imported in imports(module):
+        if imported.only_types or imported.name in seen:
+            continue
+        seen[imported.name] = way
+        if imported.ours:
+            _collect(imported.name, f"{way} > {imported.name}", seen)
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_a_package_stands_in_its_own_files(package: str) -> None:
+    users = {m for m in MODULES for i in imports(m) if i.name == package and not i.ours}
+    assert {m for m in users if not _any(m, OWNERS[package])} == set()
+
+
+def test_the_laptop_reads_little_of_what_runs_on_the_cluster() -> None:
+    outside = {m for m in MODULES if family(m) != "serve"}
+    assert {o for m in outside for o in ours(m) if family(o) == "serve"} == SHARED
+    for module in SHARED:
+        assert {i.name for i in imports(module)} <= {*sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("module", HOST_CODE)
+def test_what_is_sent_to_hosts_needs_the_standard_library_alone(module: str) -> None:
+    names = {i.name for i in imports(module)}
+    assert names <= {*sys.stdlib_module_names, *HOST_CODE}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not _any(m, ("spec.*", "runtimes.*"))])
+def test_no_branch_on_the_kind_of_a_runtime(module: str) -> None:
+    compared = {
+        value.value
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Compare)
+        for value in ast.walk(node)
+        if isinstance(value, ast.Constant)
+    }
+    assert compared & {"docker", "native"} == set()
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    heavy = ("paramiko", "docker", "requests", "httpx", "pydantic", "asyncio", "ray", "vllm")
+    program = f"import sys, raycluster.cli; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,71 @@
+"""The private names of paramiko that ssh_paramiko.py builds on, looked for by name."""
+
+# mypy: disable-error-code="attr-defined"
+
+from __future__ import annotations
+
+import inspect
+from types import FunctionType
+
+import paramiko
+import pytest
+from paramiko.agent import AgentSSH
+from paramiko.packet import Packetizer
+
+from raycluster.transports import ssh_paramiko
+
+ADVICE = "; read ssh_paramiko.py against the new paramiko, then change HOLDS_FOR"
+NAMES = {
+    paramiko.Channel: (
+        "_check_add_window _feed _feed_extended _handle_close _handle_eof _handle_request"
+        " _request_failed _request_success _send _set_closed _set_remote_channel _set_transport"
+        " _set_window _unlink _wait_for_send_window _window_adjust"
+    ),
+    paramiko.Transport: (
+        "_channel_handler_table _next_channel _parse_channel_open_failure"
+        " _parse_channel_open_success _send_user_message stop_thread"
+    ),
+    Packetizer: (
+        "REKEY_BYTES REKEY_PACKETS start_handshake handshake_timed_out complete_handshake"
+    ),
+    AgentSSH: "_connect _close",
+}
+
+
+def test_the_version_is_one_that_was_read() -> None:
+    assert paramiko.__version__.startswith(f"{ssh_paramiko.HOLDS_FOR}."), ADVICE
+
+
+@pytest.mark.parametrize("owner", NAMES)
+def test_the_names_are_there(owner: type) -> None:
+    missing = [name for name in NAMES[owner].split() if not hasattr(owner, name)]
+    assert missing == [], f"{owner.__name__} lost {missing}{ADVICE}"
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (paramiko.Channel._wait_for_send_window, ["self", "size"]),
+        (paramiko.Channel._set_window, ["self", "window_size", "max_packet_size"]),
+        (paramiko.Channel._send, ["self", "s", "m"]),
+        (paramiko.Transport._send_user_message, ["self", "data"]),
+        (Packetizer.start_handshake, ["self", "timeout"]),
+    ],
+)
+def test_they_take_what_we_give(function: object, parameters: list[str]) -> None:
+    assert callable(function)
+    assert list(inspect.signature(function).parameters) == parameters, ADVICE
+
+
+def test_every_message_of_a_channel_is_dispatched_by_us() -> None:
+    theirs = {kind: handler.__name__ for kind, handler in _table().items()}
+    assert theirs == ssh_paramiko._HANDLERS, ADVICE
+
+
+def _table() -> dict[int, FunctionType]:
+    table: dict[int, FunctionType] = paramiko.Transport._channel_handler_table
+    return table
+
+
+def test_the_library_does_not_rekey_within_a_run() -> None:
+    assert ssh_paramiko._Packetizer.REKEY_BYTES > 1 << 34
