@@ -273,6 +273,14 @@ def test_a_followed_log_ends_with_its_container(runtime: DockerRuntime) -> None:
     start(runtime)
     following = runtime.logs("head", follow=True, tail=None, since=None)
     assert next(following) == b"begun\n"
+    assert runtime.remove("head") == ("container raycluster-own-head",)
+    assert list(following) == [], "a container that is gone by now is no error"
+
+
+def test_a_followed_log_ends_while_its_container_is_removed(runtime: DockerRuntime) -> None:
+    start(runtime)
+    following = runtime.logs("head", follow=True, tail=None, since=None)
+    assert next(following) == b"begun\n"
     remover = threading.Thread(target=runtime.remove, args=("head",))
     remover.start()
     assert list(following) == []

@@ -158,8 +158,7 @@ class DockerRuntime:
                     yield chunk
             finally:
                 lines.close()
-            state = self._state(name) if follow else {}
-            if state.get("Running") and state["StartedAt"] == begun:
+            if follow and self._still_runs(name, since=begun):
                 # docker-py lets a cut stream look like an ended one
                 raise self._edge.lost(f"following the log of {name}")
 
@@ -220,6 +219,14 @@ class DockerRuntime:
     def _state(self, container: str) -> dict[str, Any]:
         state: dict[str, Any] = self._client.inspect_container(container)["State"]
         return state
+
+    def _still_runs(self, container: str, *, since: str) -> bool:
+        """Tell whether this run of the container, begun at `since`, goes on; removed is ended."""
+        try:
+            state = self._state(container)
+        except docker.errors.NotFound:
+            return False
+        return bool(state["Running"]) and state["StartedAt"] == since
 
     def _check_runs(self, name: str) -> None:
         state = self._state(name)
