@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterator
 
 from raycluster.connect import Connected, Fleet
@@ -17,7 +18,7 @@ _REPLICA = "^:actor_name:ServeReplica:"
 """What Ray writes first into the output files of a replica's process, which its engine shares."""
 
 PARTING_S = 5.0
-"""Seconds for the readers to end what they started on the nodes."""
+"""Seconds for all readers to end what they started on the nodes."""
 
 
 def named_host(spec: ClusterSpec, name: str) -> ResolvedHost:
@@ -52,7 +53,8 @@ def app_logs(spec: ClusterSpec, fleet: Fleet, *, follow: bool, tail: int) -> Ite
     if not hosts:
         raise HostError("no node is running", where=spec.cluster.name, hint="raycluster up")
     readers = [_Reader(fleet[host.name], _script(follow=follow, tail=tail)) for host in hosts]
-    lines: queue.Queue[bytes | RayclusterError | None] = queue.Queue()
+    # Ctrl-C inside the `get` of a `queue.Queue` can leave its lock taken, and every reader waiting
+    lines: queue.SimpleQueue[bytes | RayclusterError | None] = queue.SimpleQueue()
     threads = [threading.Thread(target=r.read, args=(lines,), daemon=True) for r in readers]
     for thread in threads:
         thread.start()
@@ -61,11 +63,14 @@ def app_logs(spec: ClusterSpec, fleet: Fleet, *, follow: bool, tail: int) -> Ite
     finally:
         for reader in readers:
             reader.over.set()
+        end = time.monotonic() + PARTING_S
         for thread in threads:
-            thread.join(PARTING_S)
+            thread.join(max(0.0, end - time.monotonic()))
 
 
-def _merged(lines: queue.Queue[bytes | RayclusterError | None], readers: int) -> Iterator[bytes]:
+def _merged(
+    lines: queue.SimpleQueue[bytes | RayclusterError | None], readers: int
+) -> Iterator[bytes]:
     while readers:
         line = lines.get()
         if line is None:
@@ -84,7 +89,7 @@ class _Reader:
         self._stream = connected.runtime.inside(connected.host.role).stream(("sh", "-c", script))
         self.over = threading.Event()
 
-    def read(self, lines: queue.Queue[bytes | RayclusterError | None]) -> None:
+    def read(self, lines: queue.SimpleQueue[bytes | RayclusterError | None]) -> None:
         """Put every line, with the host's name, into `lines`; an error or None comes last."""
         rest = b""
         try:

@@ -30,6 +30,8 @@ from raycluster.runtimes.native_remote import Remote
 
 SCHEMA = 1  # of launch.json
 
+_PART = 'tail -c "$1" "$2" | head -c "$0"'  # what is written meanwhile belongs to the next look
+
 _Output = Generator[tuple[Channel, bytes], None, None]
 
 
@@ -114,8 +116,9 @@ class NativeRuntime:
     ) -> Iterator[bytes]:
         """Yield what the process wrote, across restarts; `since` is true to about a second."""
         told = self._remote.ask("logs", role=role, tail=tail, since=since)
-        from_there = ("tail", "-c", f"+{told['begin'] + 1}", *(("-F",) if follow else ()))
-        for argv in [*(("cat", old) for old in told["older"]), (*from_there, told["log"])]:
+        begin, size = f"+{told['begin'] + 1}", str(told["end"] - told["begin"])
+        last = ("tail", "-c", begin, "-F") if follow else ("sh", "-c", _PART, size, begin)
+        for argv in [*(("cat", old) for old in told["older"]), (*last, told["log"])]:
             yield from self._output(argv)
 
     def _output(self, argv: Sequence[str]) -> Iterator[bytes]:

@@ -143,21 +143,22 @@ def describe(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def logs(ask: dict[str, Any]) -> dict[str, Any]:
-    """Tell a role's logs, the oldest first, and the byte of the last one to begin at."""
+    """Tell a role's logs, the oldest first, and the bytes of the last one between which to read."""
     describe(ask)
     folder = place(ask).role(ask["role"])
     log = folder / "log"
     older = [each for each in (folder / "log.2", folder / "log.1") if each.exists()]
-    begin = 0
+    begin, end = 0, log.stat().st_size if log.exists() else 0
     if ask["since"] is not None:
         begin = _size_at(folder / "log.times", time.time() - ask["since"])
     if ask["tail"] is not None:
-        begin = max(begin, _last_lines(log, ask["tail"]))
+        begin = max(begin, _last_lines(log, ask["tail"], end))
     whole = ask["since"] is None and ask["tail"] is None
     return {
         "older": [str(each) for each in older] if whole else [],
         "log": str(log),
         "begin": begin,
+        "end": end,
     }
 
 
@@ -172,9 +173,8 @@ def _size_at(times: Path, moment: float) -> int:
     return size
 
 
-def _last_lines(log: Path, count: int) -> int:
-    """Return where the last `count` lines begin."""
-    size = log.stat().st_size
+def _last_lines(log: Path, count: int, size: int) -> int:
+    """Return where the last `count` lines of the first `size` bytes begin."""
     data, begin = b"", size
     while begin and data.count(b"\n") <= count:
         begin = max(0, begin - 65536)
