@@ -14,7 +14,7 @@ from raycluster.connect import Connected, all_or_raise
 from raycluster.errors import AppError, HostError
 from raycluster.events import Event
 from raycluster.observe import push_files
-from raycluster.payload import app_fingerprint, code_files, secret_files
+from raycluster.payload import app_fingerprint, code_files, routes_file, secret_files
 from raycluster.plan import Deploy, plan_app
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
@@ -53,6 +53,7 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
 def deploy(work: Work, action: Deploy) -> None:
     """Make the applications those of the spec, and wait until they run. Raises AppError."""
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
+    files |= routes_file(action.body)
 
     def push(connected: Connected) -> None:
         push_files(connected.runtime.inside(connected.host.role), files)

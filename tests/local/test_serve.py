@@ -19,8 +19,13 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from raycluster.contracts import ROOT as PLACE
+from raycluster.contracts import TEMP, file_mode
+from raycluster.payload import code_files, routes_file
 from raycluster.serve.rootcause import MARK, root_cause
 from raycluster.serve.settings import ModelSettings, applications, out_of_date
+from raycluster.services.data_path import data_path
+from raycluster.spec.models import Ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
 
@@ -44,6 +49,23 @@ def free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def serve_env(node: str, folder: Path) -> dict[str, str]:
+    """Return what `up` would tell Ray's processes of Serve, with ports that are free."""
+    names = ("ingress_metrics", "ingress_stats", "ingress_fallback")
+    ports = Ports(**dict(zip(names, free_ports(len(names)), strict=True)))
+    for name, content in code_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(file_mode(content))
+    told = {
+        name: value.replace(TEMP, str(folder)).replace(PLACE, str(folder))
+        for name, value in data_path(ports).items()
+    }
+    path = f"{node}/bin:{os.environ['PATH']}"
+    ours = {"RAYCLUSTER_ROOT": str(folder), "PYTHONPATH": str(folder / "code"), "PATH": path}
+    return {**told, **ours}
 
 
 def until(ask: Callable[[], Answer], *, seconds: float, what: str) -> Answer:
@@ -83,10 +105,12 @@ class Cluster:
     def put(self, *models: ModelSettings) -> dict[str, Any]:
         body = applications(
             models,
-            code_path=str(ROOT / "src"),
+            code_path=str(self.folder / "code"),
             fingerprint="test",
             port=int(self.http.base_url.port or 0),
         )
+        for name, content in routes_file(body).items():
+            (self.folder / name).write_bytes(content)
         answer = self.api.put("/api/serve/applications/", json=body)
         assert answer.status_code == 200, answer.text
         return body
@@ -147,13 +171,18 @@ def cluster() -> Iterator[Cluster]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAYCLUSTER_TEST": str(folder)},
+            env={
+                **os.environ,
+                **serve_env(node, folder),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAYCLUSTER_TEST": str(folder),
+            },
         )
     api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=60)
     http = httpx.Client(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60)
     cluster = Cluster(process, folder, api, http)
     try:
-        until(cluster.alive, seconds=60, what="no Ray")
+        until(cluster.alive, seconds=180, what="no Ray")
         yield cluster
     finally:
         api.close()

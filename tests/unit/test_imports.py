@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raycluster", "errors", "contracts", "events", "poll", "templates", "serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
-    ("state", "services", "services.wiring"),
+    ("state", "services", "services.wiring", "services.data_path"),
     ("secrets", "services.ray_node"),
     ("services.*",),
     ("plan", "versions", "payload", "ray_api"),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import docker
 from docker.types import LogConfig, Mount
 
-from raycluster.contracts import ROOT, Files, Process, Versions, Volume
+from raycluster.contracts import ROOT, TEMP, Files, Process, Versions, Volume, file_mode
 
 FOLDER = "/raycluster"
 CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
@@ -127,7 +127,7 @@ def archive(files: Files, ids: tuple[int, int], now: float) -> bytes:
         for folder in sorted({p for name in files for p in PurePosixPath(name).parents} - _HERE):
             tar.addfile(_entry_of(str(root / folder), tarfile.DIRTYPE, 0o700, ids, now))
         for name, content in files.items():
-            entry = _entry_of(str(root / name), tarfile.REGTYPE, 0o600, ids, now)
+            entry = _entry_of(str(root / name), tarfile.REGTYPE, file_mode(content), ids, now)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return made.getvalue()
@@ -154,7 +154,7 @@ def _entry(database: str, wanted: str) -> list[str] | None:
 
 
 def _rooted(text: str) -> str:
-    return text.replace(ROOT, FOLDER)
+    return text.replace(ROOT, FOLDER).replace(TEMP, "/tmp")  # noqa: S108 - the container's own
 
 
 def _environment(process: Process) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from raycluster.contracts import (
     ROOT,
+    TEMP,
     Channel,
     Completed,
     Files,
@@ -22,6 +23,7 @@ from raycluster.contracts import (
     Tell,
     Transport,
     Versions,
+    file_mode,
 )
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.runtimes.native_environment import Environment
@@ -90,7 +92,7 @@ class NativeRuntime:
             "files": sorted(files),
         }
         for name, content in files.items():
-            self._transport.put(f"{root}/{name}", content, mode=0o600)
+            self._transport.put(f"{root}/{name}", content, mode=file_mode(content))
         supervisor = source("supervisor").encode()
         self._transport.put(f"{root}/supervisor.py", supervisor, mode=0o600)
         description = json.dumps(launch).encode()
@@ -188,11 +190,15 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
         "HF_HOME": f"{root}/cache/huggingface",
         "VLLM_CACHE_ROOT": f"{root}/cache/vllm",
         **gpus,
-        **{name: value.replace(ROOT, root) for name, value in process.env.items()},
+        **{name: _placed(value, facts) for name, value in process.env.items()},
         "RAYCLUSTER_OWNER": facts["owner"],
         "RAYCLUSTER_ROLE": process.role,
         "RAYCLUSTER_ROOT": root,
     }
+
+
+def _placed(value: str, facts: Mapping[str, Any]) -> str:
+    return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
 def _devices(count: int) -> str:

@@ -22,6 +22,7 @@ from raycluster.serve import engines
 from raycluster.serve.capture import Capture
 from raycluster.serve.engines import ASGI, Engine, EngineError
 from raycluster.serve.front import Front
+from raycluster.serve.listen import listen_privately
 from raycluster.serve.rootcause import MARK, explain
 from raycluster.serve.settings import DEPLOYMENT, ModelSettings
 
@@ -42,6 +43,7 @@ class Model:
     """One replica."""
 
     async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        listen_privately(ray.util.get_node_ip_address())
         settings = ModelSettings.from_json(told)
         load_secrets(settings.secrets_path)
         began = time.monotonic()

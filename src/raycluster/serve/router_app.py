@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
 from raycluster.serve.engines import ASGI
+from raycluster.serve.listen import listen_privately
 from raycluster.serve.router import Router
 
 ONGOING = 4096
@@ -33,6 +35,7 @@ class RouterReplica:
     """One replica."""
 
     async def __init__(self, routes: Mapping[str, str], upstream: str) -> None:  # type: ignore[misc]
+        listen_privately(ray.util.get_node_ip_address())
         self._router = Router(routes, upstream)
 
     async def __serve_build_asgi_app__(self) -> ASGI:

@@ -128,6 +128,12 @@ def applications(
     }
 
 
+def routes_of(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the path prefix of each model by its name, where `body` has a router for several."""
+    routers = [app["args"]["routes"] for app in body["applications"] if app["name"] == ROUTER]
+    return dict(routers[0]) if routers else {}
+
+
 def out_of_date(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the applications to deploy or remove, to get from `found` to `wanted`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raycluster.contracts import ROOT, Process, Volume
+from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.models import DEFAULT_IMAGE
@@ -43,6 +44,7 @@ def ray_node(
             *counts,
         ),
         env={
+            **data_path(spec.ports),
             **own_env,
             "PYTHONPATH": f"{ROOT}/{CODE_FOLDER}{path}",
             "RAYCLUSTER_ROOT": ROOT,

@@ -280,24 +280,46 @@ class Ports(Part):
     runtime_env_agent: Port = Field(default=6384, description="Ray's agent, on every node.")
     metrics: Port = Field(default=6385, description="Ray's Prometheus metrics, on every node.")
     ray_client: Port = Field(default=10001, description="Ray's client server, on the head.")
+    ingress_metrics: Port = Field(
+        default=9101, description="Metrics of Serve's HAProxy, on the head."
+    )
+    ingress_stats: Port = Field(default=8404, description="Statistics of HAProxy, on the head.")
+    ingress_fallback: Port = Field(
+        default=8500,
+        description="Answers for models without replicas, on the head's loopback.",
+    )
     worker_min: Port = Field(default=20000, description="First port of Ray's worker processes.")
     worker_max: Port = Field(default=20999, description="Last port of Ray's worker processes.")
+    replica_min: Port = Field(default=30000, description="First port of the replicas' own HTTP.")
+    replica_max: Port = Field(default=30999, description="Last port of the replicas' own HTTP.")
 
     @model_validator(mode="after")
     def _apart(self) -> Ports:
-        if self.worker_min > self.worker_max:
-            raise ValueError(f"worker_min ({self.worker_min}) is above worker_max")
+        for name, (first, last) in self.ranges.items():
+            if first > last:
+                raise ValueError(f"{name}_min ({first}) is above {name}_max")
+        if self.worker_min <= self.replica_max and self.replica_min <= self.worker_max:
+            raise ValueError("worker_min to worker_max and replica_min to replica_max overlap")
         seen: dict[int, str] = {}
         for name, port in self.single.items():
             if port in seen:
                 raise ValueError(f"{seen[port]} and {name} are both {port}")
-            if self.worker_min <= port <= self.worker_max:
-                raise ValueError(f"{name} ({port}) lies between worker_min and worker_max")
+            for ranged, (first, last) in self.ranges.items():
+                if first <= port <= last:
+                    raise ValueError(f"{name} ({port}) lies between {ranged}_min and {ranged}_max")
             seen[port] = name
         return self
 
     @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """First and last port of what takes many, by the name before `_min` and `_max`."""
+        return {
+            "worker": (self.worker_min, self.worker_max),
+            "replica": (self.replica_min, self.replica_max),
+        }
+
+    @property
     def single(self) -> dict[str, int]:
-        """All ports but the range of the workers, by name."""
-        ranged = {"worker_min", "worker_max"}
+        """All ports but the ranges, by name."""
+        ranged = {f"{name}_{end}" for name in self.ranges for end in ("min", "max")}
         return {k: v for k, v in self.model_dump().items() if k not in ranged}
