@@ -18,7 +18,8 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 def build(args: Mapping[str, Any]) -> Application:
     """Return the application for what `settings.applications` put into `args`."""
-    return RouterReplica.bind(args["routes"], args["upstream"])  # type: ignore[attr-defined]
+    told = {name: args[name] for name in ("routes", "upstream", "adapters", "asleep")}
+    return RouterReplica.bind(told)  # type: ignore[attr-defined]
 
 
 @serve.deployment(
@@ -32,8 +33,8 @@ def build(args: Mapping[str, Any]) -> Application:
 class RouterReplica:
     """One replica."""
 
-    async def __init__(self, routes: Mapping[str, str], upstream: str) -> None:  # type: ignore[misc]
-        self._router = Router(routes, upstream)
+    async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        self._router = Router(**told)
 
     async def __serve_build_asgi_app__(self) -> ASGI:
         return self._router
