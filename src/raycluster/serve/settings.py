@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 EngineChoice = Literal["auto", "vllm", "transformers"]
+Routing = Literal["least-busy", "sticky", "prefix"]
 ProxyLocation = Literal["HeadOnly", "EveryNode"]
 
 ENTRY = "raycluster.serve.app:build"
@@ -50,6 +51,7 @@ class ModelSettings:
     `env` is no place for secrets.
     `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
     several hosts: it is the number of its workers then, each with a GPU of its own, or a CPU.
+    `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelSettings:
     max_queued_requests: int | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     spread: int = 0
+    routing: Routing = "least-busy"
 
     @property
     def sleeps(self) -> bool:
@@ -152,6 +155,12 @@ def applications(
         "http_options": {"host": host, "port": port},
         "applications": apps,
     }
+
+
+def routing_of(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return how each application of `body` that is a model is to be balanced, by its name."""
+    told = {app["name"]: app["args"].get("model", {}) for app in body["applications"]}
+    return {name: model["routing"] for name, model in told.items() if model}
 
 
 def out_of_date(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:

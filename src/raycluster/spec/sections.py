@@ -270,6 +270,10 @@ class Model(Part):
         description="Requests that wait at most; default: four times max_ongoing_requests.",
         examples=[1024],
     )
+    routing: Literal["least-busy", "sticky", "prefix"] = Field(
+        default="least-busy",
+        description="Or `sticky` by the header x-session-id, or `prefix` by a prompt's beginning.",
+    )
     adapters: dict[ModelName, Operand] = Field(
         default_factory=dict,
         description="LoRA adapters by the name that clients ask for: hub id, or path on the hosts.",

@@ -10,6 +10,7 @@ from raycluster.serve.settings import (
     ModelSettings,
     applications,
     out_of_date,
+    routing_of,
     slugs,
 )
 
@@ -64,6 +65,11 @@ def test_several_models_have_a_router_that_knows_their_routes() -> None:
     assert router["args"]["routes"] == {"smol": "/m/smol", BIG.name: big, "tuned": big}
     assert router["args"]["adapters"] == {"tuned": BIG.name}
     assert router["args"]["asleep"] == []
+
+
+def test_how_applications_are_balanced() -> None:
+    sticky = ModelSettings("sticky/one", "s", routing="sticky")
+    assert routing_of(body(SMALL, sticky)) == {"smol": "least-busy", "sticky-one": "sticky"}
 
 
 def test_the_router_knows_who_may_sleep() -> None:
