@@ -228,12 +228,15 @@ def _replicas(replicas: int | Autoscale) -> dict[str, Any]:
     config: dict[str, Any] = {
         "min_replicas": replicas.min,
         "max_replicas": replicas.max,
-        "initial_replicas": max(1, replicas.min),  # a model that cannot start is seen at once
         "target_ongoing_requests": replicas.target_ongoing_requests,
         "upscale_delay_s": replicas.upscale_delay,
         "downscale_delay_s": replicas.downscale_delay,
         "downscale_to_zero_delay_s": replicas.to_zero_delay,
     }
+    if not replicas.min:
+        # So that a model that cannot start is seen at once. Serve goes back to this number at every
+        # change of the deployment, so it is left out elsewhere.
+        config["initial_replicas"] = 1
     if replicas.policy:
         config["policy"] = {"policy_function": replicas.policy}
     return {"autoscaling_config": config}

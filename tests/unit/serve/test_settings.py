@@ -112,7 +112,6 @@ def test_what_serve_is_told_of_autoscaling() -> None:
     assert deployment(BIG)["autoscaling_config"] == {
         "min_replicas": 1,
         "max_replicas": 4,
-        "initial_replicas": 1,
         "target_ongoing_requests": 32.0,
         "upscale_delay_s": 10.0,
         "downscale_delay_s": 300.0,
