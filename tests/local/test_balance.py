@@ -162,6 +162,13 @@ def test_turns_of_one_chat_go_to_one_replica_and_chats_are_spread(ingress: Ingre
     assert again == first
 
 
+def test_a_chat_longer_than_haproxy_s_buffer_stays_where_it_began(ingress: Ingress) -> None:
+    client = ingress.start("prefix", ingress.replicas)
+    for n in range(10):
+        short = served_by(client, chat("system", f"question {n}"))
+        assert served_by(client, chat("system", f"question {n}", "word " * 40_000, "on")) == short
+
+
 def test_prompts_with_one_beginning_go_to_one_replica(ingress: Ingress) -> None:
     client = ingress.start("prefix", ingress.replicas)
     document = "a long document " * 40
