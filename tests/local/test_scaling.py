@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from array import array
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,18 @@ def adapter(folder: Path, source: str, rank: int = 8) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a policy that Ray's processes can import: Ray starts after this."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "pairs.py").write_text(POLICY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        yield folder
+
+
 def put(cluster: Cluster, code: Path, *models: ModelSettings) -> dict[str, Any]:
-    """Deploy, with `code` on the replicas' path as well."""
+    """Deploy, with `code` on the path of what Serve starts as well."""
     body = applications(
         models,
         code_path=f"{ROOT / 'src'}:{code}",
@@ -79,11 +90,11 @@ def put(cluster: Cluster, code: Path, *models: ModelSettings) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def served(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def served(
+    code: Path, cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Cluster:
     """A model that sleeps, one with an adapter, one with a policy, and the router in front."""
     made = adapter(tmp_path_factory.mktemp("adapter"), model)
-    code = tmp_path_factory.mktemp("code")
-    (code / "pairs.py").write_text(POLICY)
     wanted = put(
         cluster,
         code,
@@ -103,7 +114,7 @@ def served(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactor
             replicas=Autoscale(1, 2, upscale_delay=0, policy="pairs:two"),
         ),
     )
-    until(cluster.running, seconds=200, what="not running")
+    until(cluster.running, seconds=300, what="not running")
     assert out_of_date(wanted, cluster.details()) == ()
     return cluster
 
@@ -123,13 +134,21 @@ def test_an_adapter_is_a_model_of_its_own(served: Cluster) -> None:
     assert tuned.json()["choices"][0]["text"] != base.json()["choices"][0]["text"]
 
 
+def test_a_policy_that_ray_cannot_import_is_refused(served: Cluster, model: str) -> None:
+    scale = Autoscale(1, 2, policy="nowhere:policy")
+    body = applications([ModelSettings("m", model, replicas=scale)], fingerprint="")
+    answer = served.api.put("/api/serve/applications/", json=body)
+    assert answer.status_code == 500
+    assert root_cause(answer.text) == "ModuleNotFoundError: No module named 'nowhere'"
+
+
 def test_a_policy_of_ones_own_decides(served: Cluster) -> None:
     until(lambda: len(replicas(served, "pair")) == 2, seconds=60, what="not two replicas")
 
 
 def test_a_request_wakes_a_model_and_the_queue_is_bounded_meanwhile(served: Cluster) -> None:
     asleep(served)
-    answers = flood(served, "sleepy", 8)
+    answers = flood(served, "sleepy", 24)
     codes = [answer.status_code for answer in answers]
     assert set(codes) == {200, 429}
     assert codes.count(200) >= 2
@@ -142,7 +161,7 @@ def test_a_request_wakes_a_model_and_the_queue_is_bounded_meanwhile(served: Clus
 
 def test_an_overloaded_model_says_so_and_when_to_come_back(served: Cluster) -> None:
     assert ask(served, "sleepy").status_code == 200
-    answers = flood(served, "sleepy", 12)
+    answers = flood(served, "sleepy", 24)
     assert {answer.status_code for answer in answers} == {200, 429}
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json()["error"]["code"] == 429
