@@ -14,8 +14,8 @@ from raycluster.connect import Connected, all_or_raise
 from raycluster.errors import AppError, HostError
 from raycluster.events import Event
 from raycluster.observe import push_files
-from raycluster.payload import app_fingerprint, code_files, routes_file, secret_files
-from raycluster.plan import Deploy, plan_app
+from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
+from raycluster.plan import Deploy, check_gpus, plan_app
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
@@ -26,6 +26,7 @@ from raycluster.transports.http import http_client
 from raycluster.work import Work
 
 PROMPT = "The capital of France is"
+PROOF_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
         return None
     if state.nodes is None and state.head_problem:
         raise state.head_problem  # without the nodes, GPUs would seem to be gone
-    gpus = any(n.gpus for n in state.nodes or () if n.alive)
+    nodes = {h.name: node for h in work.spec.hosts if (node := state.node(h))}
+    gpus = {name: node.gpus for name, node in nodes.items()}
+    if len(gpus) == len(work.spec.hosts):
+        check_gpus(work.spec, gpus)
     fingerprint = app_fingerprint(work.token, work.secrets.replicas)
     wanted = app(work.spec, gpus=gpus, fingerprint=fingerprint)
     return plan_app(wanted, state.apps)
@@ -53,7 +57,7 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
 def deploy(work: Work, action: Deploy) -> None:
     """Make the applications those of the spec, and wait until they run. Raises AppError."""
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
-    files |= routes_file(action.body)
+    files |= haproxy_file(action.body)
 
     def push(connected: Connected) -> None:
         push_files(connected.runtime.inside(connected.host.role), files)
@@ -135,16 +139,21 @@ def _failure(app_: App) -> AppError:
 def prove(work: Work) -> tuple[Proof, ...]:
     """Ask every model for a completion; return what came back. Raises AppError."""
     transport = work.fleet[work.head.name].transport
-    with http_client(transport, work.spec.ports.api, timeout=120) as client:
-        return tuple(_complete(client, model) for model in work.spec.models)
+    most = max(PROOF_S, work.spec.cluster.app_timeout)
+    with http_client(transport, work.spec.ports.api, timeout=PROOF_S) as client:
+        return tuple(
+            _complete(client, model, PROOF_S if model.least_replicas else most)
+            for model in work.spec.models
+        )
 
 
-def _complete(client: httpx.Client, model: Model) -> Proof:
+def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
+    """Ask for a completion; a model without a replica has so many seconds to start one."""
     body = {"model": model.name, "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
     end = time.monotonic() + 60
     while True:
         try:
-            answer = client.post("/v1/completions", json=body)
+            answer = client.post("/v1/completions", json=body, timeout=seconds)
         except httpx.HTTPError as error:
             raise AppError(f"no completion: {error}", where=model.name) from error
         if answer.status_code not in (404, 429, 503) or time.monotonic() > end:

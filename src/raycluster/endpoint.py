@@ -36,7 +36,7 @@ def given(url: str, model: str, headers: dict[str, str], ca_file: str) -> Target
 
 def served_model(opened: Session, model: str) -> str:
     """Return `model`, or the spec's first one for none. Raises UsageError when it is not there."""
-    known = [served.name for served in opened.spec.models]
+    known = [name for served in opened.spec.models for name in served.names]
     if model and model not in known:
         raise UsageError(
             f"{model!r} is not in the spec", where="--model", hint=f"one of {', '.join(known)}"

@@ -86,8 +86,8 @@ def _models(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> tuple[Model
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not app.running:
-        return ModelHealth(name, app)
+    if app is None or not app.running or app.asleep:
+        return ModelHealth(name, app)  # asking would start a replica
     try:
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):

@@ -11,8 +11,8 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from raycluster.contracts import Secret
-from raycluster.serve.settings import routes_of
-from raycluster.services.data_path import HAPROXY, HAPROXY_FILE, ROUTES_FILE
+from raycluster.serve.settings import haproxy_of
+from raycluster.services.data_path import HAPROXY, HAPROXY_FILE, HAPROXY_TOLD
 from raycluster.services.ray_node import CODE_FOLDER, MEMBERS_FILE, SECRETS_FILE, TOKEN_FILE
 from raycluster.spec import ResolvedHost
 
@@ -43,9 +43,9 @@ def secret_files(token: Secret, secrets: Mapping[str, Secret]) -> dict[str, byte
     }
 
 
-def routes_file(body: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return what HAProxy reads to find the models of a deployment."""
-    return {ROUTES_FILE: json.dumps(routes_of(body)).encode()}
+def haproxy_file(body: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return what HAProxy's program reads of a deployment."""
+    return {HAPROXY_TOLD: json.dumps(haproxy_of(body)).encode()}
 
 
 def members_file(hosts: Iterable[ResolvedHost]) -> dict[str, bytes]:

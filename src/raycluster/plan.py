@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from raycluster.contracts import Found, Process, Secret
+from raycluster.contracts import Facts, Found, Process, Secret
 from raycluster.errors import SpecError
 from raycluster.services.gateway import gateway
 from raycluster.services.head import head
@@ -17,6 +17,7 @@ from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spec.gpus import lacking_gpus
 from raycluster.state import App, ClusterState
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
@@ -217,6 +218,17 @@ def check_machines(machines: Mapping[str, str]) -> None:
                 hint="list every machine once",
             )
         seen[machine] = name
+
+
+def gpus_of(host: ResolvedHost, facts: Facts) -> int:
+    """Return how many GPUs of a host the cluster uses."""
+    return len(facts.gpus) if host.gpus == "all" else host.gpus
+
+
+def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:
+    """Raise SpecError where the GPUs, by host, do not hold the models' replicas."""
+    if lack := lacking_gpus(spec.models, gpus):
+        raise SpecError(lack, where="models", hint="see `num_gpus`, `replicas` and `engine_args`")
 
 
 def plan_app(wanted: Mapping[str, Any], apps: tuple[App, ...] | None) -> Deploy | None:

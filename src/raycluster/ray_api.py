@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import AppError, HostError
+from raycluster.serve.rootcause import root_cause
 from raycluster.state import App, RayNode, Replica
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class RayApi:
         except httpx.HTTPError as error:
             raise AppError(f"cannot deploy: {error}", where=self._host) from error
         if answer.is_error:
-            raise AppError(f"Serve refused the deployment: {answer.text[:2000]}", where=self._host)
+            cause = root_cause(answer.text)[:2000]
+            raise AppError(f"Serve refused the deployment: {cause}", where=self._host)
 
     def _json(self, method: str, path: str) -> Any:  # noqa: ANN401  # JSON
         import httpx

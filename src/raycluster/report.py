@@ -254,7 +254,7 @@ def _model_table(health: Health) -> RenderableType:
             model.name,
             app.status.lower() if app else "absent",
             model.engine,
-            ", ".join(f"{n} {state}" for state, n in counts.items()),
+            "asleep" if app and app.asleep else ", ".join(f"{n} {s}" for s, n in counts.items()),
         )
     return table
 

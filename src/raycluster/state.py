@@ -64,6 +64,11 @@ class App:
         """True when Serve says that it serves."""
         return self.status == "RUNNING"
 
+    @property
+    def asleep(self) -> bool:
+        """True when it serves without a replica, which the next request starts."""
+        return self.running and not self.replicas
+
 
 @dataclass(frozen=True)
 class ClusterState:

@@ -21,7 +21,7 @@ import pytest
 
 from raycluster.contracts import ROOT as PLACE
 from raycluster.contracts import TEMP, file_mode
-from raycluster.payload import code_files, routes_file
+from raycluster.payload import code_files, haproxy_file
 from raycluster.serve.rootcause import MARK, root_cause
 from raycluster.serve.settings import ModelSettings, applications, out_of_date
 from raycluster.services.data_path import data_path
@@ -109,7 +109,7 @@ class Cluster:
             fingerprint="test",
             port=int(self.http.base_url.port or 0),
         )
-        for name, content in routes_file(body).items():
+        for name, content in haproxy_file(body).items():
             (self.folder / name).write_bytes(content)
         answer = self.api.put("/api/serve/applications/", json=body)
         assert answer.status_code == 200, answer.text

@@ -19,7 +19,7 @@ def wanted(models: list[dict[str, Any]], fingerprint: str = "f" * 12) -> dict[st
     spec = ClusterSpec.model_validate(
         {"cluster": {"name": "q"}, "head": {"host": "h"}, "models": models}
     )
-    return app(spec, gpus=False, fingerprint=fingerprint)
+    return app(spec, gpus={}, fingerprint=fingerprint)
 
 
 def deployed(body: dict[str, Any], status: str = "RUNNING") -> tuple[App, ...]:
@@ -85,7 +85,7 @@ def test_gpus_follow_from_the_engine_arguments() -> None:
     spec = ClusterSpec.model_validate(
         {"cluster": {"name": "q"}, "head": {"host": "h"}, "models": [model]}
     )
-    [with_gpus] = app(spec, gpus=True, fingerprint="")["applications"]
-    [without] = app(spec, gpus=False, fingerprint="")["applications"]
+    [with_gpus] = app(spec, gpus={"head": 4}, fingerprint="")["applications"]
+    [without] = app(spec, gpus={}, fingerprint="")["applications"]
     assert with_gpus["deployments"][0]["ray_actor_options"]["num_gpus"] == 4
     assert without["deployments"][0]["ray_actor_options"]["num_gpus"] == 0

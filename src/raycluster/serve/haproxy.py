@@ -14,8 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROUTES = "RAYCLUSTER_ROUTES"
-"""The variable that names the file: model name -> path prefix of its application."""
+from raycluster.serve.balance import balanced
+
+TOLD = "RAYCLUSTER_HAPROXY"
+"""The variable that names a file of JSON: what `settings.haproxy_of` returns."""
 
 BODY_S = 10
 """Seconds for a request's body to arrive before it is routed without its model's name."""
@@ -26,7 +28,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "-f" in arguments[:-1]:
         path = Path(arguments[arguments.index("-f") + 1])
-        path.write_text(edited(path.read_text(), routes(os.environ.get(ROUTES, ""))))
+        path.write_text(edited(path.read_text(), **told(os.environ.get(TOLD, ""))))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which names this program
     program = real_program()
     os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
@@ -41,20 +43,25 @@ def real_program() -> str:
     return str(get_haproxy_binary())
 
 
-def routes(path: str) -> dict[str, str]:
-    """Return what the file says; nothing where it is absent or no JSON object."""
+def told(path: str) -> dict[str, dict[str, str]]:
+    """Return the routes and the routing of the file; none where it is absent or damaged."""
     try:
         found = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return {}
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+        return {name: dict(found[name]) for name in ("routes", "routing")}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {"routes": {}, "routing": {}}
 
 
-def edited(config: str, routes: Mapping[str, str]) -> str:
-    """Return the configuration with metrics and statistics on loopback, and a way to each model."""
+def edited(config: str, routes: Mapping[str, str], routing: Mapping[str, str]) -> str:
+    """Return the configuration with what Serve has no setting for.
+
+    Metrics and statistics on loopback, a way to each model of `routes`, and `routing` as `balance`
+    describes it.
+    """
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind [^\n]*\n")
-    return frontend.sub(lambda m: m[0] + "".join(model_rules(routes)), config, count=1)
+    config = frontend.sub(lambda m: m[0] + "".join(model_rules(routes)), config, count=1)
+    return balanced(config, routing)
 
 
 def model_rules(routes: Mapping[str, str]) -> Sequence[str]:

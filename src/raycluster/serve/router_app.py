@@ -20,7 +20,8 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 def build(args: Mapping[str, Any]) -> Application:
     """Return the application for what `settings.applications` put into `args`."""
-    return RouterReplica.bind(args["routes"], args["upstream"])  # type: ignore[attr-defined]
+    told = {name: args[name] for name in ("routes", "upstream", "adapters", "asleep")}
+    return RouterReplica.bind(told)  # type: ignore[attr-defined]
 
 
 @serve.deployment(
@@ -34,9 +35,9 @@ def build(args: Mapping[str, Any]) -> Application:
 class RouterReplica:
     """One replica."""
 
-    async def __init__(self, routes: Mapping[str, str], upstream: str) -> None:  # type: ignore[misc]
+    async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
         listen_privately(ray.util.get_node_ip_address())
-        self._router = Router(routes, upstream)
+        self._router = Router(**told)
 
     async def __serve_build_asgi_app__(self) -> ASGI:
         return self._router

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 EngineChoice = Literal["auto", "vllm", "transformers"]
+Routing = Literal["least-busy", "sticky", "prefix"]
 ProxyLocation = Literal["HeadOnly", "EveryNode"]
 
 ENTRY = "raycluster.serve.app:build"
@@ -26,11 +27,18 @@ DRAIN_S = 120.0
 
 @dataclass(frozen=True)
 class Autoscale:
-    """Between `min` and `max` replicas, so that each has about `target_ongoing_requests`."""
+    """Between `min` and `max` replicas, so that each has about `target_ongoing_requests`.
+
+    Delays are in seconds. `policy` is "module:function" for Serve, which the nodes import.
+    """
 
     min: int
     max: int
     target_ongoing_requests: float = 64.0
+    upscale_delay: float = 10.0
+    downscale_delay: float = 300.0
+    to_zero_delay: float = 900.0
+    policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class ModelSettings:
     `secrets_path` names a JSON file (name -> value) on every node, read into the environment of
     the replica before its engine starts; it may hold variables of the node's environment ($NAME).
     `env` is no place for secrets.
+    `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
+    several hosts: it is the number of its workers then, each with a GPU of its own, or a CPU.
+    `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
 
     name: str
@@ -53,12 +64,22 @@ class ModelSettings:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets_path: str = ""
     max_ongoing_requests: int = DEFAULT_ONGOING
+    max_queued_requests: int | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    spread: int = 0
+    routing: Routing = "least-busy"
+
+    @property
+    def sleeps(self) -> bool:
+        """True when the model may have no replica, which any request would start."""
+        return isinstance(self.replicas, Autoscale) and self.replicas.min == 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["engine_args"] = dict(self.engine_args)
         plain["env"] = dict(self.env)
+        plain["adapters"] = dict(self.adapters)
         if isinstance(self.replicas, Autoscale):
             plain["replicas"] = {f.name: getattr(self.replicas, f.name) for f in fields(Autoscale)}
         return plain
@@ -119,8 +140,16 @@ def applications(
     ]
     if len(models) > 1:
         upstream = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
-        routes = {model.name: f"/m/{slug[model.name]}" for model in models}
-        apps.append(_router_application(routes, (upstream, port), code_path, fingerprint))
+        told = {
+            "routes": {
+                name: f"/m/{slug[model.name]}"
+                for model in models
+                for name in (model.name, *model.adapters)
+            },
+            "adapters": {name: model.name for model in models for name in model.adapters},
+            "asleep": [model.name for model in models if model.sleeps],
+        }
+        apps.append(_router_application(told, (upstream, port), code_path, fingerprint))
     return {
         "proxy_location": proxy_location,
         "http_options": {"host": host, "port": port},
@@ -128,10 +157,18 @@ def applications(
     }
 
 
-def routes_of(body: Mapping[str, Any]) -> dict[str, str]:
-    """Return the path prefix of each model by its name, where `body` has a router for several."""
-    routers = [app["args"]["routes"] for app in body["applications"] if app["name"] == ROUTER]
-    return dict(routers[0]) if routers else {}
+def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what HAProxy is told of the applications of `body`.
+
+    `routes` has the path prefix of each model by its name, where there is a router for several;
+    `routing` how each application that is a model is to be balanced, by its name.
+    """
+    args = {app["name"]: app["args"] for app in body["applications"]}
+    models = {name: told["model"] for name, told in args.items() if "model" in told}
+    return {
+        "routes": dict(args[ROUTER]["routes"]) if ROUTER in args else {},
+        "routing": {name: model["routing"] for name, model in models.items()},
+    }
 
 
 def out_of_date(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -161,7 +198,7 @@ def _model_application(
     fingerprint: str,
     max_surge_percent: int,
 ) -> dict[str, Any]:
-    in_place = ("replicas", "max_ongoing_requests")
+    in_place = ("replicas", "max_ongoing_requests", "max_queued_requests")
     told = {name: value for name, value in model.to_json().items() if name not in in_place}
     return {
         "name": name,
@@ -174,17 +211,15 @@ def _model_application(
                 "name": DEPLOYMENT,
                 **_replicas(model.replicas),
                 "max_ongoing_requests": model.max_ongoing_requests,
-                "max_queued_requests": QUEUED_PER_ONGOING * model.max_ongoing_requests,
+                "max_queued_requests": model.max_queued_requests
+                or QUEUED_PER_ONGOING * model.max_ongoing_requests,
                 "max_surge_percent": max_surge_percent,
                 "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
                 "health_check_period_s": 5.0,
                 "health_check_timeout_s": 20.0,
                 "graceful_shutdown_wait_loop_s": 1.0,
                 "graceful_shutdown_timeout_s": DRAIN_S,
-                "ray_actor_options": {
-                    "num_cpus": float(model.num_cpus),
-                    "num_gpus": float(model.num_gpus),
-                },
+                **_place(model),
             }
         ],
     }
@@ -198,17 +233,42 @@ def _environment(env: Mapping[str, str], code_path: str) -> dict[str, Any]:
 def _replicas(replicas: int | Autoscale) -> dict[str, Any]:
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
+    config: dict[str, Any] = {
+        "min_replicas": replicas.min,
+        "max_replicas": replicas.max,
+        "target_ongoing_requests": replicas.target_ongoing_requests,
+        "upscale_delay_s": replicas.upscale_delay,
+        "downscale_delay_s": replicas.downscale_delay,
+        "downscale_to_zero_delay_s": replicas.to_zero_delay,
+    }
+    if not replicas.min:
+        # So that a model that cannot start is seen at once. Serve goes back to this number at every
+        # change of the deployment, so it is left out elsewhere.
+        config["initial_replicas"] = 1
+    if replicas.policy:
+        config["policy"] = {"policy_function": replicas.policy}
+    return {"autoscaling_config": config}
+
+
+def _place(model: ModelSettings) -> dict[str, Any]:
+    """Return what a replica takes; one that spreads gets a bundle for each worker.
+
+    The replica itself stands in the first bundle and takes no GPU: its engine's workers do.
+    """
+    cpus, gpus = float(model.num_cpus), float(model.num_gpus)
+    if not model.spread:
+        return {"ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus}}
+    each = {"GPU": 1.0} if gpus else {"CPU": 1.0}
+    first = {"CPU": cpus, **each} if cpus else each
     return {
-        "autoscaling_config": {
-            "min_replicas": replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-        }
+        "ray_actor_options": {"num_cpus": cpus, "num_gpus": 0.0},
+        "placement_group_bundles": [first, *([each] * (model.spread - 1))],
+        "placement_group_strategy": "PACK",
     }
 
 
 def _router_application(
-    routes: Mapping[str, str], upstream: tuple[str, int], code_path: str, fingerprint: str
+    told: Mapping[str, Any], upstream: tuple[str, int], code_path: str, fingerprint: str
 ) -> dict[str, Any]:
     host, port = upstream
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -217,7 +277,7 @@ def _router_application(
         "route_prefix": "/",
         "import_path": ROUTER_ENTRY,
         "runtime_env": _environment({}, code_path),
-        "args": {"routes": dict(routes), "upstream": url, "fingerprint": fingerprint},
+        "args": {**told, "upstream": url, "fingerprint": fingerprint},
     }
 
 

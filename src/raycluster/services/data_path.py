@@ -22,8 +22,8 @@ main()
 
 _FOLDER = f"{TEMP}/h"  # short: a socket's path is limited to 107 bytes, a node's id takes 56
 
-ROUTES_FILE = "routes.json"
-"""Model name -> path prefix of its application; empty for one model."""
+HAPROXY_TOLD = "haproxy.json"
+"""What it adds is made from: the routes of models, and how each is balanced."""
 
 _FIXED: Mapping[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -45,7 +45,7 @@ _FIXED: Mapping[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Ray makes its workers nice (15), and with them the engines and HAProxy.
     "RAY_worker_niceness": "0",
-    "RAYCLUSTER_ROUTES": f"{ROOT}/{ROUTES_FILE}",
+    "RAYCLUSTER_HAPROXY": f"{ROOT}/{HAPROXY_TOLD}",
     "RAY_SERVE_HAPROXY_BINARY_PATH": f"{ROOT}/{HAPROXY_FILE}",
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{_FOLDER}/haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{_FOLDER}/admin.sock",

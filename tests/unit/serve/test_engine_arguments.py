@@ -54,6 +54,27 @@ def test_gpus_get_no_defaults_for_cpus() -> None:
     assert not any("CPU" in name for name in vllm.defaults({}, cpu=False))
 
 
+def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() -> None:
+    assert vllm.arguments(ModelSettings("a", "a", engine_args={"dtype": "auto"})) == {
+        "allowed_media_domains": [vllm.NO_DOMAIN],
+        "dtype": "auto",
+    }
+    given = vllm.arguments(
+        ModelSettings(
+            *("a", "a"),
+            adapters={"b": "/b", "c": "/c"},
+            engine_args={"max_loras": 1},
+            spread=2,
+        )
+    )
+    assert given == {
+        "allowed_media_domains": [vllm.NO_DOMAIN],
+        "enable_lora": True,
+        "max_loras": 1,
+        "distributed_executor_backend": "ray",
+    }
+
+
 def settings(engine: EngineChoice, **engine_args: object) -> ModelSettings:
     return ModelSettings(name="a", source="a", engine=engine, engine_args=engine_args)
 

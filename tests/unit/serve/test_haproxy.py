@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.serve.haproxy import edited, routes
+from raycluster.payload import haproxy_file
+from raycluster.serve.haproxy import edited, told
+from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
 
 CONFIG = """\
@@ -25,11 +27,11 @@ listen stats
 
 def test_metrics_and_statistics_are_for_this_host_alone() -> None:
     private = CONFIG.replace(":9101", "127.0.0.1:9101").replace("*:8404", "127.0.0.1:8404")
-    assert edited(CONFIG, {}) == private
+    assert edited(CONFIG, {}, {}) == private
 
 
 def test_a_model_s_requests_go_to_its_own_application() -> None:
-    lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}).splitlines()
+    lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}, {}).splitlines()
     at = lines.index("    bind 127.0.0.1:8000")
     added = lines[at + 1 : lines.index("    log global")]
     assert added == [
@@ -48,24 +50,29 @@ def test_a_model_s_requests_go_to_its_own_application() -> None:
     [("a b", "/m/a"), ("a }", "/m/a"), ("a\nstats", "/m/a"), ("a", "/m/a b"), ("a", "/v1/%[x]")],
 )
 def test_what_is_no_plain_name_is_left_to_the_router(name: str, route: str) -> None:
-    assert edited(CONFIG, {name: route}) == edited(CONFIG, {})
+    assert edited(CONFIG, {name: route}, {}) == edited(CONFIG, {}, {})
 
 
 def test_another_configuration_is_left_as_it_is() -> None:
     other = "frontend http_frontend\n    mode http\n    bind 127.0.0.1:8000\n"
-    assert edited(other, {"a": "/m/a"}) == other
+    assert edited(other, {"a": "/m/a"}, {"a": "sticky"}) == other
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{"])
-def test_routes_that_are_absent_or_damaged_are_none(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize("text", [None, "", "[]", "{", "{}", '{"routes": [], "routing": 1}'])
+def test_what_is_absent_or_damaged_is_nothing(tmp_path: Path, text: str | None) -> None:
     if text is not None:
-        (tmp_path / "routes.json").write_text(text)
-    assert routes(str(tmp_path / "routes.json")) == {}
+        (tmp_path / "told").write_text(text)
+    assert told(str(tmp_path / "told")) == {"routes": {}, "routing": {}}
 
 
-def test_routes_are_read(tmp_path: Path) -> None:
-    (tmp_path / "routes.json").write_text('{"a": "/m/a"}')
-    assert routes(str(tmp_path / "routes.json")) == {"a": "/m/a"}
+def test_what_is_told_of_a_deployment_is_what_the_program_reads(tmp_path: Path) -> None:
+    models = [ModelSettings("org/a", "/a", routing="sticky"), ModelSettings("b", "/b")]
+    [content] = haproxy_file(applications(models, fingerprint="f")).values()
+    (tmp_path / "told").write_bytes(content)
+    assert told(str(tmp_path / "told")) == {
+        "routes": {"org/a": "/m/org-a", "b": "/m/b"},
+        "routing": {"org-a": "sticky", "b": "least-busy"},
+    }
 
 
 def test_it_becomes_haproxy_with_the_edited_configuration(tmp_path: Path) -> None:
@@ -92,4 +99,4 @@ def test_it_becomes_haproxy_with_the_edited_configuration(tmp_path: Path) -> Non
         check=False,
     )
     assert done.stdout == f"-db -f {config}\n0\n", done.stderr
-    assert config.read_text() == edited(CONFIG, {})
+    assert config.read_text() == edited(CONFIG, {}, {})

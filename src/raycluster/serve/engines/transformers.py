@@ -39,6 +39,8 @@ class TransformersEngine:
         return {name: number for name, number in found.items() if number}
 
     async def start(self, settings: ModelSettings) -> ASGI:
+        if settings.adapters:
+            raise EngineError("adapters need vLLM: transformers serves the model alone")
         args = understood(settings)
         began = time.monotonic()
         from raycluster.serve.engines.openai import Api

@@ -18,6 +18,7 @@ from raycluster.serve.settings import ModelSettings
 
 OURS = frozenset(
     {"model", "served_model_name", "host", "port", "uds", "root_path", "config", "headless"}
+    | {"lora_modules"}
     | {"api_server_count", "api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "grpc"}
 )
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
@@ -137,7 +138,7 @@ def parse(vllm: SimpleNamespace, settings: ModelSettings) -> Namespace:
 
     parser = vllm.make_arg_parser(Parser())
     known = {action.dest: action for action in parser._actions}
-    chosen = {"allowed_media_domains": [NO_DOMAIN], **settings.engine_args}
+    chosen = arguments(settings)
     argv = [f"--model={settings.source}", f"--served-model-name={settings.name}"]
     for name, value in chosen.items():
         dest = name.replace("-", "_")
@@ -146,10 +147,22 @@ def parse(vllm: SimpleNamespace, settings: ModelSettings) -> Namespace:
         if dest not in known:
             raise EngineError(unknown(name, sorted(known.keys() - OURS)))
         argv += flags(dest, value, known[dest].option_strings)
+    adapters = [{"name": name, "path": path} for name, path in settings.adapters.items()]
+    argv += flags("lora_modules", adapters or None, ())
     args: Namespace = parser.parse_args(argv)
     vllm.validate_parsed_serve_args(args)
     _load_plugins(vllm, args)
     return args
+
+
+def arguments(settings: ModelSettings) -> dict[str, Any]:
+    """Return the engine arguments of the spec, and ours where it has none."""
+    ours: dict[str, Any] = {"allowed_media_domains": [NO_DOMAIN]}
+    if settings.adapters:  # by default vLLM takes one adapter into a batch
+        ours |= {"enable_lora": True, "max_loras": len(settings.adapters)}
+    if settings.spread:
+        ours["distributed_executor_backend"] = "ray"
+    return {**ours, **settings.engine_args}
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
