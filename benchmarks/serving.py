@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -133,7 +134,7 @@ def deployed(node: Node, model: Path) -> dict[str, str]:
     until(node.running, seconds=600, what="the applications do not run")
     urls = {"app": f"{node.http}/app", "ray.serve.llm": f"{node.http}/llm"}
     for url in urls.values():
-        until(lambda url=url: answers(url), seconds=60, what=f"no answer from {url}")
+        until(partial(answers, url), seconds=60, what=f"no answer from {url}")
     return urls
 
 
