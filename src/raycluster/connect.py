@@ -160,6 +160,11 @@ class Fleet:
         """Connect to one host. Raises HostError."""
         return all_or_raise(self.reach([host], lambda connected: connected))[host.name]
 
+    def beside(self, name: str) -> Transport:
+        """Open a further connection to a reached host; the caller closes it. Raises HostError."""
+        host = self[name].host
+        return TRANSPORTS[host.transport](host, self._ask)
+
     def each(
         self, names: Iterable[str], work: Callable[[Connected], T]
     ) -> dict[str, T | RayclusterError]:
