@@ -133,7 +133,7 @@ class Fleet:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for reached in self._reached.values():
+        for reached in list(self._reached.values()):  # threads may still add to it
             if isinstance(reached, Connected):
                 reached.transport.close()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
