@@ -12,7 +12,6 @@ from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.transports.local import LocalTransport
 
 
-
 class Meeting(LocalTransport):
     """This machine, under several names: closing the first lets the others be reached."""
 
