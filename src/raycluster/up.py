@@ -67,7 +67,7 @@ def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, onl
         return Outcome(actions, ())
     change = plan_deploy(work, state)
     if change:
-        deploy(work, change)
+        deploy(work, change, state)
         actions = (*actions, change)
     else:
         recover(work, state.apps or ())

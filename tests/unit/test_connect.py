@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -34,13 +35,14 @@ def reach(host: ResolvedHost, ask: connect.Ask | None) -> Meeting:
 
 def test_hosts_that_are_still_being_reached_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "TRANSPORTS", {"local": reach, "ssh": reach})
-    spec = ClusterSpec(
-        cluster={"name": "c"},
-        runtime={"kind": "native"},
-        head={"transport": "local"},
-        workers=[{"host": "127.0.0.2", "name": "late"}],
-        models=[{"name": "m"}],
-    )
+    document: dict[str, Any] = {
+        "cluster": {"name": "c"},
+        "runtime": {"kind": "native"},
+        "head": {"transport": "local"},
+        "workers": [{"host": "127.0.0.2", "name": "late"}],
+        "models": [{"name": "m"}],
+    }
+    spec = ClusterSpec(**document)
 
     def interrupt(fleet: Fleet) -> None:
         with fleet:
