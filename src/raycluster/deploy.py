@@ -54,19 +54,28 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     return plan_app(wanted, state.apps)
 
 
-def deploy(work: Work, action: Deploy) -> None:
+def deploy(work: Work, action: Deploy, state: ClusterState) -> None:
     """Make the applications those of the spec, and wait until they run. Raises AppError."""
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
-    files |= haproxy_file(action.body)
-
-    def push(connected: Connected) -> None:
-        push_files(connected.runtime.inside(connected.host.role), files)
-
-    all_or_raise(work.fleet.each((h.name for h in work.spec.hosts), push))
+    push(work, state, files | haproxy_file(action.body))
     with _api(work) as api:
         work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
         _when_ready(api, action.body)
         _wait_until_running(work, api, {a["name"] for a in action.body["applications"]})
+
+
+def push(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
+    """Write files to the nodes that run, and say which hosts are left out. Raises HostError."""
+
+    def write(connected: Connected) -> None:
+        push_files(connected.runtime.inside(connected.host.role), files)
+
+    for host in work.spec.hosts:
+        if not state.runs(host):
+            problem = state.hosts[host.name].problem
+            why = problem.what if problem else f"no {host.role} runs there"
+            work.listen(Event(host.name, f"does not get the app: {why}", "note"))
+    all_or_raise(work.fleet.each((h.name for h in work.spec.hosts if state.runs(h)), write))
 
 
 def recover(work: Work, apps: Iterable[App]) -> None:

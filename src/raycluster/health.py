@@ -120,9 +120,7 @@ def judge(
         problems += [
             Problem(h.name, "runs, and is not a live node of Ray", f"raycluster logs {h.name}")
             for h in spec.hosts
-            if (found := state.hosts[h.name].role(h.role))
-            and found.health == "running"
-            and state.node(h) is None
+            if state.runs(h) and state.node(h) is None
         ]
     if state.apps is not None:
         problems += [p for m in models if (p := _model_problem(m))]

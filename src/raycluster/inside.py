@@ -45,11 +45,7 @@ def role_of(spec: ClusterSpec, name: str) -> tuple[ResolvedHost, str]:
 def app_logs(spec: ClusterSpec, fleet: Fleet, *, follow: bool, tail: int) -> Iterator[bytes]:
     """Yield lines of the replicas' logs on every running node, each with its host's name."""
     state = observe(spec, fleet)
-    hosts = [
-        h
-        for h in spec.hosts
-        if (found := state.hosts[h.name].role(h.role)) and found.health == "running"
-    ]
+    hosts = [h for h in spec.hosts if state.runs(h)]
     if not hosts:
         raise HostError("no node is running", where=spec.cluster.name, hint="raycluster up")
     readers = [_Reader(fleet[host.name], _script(follow=follow, tail=tail)) for host in hosts]

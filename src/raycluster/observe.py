@@ -55,8 +55,7 @@ def _records(
 ) -> tuple[Secret | None, tuple[Mapping[str, Any], ...]]:
     """Return token and members from the first host whose process runs; every node holds both."""
     for host in spec.hosts:
-        found = states[host.name].role(host.role)
-        if found is None or found.health != "running":
+        if not ClusterState(states).runs(host):
             continue
         try:
             done = fleet[host.name].runtime.inside(host.role).run(("sh", "-c", _READ_RECORDS))

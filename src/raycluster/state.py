@@ -89,6 +89,11 @@ class ClusterState:
         """True when any process of ours was seen anywhere."""
         return any(h.found for h in self.hosts.values())
 
+    def runs(self, host: ResolvedHost) -> bool:
+        """Tell whether the host was seen to run its node of Ray."""
+        found = self.hosts[host.name].role(host.role)
+        return found is not None and found.health == "running"
+
     def node(self, host: ResolvedHost) -> RayNode | None:
         """Return Ray's live node on this host; Ray may call the head by another address."""
         address = self.hosts[host.name].address

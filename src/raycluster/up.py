@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from raycluster.apply import apply_nodes, refresh, wait_for_nodes
@@ -38,8 +39,15 @@ def up(
 ) -> Outcome:
     """Converge the hosts and the app on the spec; end after a real completion came back."""
     _reach(spec, fleet, only)
-    with holding(fleet[spec.hosts[0].name].transport, spec.cluster.name, "raycluster up"):
+    with _lock(spec, fleet, "raycluster up"):
         return _up(spec, fleet, secrets, listen, only)
+
+
+@contextmanager
+def _lock(spec: ClusterSpec, fleet: Fleet, command: str) -> Iterator[None]:
+    """Hold the cluster's lock over a connection that nothing else uses."""
+    with closing(fleet.beside(spec.hosts[0].name)) as own, holding(own, spec.cluster.name, command):
+        yield
 
 
 def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, only: Only) -> Outcome:
@@ -59,7 +67,7 @@ def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, onl
         return Outcome(actions, ())
     change = plan_deploy(work, state)
     if change:
-        deploy(work, change)
+        deploy(work, change, state)
         actions = (*actions, change)
     else:
         recover(work, state.apps or ())
@@ -118,7 +126,7 @@ def down(
     head = fleet.reach(spec.hosts[:1], lambda c: c.transport)[spec.hosts[0].name]
     if isinstance(head, RayclusterError):
         return _down(spec, fleet, listen, purge=purge)  # there is nobody to ask for the lock
-    with holding(head, spec.cluster.name, "raycluster down"):
+    with _lock(spec, fleet, "raycluster down"):
         return _down(spec, fleet, listen, purge=purge)
 
 

@@ -28,7 +28,7 @@ from raycluster.contracts import (
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.runtimes.native_environment import Environment
 from raycluster.runtimes.native_program import source
-from raycluster.runtimes.native_remote import Remote
+from raycluster.runtimes.native_remote import Remote, entering
 
 SCHEMA = 1  # of launch.json
 
@@ -111,7 +111,7 @@ class NativeRuntime:
     def inside(self, role: str) -> Shell:
         """Return a shell with the process's environment, in the cluster's folder."""
         told = self._remote.ask("describe", role=role)
-        return _Inside(self._transport, told["root"], told["env"])
+        return _Inside(self._transport, told["root"], told["launch"])
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
@@ -143,7 +143,7 @@ class NativeRuntime:
 class _Inside:
     transport: Transport
     root: str
-    environment: Mapping[str, str]
+    launch: str
 
     def run(
         self,
@@ -153,20 +153,20 @@ class _Inside:
         env: Mapping[str, str] | None = None,
         timeout: float | None = 60.0,
     ) -> Completed:
-        whole = {**self.environment, **(env or {})}
-        return self.transport.run(self._there(argv), input=input, env=whole, timeout=timeout)
+        return self.transport.run(self._there(argv, env), input=input, timeout=timeout)
 
     def stream(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
     ) -> Iterator[tuple[Channel, bytes]]:
-        return self.transport.stream(self._there(argv), env={**self.environment, **(env or {})})
+        return self.transport.stream(self._there(argv, env))
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         target = path if path.startswith("/") else f"{self.root}/{path}"
         self.transport.put(target, content, mode=mode)
 
-    def _there(self, argv: Sequence[str]) -> tuple[str, ...]:
-        return ("sh", "-c", 'cd "$0" && exec "$@"', self.root, *argv)
+    def _there(self, argv: Sequence[str], env: Mapping[str, str] | None) -> tuple[str, ...]:
+        more = ("env", *(f"{name}={value}" for name, value in env.items())) if env else ()
+        return entering(self.launch, (*more, *argv))
 
 
 def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:

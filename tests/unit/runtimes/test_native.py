@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import ROOT, Found, Process, Runtime, Versions, Volume
+from raycluster.contracts import ROOT, Channel, Completed, Found, Process, Runtime, Versions, Volume
 from raycluster.errors import HostError, RuntimeUnavailableError
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.transports.local import LocalTransport
@@ -72,6 +72,48 @@ def runs(pid: int) -> bool:
 def only(runtime: NativeRuntime) -> Found:
     (found,) = runtime.observe()
     return found
+
+
+class Overheard(LocalTransport):
+    """This machine, with what others on a host could read of each command."""
+
+    def __init__(self) -> None:
+        super().__init__("box")
+        self.words: list[str] = []
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
+    ) -> Completed:
+        """Run, and note the words."""
+        self.words += [*argv, *(env or {}).values()]
+        return super().run(argv, input=input, env=env, timeout=timeout)
+
+    def stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Run, and note the words."""
+        self.words += [*argv, *(env or {}).values()]
+        return super().stream(argv, env=env)
+
+
+def test_the_environment_of_a_process_is_in_no_command(runtime: NativeRuntime, root: Path) -> None:
+    host = Overheard()
+    overheard = NativeRuntime(
+        "box", "demo", host, python=sys.executable, start_on_boot=False, root=str(root)
+    )
+    start(overheard, Process("sleeper", ("sleep", "1000"), {"https_proxy": "http://u:hidden@p"}))
+    show = ("sh", "-c", 'printf "%s %s" "$https_proxy" "$PWD"')
+    inside = overheard.inside("sleeper")
+    assert inside.run(show).text == f"http://u:hidden@p {root}"
+    assert inside.run(show, env={"https_proxy": "other"}).text == f"other {root}"
+    assert b"".join(c for _, c in inside.stream(show)).decode() == f"http://u:hidden@p {root}"
+    assert inside.run(("no-such-program",)).exit_code == 127
+    assert not [word for word in host.words if "hidden" in word]
 
 
 def test_is_a_runtime(runtime: NativeRuntime) -> None:
