@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
@@ -64,17 +63,17 @@ class Front:
             await self._serve(scope, receive, exchange)
 
     async def _serve(self, scope: Message, receive: Receive, exchange: Exchange) -> None:
+        unfinished = CLIENT_LEFT
         try:
             await self._app(scope, receive, exchange.send)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
+            unfinished = 500
             if exchange.status:
                 raise
             logger.exception("raycluster: the engine's application failed")
             await refuse(exchange.send, 500, f"{type(error).__name__}: {error}")
         finally:
-            exchange.end()
+            exchange.end(unfinished)
 
     async def _ready(self, send: Send) -> None:
         if problem := await self._readiness.problem():
@@ -93,7 +92,7 @@ class Exchange:
         "_labels",
         "_metrics",
         "_send",
-        "whole",
+        "_whole",
         "status",
     )
 
@@ -106,7 +105,7 @@ class Exchange:
         self._metrics = metrics
         self._labels = labels
         self._awaited = False
-        self.whole = False
+        self._whole = False
         self.status = 0
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -117,7 +116,7 @@ class Exchange:
                 self._awaited = False
                 self._metrics.first_token(*self._labels, time.perf_counter() - self._began)
             if not message.get("more_body"):
-                self.whole = True
+                self._whole = True
         elif kind == "http.response.start":
             self._start(message)
         return self._send(message)
@@ -131,11 +130,11 @@ class Exchange:
         )
         message["headers"] = [*headers, self._header]
 
-    def end(self) -> None:
-        """Count the request; an answer that was not finished had lost its client."""
+    def end(self, unfinished: int) -> None:
+        """Count the request, with this status if its answer was not finished."""
         if not self._labels[1]:
             return
-        status = self.status if self.whole else CLIENT_LEFT
+        status = self.status if self._whole else unfinished
         self._metrics.ended(*self._labels, status, time.perf_counter() - self._began)
 
 

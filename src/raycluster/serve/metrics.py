@@ -139,7 +139,7 @@ class Mirror:
         for name, told, labels, value in samples(self._registry):
             if name not in self._points:
                 self._points[name] = self._make(name, told, tuple(labels))
-            self._points[name].set(value, labels)
+            self._points[name].set(value, {k: _plain(v) for k, v in labels.items()})
 
 
 def samples(registry: CollectorRegistry) -> Iterator[tuple[str, str, dict[str, str], float]]:
@@ -151,6 +151,11 @@ def samples(registry: CollectorRegistry) -> Iterator[tuple[str, str, dict[str, s
             if not sample.name.endswith("_created"):
                 name = sample.name.replace(":", "_")
                 yield name, metric.documentation, dict(sample.labels), sample.value
+
+
+def _plain(text: str) -> str:
+    """Return the text as Ray takes labels: it refuses what is not ASCII."""
+    return text.encode("ascii", "replace").decode()
 
 
 def ray_gauge(name: str, told: str, labels: tuple[str, ...]) -> Point:
