@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ray.serve import Application
 from raycluster.serve import engines
 from raycluster.serve.capture import Capture
 from raycluster.serve.deaths import Records, folder, verdict
-from raycluster.serve.engines import ASGI, Count, Engine, EngineError
+from raycluster.serve.engines import ASGI, Engine, EngineError
 from raycluster.serve.front import Front
 from raycluster.serve.metrics import Metrics, Mirror, ray_gauge
 from raycluster.serve.ready import Readiness, question
@@ -119,11 +119,13 @@ class Watch:
         self._records.ended()
 
 
-async def start(settings: ModelSettings, died: str, count: Count) -> tuple[Engine, ASGI, str]:
+async def start(
+    settings: ModelSettings, died: str, count: Callable[[str, int, int], None]
+) -> tuple[Engine, ASGI, str]:
     """Return a started engine, its application, and why it is not the one that comes first.
 
-    `died` is why vLLM shall not come first, or "". Raises RuntimeError, whose only line is the
-    marked root cause.
+    `died` is why vLLM shall not come first, or ""; `count` takes an engine's name and tokens.
+    Raises RuntimeError, whose only line is the marked root cause.
     """
     if missing := missing_path(settings.source):
         raise RuntimeError(MARK + missing)

@@ -49,7 +49,7 @@ class Asked:
             return {"type": "http.request", "body": b""}
 
         scope = {"type": "http", "method": method, "path": path, "root_path": root}
-        asyncio.run(self.front(scope, receive, send))  # type: ignore[arg-type]
+        asyncio.run(self.front(scope, receive, send))
         return self
 
     @property
