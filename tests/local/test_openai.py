@@ -56,7 +56,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
 
 @pytest.fixture(scope="module")
 def client(served: Cluster) -> Iterator[openai.OpenAI]:
-    url = f"{served.http.base_url}v1"
+    url = str(served.http.base_url.join("/v1"))
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
         yield client
 

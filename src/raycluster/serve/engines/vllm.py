@@ -101,6 +101,7 @@ class VllmEngine:
         began = time.monotonic()
         self.tasks = tuple(await self._engine.get_supported_tasks())
         app = vllm.build_app(args, self.tasks, self._engine.model_config)
+        _tell_routing_errors_as_others(app)
         await vllm.init_app_state(self._engine, app.state, args, self.tasks)
         self.phases["application"] = time.monotonic() - began
         asgi: ASGI = app
@@ -175,6 +176,14 @@ def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [flag, *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value)]
     return [f"{flag}={value}"]
+
+
+def _tell_routing_errors_as_others(app: Any) -> None:
+    """Answer unknown paths and methods in OpenAI's form, as vLLM does what its endpoints raise."""
+    import fastapi
+    from starlette.exceptions import HTTPException
+
+    app.add_exception_handler(HTTPException, app.exception_handlers[fastapi.HTTPException])
 
 
 def _load_plugins(vllm: SimpleNamespace, args: Namespace) -> None:
