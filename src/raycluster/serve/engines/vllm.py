@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 OURS = frozenset(
     {"model", "served_model_name", "host", "port", "uds", "root_path", "config", "headless"}
@@ -178,7 +181,7 @@ def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
     return [f"{flag}={value}"]
 
 
-def _tell_routing_errors_as_others(app: Any) -> None:
+def _tell_routing_errors_as_others(app: FastAPI) -> None:
     """Answer unknown paths and methods in OpenAI's form, as vLLM does what its endpoints raise."""
     import fastapi
     from starlette.exceptions import HTTPException
