@@ -14,7 +14,7 @@ from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import Cluster, until
 from tests.local.test_openai import engine_process, exported
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
 NAME = "mortal"
 ARGS = {"max_model_len": 256, "enforce_eager": True}
@@ -51,7 +51,10 @@ def test_the_fourth_start_is_without_vllm(cluster: Cluster, model: str, tmp_path
         )
     told = report(cluster)
     assert told["engine"] == "transformers"
-    assert told["reason"].startswith("vLLM died 3 times within 10 minutes on this node")
+    assert told["reason"] == (
+        "vLLM died 3 times within 10 minutes on this node; "
+        "the last time: its process ended without an error (killed?)"
+    )
     body = {"model": NAME, "prompt": "The capital of France is", "max_tokens": 1, "temperature": 0}
     answer = cluster.http.post("/v1/completions", json=body)
     assert answer.json()["choices"][0]["text"] == " Paris"

@@ -19,7 +19,7 @@ import pytest
 from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import ROOT, Cluster, descendants, until
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
 VLLM, PLAIN, VECTORS = "small", "plain", "vectors"
 ARGS = {"max_model_len": 1024, "enforce_eager": True}

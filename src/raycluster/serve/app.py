@@ -27,7 +27,7 @@ from raycluster.serve.engines import ASGI, Engine, EngineError
 from raycluster.serve.front import Front
 from raycluster.serve.metrics import Metrics, Mirror, ray_gauge
 from raycluster.serve.ready import Readiness, question
-from raycluster.serve.rootcause import MARK, explain
+from raycluster.serve.rootcause import MARK, explain, why_dead
 from raycluster.serve.settings import DEPLOYMENT, ModelSettings
 
 logger = logging.getLogger("ray.serve")
@@ -110,7 +110,7 @@ class Watch:
         try:
             await engine.check()
         except Exception as error:  # any failed check ends the replica
-            self._records.died(explain(error, self._capture.text()))
+            self._records.died(why_dead(error, self._capture.text()))
             raise
         self._records.alive()
 
