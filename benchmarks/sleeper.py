@@ -17,6 +17,8 @@ from starlette.routing import Route
 from raycluster.serve.engines import ASGI
 from raycluster.serve.front import Front
 from raycluster.serve.listen import listen_privately
+from raycluster.serve.metrics import Metrics
+from raycluster.serve.ready import Readiness
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -35,7 +37,9 @@ class Sleeper:
 
     async def __serve_build_asgi_app__(self) -> ASGI:
         route = Route("/{path:path}", self._answer)
-        return Front(Starlette(routes=[route]), {"engine": "sleep"})
+        app = Starlette(routes=[route])
+        ready = Readiness(app, ("/v1/completions", {}))
+        return Front(app, {"engine": "sleep"}, Metrics("sleep"), ready)
 
     async def _answer(self, _: Request) -> JSONResponse:
         await asyncio.sleep(self._seconds)

@@ -20,6 +20,8 @@ from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
 
+_READY_S = 15.0  # longer than the replica's own patience
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -32,13 +34,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class ModelHealth:
-    """A model of the spec, its application and the engine that serves it."""
+    """A model of the spec, its application and the engine that serves it.
+
+    `unready` says why it did not answer a request for one token.
+    """
 
     name: str
     app: App | None
     engine: str = ""
     reason: str = ""
     url: str = ""
+    unready: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,17 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ModelHealth(name, app)
-    return ModelHealth(name, app, str(told.get("engine", "")), str(told.get("reason") or ""))
+    engine, reason = str(told.get("engine", "")), str(told.get("reason") or "")
+    return ModelHealth(name, app, engine, reason, unready=_unready(client, route))
+
+
+def _unready(client: httpx.Client, route: str) -> str:
+    """Return why a replica did not answer a request for one token, or ""."""
+    try:
+        answer = client.get(f"{route}/raycluster/ready", timeout=_READY_S)
+        return "" if answer.is_success else str(answer.json()["error"]["message"])
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        return f"readiness cannot be asked: {error}"
 
 
 def judge(
@@ -148,6 +164,8 @@ def _model_problem(model: ModelHealth) -> Problem | None:
         cause = root_cause(model.app.message) if model.app.message else ""
         what = f"is {model.app.status.lower().replace('_', ' ')}"
         return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
+    if model.unready:
+        return Problem(model.name, model.unready, "raycluster logs app")
     if model.reason:
         return Problem(
             model.name,

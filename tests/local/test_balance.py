@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from raycluster.serve.balance import MOST_LOAD, SESSION_HEADER, balanced
-from tests.local.test_serve import free_ports, made_by, until
+from tests.local.cluster import free_ports, made_by, until
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
 

@@ -16,9 +16,9 @@ import pytest
 
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import Autoscale, ModelSettings, applications, out_of_date
-from tests.local.test_serve import ARGS, ROOT, Cluster, cluster, model, until
+from tests.local.cluster import ROOT, Cluster, until
+from tests.local.test_serve import ARGS
 
-__all__ = ["cluster", "model"]
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
 
 POLICY = """

@@ -64,6 +64,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "jinja2": ("templates",),
     "httpx": ("transports.http", "ray_api", "deploy", "health", "openai_wire.*", "bench.*"),
     "typer": ("cli", "session", "commands.*"),
+    "prometheus_client": ("serve.*",),
     **dict.fromkeys(
         ("ray", "vllm", "torch", "transformers", "starlette", "fastapi", "uvicorn", "aiohttp"),
         ("serve.*",),

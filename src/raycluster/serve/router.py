@@ -14,10 +14,11 @@ from typing import Any
 import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
-from raycluster.serve.front import Headers, respond
+from raycluster.serve.front import READY, READY_PATH, Headers, respond
 
 MOST_BODY = 64 * 1024 * 1024
 CONNECT_S = 10.0
+READY_S = 15.0
 OVERLOADED = (429, 503)
 ERRORS = {404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 HOP_BY_HOP = frozenset(
@@ -78,6 +79,8 @@ class Router:
         elif path == "/v1/models":
             cards = await asyncio.gather(*map(self._cards, self._models))
             await _json(send, 200, {"object": "list", "data": [c for part in cards for c in part]})
+        elif path == READY_PATH:
+            await self._ready(send)
         elif path == "/raycluster/engine":
             reports = await asyncio.gather(*(self._fetch(n, path) for n in self._models))
             await _json(send, 200, {"models": dict(zip(self._models, reports, strict=True))})
@@ -88,6 +91,14 @@ class Router:
         else:
             await _refuse(send, 404, f"there is nothing at {path}")
 
+    async def _ready(self, send: Send) -> None:
+        """Answer 200 when every model can answer."""
+        answers = await asyncio.gather(*(self._fetch(n, READY_PATH, READY_S) for n in self._routes))
+        if late := [n for n, a in zip(self._routes, answers, strict=True) if a is None]:
+            await _refuse(send, 503, f"not ready: {', '.join(late)}")
+        else:
+            await respond(send, 200, READY)
+
     async def _cards(self, name: str) -> list[Any]:
         """Return what the model says of itself, or what we know while it does not answer."""
         answer = await self._fetch(name, "/v1/models")
@@ -97,10 +108,10 @@ class Router:
         card = {"object": "model", "created": self._created, "owned_by": "raycluster"}
         return [{"id": each, **card} for each in names]
 
-    async def _fetch(self, name: str, path: str) -> object:
+    async def _fetch(self, name: str, path: str, seconds: float = 5.0) -> object:
         if name in self._asleep:
             return None
-        timeout = aiohttp.ClientTimeout(total=5)
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             url = self._upstream + self._routes[name] + path
             async with self._client().get(url, timeout=timeout) as response:

