@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -30,12 +30,16 @@ PROMPT = "The capital of France is"
 
 @dataclass(frozen=True)
 class Proof:
-    """A completion that the cluster gave: the model, the engine that served it, and its text."""
+    """A completion that the cluster gave: the model, the engine that served it, and its text.
+
+    `seconds` are the parts of the start of the replica that said so.
+    """
 
     model: str
     engine: str
     text: str
     reason: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
@@ -157,17 +161,20 @@ def _complete(client: httpx.Client, model: Model) -> Proof:
         )
     engine = answer.headers.get("x-raycluster-engine", "")
     text = str(answer.json()["choices"][0]["text"])
-    return Proof(model.name, engine, text, _fallback_reason(client, model, engine))
+    told = _report(client, model)
+    fell_back = model.engine == "auto" and engine not in ("vllm", "")
+    reason = str(told.get("reason") or "") if fell_back else ""
+    return Proof(model.name, engine, text, reason, told.get("seconds") or {})
 
 
-def _fallback_reason(client: httpx.Client, model: Model, engine: str) -> str:
-    if model.engine != "auto" or engine in ("vllm", ""):
-        return ""
+def _report(client: httpx.Client, model: Model) -> Mapping[str, Any]:
+    """Return what a replica tells of itself, or nothing; the router tells of all models."""
     try:
         answer = client.get("/raycluster/engine", params={"model": model.name})
-        return str(answer.json().get("reason") or "")
+        told = answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
-        return ""
+        return {}
+    return dict(told.get("models", {}).get(model.name) or {}) if "models" in told else dict(told)
 
 
 @contextmanager

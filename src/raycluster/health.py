@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -32,13 +32,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class ModelHealth:
-    """A model of the spec, its application and the engine that serves it."""
+    """A model of the spec, its application and the engine that serves it.
+
+    `seconds` are the parts of the start of one of its replicas.
+    """
 
     name: str
     app: App | None
     engine: str = ""
     reason: str = ""
     url: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,13 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ModelHealth(name, app)
-    return ModelHealth(name, app, str(told.get("engine", "")), str(told.get("reason") or ""))
+    return ModelHealth(
+        name,
+        app,
+        str(told.get("engine", "")),
+        str(told.get("reason") or ""),
+        seconds=told.get("seconds") or {},
+    )
 
 
 def judge(

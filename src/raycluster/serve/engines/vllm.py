@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from raycluster.serve.capture import Capture
 from raycluster.serve.engines import ASGI, EngineError
+from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.settings import ModelSettings
 
 OURS = frozenset(
@@ -37,6 +39,8 @@ CPU_ENVIRONMENT = {
 }
 """Our defaults where vLLM is the build for CPUs."""
 
+GPU_MEMORY = 0.8
+"""The share of a GPU's memory that a replica takes unless `engine_args` say so; vLLM's is more."""
 
 PRIVATE = {
     "AsyncEngineArgs": "vllm.engine.arg_utils",
@@ -83,6 +87,7 @@ class VllmEngine:
         args = parse(vllm, settings)
 
         began = time.monotonic()
+        capture = Capture()
         engine_args = vllm.AsyncEngineArgs.from_cli_args(args)
         context = vllm.UsageContext.OPENAI_API_SERVER
         config = engine_args.create_engine_config(usage_context=context)
@@ -95,7 +100,7 @@ class VllmEngine:
             disable_log_stats=engine_args.disable_log_stats,
         )
         await self._engine.reset_mm_cache()
-        self.phases["engine"] = time.monotonic() - began
+        self.phases.update(phases(capture.text(), time.monotonic() - began))
 
         began = time.monotonic()
         tasks = await self._engine.get_supported_tasks()
@@ -137,19 +142,30 @@ def parse(vllm: SimpleNamespace, settings: ModelSettings) -> Namespace:
 
     parser = vllm.make_arg_parser(Parser())
     known = {action.dest: action for action in parser._actions}
-    chosen = {"allowed_media_domains": [NO_DOMAIN], **settings.engine_args}
+    chosen = arguments(settings, cpu=_built_for_cpu())
     argv = [f"--model={settings.source}", f"--served-model-name={settings.name}"]
     for name, value in chosen.items():
-        dest = name.replace("-", "_")
-        if dest in OURS:
+        if name in OURS:
             raise EngineError(f"engine_args: {name!r} is set by raycluster: remove it")
-        if dest not in known:
+        if name not in known:
             raise EngineError(unknown(name, sorted(known.keys() - OURS)))
-        argv += flags(dest, value, known[dest].option_strings)
+        argv += flags(name, value, known[name].option_strings)
     args: Namespace = parser.parse_args(argv)
     vllm.validate_parsed_serve_args(args)
     _load_plugins(vllm, args)
     return args
+
+
+def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
+    """Return the spec's arguments and our defaults for those that it leaves out.
+
+    On a CPU the share is one of the host's memory, and VLLM_CPU_KVCACHE_SPACE goes before it.
+    """
+    chosen: dict[str, object] = {"allowed_media_domains": [NO_DOMAIN]}
+    if not cpu:
+        part = settings.num_gpus if 0 < settings.num_gpus < 1 else 1
+        chosen["gpu_memory_utilization"] = round(GPU_MEMORY * part, 3)
+    return chosen | {name.replace("-", "_"): v for name, v in settings.engine_args.items()}
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
