@@ -76,7 +76,8 @@ def made_by(script: str) -> str:
 def run(home: Path, *args: str | Path) -> str:
     """Run the program; a failure ends the benchmark."""
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
-    done = subprocess.run([PROGRAM, *args], env=env, stdout=subprocess.PIPE, text=True)
+    command = [PROGRAM, *args]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"raycluster {args} ended with {done.returncode}\n{done.stdout}")
     return done.stdout

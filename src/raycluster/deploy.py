@@ -23,6 +23,7 @@ from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
+from raycluster.weights import bring
 from raycluster.work import Work
 
 PROMPT = "The capital of France is"
@@ -46,22 +47,30 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     """Return the deployment that the spec's models need, given the nodes that are there."""
     if not work.spec.models and not state.apps:
         return None
+    return plan_app(wanted_app(work, state), state.apps)
+
+
+def wanted_app(work: Work, state: ClusterState) -> Mapping[str, Any]:
+    """Return the body for Serve that the spec's models need, given the nodes that are there."""
     if state.nodes is None and state.head_problem:
         raise state.head_problem  # without the nodes, GPUs would seem to be gone
     gpus = any(n.gpus for n in state.nodes or () if n.alive)
     fingerprint = app_fingerprint(work.token, work.secrets.replicas)
-    wanted = app(work.spec, gpus=gpus, fingerprint=fingerprint)
-    return plan_app(wanted, state.apps)
+    return app(work.spec, gpus=gpus, fingerprint=fingerprint)
 
 
-def deploy(work: Work, action: Deploy) -> None:
-    """Make the applications those of the spec, and wait until they run. Raises AppError."""
+def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = False) -> None:
+    """Make the applications those of the spec, and wait until they run. Raises AppError.
+
+    The models are on the nodes before the first replica starts; `verify` reads them again.
+    """
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
 
     def push(connected: Connected) -> None:
         push_files(connected.runtime.inside(connected.host.role), files)
 
     all_or_raise(work.fleet.each((h.name for h in work.spec.hosts), push))
+    bring(work, state, action.body, verify=verify)
     with _api(work) as api:
         work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
         _when_ready(api, action.body)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -23,7 +22,9 @@ from raycluster.serve.capture import Capture
 from raycluster.serve.engines import ASGI, Engine, EngineError
 from raycluster.serve.front import Front
 from raycluster.serve.rootcause import MARK, explain
+from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import DEPLOYMENT, ModelSettings
+from raycluster.serve.wanted import is_path
 
 logger = logging.getLogger("ray.serve")
 
@@ -102,18 +103,6 @@ async def start(settings: ModelSettings) -> tuple[Engine, ASGI, str]:
 
 def missing_path(source: str) -> str:
     """Return what to tell when `source` is a path and nothing is there, or ""."""
-    local = source.startswith(("/", "./", "../", "~"))
-    if not local or Path(source).expanduser().exists():
+    if not is_path(source) or Path(source).expanduser().exists():
         return ""
     return f"the model {source} is not on the node {ray.util.get_node_ip_address()}"
-
-
-def load_secrets(path: str) -> None:
-    """Put what the JSON file at `path` holds into the environment; `path` may hold $NAMES."""
-    if not path:
-        return
-    try:
-        os.environ.update(json.loads(Path(os.path.expandvars(path)).read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        kind = type(error).__name__  # the error's own text may quote a secret
-        raise RuntimeError(f"{MARK}the secrets in {path} cannot be read: {kind}") from None
