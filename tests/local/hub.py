@@ -20,7 +20,8 @@ LARGE = 1 << 16
 
 @dataclass
 class Hub:
-    """One repository and its faults; `sent` counts the bytes of each file that were sent."""
+    """One repository and its faults: `status` and `code` refuse who has not `token`, `cuts` breaks
+    so many answers half way, `spoiled` files come wrong. `sent` counts bytes by file."""
 
     repo: str
     files: dict[str, bytes]
@@ -32,6 +33,7 @@ class Hub:
     spoiled: set[str] = field(default_factory=set)
     sent: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
+    requests: int = 0
     url: str = ""
 
     def described(self, name: str) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, path = self.hub, self.path.partition("?")[0]
+        hub.requests += 1
         allowed = not hub.token or self.headers.get("Authorization") == f"Bearer {hub.token}"
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)

@@ -31,6 +31,7 @@ BROUGHT = {
     "aiohttp": "Ray Serve",
     "torch": "every engine",
     "transformers": "vLLM",
+    "huggingface_hub": "transformers",
 }
 PUBLIC = {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
 
