@@ -8,8 +8,9 @@ from typing import Any
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import Shell
-from raycluster.errors import AppError, HostError
+from raycluster.errors import AppError, CommandError, HostError
 from raycluster.events import Event
+from raycluster.serve.rootcause import last_exception
 from raycluster.serve.wanted import Wanted, differences, order, wanted
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState
@@ -46,7 +47,7 @@ def bring(
         name = connected.host.name
         ask = order(by_host[name], verify=verify, secrets_path=secrets_path)
         shell = connected.runtime.inside(connected.host.role)
-        return _carried_out(work, name, _lines(shell, ask, work.spec.env))
+        return _carried_out(work, name, _lines(shell, name, ask, work.spec.env))
 
     compare(all_or_raise(work.fleet.each(by_host, fetch)))
 
@@ -65,13 +66,17 @@ def holders(
     return {name: tuple(needed) for name, needed in found.items()}
 
 
-def _lines(shell: Shell, ask: str, env: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield what `fetch` says, line by line."""
-    rest = b""
-    for channel, data in shell.stream(("python", "-m", "raycluster.serve.fetch", ask), env=env):
-        if channel == "stdout":
-            *whole, rest = (rest + data).split(b"\n")
+def _lines(shell: Shell, host: str, ask: str, env: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield what `fetch` says, line by line. Raises HostError with its last words if it breaks."""
+    rest = {"stdout": b"", "stderr": b""}
+    try:
+        for channel, data in shell.stream(("python", "-m", "raycluster.serve.fetch", ask), env=env):
+            rest[channel] += data
+            *whole, rest["stdout"] = rest["stdout"].split(b"\n")
             yield from (json.loads(line) for line in whole if line.startswith(b"{"))
+    except CommandError as error:
+        cause = last_exception(rest["stderr"].decode("utf-8", "replace")) or error.what
+        raise HostError(f"the models cannot be looked at: {cause}", where=host) from error
 
 
 def _carried_out(work: Work, host: str, lines: Iterable[dict[str, Any]]) -> Results:

@@ -118,13 +118,14 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _told(wanted: Wanted, listed: Listing) -> Iterator[None]:
-    """Tell how much is there while the body runs, where it changes."""
+    """Tell how much is there while the body runs, at most a line for each hundredth."""
     ended = threading.Event()
 
     def tell() -> None:
         last = hub.on_disk(wanted, listed)
         while not ended.wait(EVERY_S):
-            if (done := hub.on_disk(wanted, listed)) != last:
+            done = hub.on_disk(wanted, listed)
+            if (done - last) * 100 >= listed.size:
                 say(model=wanted.source, done=done, total=listed.size)
                 last = done
 
