@@ -93,8 +93,10 @@ def _check(wanted: Wanted, listed: Listing, record: Record, *, again: bool, alon
         bad = wrong(record, files, hub.cached(wanted, listed), again=again)
         return _refuse(bad, wanted, "differs from what it was on the hub", "let the host reach it")
     for last in (False, True):
-        with _told(wanted, listed):
-            paths = hub.download(wanted, listed)
+        paths = hub.cached(wanted, listed)
+        if len(paths) < len(files):
+            with _told(wanted, listed):
+                paths = hub.download(wanted, listed)
         bad = wrong(record, files, paths, again=again)
         for name in bad:
             _remove(paths[name])

@@ -101,14 +101,15 @@ def _file(found: Any) -> File:  # noqa: ANN401  # RepoSibling, which the laptop 
 
 
 def cached(wanted: Wanted, listed: Listing) -> dict[str, Path]:
-    """Return the files that are there, by name."""
+    """Return the files that are there, by name, and that the revision stands for there too."""
     from huggingface_hub import try_to_load_from_cache
 
     asked = (
-        (f.name, try_to_load_from_cache(wanted.source, f.name, wanted.cache_dir, listed.commit))
+        (f.name, try_to_load_from_cache(wanted.source, f.name, wanted.cache_dir, wanted.revision))
         for f in listed.files
     )
-    return {name: Path(path) for name, path in asked if isinstance(path, str)}
+    paths = {name: Path(path) for name, path in asked if isinstance(path, str)}
+    return {name: path for name, path in paths.items() if listed.commit in path.parts}
 
 
 def complete(wanted: Wanted, listed: Listing) -> bool:
