@@ -90,7 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -106,23 +107,23 @@ class _Handler(BaseHTTPRequestHandler):
         content = hub.files[name]
         if name in hub.spoiled:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        start = 0
+        start, end = 0, len(content)
         if wanted := self.headers.get("Range"):
             hub.ranges.append(wanted)
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(end, int(last or end) + 1)
         self.send_response(206 if wanted else 200)
         self.send_header("ETag", f'"{hub.described(name)["etag"]}"')
         self.send_header("X-Repo-Commit", hub.commit)
         self.send_header("Accept-Ranges", "bytes")
         if wanted:
-            end = len(content)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
-        self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if self.command == "HEAD":
             return None
         cut = hub.cuts > 0 and len(content) >= LARGE
-        body = content[start : start + (len(content) - start) // 2] if cut else content[start:]
+        body = content[start : start + (end - start) // 2] if cut else content[start:end]
         hub.sent[name] += len(body)
         self.wfile.write(body)
         if cut:

@@ -36,6 +36,9 @@ CPU_ENVIRONMENT = {
     # Keeps the model in the engine's process; a worker of its own imports vLLM a third time. vLLM
     # wants one only to bind OpenMP threads, which "nobind" does not.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # What vLLM 0.32 compiles ahead of time and keeps, it cannot load again on a CPU ("no attribute
+    # 'finalize_loading'"), and compiles anew at every start; torch's own cache works.
+    "VLLM_USE_AOT_COMPILE": "0",
 }
 """Our defaults where vLLM is the build for CPUs."""
 
