@@ -43,8 +43,10 @@ engine_args = {arguments}
 
 def ports() -> str:
     """Return ports of our own, so that a cluster with the default ones may stay."""
-    names = ("dashboard", "gcs", "node_manager", "object_manager", "dashboard_agent_grpc")
-    names += ("dashboard_agent_http", "runtime_env_agent", "metrics", "ray_client")
+    names = [
+        *("dashboard", "gcs", "node_manager", "object_manager", "dashboard_agent_grpc"),
+        *("dashboard_agent_http", "runtime_env_agent", "metrics", "ray_client"),
+    ]
     lines = [f"{name} = {API + at}" for at, name in enumerate(("api", *names))]
     return "\n".join([*lines, f"worker_min = {API + 100}", f"worker_max = {API + 999}"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from raycluster.errors import AppError
@@ -39,7 +41,10 @@ def test_a_model_for_gpus_goes_to_live_nodes_with_gpus() -> None:
 
 
 def test_the_same_everywhere_is_right() -> None:
-    both = {"org/m": {"version": "abc"}, "/m": {"files": {"config.json": "1 x"}}}
+    both: dict[str, dict[str, Any]] = {
+        "org/m": {"version": "abc"},
+        "/m": {"files": {"config.json": "1 x"}},
+    }
     compare({"head": both, "gpu": both, "other": {"org/m": {"version": "abc"}}})
 
 
