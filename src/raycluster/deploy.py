@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -23,6 +23,7 @@ from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
+from raycluster.weights import bring
 from raycluster.work import Work
 
 PROMPT = "The capital of France is"
@@ -31,18 +32,27 @@ PROOF_S = 120.0
 
 @dataclass(frozen=True)
 class Proof:
-    """A completion that the cluster gave: the model, the engine that served it, and its text."""
+    """A completion that the cluster gave: the model, the engine that served it, and its text.
+
+    `seconds` are the parts of the start of the replica that said so.
+    """
 
     model: str
     engine: str
     text: str
     reason: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     """Return the deployment that the spec's models need, given the nodes that are there."""
     if not work.spec.models and not state.apps:
         return None
+    return plan_app(wanted_app(work, state), state.apps)
+
+
+def wanted_app(work: Work, state: ClusterState) -> Mapping[str, Any]:
+    """Return the body for Serve that the spec's models need, given the nodes that are there."""
     if state.nodes is None and state.head_problem:
         raise state.head_problem  # without the nodes, GPUs would seem to be gone
     nodes = {h.name: node for h in work.spec.hosts if (node := state.node(h))}
@@ -50,14 +60,17 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     if len(gpus) == len(work.spec.hosts):
         check_gpus(work.spec, gpus)
     fingerprint = app_fingerprint(work.token, work.secrets.replicas)
-    wanted = app(work.spec, gpus=gpus, fingerprint=fingerprint)
-    return plan_app(wanted, state.apps)
+    return app(work.spec, gpus=gpus, fingerprint=fingerprint)
 
 
-def deploy(work: Work, action: Deploy, state: ClusterState) -> None:
-    """Make the applications those of the spec, and wait until they run. Raises AppError."""
+def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = False) -> None:
+    """Make the applications those of the spec, and wait until they run. Raises AppError.
+
+    The models are on the nodes before the first replica starts; `verify` reads them again.
+    """
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
     push(work, state, files | haproxy_file(action.body))
+    bring(work, state, action.body, verify=verify)
     with _api(work) as api:
         work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
         _when_ready(api, action.body)
@@ -176,17 +189,20 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
         )
     engine = answer.headers.get("x-raycluster-engine", "")
     text = str(answer.json()["choices"][0]["text"])
-    return Proof(model.name, engine, text, _fallback_reason(client, model, engine))
+    told = _report(client, model)
+    fell_back = model.engine == "auto" and engine not in ("vllm", "")
+    reason = str(told.get("reason") or "") if fell_back else ""
+    return Proof(model.name, engine, text, reason, told.get("seconds") or {})
 
 
-def _fallback_reason(client: httpx.Client, model: Model, engine: str) -> str:
-    if model.engine != "auto" or engine in ("vllm", ""):
-        return ""
+def _report(client: httpx.Client, model: Model) -> Mapping[str, Any]:
+    """Return what a replica tells of itself, or nothing; the router tells of all models."""
     try:
         answer = client.get("/raycluster/engine", params={"model": model.name})
-        return str(answer.json().get("reason") or "")
+        told = answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
-        return ""
+        return {}
+    return dict(told.get("models", {}).get(model.name) or {}) if "models" in told else dict(told)
 
 
 @contextmanager

