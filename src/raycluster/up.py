@@ -14,7 +14,7 @@ from raycluster.errors import HostError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
-from raycluster.plan import EVERYTHING, Action, Only, check_machines, plan_nodes
+from raycluster.plan import APP, EVERYTHING, Action, Only, check_machines, check_up, plan_nodes
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.state import ClusterState
@@ -35,15 +35,22 @@ def up(
     secrets: Secrets,
     listen: Listener,
     only: Only = EVERYTHING,
+    *,
+    command: str = "raycluster up",
 ) -> Outcome:
-    """Converge the hosts and the app on the spec; end after a real completion came back."""
+    """Converge the hosts and the app on the spec; end after a real completion came back.
+
+    `command` is what another run is told of this one.
+    """
     _reach(spec, fleet, only)
-    with holding(fleet[spec.hosts[0].name].transport, spec.cluster.name, "raycluster up"):
+    with holding(fleet[spec.hosts[0].name].transport, spec.cluster.name, command):
         return _up(spec, fleet, secrets, listen, only)
 
 
 def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, only: Only) -> Outcome:
     state = _seen(spec, fleet, only)
+    if only == APP:
+        check_up(spec, state)
     work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
     actions = plan_nodes(spec, state, wiring(work, state), only)
     for action in actions:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from raycluster.serve.engines import ASGI, ENGINE_HEADER, Message, Receive, Send
 
 REPORT_PATH = "/raycluster/engine"
+ROUTE = re.compile(r"/m/[^/]+(?=/)")
+"""The route of a model that is one of several."""
 
 
 class Front:
-    """An ASGI application that says which engine answers, and answers REPORT_PATH itself."""
+    """An ASGI application that says which engine answers, and answers REPORT_PATH itself.
+
+    It answers below ROUTE too, when it is alone and has the route "/": so every model can be
+    reached there always, also while a second one comes or goes.
+    """
 
     def __init__(self, app: ASGI, report: Mapping[str, Any]) -> None:
         self._app = app
@@ -29,6 +36,7 @@ class Front:
                 message["headers"] = [*message.get("headers", ()), self._header]
             await send(message)
 
+        scope = _without_route(scope)
         if scope["method"] == "GET" and _path(scope) == REPORT_PATH:
             await respond(marked, 200, self._report)
         else:
@@ -40,6 +48,15 @@ async def respond(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _without_route(scope: Message) -> Message:
+    """Return the scope without the model's route in its path, where Serve did not route by it."""
+    own = ROUTE.match(str(scope["path"]))
+    if own is None or str(scope.get("root_path", "")).rstrip("/"):
+        return scope
+    path = str(scope["path"])[own.end() :]
+    return {**scope, "path": path, "raw_path": path.encode()}
 
 
 def _path(scope: Message) -> str:
