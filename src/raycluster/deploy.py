@@ -12,13 +12,14 @@ import httpx
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.errors import AppError, HostError
-from raycluster.events import Event
+from raycluster.events import Event, Listener
 from raycluster.observe import push_files
 from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
-from raycluster.plan import Deploy, check_gpus, plan_app
+from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
+from raycluster.serve.settings import DRAIN_S
 from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
@@ -48,7 +49,12 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     """Return the deployment that the spec's models need, given the nodes that are there."""
     if not work.spec.models and not state.apps:
         return None
-    return plan_app(wanted_app(work, state), state.apps)
+    wanted = wanted_app(work, state)
+    change = plan_app(wanted, state.apps, state.nodes or ())
+    if change is None or not state.apps:
+        return change
+    with _api(work) as api:
+        return plan_app(wanted, state.apps, state.nodes or (), api.memory())
 
 
 def wanted_app(work: Work, state: ClusterState) -> Mapping[str, Any]:
@@ -71,10 +77,23 @@ def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = Fa
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
     push(work, state, files | haproxy_file(action.body))
     bring(work, state, action.body, verify=verify)
+    work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
+    for cost in action.costs:
+        work.listen(Event("app", cost, "note"))
     with _api(work) as api:
-        work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
-        _when_ready(api, action.body)
-        _wait_until_running(work, api, {a["name"] for a in action.body["applications"]})
+        roll_out(api, action, work.listen, work.spec.cluster.app_timeout)
+
+
+def roll_out(api: RayApi, action: Deploy, listen: Listener, timeout: float) -> None:
+    """Take the steps of a rollout, each until all of it runs. Raises AppError.
+
+    `timeout` is for the start of one replica; each may wait for one before it to drain.
+    """
+    drain = DRAIN_S if action.costs else 0
+    for step in action.rollout.steps:
+        _when_ready(api, step)
+        names = {a["name"] for a in step["applications"]}
+        _wait_until_running(api, names, listen, (timeout + drain) * action.rollout.turns)
 
 
 def push(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
@@ -96,7 +115,7 @@ def recover(work: Work, apps: Iterable[App]) -> None:
     names = {a.name for a in apps}
     if names and not all(a.running for a in apps):
         with _api(work) as api:
-            _wait_until_running(work, api, names)
+            _wait_until_running(api, names, work.listen, work.spec.cluster.app_timeout)
 
 
 def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
@@ -114,7 +133,7 @@ def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
     api.deploy(body)
 
 
-def _wait_until_running(work: Work, api: RayApi, names: set[str]) -> None:
+def _wait_until_running(api: RayApi, names: set[str], listen: Listener, timeout: float) -> None:
     """Wait until Serve runs these applications; raise AppError with the root cause if one fails."""
     told: dict[str, str] = {}
 
@@ -124,19 +143,19 @@ def _wait_until_running(work: Work, api: RayApi, names: set[str]) -> None:
         except HostError:
             return None  # a busy dashboard answers the next time
         for app_ in apps.values():
-            if app_.status == "DEPLOY_FAILED":
+            if app_.failed:
                 raise _failure(app_)
             line = _progress(app_)
             if told.get(app_.name) != line:
                 told[app_.name] = line
-                work.listen(Event("app", line, "done" if app_.running else "step"))
+                listen(Event("app", line, "done" if app_.running else "step"))
         return True if len(apps) == len(names) and all(a.running for a in apps.values()) else None
 
-    if wait_for(settled, timeout=work.spec.cluster.app_timeout, interval=0.5) is None:
+    if wait_for(settled, timeout=timeout, interval=0.5) is None:
         late = [a for a in api.apps() if a.name in names and not a.running]
         detail = root_cause(late[0].message) if late and late[0].message else "still starting"
         raise AppError(
-            f"not serving after {work.spec.cluster.app_timeout:.0f} s: {detail}",
+            f"not serving after {timeout:.0f} s: {detail}",
             where=late[0].name if late else "app",
             hint="raycluster logs app, or raise cluster.app_timeout",
         )
@@ -151,8 +170,10 @@ def _progress(app_: App) -> str:
 
 
 def _failure(app_: App) -> AppError:
+    before = still_serving(app_)
+    cause = root_cause(app_.message) or "the replicas do not start"
     return AppError(
-        root_cause(app_.message) or "the replicas do not start",
+        f"{cause}\n  the new version does not start; {before}" if before else cause,
         where=app_.name,
         hint="raycluster logs app shows all that the replicas wrote",
     )

@@ -11,7 +11,7 @@ import httpx
 from raycluster.connect import Fleet
 from raycluster.errors import RayclusterError
 from raycluster.observe import observe
-from raycluster.plan import roles
+from raycluster.plan import roles, still_serving
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
@@ -85,17 +85,16 @@ def _models(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> tuple[Model
     names = slugs([m.name for m in spec.models])
     apps = {a.name: a for a in state.apps or ()}
     transport = fleet[spec.hosts[0].name].transport
-    alone = len(spec.models) == 1
     with http_client(transport, spec.ports.api, timeout=5) as client:
         return tuple(
-            _model(client, m.name, apps.get(names[m.name]), "" if alone else f"/m/{names[m.name]}")
+            _model(client, m.name, apps.get(names[m.name]), f"/m/{names[m.name]}")
             for m in spec.models
         )
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not app.running or app.asleep:
-        return ModelHealth(name, app)  # asking would start a replica
+    if app is None or not (app.running or still_serving(app)) or app.asleep:
+        return ModelHealth(name, app)  # asking one that sleeps would start a replica
     try:
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
@@ -171,6 +170,8 @@ def _model_problem(model: ModelHealth) -> Problem | None:
     if not model.app.running:
         cause = root_cause(model.app.message) if model.app.message else ""
         what = f"is {model.app.status.lower().replace('_', ' ')}"
+        if before := still_serving(model.app):
+            what = f"its new version did not start, {before}"
         return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
     if model.unready:
         return Problem(model.name, model.unready, "raycluster logs app")

@@ -24,7 +24,13 @@ def plan_text(actions: Sequence[Action]) -> str:
     if not actions:
         return "nothing to change"
     changes = "1 change" if len(actions) == 1 else f"{len(actions)} changes"
-    return "\n".join([*(a.describe() for a in actions), changes])
+    return "\n".join([*(line for a in actions for line in _lines(a)), changes])
+
+
+def _lines(action: Action) -> list[str]:
+    """Return what an action does, and below that what it costs."""
+    costs = action.costs if isinstance(action, Deploy) else ()
+    return [action.describe(), *(f"    {cost}" for cost in costs)]
 
 
 def plan_json(spec: ClusterSpec, actions: Iterable[Action]) -> dict[str, Any]:
@@ -40,8 +46,8 @@ def _action(action: Action) -> dict[str, Any]:
             return {"action": kind, "host": host, "role": process.role, "reason": reason}
         case Remove(host, role, reason):
             return {"action": "remove", "host": host, "role": role, "reason": reason}
-        case Deploy(_, reasons):
-            return {"action": "deploy", "reasons": list(reasons)}
+        case Deploy(rollout, reasons):
+            return {"action": "deploy", "reasons": list(reasons), "costs": dict(rollout.costs)}
 
 
 def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:

@@ -15,7 +15,16 @@ from raycluster.errors import HostError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
-from raycluster.plan import EVERYTHING, Action, Only, Start, check_machines, plan_nodes
+from raycluster.plan import (
+    APP,
+    EVERYTHING,
+    Action,
+    Only,
+    Start,
+    check_machines,
+    check_up,
+    plan_nodes,
+)
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -40,13 +49,15 @@ def up(
     only: Only = EVERYTHING,
     *,
     verify: bool = False,
+    command: str = "raycluster up",
 ) -> Outcome:
     """Converge the hosts and the app on the spec; end after a real completion came back.
 
-    `verify` reads the models' files on all nodes again.
+    `verify` reads the models' files on all nodes again; `command` is what another run is told of
+    this one.
     """
     _reach(spec, fleet, only)
-    with _lock(spec, fleet, "raycluster up"):
+    with _lock(spec, fleet, command):
         return _up(spec, fleet, secrets, listen, only, verify=verify)
 
 
@@ -67,6 +78,8 @@ def _up(
     verify: bool,
 ) -> Outcome:
     state = _seen(spec, fleet, only)
+    if only == APP:
+        check_up(spec, state)
     work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
     actions = plan_nodes(spec, state, wiring(work, state), only)
     for action in actions:

@@ -22,7 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
     ("state", "services", "services.wiring", "services.data_path"),
-    ("secrets", "services.ray_node"),
+    ("secrets", "services.ray_node", "room"),
+    ("rollout",),
     ("services.*",),
     ("plan", "versions", "payload", "ray_api"),
     ("connect",),
@@ -47,7 +48,7 @@ FAMILIES = (
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
     *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
-    *("plan", "versions", "payload", "templates", "report"),
+    *("room", "rollout", "plan", "versions", "payload", "templates", "report"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
 )
 IMPURE = {

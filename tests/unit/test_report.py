@@ -7,6 +7,7 @@ import pytest
 from raycluster.deploy import Proof
 from raycluster.plan import Deploy
 from raycluster.report import outcome_json, outcome_text
+from raycluster.rollout import Rollout
 from raycluster.spec import ClusterSpec
 from raycluster.up import Outcome
 
@@ -15,7 +16,7 @@ TOOK = {"import": 9.1, "engine": 0.3, "load": 2.2, "compile": 8.4, "warm_up": 3.
 
 
 def outcome(seconds: Mapping[str, float], *, changed: bool) -> Outcome:
-    actions = (Deploy({}, ("m: changed",)),) if changed else ()
+    actions = (Deploy(Rollout((), {}), ("m: changed",)),) if changed else ()
     return Outcome(actions, (Proof("m", "vllm", "Paris", seconds=seconds),))
 
 

@@ -57,6 +57,9 @@ class Router:
         if scope["method"] == "GET":
             await self._get(path, receive, send, scope)
             return
+        if path.startswith("/m/"):  # no model has this route now: it would come back here for ever
+            await _refuse(send, 404, f"there is no model at {path}")
+            return
         body = await _body(receive)
         if body is None:
             await _refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")

@@ -29,6 +29,7 @@ def build(args: Mapping[str, Any]) -> Application:
     max_ongoing_requests=ONGOING,
     max_queued_requests=ONGOING,
     ray_actor_options=ON_HEAD,
+    max_surge_percent=100,  # it takes no CPU, so there is always room for the new one beside it
     graceful_shutdown_timeout_s=120,
 )
 @serve.ingress()

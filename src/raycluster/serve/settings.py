@@ -22,7 +22,10 @@ DEPLOYMENT = "Model"
 
 DEFAULT_ONGOING = 256
 QUEUED_PER_ONGOING = 4
-DRAIN_S = 120.0
+DRAIN_S = 600.0
+"""Seconds that a replica that ends gives its requests; a stream that takes longer is cut."""
+ONE_AT_A_TIME = 0.01
+"""The part of the replicas that a rollout replaces at once; Serve makes at least one of it."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,15 @@ def applications(
     host: str = "127.0.0.1",
     port: int = 8000,
     proxy_location: ProxyLocation = "HeadOnly",
-    max_surge_percent: int = 0,
 ) -> dict[str, Any]:
     """Return the body of `PUT /api/serve/applications/` that serves exactly these models.
 
     `code_path` is the folder on every node that holds this package, where it is not on the nodes'
     own PYTHONPATH. `host`, `port` and `proxy_location` count only when Serve starts: afterwards
     Serve ignores them without an error.
-    Replica counts and request limits change in place; anything else restarts the replicas: the old
-    ones first, unless `max_surge_percent` allows so many more meanwhile. Without room for them such
-    a rollout waits for ever.
+    Replica counts and request limits change in place; anything else restarts the replicas, one at
+    a time and the old one first. Who knows that there is room for more of them meanwhile says so
+    with `max_surge_percent`.
     """
     slug = slugs([model.name for model in models])
     alone = len(models) == 1
@@ -134,7 +136,6 @@ def applications(
             route="/" if alone else f"/m/{slug[model.name]}",
             code_path=code_path,
             fingerprint=fingerprint,
-            max_surge_percent=max_surge_percent,
         )
         for model in models
     ]
@@ -196,7 +197,6 @@ def _model_application(
     route: str,
     code_path: str,
     fingerprint: str,
-    max_surge_percent: int,
 ) -> dict[str, Any]:
     in_place = ("replicas", "max_ongoing_requests", "max_queued_requests")
     told = {name: value for name, value in model.to_json().items() if name not in in_place}
@@ -213,7 +213,8 @@ def _model_application(
                 "max_ongoing_requests": model.max_ongoing_requests,
                 "max_queued_requests": model.max_queued_requests
                 or QUEUED_PER_ONGOING * model.max_ongoing_requests,
-                "max_surge_percent": max_surge_percent,
+                "max_surge_percent": 0,
+                "rolling_update_percentage": ONE_AT_A_TIME,
                 "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
                 "health_check_period_s": 5.0,
                 "health_check_timeout_s": 20.0,
