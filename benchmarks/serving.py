@@ -120,7 +120,6 @@ def deployed(node: Node, model: Path) -> dict[str, str]:
         "model_loading_config": {"model_id": MODEL, "model_source": str(model)},
         "engine_kwargs": ENGINE_ARGS,
         "accelerator_type": None,
-        "use_cpu": True,
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
         "runtime_env": {"env_vars": {**ENGINE_ENV, **extras}},
     }

