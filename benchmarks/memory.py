@@ -56,7 +56,7 @@ def processes(name: str) -> Iterator[dict[str, object]]:
         kind = next((kind for start, kind in KINDS.items() if title.startswith(start)), "other")
         yield {
             "kind": kind,
-            "title": title[:60],
+            "title": Path(title.split()[0]).name,
             "pss": sizes["Pss"],
             "anonymous": sizes["Pss_Anon"],
             "files": sizes["Pss_File"],
