@@ -24,7 +24,7 @@ from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import Cluster, open_cluster
 from tests.local.load import KINDS, Load
 from tests.local.rolling import at_work, deploy, with_args
-from tests.local.tiny import NAME, tiny, tiny_model
+from tests.local.tiny import NAME, tiny
 
 BETWEEN = 200
 """Requests before, between and after updates."""
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, open_cluster() as cluster:
-        model = tiny(tiny_model(Path(folder)))
+        model = tiny(Path(folder))
         deploy(cluster, model)
         whole, stream, _, long = KINDS
         short = [stream if n % 4 == 0 else whole for n in range(options.clients - 1)]

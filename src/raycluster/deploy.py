@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.settings import DRAIN_S
+from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, WAITING_ROUTE
 from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
@@ -75,38 +75,74 @@ def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = Fa
     The models are on the nodes before the first replica starts; `verify` reads them again.
     """
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
-    push(work, state, files | haproxy_file(action.body))
+    push(work, state, files)
     bring(work, state, action.body, verify=verify)
     work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
     for cost in action.costs:
         work.listen(Event("app", cost, "note"))
-    with _api(work) as api:
-        roll_out(api, action, work.listen, work.spec.cluster.app_timeout)
+    transport = work.fleet[work.head.name].transport
+    with _api(work) as api, http_client(transport, work.spec.ports.api, timeout=5) as http:
+        cluster = Reached(api, http, lambda files: _write(work, state, files), work.listen)
+        roll_out(cluster, action, work.spec.cluster.app_timeout)
 
 
-def roll_out(api: RayApi, action: Deploy, listen: Listener, timeout: float) -> None:
+@dataclass(frozen=True)
+class Reached:
+    """What a rollout works with: Ray's API, Serve's HTTP port, the nodes' files, a listener."""
+
+    api: RayApi
+    http: httpx.Client
+    write: Callable[[Mapping[str, bytes]], None]
+    listen: Listener
+
+
+def roll_out(cluster: Reached, action: Deploy, timeout: float) -> None:
     """Take the steps of a rollout, each until all of it runs. Raises AppError.
 
     `timeout` is for the start of one replica; each may wait for one before it to drain.
     """
-    drain = DRAIN_S if action.costs else 0
-    for step in action.rollout.steps:
-        _when_ready(api, step)
+    steps = action.rollout.steps
+    limit = action.rollout.turns * (timeout + (DRAIN_S if action.costs else 0))
+    for before, step in zip((action.rollout.before, *steps), steps, strict=False):
+        # Between two steps HAProxy knows the ways of both; it reads them whenever replicas change.
+        cluster.write(haproxy_file(*((before, step) if len(steps) > 1 else (step,))))
+        _when_ready(cluster.api, step)
         names = {a["name"] for a in step["applications"]}
-        _wait_until_running(api, names, listen, (timeout + drain) * action.rollout.turns)
+        _wait_until_running(cluster.api, names, cluster.listen, limit)
+        if any(a["route_prefix"] == WAITING_ROUTE for a in step["applications"]):
+            _wait_for_router(cluster.http)
+    cluster.write(haproxy_file(steps[-1]))
+
+
+def _wait_for_router(http: httpx.Client) -> None:
+    """Return when a new router can be reached; until then its route leads to a model."""
+
+    def answers() -> bool | None:
+        try:
+            answer = http.get(f"{WAITING_ROUTE}/health")
+        except httpx.HTTPError:
+            return None
+        return True if answer.is_success and ENGINE_HEADER not in answer.headers else None
+
+    if wait_for(answers, timeout=60) is None:
+        raise AppError("does not answer", where="router", hint="raycluster logs app")
 
 
 def push(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
     """Write files to the nodes that run, and say which hosts are left out. Raises HostError."""
-
-    def write(connected: Connected) -> None:
-        push_files(connected.runtime.inside(connected.host.role), files)
 
     for host in work.spec.hosts:
         if not state.runs(host):
             problem = state.hosts[host.name].problem
             why = problem.what if problem else f"no {host.role} runs there"
             work.listen(Event(host.name, f"does not get the app: {why}", "note"))
+    _write(work, state, files)
+
+
+def _write(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
+    def write(connected: Connected) -> None:
+        push_files(connected.runtime.inside(connected.host.role), files)
+
     all_or_raise(work.fleet.each((h.name for h in work.spec.hosts if state.runs(h)), write))
 
 
@@ -208,7 +244,7 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
             where=model.name,
             hint="raycluster logs app",
         )
-    engine = answer.headers.get("x-raycluster-engine", "")
+    engine = answer.headers.get(ENGINE_HEADER, "")
     text = str(answer.json()["choices"][0]["text"])
     told = _report(client, model)
     fell_back = model.engine == "auto" and engine not in ("vllm", "")

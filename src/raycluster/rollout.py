@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.room import Demand, Memory, Room, memory_of_a_replica
-from raycluster.serve.settings import ROUTER
+from raycluster.serve.settings import ROUTER, WAITING_ROUTE
 from raycluster.state import App, RayNode
 
 Body = Mapping[str, Any]
 
 ONE_MORE = 1
 """Percent of an app's replicas; Serve rounds up, so that it is one replica for up to a hundred."""
-
-WAITING_ROUTE = f"/m/{ROUTER}"
-"""Where a new router starts while a model still has "/"; no model's route can be this one."""
 
 IN_PLACE = ("name", "route_prefix", "deployments")
 """What may change of an application, beside the actors' options, without new replicas."""
@@ -26,11 +23,13 @@ IN_PLACE = ("name", "route_prefix", "deployments")
 class Rollout:
     """Bodies for Ray's REST API, to be applied one after another, and what they cost, by app.
 
-    `turns` is how many replicas start one after another, of the app that has most of them.
+    `before` has the applications that run. `turns` is how many replicas start one after another,
+    of the app that has most of them.
     """
 
     steps: tuple[Body, ...]
     costs: Mapping[str, str]
+    before: Body = field(default_factory=dict)
     turns: int = 1
 
 
@@ -59,7 +58,8 @@ def plan_rollout(
     bodies = [{**wanted, "applications": applications} for applications in (first, final)]
     turns = max((running[name].serving for name in costs if name in running), default=1)
     steps = bodies[1:] if first == final else bodies
-    return Rollout(tuple(steps), costs, max(1, turns))
+    before = {"applications": [{"name": a.name, **a.config} for a in running.values()]}
+    return Rollout(tuple(steps), costs, before, max(1, turns))
 
 
 def same(seen: Body, want: Body) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from raycluster.deploy import roll_out
+from raycluster.deploy import Reached, roll_out
 from raycluster.plan import Deploy, plan_app
 from raycluster.ray_api import RayApi
 from raycluster.room import Memory
 from raycluster.serve.settings import ModelSettings, applications
-from tests.local.cluster import ROOT, Cluster, until
+from tests.local.cluster import Cluster, until
 from tests.local.load import Load
 
 START_S = 240
@@ -19,13 +20,18 @@ FIRST_NEW_ONE = "starts each new replica before an old one ends: no interruption
 def deploy(cluster: Cluster, *models: ModelSettings) -> Deploy:
     """Do what `raycluster deploy` does, on hosts with plenty of memory."""
     port = int(cluster.http.base_url.port or 0)
-    code = str(ROOT / "src")
+    code = str(cluster.folder / "code")
     wanted = applications(models, code_path=code, fingerprint="test", port=port)
+
+    def write(files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            (cluster.folder / name).write_bytes(content)
+
     api = RayApi("head", cluster.api)
     memory = {node.node_id: Memory(used=1, available=2**40) for node in api.nodes()}
     change = plan_app(wanted, api.apps(), api.nodes(), memory)
     assert change, "there is nothing to change"
-    roll_out(api, change, lambda _: None, START_S)
+    roll_out(Reached(api, cluster.http, write, lambda _: None), change, START_S)
     return change
 
 

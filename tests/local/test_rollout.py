@@ -12,7 +12,7 @@ from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import Cluster, until
 from tests.local.load import under_load
 from tests.local.rolling import FIRST_NEW_ONE, at_work, deploy, with_args
-from tests.local.tiny import NAME, tiny, tiny_model
+from tests.local.tiny import NAME, tiny
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
@@ -27,7 +27,7 @@ def engine_argument(cluster: Cluster, name: str) -> object:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
-    return tiny(tiny_model(tmp_path_factory.mktemp("model")))
+    return tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

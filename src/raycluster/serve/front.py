@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from raycluster.serve.engines import ASGI, ENGINE_HEADER, Message, Receive, Send
+from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.ready import Readiness
+from raycluster.serve.settings import ENGINE_HEADER
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -52,7 +53,7 @@ class Front:
     ) -> None:
         self._app = app
         self._engine = str(report["engine"])
-        self._header = (ENGINE_HEADER, self._engine.encode())
+        self._header = (ENGINE_HEADER.encode(), self._engine.encode())
         self._report = json.dumps(report).encode()
         self._metrics = metrics
         self._readiness = readiness

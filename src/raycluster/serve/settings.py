@@ -18,6 +18,9 @@ ProxyLocation = Literal["HeadOnly", "EveryNode"]
 ENTRY = "raycluster.serve.app:build"
 ROUTER_ENTRY = "raycluster.serve.router_app:build"
 ROUTER = "router"
+WAITING_ROUTE = f"/m/{ROUTER}"
+"""Where a new router starts while a model still has "/"; no model's route can be this one."""
+ENGINE_HEADER = "x-raycluster-engine"
 DEPLOYMENT = "Model"
 
 DEFAULT_ONGOING = 256
@@ -164,7 +167,7 @@ def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     `routes` has the path prefix of each model by its name, where there is a router for several;
     `routing` how each application that is a model is to be balanced, by its name.
     """
-    args = {app["name"]: app["args"] for app in body["applications"]}
+    args = {app["name"]: app.get("args", {}) for app in body["applications"]}
     models = {name: told["model"] for name, told in args.items() if "model" in told}
     return {
         "routes": dict(args[ROUTER]["routes"]) if ROUTER in args else {},

@@ -152,6 +152,14 @@ def test_a_request_for_a_route_that_no_model_has_does_not_go_round() -> None:
     on(test)
 
 
+def test_a_router_that_waits_for_its_way_in_can_be_asked() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        status, _headers, _body = await Call(router, "GET", "/m/router/health").whole()
+        assert status == 200
+
+    on(test)
+
+
 def test_models_are_merged() -> None:
     async def test(_: Upstream, router: Router) -> None:
         status, _headers, body = await Call(router, "GET", "/v1/models").whole()
