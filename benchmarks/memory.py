@@ -56,7 +56,7 @@ def processes(name: str) -> Iterator[dict[str, object]]:
         kind = next((kind for start, kind in KINDS.items() if title.startswith(start)), "other")
         yield {
             "kind": kind,
-            "title": Path(title.split()[0]).name,
+            "title": " ".join(word.rpartition("/")[2] for word in title.split())[:60],
             "pss": sizes["Pss"],
             "anonymous": sizes["Pss_Anon"],
             "files": sizes["Pss_File"],
