@@ -64,7 +64,15 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpcore": ("transports.http",),
     "h11": ("batch.sender",),
     "jinja2": ("templates",),
-    "httpx": ("transports.http", "ray_api", "deploy", "health", "openai_wire.*", "bench.*"),
+    "httpx": (
+        "transports.http",
+        "ray_api",
+        "deploy",
+        "health",
+        "endpoint",
+        "openai_wire.*",
+        "bench.*",
+    ),
     "typer": ("cli", "session", "commands.*"),
     "prometheus_client": ("serve.*",),
     **dict.fromkeys(
