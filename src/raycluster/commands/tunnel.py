@@ -16,8 +16,10 @@ def tunnel(spec: SpecPath = None) -> None:
     """Bring the cluster's endpoints to 127.0.0.1 over SSH. Ctrl-C ends it."""
     opened = session.open_session(spec)
     from raycluster.endpoint import route
+    from raycluster.inside import check_up
     from raycluster.tunnel.run import endpoints, run
 
+    check_up(opened.spec)
     console = session.out()
     run(
         route(opened.spec.hosts[0]),
