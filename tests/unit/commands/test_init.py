@@ -75,6 +75,11 @@ def test_what_would_not_be_valid_is_not_written(hosts: list[str], name: str, sai
     assert str(caught.value).startswith(f"init: {said}")
 
 
+def test_a_model_s_name_that_is_too_long_is_told_its_limit() -> None:
+    with pytest.raises(UsageError, match="at most 256 letters"):
+        init_text(["a"], model="m" * 257)
+
+
 def test_what_was_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     init(["a"], output=tmp_path / "cluster.toml")
     assert capsys.readouterr() == (
