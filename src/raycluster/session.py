@@ -65,11 +65,17 @@ class Session:
         return resolve_all(self.spec, dotenv=self.path.parent / ".env")
 
 
-def open_session(given: Path | None) -> Session:
-    """Read the spec that the command line, the environment or the folder names."""
+def open_session(given: Path | None, named: Path | None = None) -> Session:
+    """Read the spec that the command line, the environment or the folder names.
+
+    `given` is the argument and `named` the option. Raises UsageError where they differ.
+    """
+    from raycluster.errors import UsageError
     from raycluster.spec import locate, read_spec
 
-    path = locate(given)
+    if given and named and given != named:
+        raise UsageError(f"{given} and --spec {named}: which one?", hint="name one of them")
+    path = locate(given or named)
     return Session(path, read_spec(path))
 
 
