@@ -96,9 +96,10 @@ class Router:
             await _refuse(send, 404, f"there is nothing at {path}")
 
     async def _ready(self, send: Send) -> None:
-        """Answer 200 when every model can answer."""
-        answers = await asyncio.gather(*(self._fetch(n, READY_PATH, READY_S) for n in self._routes))
-        if late := [n for n, a in zip(self._routes, answers, strict=True) if a is None]:
+        """Answer 200 when every model can answer; one that may sleep is not woken to be asked."""
+        awake = [name for name in self._models if name not in self._asleep]
+        answers = await asyncio.gather(*(self._fetch(n, READY_PATH, READY_S) for n in awake))
+        if late := [n for n, a in zip(awake, answers, strict=True) if a is None]:
             await _refuse(send, 503, f"not ready: {', '.join(late)}")
         else:
             await respond(send, 200, READY)
