@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from raycluster import session
-from raycluster.session import Json, SpecPath
+from raycluster.session import Json, SpecOption, SpecPath
 
 
-def deploy(spec: SpecPath = None, as_json: Json = False) -> None:
+def deploy(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
     """Bring the models to the spec; hosts stay as they are. `plan --only app` tells the cost."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     secrets = opened.secrets()
     from raycluster.plan import APP
     from raycluster.progress import progress

@@ -8,16 +8,20 @@ import typer
 
 from raycluster import session
 from raycluster.commands.options import OnlyOption, only_part
-from raycluster.session import Json, SpecPath
+from raycluster.session import Json, SpecOption, SpecPath
 
 Verify = Annotated[bool, typer.Option(help="Read the models' files on all hosts again.")]
 
 
 def up(
-    spec: SpecPath = None, only: OnlyOption = None, verify: Verify = False, as_json: Json = False
+    spec: SpecPath = None,
+    named: SpecOption = None,
+    only: OnlyOption = None,
+    verify: Verify = False,
+    as_json: Json = False,
 ) -> None:
     """Bring hosts, Ray and the app to the spec. A second run changes nothing."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     secrets = opened.secrets()
     from raycluster.progress import progress

@@ -231,7 +231,7 @@ ModelName = Annotated[
     Operand,
     Worded(
         r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,255}",
-        "letters, digits and `. _ : / @ + -` (a relative path goes into `source`) are",
+        "at most 256 letters, digits and `. _ : / @ + -` (a relative path goes into `source`) are",
     ),
 ]
 Function = Annotated[
