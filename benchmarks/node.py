@@ -122,6 +122,7 @@ def open_node(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[No
                 **os.environ,
                 **told,
                 "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
                 "PATH": f"{environment}/bin:{os.environ['PATH']}",
                 "RAYCLUSTER_ROOT": str(folder),
                 "PYTHONPATH": str(folder / "code"),

@@ -40,6 +40,7 @@ ENGINE_ENV = {
 """What the app tells vLLM on a CPU by itself; told to the others too, for a fair comparison."""
 
 LLM_APP = "ray.serve.llm:build_openai_app"
+LLM_EXTRAS = ("pyarrow", "jsonref")
 CONCURRENCY = (1, 32, 128)
 FIGURES = (
     *("request_throughput", "output_throughput", "mean_ttft_ms", "median_ttft_ms"),
@@ -114,19 +115,20 @@ def deployed(node: Node, model: Path) -> dict[str, str]:
         [settings], fingerprint="bench", code_path=str(node.folder / "code"), port=node.http_port
     )
     body["applications"][0]["route_prefix"] = "/app"
+    extras = {"PYTHONPATH": str(llm_extras(node))}
     theirs = {
         "model_loading_config": {"model_id": MODEL, "model_source": str(model)},
         "engine_kwargs": ENGINE_ARGS,
         "accelerator_type": None,
-        "use_cpu": True,
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
-        "runtime_env": {"env_vars": ENGINE_ENV},
+        "runtime_env": {"env_vars": {**ENGINE_ENV, **extras}},
     }
     body["applications"].append(
         {
             "name": "llm",
             "route_prefix": "/llm",
             "import_path": LLM_APP,
+            "runtime_env": {"env_vars": extras},
             "args": {"llm_configs": [theirs]},
         }
     )
@@ -136,6 +138,14 @@ def deployed(node: Node, model: Path) -> dict[str, str]:
     for url in urls.values():
         until(partial(answers, url), seconds=60, what=f"no answer from {url}")
     return urls
+
+
+def llm_extras(node: Node) -> Path:
+    """Install what `ray.serve.llm` imports beside Ray and vLLM; return the folder."""
+    folder = node.folder / "llm"
+    uv = (ROOT / ".venv/bin/uv", "pip", "install", "--quiet", "--no-deps")
+    subprocess.run([*uv, "--python", node.python, "--target", folder, *LLM_EXTRAS], check=True)
+    return folder
 
 
 def answers(url: str) -> bool:

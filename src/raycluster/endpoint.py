@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from raycluster.errors import HostError, UsageError
 from raycluster.openai_wire.target import Target
@@ -29,9 +30,24 @@ Check = Callable[[], None]
 
 def given(url: str, model: str, headers: dict[str, str], ca_file: str) -> Target:
     """Return the endpoint that `--url` names. Raises UsageError."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
+    if wrong := _wrong(url):
+        raise UsageError(wrong, where="--url", hint="http://127.0.0.1:8000")
     return Target(url, model, headers, ca_file)
+
+
+def _wrong(url: str) -> str:
+    """Return what keeps a text from being the address of an endpoint, or an empty string."""
+    import httpx
+
+    if not url.startswith(("http://", "https://")):
+        return "not an http address"
+    try:
+        host, port = httpx.URL(url).host, urlsplit(url).port
+    except (httpx.InvalidURL, ValueError) as error:
+        return str(error)
+    if not host:
+        return "no host"
+    return "port 0 is not a port" if port == 0 else ""
 
 
 def served_model(opened: Session, model: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -11,7 +11,7 @@ import httpx
 from raycluster.connect import Fleet
 from raycluster.errors import RayclusterError
 from raycluster.observe import observe
-from raycluster.plan import roles
+from raycluster.plan import roles, still_serving
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
@@ -36,7 +36,8 @@ class Problem:
 class ModelHealth:
     """A model of the spec, its application and the engine that serves it.
 
-    `unready` says why it did not answer a request for one token.
+    `unready` says why it did not answer a request for one token; `seconds` are the parts of the
+    start of one of its replicas.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelHealth:
     reason: str = ""
     url: str = ""
     unready: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,28 @@ def _models(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> tuple[Model
     names = slugs([m.name for m in spec.models])
     apps = {a.name: a for a in state.apps or ()}
     transport = fleet[spec.hosts[0].name].transport
-    alone = len(spec.models) == 1
     with http_client(transport, spec.ports.api, timeout=5) as client:
         return tuple(
-            _model(client, m.name, apps.get(names[m.name]), "" if alone else f"/m/{names[m.name]}")
+            _model(client, m.name, apps.get(names[m.name]), f"/m/{names[m.name]}")
             for m in spec.models
         )
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not app.running or app.asleep:
-        return ModelHealth(name, app)  # asking would start a replica
+    if app is None or not (app.running or still_serving(app)) or app.asleep:
+        return ModelHealth(name, app)  # asking one that sleeps would start a replica
     try:
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ModelHealth(name, app)
-    engine, reason = str(told.get("engine", "")), str(told.get("reason") or "")
-    return ModelHealth(name, app, engine, reason, unready=_unready(client, route))
+    return ModelHealth(
+        name,
+        app,
+        str(told.get("engine", "")),
+        str(told.get("reason") or ""),
+        unready=_unready(client, route),
+        seconds=told.get("seconds") or {},
+    )
 
 
 def _unready(client: httpx.Client, route: str) -> str:
@@ -163,6 +170,8 @@ def _model_problem(model: ModelHealth) -> Problem | None:
     if not model.app.running:
         cause = root_cause(model.app.message) if model.app.message else ""
         what = f"is {model.app.status.lower().replace('_', ' ')}"
+        if before := still_serving(model.app):
+            what = f"its new version did not start, {before}"
         return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
     if model.unready:
         return Problem(model.name, model.unready, "raycluster logs app")

@@ -43,9 +43,12 @@ def secret_files(token: Secret, secrets: Mapping[str, Secret]) -> dict[str, byte
     }
 
 
-def haproxy_file(body: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return what HAProxy's program reads of a deployment."""
-    return {HAPROXY_TOLD: json.dumps(haproxy_of(body)).encode()}
+def haproxy_file(*bodies: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return what HAProxy's program reads of a deployment, or of several, the last one first."""
+    told: dict[str, dict[str, str]] = {}
+    for name, value in (pair for body in bodies for pair in haproxy_of(body).items()):
+        told[name] = {**told.get(name, {}), **value}
+    return {HAPROXY_TOLD: json.dumps(told).encode()}
 
 
 def members_file(hosts: Iterable[ResolvedHost]) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import AppError, HostError
+from raycluster.room import Memory
 from raycluster.serve.rootcause import root_cause
 from raycluster.state import App, RayNode, Replica
 
@@ -32,6 +33,12 @@ class RayApi:
         answer = self._json("GET", "/nodes?view=summary")
         summary = answer["data"]["summary"]
         return {n["raylet"]["nodeId"]: n for n in summary if n.get("raylet", {}).get("nodeId")}
+
+    def memory(self) -> Mapping[str, Memory]:
+        """Return each live node's memory by node id, where Ray tells it. Raises HostError."""
+        usage = self.usage().items()
+        told: dict[str, list[float]] = {node: list(f.get("mem") or ()) for node, f in usage}
+        return {node: Memory(m[3], m[1]) for node, m in told.items() if len(m) == 4}
 
     def apps(self) -> tuple[App, ...]:
         """Return Serve's applications; none while Serve has not been started. Raises HostError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raycluster.plan import Action, Deploy, Remove, Start, roles
@@ -24,7 +24,13 @@ def plan_text(actions: Sequence[Action]) -> str:
     if not actions:
         return "nothing to change"
     changes = "1 change" if len(actions) == 1 else f"{len(actions)} changes"
-    return "\n".join([*(a.describe() for a in actions), changes])
+    return "\n".join([*(line for a in actions for line in _lines(a)), changes])
+
+
+def _lines(action: Action) -> list[str]:
+    """Return what an action does, and below that what it costs."""
+    costs = action.costs if isinstance(action, Deploy) else ()
+    return [action.describe(), *(f"    {cost}" for cost in costs)]
 
 
 def plan_json(spec: ClusterSpec, actions: Iterable[Action]) -> dict[str, Any]:
@@ -40,8 +46,8 @@ def _action(action: Action) -> dict[str, Any]:
             return {"action": kind, "host": host, "role": process.role, "reason": reason}
         case Remove(host, role, reason):
             return {"action": "remove", "host": host, "role": role, "reason": reason}
-        case Deploy(_, reasons):
-            return {"action": "deploy", "reasons": list(reasons)}
+        case Deploy(rollout, reasons):
+            return {"action": "deploy", "reasons": list(reasons), "costs": dict(rollout.costs)}
 
 
 def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
@@ -50,6 +56,8 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
     lines = [f"{spec.cluster.name} is up: {count} {'change' if count == 1 else 'changes'}"]
     for proof in outcome.proofs:
         lines.append(f"  {proof.model} ({proof.engine}) answered: {proof.text.strip()!r}")
+        if outcome.actions and proof.seconds:
+            lines.append(f"    {proof.engine} started in {_start(proof.seconds)}")
         if proof.reason:
             lines.append(f"    not served by vLLM: {proof.reason}")
     if outcome.proofs:
@@ -65,10 +73,23 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _start(seconds: Mapping[str, float]) -> str:
+    """Return "23 s: import 9, load 2, warm-up 3", without the parts that round to nothing."""
+    parts = {n.replace("_", "-"): s for n, s in seconds.items() if n != "total" and round(s)}
+    shown = ", ".join(f"{name} {took:.0f}" for name, took in parts.items())
+    return f"{seconds.get('total', sum(parts.values())):.0f} s" + (f": {shown}" if shown else "")
+
+
 def outcome_json(spec: ClusterSpec, outcome: Outcome) -> dict[str, Any]:
     """Return what `up` did for a program."""
     proofs = [
-        {"model": p.model, "engine": p.engine, "text": p.text, "fallback_reason": p.reason or None}
+        {
+            "model": p.model,
+            "engine": p.engine,
+            "text": p.text,
+            "fallback_reason": p.reason or None,
+            "start_seconds": dict(p.seconds) or None,
+        }
         for p in outcome.proofs
     ]
     return {**plan_json(spec, outcome.actions), "completions": proofs}
@@ -154,6 +175,7 @@ def _model(model: ModelHealth) -> dict[str, Any]:
         "status": app.status.lower() if app else "absent",
         "engine": model.engine or None,
         "fallback_reason": model.reason or None,
+        "start_seconds": dict(model.seconds) or None,
         "replicas": [
             {"id": r.replica_id, "state": r.state.lower(), "address": r.address}
             for r in (app.replicas if app else ())

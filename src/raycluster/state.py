@@ -69,6 +69,21 @@ class App:
         """True when it serves without a replica, which the next request starts."""
         return self.running and not self.replicas
 
+    @property
+    def failed(self) -> bool:
+        """True when its latest version did not start; the one before may go on serving."""
+        return self.status == "DEPLOY_FAILED"
+
+    @property
+    def serving(self) -> int:
+        """The number of replicas that take requests, of whichever version."""
+        return sum(r.state == "RUNNING" for r in self.replicas)
+
+    @property
+    def alive(self) -> int:
+        """The number of replicas that run or start."""
+        return sum(r.state != "STOPPING" for r in self.replicas)
+
 
 @dataclass(frozen=True)
 class ClusterState:

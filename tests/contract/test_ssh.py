@@ -317,7 +317,20 @@ class TestReaching:
             error = failing(UnreachableError, sshd.options(port=port, connect_timeout=1.0))
             assert time.monotonic() - began < 4
             greeter.join()
-        assert "not as an SSH server" in error.what
+        why = "it speaks another protocol" if greeting else "no banner within 1 s"
+        assert f"not as an SSH server ({why})" in error.what
+
+    def test_who_closes_at_once(self, sshd: Sshd) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def close() -> None:
+                server.accept()[0].close()
+
+            closer = threading.Thread(target=close)
+            closer.start()
+            error = failing(UnreachableError, sshd.options(port=server.getsockname()[1]))
+            closer.join()
+        assert "not as an SSH server (it closed the connection)" in error.what
 
     @pytest.mark.parametrize("host", ["-oProxyCommand=id", "", "a b", "a;id", "$(id)", "a\nb"])
     def test_names_that_are_none(self, sshd: Sshd, host: str) -> None:

@@ -168,7 +168,7 @@ def open_cluster() -> Iterator[Cluster]:
                 **os.environ,
                 **serve_env(node, folder),
                 "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_AUTH_MODE": "disabled",  # else a token in the home directory switches it on
+                "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
                 "RAYCLUSTER_TEST": str(folder),
             },
         )

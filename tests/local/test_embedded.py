@@ -98,6 +98,12 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     running("down", running.spec, "--yes")
 
 
+def test_deploy_needs_a_cluster(local: Local) -> None:
+    done = local("deploy", local.spec)
+    assert done.returncode == 1
+    assert done.stderr == "error: embedded: is not up\n  next: raycluster up\n"
+
+
 def test_up_ends_with_a_real_completion(local: Local) -> None:
     outcome = local.up()
     assert [c["action"] for c in outcome["changes"]] == ["start", "deploy"]
@@ -108,6 +114,13 @@ def test_up_ends_with_a_real_completion(local: Local) -> None:
 
 def test_a_second_up_changes_nothing(local: Local) -> None:
     assert local.up()["changes"] == []
+
+
+def test_deploy_without_a_change_ends_with_a_completion(local: Local) -> None:
+    done = local("deploy", local.spec, "--json")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert (outcome["changes"], outcome["completions"][0]["engine"]) == ([], "vllm")
 
 
 def test_the_api_answers_a_question(local: Local) -> None:

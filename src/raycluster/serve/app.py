@@ -29,7 +29,9 @@ from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import Metrics, Mirror, ray_gauge
 from raycluster.serve.ready import Readiness, question
 from raycluster.serve.rootcause import MARK, explain, why_dead
+from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import DEPLOYMENT, ModelSettings
+from raycluster.serve.wanted import is_path
 
 logger = logging.getLogger("ray.serve")
 
@@ -161,18 +163,6 @@ def order(engine: str, died: str) -> tuple[str, ...]:
 
 def missing_path(source: str) -> str:
     """Return what to tell when `source` is a path and nothing is there, or ""."""
-    local = source.startswith(("/", "./", "../", "~"))
-    if not local or Path(source).expanduser().exists():
+    if not is_path(source) or Path(source).expanduser().exists():
         return ""
     return f"the model {source} is not on the node {ray.util.get_node_ip_address()}"
-
-
-def load_secrets(path: str) -> None:
-    """Put what the JSON file at `path` holds into the environment; `path` may hold $NAMES."""
-    if not path:
-        return
-    try:
-        os.environ.update(json.loads(Path(os.path.expandvars(path)).read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        kind = type(error).__name__  # the error's own text may quote a secret
-        raise RuntimeError(f"{MARK}the secrets in {path} cannot be read: {kind}") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from raycluster.serve.engines import ASGI, ENGINE_HEADER, Message, Receive, Send
+from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.ready import Readiness
+from raycluster.serve.settings import ENGINE_HEADER
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -33,9 +35,15 @@ CLIENT_LEFT = 499
 
 logger = logging.getLogger("ray.serve")
 
+ROUTE = re.compile(r"/m/[^/]+(?=/)")
+"""The route of a model that is one of several."""
+
 
 class Front:
     """An ASGI application that says which engine answers, counts, and reports on itself.
+
+    It answers below ROUTE too, when it is alone and has the route "/": so every model can be
+    reached there always, also while a second one comes or goes.
 
     It never touches a body: per chunk of a stream it costs one look at a message.
     """
@@ -45,7 +53,7 @@ class Front:
     ) -> None:
         self._app = app
         self._engine = str(report["engine"])
-        self._header = (ENGINE_HEADER, self._engine.encode())
+        self._header = (ENGINE_HEADER.encode(), self._engine.encode())
         self._report = json.dumps(report).encode()
         self._metrics = metrics
         self._readiness = readiness
@@ -54,6 +62,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_route(scope)
         path = _path(scope)
         endpoint = "" if path in UNCOUNTED else endpoint_of(path)
         exchange = Exchange(send, self._header, self._metrics, (self._engine, endpoint))
@@ -161,6 +170,15 @@ async def refuse(send: Send, status: int, message: str, param: str | None = None
     kind = kinds.get(status, "BadRequestError")
     error = {"message": message, "type": kind, "param": param, "code": status}
     await respond(send, status, json.dumps({"error": error}).encode())
+
+
+def _without_route(scope: Message) -> Message:
+    """Return the scope without the model's route in its path, where Serve did not route by it."""
+    own = ROUTE.match(str(scope["path"]))
+    if own is None or str(scope.get("root_path", "")).rstrip("/"):
+        return scope
+    path = str(scope["path"])[own.end() :]
+    return {**scope, "path": path, "raw_path": path.encode()}
 
 
 def _path(scope: Message) -> str:

@@ -15,6 +15,7 @@ import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
 from raycluster.serve.front import READY, READY_PATH, Headers, respond
+from raycluster.serve.settings import WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
 CONNECT_S = 10.0
@@ -55,7 +56,10 @@ class Router:
             return
         path = str(scope["path"])
         if scope["method"] == "GET":
-            await self._get(path, receive, send, scope)
+            await self._get(path.removeprefix(WAITING_ROUTE), receive, send, scope)
+            return
+        if path.startswith("/m/"):  # no model has this route now: it would come back here for ever
+            await _refuse(send, 404, f"there is no model at {path}")
             return
         body = await _body(receive)
         if body is None:

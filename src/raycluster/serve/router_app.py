@@ -12,6 +12,7 @@ from ray.serve import Application
 from raycluster.serve.engines import ASGI
 from raycluster.serve.listen import listen_privately
 from raycluster.serve.router import Router
+from raycluster.serve.settings import DRAIN_S
 
 ONGOING = 4096
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
@@ -29,7 +30,8 @@ def build(args: Mapping[str, Any]) -> Application:
     max_ongoing_requests=ONGOING,
     max_queued_requests=ONGOING,
     ray_actor_options=ON_HEAD,
-    graceful_shutdown_timeout_s=120,
+    max_surge_percent=100,  # it takes no CPU, so there is always room for the new one beside it
+    graceful_shutdown_timeout_s=DRAIN_S,
 )
 @serve.ingress()
 class RouterReplica:

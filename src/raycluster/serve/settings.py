@@ -18,11 +18,17 @@ ProxyLocation = Literal["HeadOnly", "EveryNode"]
 ENTRY = "raycluster.serve.app:build"
 ROUTER_ENTRY = "raycluster.serve.router_app:build"
 ROUTER = "router"
+WAITING_ROUTE = f"/m/{ROUTER}"
+"""Where a new router starts while a model still has "/"; no model's route can be this one."""
+ENGINE_HEADER = "x-raycluster-engine"
 DEPLOYMENT = "Model"
 
 DEFAULT_ONGOING = 256
 QUEUED_PER_ONGOING = 4
-DRAIN_S = 120.0
+DRAIN_S = 600.0
+"""Seconds that a replica that ends gives its requests; a stream that takes longer is cut."""
+ONE_AT_A_TIME = 0.01
+"""The part of the replicas that a rollout replaces at once; Serve makes at least one of it."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +120,15 @@ def applications(
     host: str = "127.0.0.1",
     port: int = 8000,
     proxy_location: ProxyLocation = "HeadOnly",
-    max_surge_percent: int = 0,
 ) -> dict[str, Any]:
     """Return the body of `PUT /api/serve/applications/` that serves exactly these models.
 
     `code_path` is the folder on every node that holds this package, where it is not on the nodes'
     own PYTHONPATH. `host`, `port` and `proxy_location` count only when Serve starts: afterwards
     Serve ignores them without an error.
-    Replica counts and request limits change in place; anything else restarts the replicas: the old
-    ones first, unless `max_surge_percent` allows so many more meanwhile. Without room for them such
-    a rollout waits for ever.
+    Replica counts and request limits change in place; anything else restarts the replicas, one at
+    a time and the old one first. Who knows that there is room for more of them meanwhile says so
+    with `max_surge_percent`.
     """
     slug = slugs([model.name for model in models])
     alone = len(models) == 1
@@ -134,7 +139,6 @@ def applications(
             route="/" if alone else f"/m/{slug[model.name]}",
             code_path=code_path,
             fingerprint=fingerprint,
-            max_surge_percent=max_surge_percent,
         )
         for model in models
     ]
@@ -163,7 +167,7 @@ def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     `routes` has the path prefix of each model by its name, where there is a router for several;
     `routing` how each application that is a model is to be balanced, by its name.
     """
-    args = {app["name"]: app["args"] for app in body["applications"]}
+    args = {app["name"]: app.get("args", {}) for app in body["applications"]}
     models = {name: told["model"] for name, told in args.items() if "model" in told}
     return {
         "routes": dict(args[ROUTER]["routes"]) if ROUTER in args else {},
@@ -196,7 +200,6 @@ def _model_application(
     route: str,
     code_path: str,
     fingerprint: str,
-    max_surge_percent: int,
 ) -> dict[str, Any]:
     in_place = ("replicas", "max_ongoing_requests", "max_queued_requests")
     told = {name: value for name, value in model.to_json().items() if name not in in_place}
@@ -213,7 +216,8 @@ def _model_application(
                 "max_ongoing_requests": model.max_ongoing_requests,
                 "max_queued_requests": model.max_queued_requests
                 or QUEUED_PER_ONGOING * model.max_ongoing_requests,
-                "max_surge_percent": max_surge_percent,
+                "max_surge_percent": 0,
+                "rolling_update_percentage": ONE_AT_A_TIME,
                 "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
                 "health_check_period_s": 5.0,
                 "health_check_timeout_s": 20.0,

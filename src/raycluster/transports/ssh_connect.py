@@ -161,10 +161,16 @@ def _not_negotiated(target: Target, connection: Connection) -> UnreachableError:
             where=target.name,
             hint="look at sshd's log there: MaxStartups, a firewall or a ban may be the cause",
         )
+    hint = "correct the port; if it is right, look whether sshd there is overloaded"
+    if connection.watched.heard:
+        why, hint = "it speaks another protocol", "correct the port"
+    elif connection.watched.ended:
+        why = "it closed the connection"
+        hint += ", or a ban or MaxStartups keeps this machine out"
+    else:
+        why = f"no banner within {target.timeout:g} s"
     return UnreachableError(
-        f"{place} answers, but not as an SSH server (no banner within {target.timeout:g} s)",
-        where=target.name,
-        hint="correct the port; if it is right, look whether sshd there is overloaded",
+        f"{place} answers, but not as an SSH server ({why})", where=target.name, hint=hint
     )
 
 

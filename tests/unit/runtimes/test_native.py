@@ -130,9 +130,12 @@ def test_what_was_started_is_seen_by_another_run(runtime: NativeRuntime, root: P
 
 
 def test_argv_environment_and_files_reach_the_process(runtime: NativeRuntime, root: Path) -> None:
-    script = 'cat "$0" "$TOKEN" >&2; echo "[$CUDA_VISIBLE_DEVICES] $PATH $HF_HOME"; exec sleep 1000'
+    script = 'cat "$0" "$TOKEN" >&2; echo "[$CUDA_VISIBLE_DEVICES] $PATH $CACHE"; exec sleep 1000'
     process = Process(
-        "show", ("sh", "-c", script, f"{ROOT}/a"), {"TOKEN": f"{ROOT}/sub/token"}, gpus=2
+        "show",
+        ("sh", "-c", script, f"{ROOT}/a"),
+        {"TOKEN": f"{ROOT}/sub/token", "CACHE": f"{ROOT}/cache"},
+        gpus=2,
     )
     runtime.start(process, VERSIONS, {"a": b"A\n", "sub/token": b"B\n"}, lambda _: None)
     programs = Path(sys.executable).parent
@@ -140,7 +143,7 @@ def test_argv_environment_and_files_reach_the_process(runtime: NativeRuntime, ro
     assert eventually(lambda: b"".join(_logs(runtime, "show")).startswith(said))
     line = b"".join(_logs(runtime, "show")).decode().splitlines()[2]
     assert line.split()[1].startswith(f"{programs}:")
-    assert line.split()[2] == f"{root}/cache/huggingface"
+    assert line.split()[2] == f"{root}/cache"
     for path in (root / "a", root / "sub/token", root / "roles/show/launch.json"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert root.stat().st_mode & 0o777 == 0o700

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from raycluster.serve.engines import ASGI, Message, Receive, Send
-from raycluster.serve.front import Front, endpoint_of
+from raycluster.serve.front import Front, endpoint_of, respond
 from raycluster.serve.metrics import Metrics, samples
 from raycluster.serve.ready import Readiness, question
 
@@ -141,3 +141,39 @@ def test_the_report_and_readiness_are_answered_by_the_front() -> None:
     assert broken.status == 503
     assert broken.body["error"]["message"] == "the engine is not ready: ValueError: broken"
     assert broken.counted("requests_total") == {}
+
+
+async def echo(scope: Message, receive: Receive, send: Send) -> None:
+    """Answer with the path that arrived."""
+    await respond(send, 200, json.dumps({"path": scope["path"]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "arrives"),
+    [
+        ("/v1/models", "", "/v1/models"),
+        ("/m/a/v1/models", "", "/v1/models"),
+        ("/m/a/v1/models", "/", "/v1/models"),
+        ("/m/a", "", "/m/a"),
+        ("/metrics", "", "/metrics"),
+        ("/m/a/v1/models", "/m/a", "/m/a/v1/models"),  # Serve's own way: the engine takes it off
+    ],
+)
+def test_a_model_alone_answers_at_its_own_route_too(
+    path: str, root_path: str, arrives: str
+) -> None:
+    asked = Asked(echo).ask(path, "GET", root_path)
+    assert asked.body == {"path": arrives}
+    assert dict(asked.sent[0]["headers"])[b"x-raycluster-engine"] == b"vllm"
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path"),
+    [
+        ("/raycluster/engine", ""),
+        ("/m/a/raycluster/engine", ""),
+        ("/m/a/raycluster/engine", "/m/a"),
+    ],
+)
+def test_the_report_is_there_by_every_way(path: str, root_path: str) -> None:
+    assert Asked(echo).ask(path, "GET", root_path).body == {"engine": "vllm"}

@@ -142,6 +142,24 @@ def test_an_unknown_model_is_refused_with_what_there_is(body: bytes) -> None:
     on(test)
 
 
+def test_a_request_for_a_route_that_no_model_has_does_not_go_round() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        call = Call(router, "POST", "/m/one/v1/completions", asking("a/b"))
+        status, _headers, body = await call.whole()
+        assert (status, json.loads(body)["error"]["type"]) == (404, "NotFoundError")
+        assert upstream.seen == []
+
+    on(test)
+
+
+def test_a_router_that_waits_for_its_way_in_can_be_asked() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        status, _headers, _body = await Call(router, "GET", "/m/router/health").whole()
+        assert status == 200
+
+    on(test)
+
+
 def test_models_are_merged() -> None:
     async def test(_: Upstream, router: Router) -> None:
         status, _headers, body = await Call(router, "GET", "/v1/models").whole()

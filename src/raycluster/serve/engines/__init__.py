@@ -15,8 +15,6 @@ ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 Count = Callable[[int, int], None]
 """Takes the tokens of a request: of its prompt, and generated."""
 
-ENGINE_HEADER = b"x-raycluster-engine"
-
 
 class EngineError(Exception):
     """The engine refuses what it was asked for; the message is the root cause for the user."""
