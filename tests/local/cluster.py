@@ -156,10 +156,11 @@ def open_cluster() -> Iterator[Cluster]:
     ports = free_ports(len(PORT_OPTIONS) + 1)
     options = [f"--{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=False)]
     options += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
-    options += ["--object-store-memory=100000000"]
+    # Ray believes in these GPUs: enough to see where it puts what asks for some.
+    options += ["--object-store-memory=100000000", "--num-cpus=4", "--num-gpus=4"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [f"{node}/bin/ray", "start", "--head", "--block", "--num-cpus=4", *options],
+            [f"{node}/bin/ray", "start", "--head", "--block", *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

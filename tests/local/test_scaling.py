@@ -177,12 +177,14 @@ def test_looking_wakes_nobody(served: Cluster) -> None:
 
 @pytest.fixture(scope="module")
 def split(served: Cluster, model: str) -> Cluster:
-    """A model over workers on one host, one over Ray's workers, and one that cannot be split."""
+    """A model over workers on one host, two placed for several, and one that cannot be split."""
     by_three, by_two = {"tensor_parallel_size": 3}, {"tensor_parallel_size": 2}
     in_two = {"pipeline_parallel_size": 2}
+    wide: dict[str, Any] = {"num_gpus": 2, "spread": 2}
     served.put(
         ModelSettings("mp", model, engine="vllm", engine_args={**ARGS, **by_three}),
-        ModelSettings("ray", model, engine="vllm", engine_args={**ARGS, **in_two}, spread=2),
+        ModelSettings("ray", model, engine="vllm", engine_args={**ARGS, **in_two}, **wide),
+        ModelSettings("placed", model, engine="transformers", **wide),
         ModelSettings("odd", model, engine="vllm", engine_args={**ARGS, **by_two}),
     )
     return served
@@ -195,7 +197,21 @@ def test_a_model_whose_heads_do_not_divide_is_refused_by_vllm_s_words(split: Clu
     )
 
 
-@pytest.mark.parametrize("name", ["mp", "ray"])
+def test_a_replica_for_several_hosts_has_vllm_use_ray(split: Cluster) -> None:
+    """Which vLLM's build for CPUs refuses: more of it runs on GPUs alone."""
+    message = until(lambda: split.failure("ray"), seconds=200, what="no failure")
+    assert root_cause(message) == "vllm: ValueError: current platform cpu does not support ray."
+
+
+def test_a_replica_for_several_hosts_is_placed_by_a_bundle_for_each_gpu(split: Cluster) -> None:
+    answer = split.api.get("/api/v0/placement_groups", params={"detail": "1"})
+    groups = answer.json()["data"]["result"]["result"]
+    made = [group for group in groups if group["state"] == "CREATED"]
+    bundles = [[b["unit_resources"] for b in group["bundles"]] for group in made]
+    assert [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}] in bundles
+
+
+@pytest.mark.parametrize("name", ["placed", "mp"])
 def test_a_replica_of_several_workers_answers(split: Cluster, name: str) -> None:
     def running() -> bool:
         app = split.details()["applications"][name]

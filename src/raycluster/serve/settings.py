@@ -56,7 +56,7 @@ class ModelSettings:
     the replica before its engine starts; it may hold variables of the node's environment ($NAME).
     `env` is no place for secrets.
     `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
-    several hosts: it is the number of its workers then, each with a GPU of its own, or a CPU.
+    several hosts: it is the number of its workers then, each with a GPU of its own.
     `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
 
@@ -262,7 +262,7 @@ def _place(model: ModelSettings) -> dict[str, Any]:
     cpus, gpus = float(model.num_cpus), float(model.num_gpus)
     if not model.spread:
         return {"ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus}}
-    each = {"GPU": 1.0} if gpus else {"CPU": 1.0}
+    each = {"GPU": 1.0}
     first = {"CPU": cpus, **each} if cpus else each
     return {
         "ray_actor_options": {"num_cpus": cpus, "num_gpus": 0.0},

@@ -129,19 +129,13 @@ def test_a_model_that_may_sleep_starts_awake() -> None:
     assert "policy" not in config
 
 
-@pytest.mark.parametrize(
-    ("gpus", "bundles"),
-    [
-        (3, [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}, {"GPU": 1.0}]),
-        (0, [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}]),
-    ],
-)
+@pytest.mark.parametrize(("cpus", "first"), [(2, {"CPU": 2.0, "GPU": 1.0}), (0, {"GPU": 1.0})])
 def test_a_replica_over_several_hosts_has_a_bundle_for_each_worker(
-    gpus: float, bundles: list[dict[str, float]]
+    cpus: float, first: dict[str, float]
 ) -> None:
-    made = deployment(ModelSettings("a", "a", num_gpus=gpus, spread=3))
-    assert made["placement_group_bundles"] == bundles
-    assert made["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 0.0}
+    made = deployment(ModelSettings("a", "a", num_cpus=cpus, num_gpus=3, spread=3))
+    assert made["placement_group_bundles"] == [first, {"GPU": 1.0}, {"GPU": 1.0}]
+    assert made["ray_actor_options"] == {"num_cpus": float(cpus), "num_gpus": 0.0}
 
 
 def test_a_replica_on_one_host_has_all_its_gpus_itself() -> None:
