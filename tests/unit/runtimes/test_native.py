@@ -245,6 +245,32 @@ def test_remove_ends_processes_whose_folder_is_gone(runtime: NativeRuntime, root
     assert not runs(child)
 
 
+SEMAPHORE = """
+import multiprocessing
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name, flush=True)
+input()
+"""
+
+
+def test_remove_deletes_semaphores_of_what_it_kills_and_no_others(
+    runtime: NativeRuntime, root: Path
+) -> None:
+    holding = [sys.executable, "-c", SEMAPHORE]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        theirs = Path(f"/dev/shm/sem.{other.stdout.readline().decode().strip(chr(10) + '/')}")
+        hang = SEMAPHORE.replace("input()", "import os, signal; os.killpg(0, signal.SIGSTOP)")
+        start(runtime, Process("sleeper", (sys.executable, "-c", hang)))
+        log = root / "roles/sleeper/log"
+        assert eventually(lambda: log.read_text().endswith("\n"))
+        ours = Path(f"/dev/shm/sem.{log.read_text().strip(chr(10) + '/')}")
+        assert (theirs.exists(), ours.exists()) == (True, True)
+        runtime.remove()
+        assert (theirs.exists(), ours.exists()) == (True, False)
+        other.communicate(b"\n", timeout=20)
+
+
 def test_a_temporary_folder_of_somebody_else_is_not_used(
     runtime: NativeRuntime, root: Path, tmp_path: Path
 ) -> None:
