@@ -67,8 +67,7 @@ def terminal(told: Local, *args: str | Path) -> Terminal:
 
 
 def assert_drawn(seen: str) -> None:
-    """Lines were drawn anew in place, and the cursor, hidden meanwhile, is shown in the end."""
-    assert seen.count(ERASE) > 1
+    """What was drawn is erased, and the cursor, hidden meanwhile, is shown in the end."""
     assert seen.index(HIDE) < seen.rindex(ERASE)
     assert seen.rindex(HIDE) < seen.rindex(SHOW)
 
@@ -118,7 +117,7 @@ def test_status_says_it_to_programs(told: Local) -> None:
     assert problem["hint"]
 
 
-def test_a_terminal_gets_lines_that_are_drawn_anew_and_the_result(told: Local) -> None:
+def test_on_a_terminal_up_ends_with_the_result_and_the_cursor_shown(told: Local) -> None:
     status, seen = terminal(told, "up", told.spec, "--only", "head").close()
     assert status == 0, seen
     assert_drawn(seen)
@@ -158,6 +157,7 @@ def test_down_on_a_terminal_asks_draws_and_leaves_nothing(told: Local) -> None:
     status, seen = asking.close()
     assert status == 0, seen
     assert_drawn(seen)
+    assert seen.count(ERASE) > 1, "nothing was drawn anew in place"
     assert re.search("✓.*head.*removed process head", seen)
     assert re.fullmatch(r"told is down: \d+ things removed\n", last(seen))
     assert told.processes() == []
