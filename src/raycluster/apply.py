@@ -19,7 +19,9 @@ from raycluster.plan import (
     Only,
     Remove,
     Start,
+    check_gpus,
     desired,
+    gpus_of,
     moved_hosts,
     removed_hosts,
 )
@@ -90,6 +92,8 @@ def _prepare(
     """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
     hosts = {s.host for s in starts}
     facts = all_or_raise(work.fleet.each(hosts, lambda c: read_facts(c.transport)))
+    if facts.keys() == {h.name for h in work.spec.hosts}:
+        check_gpus(work.spec, {h.name: gpus_of(h, facts[h.name]) for h in work.spec.hosts})
 
     def prepare(connected: Connected) -> dict[str, Versions]:
         name = connected.host.name

@@ -11,7 +11,14 @@ from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Facts, Process, Secret
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
 from raycluster.observe import machine, read_facts
-from raycluster.plan import Start, check_addresses, check_machines, desired
+from raycluster.plan import (
+    Start,
+    check_addresses,
+    check_gpus,
+    check_machines,
+    desired,
+    gpus_of,
+)
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
@@ -160,4 +167,13 @@ def _whole(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[F
         check_machines(all_or_raise(fleet.each(addresses, machine)))
     except RayclusterError as error:
         return [Finding("cluster", "addresses", False, error.what, error.hint)]
+    return _gpus(spec, fleet, addresses)
+
+
+def _gpus(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    facts = all_or_raise(fleet.each(addresses, lambda c: read_facts(c.transport)))
+    try:
+        check_gpus(spec, {h.name: gpus_of(h, facts[h.name]) for h in spec.hosts})
+    except RayclusterError as error:
+        return [Finding("cluster", "models", False, error.what, error.hint)]
     return []

@@ -133,7 +133,7 @@ class Fleet:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for reached in self._reached.values():
+        for reached in list(self._reached.values()):  # threads may still add to it
             if isinstance(reached, Connected):
                 reached.transport.close()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
@@ -159,6 +159,11 @@ class Fleet:
     def open(self, host: ResolvedHost) -> Connected:
         """Connect to one host. Raises HostError."""
         return all_or_raise(self.reach([host], lambda connected: connected))[host.name]
+
+    def beside(self, name: str) -> Transport:
+        """Open a further connection to a reached host; the caller closes it. Raises HostError."""
+        host = self[name].host
+        return TRANSPORTS[host.transport](host, self._ask)
 
     def each(
         self, names: Iterable[str], work: Callable[[Connected], T]

@@ -10,6 +10,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
+TEMP = "{temp}"
+"""Stands in a Process's env for a folder with a short path, for sockets; gone with the process."""
 
 
 class Secret:
@@ -134,11 +136,11 @@ class Volume:
 class Process:
     """Something that shall run on a host, whatever runs it there.
 
-    `argv` and `env` may hold ROOT. What changes `fingerprint` makes a running one out of date.
-    `ports` maps the names under `[ports]` to what the process will listen on. `files` (path under
-    ROOT -> content) are there before it runs, and stand in the fingerprint as `files_id`, which is
-    keyed for they may hold secrets. `live_files` it reads again by itself: they make nothing out
-    of date. `note` is what a person should know when it starts.
+    `argv` and `env` may hold ROOT, and `env` TEMP. What changes `fingerprint` makes a running one
+    out of date. `ports` maps the names under `[ports]` to what the process will listen on. `files`
+    (path under ROOT -> content) are there before it runs, and stand in the fingerprint as
+    `files_id`, which is keyed for they may hold secrets. `live_files` it reads again by itself:
+    they make nothing out of date. `note` is what a person should know when it starts.
     """
 
     role: str
@@ -209,7 +211,13 @@ class Facts:
 
 
 Files = Mapping[str, bytes]
-"""Relative path under ROOT -> content. Written 0600 and owned by who runs the process."""
+"""Relative path under ROOT -> content. Owned by who runs the process, with `file_mode`."""
+
+
+def file_mode(content: bytes) -> int:
+    """Return the mode of one of our files: nobody else's, and a script can be run."""
+    return 0o700 if content.startswith(b"#!") else 0o600
+
 
 Tell = Callable[[str], None]
 """Takes one short line of progress about the host at hand."""

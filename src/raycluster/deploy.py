@@ -3,65 +3,147 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.errors import AppError, HostError
-from raycluster.events import Event
+from raycluster.events import Event, Listener
 from raycluster.observe import push_files
-from raycluster.payload import app_fingerprint, code_files, secret_files
-from raycluster.plan import Deploy, plan_app
+from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
+from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
+from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, WAITING_ROUTE
 from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
+from raycluster.weights import bring
 from raycluster.work import Work
 
 PROMPT = "The capital of France is"
+PROOF_S = 120.0
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A completion that the cluster gave: the model, the engine that served it, and its text."""
+    """A completion that the cluster gave: the model, the engine that served it, and its text.
+
+    `seconds` are the parts of the start of the replica that said so.
+    """
 
     model: str
     engine: str
     text: str
     reason: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     """Return the deployment that the spec's models need, given the nodes that are there."""
     if not work.spec.models and not state.apps:
         return None
+    wanted = wanted_app(work, state)
+    change = plan_app(wanted, state.apps, state.nodes or ())
+    if change is None or not state.apps:
+        return change
+    with _api(work) as api:
+        return plan_app(wanted, state.apps, state.nodes or (), api.memory())
+
+
+def wanted_app(work: Work, state: ClusterState) -> Mapping[str, Any]:
+    """Return the body for Serve that the spec's models need, given the nodes that are there."""
     if state.nodes is None and state.head_problem:
         raise state.head_problem  # without the nodes, GPUs would seem to be gone
-    gpus = any(n.gpus for n in state.nodes or () if n.alive)
+    nodes = {h.name: node for h in work.spec.hosts if (node := state.node(h))}
+    gpus = {name: node.gpus for name, node in nodes.items()}
+    if len(gpus) == len(work.spec.hosts):
+        check_gpus(work.spec, gpus)
     fingerprint = app_fingerprint(work.token, work.secrets.replicas)
-    wanted = app(work.spec, gpus=gpus, fingerprint=fingerprint)
-    return plan_app(wanted, state.apps)
+    return app(work.spec, gpus=gpus, fingerprint=fingerprint)
 
 
-def deploy(work: Work, action: Deploy) -> None:
-    """Make the applications those of the spec, and wait until they run. Raises AppError."""
+def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = False) -> None:
+    """Make the applications those of the spec, and wait until they run. Raises AppError.
+
+    The models are on the nodes before the first replica starts; `verify` reads them again.
+    """
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
+    push(work, state, files)
+    bring(work, state, action.body, verify=verify)
+    work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
+    for cost in action.costs:
+        work.listen(Event("app", cost, "note"))
+    transport = work.fleet[work.head.name].transport
+    with _api(work) as api, http_client(transport, work.spec.ports.api, timeout=5) as http:
+        cluster = Reached(api, http, lambda files: _write(work, state, files), work.listen)
+        roll_out(cluster, action, work.spec.cluster.app_timeout)
 
-    def push(connected: Connected) -> None:
+
+@dataclass(frozen=True)
+class Reached:
+    """What a rollout works with: Ray's API, Serve's HTTP port, the nodes' files, a listener."""
+
+    api: RayApi
+    http: httpx.Client
+    write: Callable[[Mapping[str, bytes]], None]
+    listen: Listener
+
+
+def roll_out(cluster: Reached, action: Deploy, timeout: float) -> None:
+    """Take the steps of a rollout, each until all of it runs. Raises AppError.
+
+    `timeout` is for the start of one replica; each may wait for one before it to drain.
+    """
+    steps = action.rollout.steps
+    limit = action.rollout.turns * (timeout + (DRAIN_S if action.costs else 0))
+    for before, step in zip((action.rollout.before, *steps), steps, strict=False):
+        # Between two steps HAProxy knows the ways of both; it reads them whenever replicas change.
+        cluster.write(haproxy_file(*((before, step) if len(steps) > 1 else (step,))))
+        _when_ready(cluster.api, step)
+        names = {a["name"] for a in step["applications"]}
+        _wait_until_running(cluster.api, names, cluster.listen, limit)
+        if any(a["route_prefix"] == WAITING_ROUTE for a in step["applications"]):
+            _wait_for_router(cluster.http)
+    cluster.write(haproxy_file(steps[-1]))
+
+
+def _wait_for_router(http: httpx.Client) -> None:
+    """Return when a new router can be reached; until then its route leads to a model."""
+
+    def answers() -> bool | None:
+        try:
+            answer = http.get(f"{WAITING_ROUTE}/health")
+        except httpx.HTTPError:
+            return None
+        return True if answer.is_success and ENGINE_HEADER not in answer.headers else None
+
+    if wait_for(answers, timeout=60) is None:
+        raise AppError("does not answer", where="router", hint="raycluster logs app")
+
+
+def push(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
+    """Write files to the nodes that run, and say which hosts are left out. Raises HostError."""
+
+    for host in work.spec.hosts:
+        if not state.runs(host):
+            problem = state.hosts[host.name].problem
+            why = problem.what if problem else f"no {host.role} runs there"
+            work.listen(Event(host.name, f"does not get the app: {why}", "note"))
+    _write(work, state, files)
+
+
+def _write(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
+    def write(connected: Connected) -> None:
         push_files(connected.runtime.inside(connected.host.role), files)
 
-    all_or_raise(work.fleet.each((h.name for h in work.spec.hosts), push))
-    with _api(work) as api:
-        work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
-        _when_ready(api, action.body)
-        _wait_until_running(work, api, {a["name"] for a in action.body["applications"]})
+    all_or_raise(work.fleet.each((h.name for h in work.spec.hosts if state.runs(h)), write))
 
 
 def recover(work: Work, apps: Iterable[App]) -> None:
@@ -69,7 +151,7 @@ def recover(work: Work, apps: Iterable[App]) -> None:
     names = {a.name for a in apps}
     if names and not all(a.running for a in apps):
         with _api(work) as api:
-            _wait_until_running(work, api, names)
+            _wait_until_running(api, names, work.listen, work.spec.cluster.app_timeout)
 
 
 def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
@@ -87,7 +169,7 @@ def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
     api.deploy(body)
 
 
-def _wait_until_running(work: Work, api: RayApi, names: set[str]) -> None:
+def _wait_until_running(api: RayApi, names: set[str], listen: Listener, timeout: float) -> None:
     """Wait until Serve runs these applications; raise AppError with the root cause if one fails."""
     told: dict[str, str] = {}
 
@@ -97,19 +179,19 @@ def _wait_until_running(work: Work, api: RayApi, names: set[str]) -> None:
         except HostError:
             return None  # a busy dashboard answers the next time
         for app_ in apps.values():
-            if app_.status == "DEPLOY_FAILED":
+            if app_.failed:
                 raise _failure(app_)
             line = _progress(app_)
             if told.get(app_.name) != line:
                 told[app_.name] = line
-                work.listen(Event("app", line, "done" if app_.running else "step"))
+                listen(Event("app", line, "done" if app_.running else "step"))
         return True if len(apps) == len(names) and all(a.running for a in apps.values()) else None
 
-    if wait_for(settled, timeout=work.spec.cluster.app_timeout, interval=0.5) is None:
+    if wait_for(settled, timeout=timeout, interval=0.5) is None:
         late = [a for a in api.apps() if a.name in names and not a.running]
         detail = root_cause(late[0].message) if late and late[0].message else "still starting"
         raise AppError(
-            f"not serving after {work.spec.cluster.app_timeout:.0f} s: {detail}",
+            f"not serving after {timeout:.0f} s: {detail}",
             where=late[0].name if late else "app",
             hint="raycluster logs app, or raise cluster.app_timeout",
         )
@@ -124,8 +206,10 @@ def _progress(app_: App) -> str:
 
 
 def _failure(app_: App) -> AppError:
+    before = still_serving(app_)
+    cause = root_cause(app_.message) or "the replicas do not start"
     return AppError(
-        root_cause(app_.message) or "the replicas do not start",
+        f"{cause}\n  the new version does not start; {before}" if before else cause,
         where=app_.name,
         hint="raycluster logs app shows all that the replicas wrote",
     )
@@ -134,16 +218,21 @@ def _failure(app_: App) -> AppError:
 def prove(work: Work) -> tuple[Proof, ...]:
     """Ask every model for a completion; return what came back. Raises AppError."""
     transport = work.fleet[work.head.name].transport
-    with http_client(transport, work.spec.ports.api, timeout=120) as client:
-        return tuple(_complete(client, model) for model in work.spec.models)
+    most = max(PROOF_S, work.spec.cluster.app_timeout)
+    with http_client(transport, work.spec.ports.api, timeout=PROOF_S) as client:
+        return tuple(
+            _complete(client, model, PROOF_S if model.least_replicas else most)
+            for model in work.spec.models
+        )
 
 
-def _complete(client: httpx.Client, model: Model) -> Proof:
+def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
+    """Ask for a completion; a model without a replica has so many seconds to start one."""
     body = {"model": model.name, "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
     end = time.monotonic() + 60
     while True:
         try:
-            answer = client.post("/v1/completions", json=body)
+            answer = client.post("/v1/completions", json=body, timeout=seconds)
         except httpx.HTTPError as error:
             raise AppError(f"no completion: {error}", where=model.name) from error
         if answer.status_code not in (404, 429, 503) or time.monotonic() > end:
@@ -155,19 +244,22 @@ def _complete(client: httpx.Client, model: Model) -> Proof:
             where=model.name,
             hint="raycluster logs app",
         )
-    engine = answer.headers.get("x-raycluster-engine", "")
+    engine = answer.headers.get(ENGINE_HEADER, "")
     text = str(answer.json()["choices"][0]["text"])
-    return Proof(model.name, engine, text, _fallback_reason(client, model, engine))
+    told = _report(client, model)
+    fell_back = model.engine == "auto" and engine not in ("vllm", "")
+    reason = str(told.get("reason") or "") if fell_back else ""
+    return Proof(model.name, engine, text, reason, told.get("seconds") or {})
 
 
-def _fallback_reason(client: httpx.Client, model: Model, engine: str) -> str:
-    if model.engine != "auto" or engine in ("vllm", ""):
-        return ""
+def _report(client: httpx.Client, model: Model) -> Mapping[str, Any]:
+    """Return what a replica tells of itself, or nothing; the router tells of all models."""
     try:
         answer = client.get("/raycluster/engine", params={"model": model.name})
-        return str(answer.json().get("reason") or "")
+        told = answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
-        return ""
+        return {}
+    return dict(told.get("models", {}).get(model.name) or {}) if "models" in told else dict(told)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from raycluster.errors import HostError, UsageError
-from raycluster.openai_wire.target import Target
+from raycluster.openai_wire.target import Target, wrong_address
 from raycluster.session import Asker, Session
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ Check = Callable[[], None]
 
 def given(url: str, model: str, headers: dict[str, str], ca_file: str) -> Target:
     """Return the endpoint that `--url` names. Raises UsageError."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
+    if wrong := wrong_address(url):
+        raise UsageError(wrong, where="--url", hint="http://127.0.0.1:8000")
     return Target(url, model, headers, ca_file)
 
 
 def served_model(opened: Session, model: str) -> str:
     """Return `model`, or the spec's first one for none. Raises UsageError when it is not there."""
-    known = [served.name for served in opened.spec.models]
+    known = [name for served in opened.spec.models for name in served.names]
     if model and model not in known:
         raise UsageError(
             f"{model!r} is not in the spec", where="--model", hint=f"one of {', '.join(known)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -11,7 +11,7 @@ import httpx
 from raycluster.connect import Fleet
 from raycluster.errors import RayclusterError
 from raycluster.observe import observe
-from raycluster.plan import roles
+from raycluster.plan import roles, still_serving
 from raycluster.ray_api import RayApi
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
@@ -19,6 +19,8 @@ from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
+
+_READY_S = 15.0  # longer than the replica's own patience
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class ModelHealth:
-    """A model of the spec, its application and the engine that serves it."""
+    """A model of the spec, its application and the engine that serves it.
+
+    `unready` says why it did not answer a request for one token; `seconds` are the parts of the
+    start of one of its replicas.
+    """
 
     name: str
     app: App | None
     engine: str = ""
     reason: str = ""
     url: str = ""
+    unready: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,37 @@ def _models(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> tuple[Model
     names = slugs([m.name for m in spec.models])
     apps = {a.name: a for a in state.apps or ()}
     transport = fleet[spec.hosts[0].name].transport
-    alone = len(spec.models) == 1
     with http_client(transport, spec.ports.api, timeout=5) as client:
         return tuple(
-            _model(client, m.name, apps.get(names[m.name]), "" if alone else f"/m/{names[m.name]}")
+            _model(client, m.name, apps.get(names[m.name]), f"/m/{names[m.name]}")
             for m in spec.models
         )
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not app.running:
-        return ModelHealth(name, app)
+    if app is None or not (app.running or still_serving(app)) or app.asleep:
+        return ModelHealth(name, app)  # asking one that sleeps would start a replica
     try:
         told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ModelHealth(name, app)
-    return ModelHealth(name, app, str(told.get("engine", "")), str(told.get("reason") or ""))
+    return ModelHealth(
+        name,
+        app,
+        str(told.get("engine", "")),
+        str(told.get("reason") or ""),
+        unready=_unready(client, route),
+        seconds=told.get("seconds") or {},
+    )
+
+
+def _unready(client: httpx.Client, route: str) -> str:
+    """Return why a replica did not answer a request for one token, or ""."""
+    try:
+        answer = client.get(f"{route}/raycluster/ready", timeout=_READY_S)
+        return "" if answer.is_success else str(answer.json()["error"]["message"])
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        return f"readiness cannot be asked: {error}"
 
 
 def judge(
@@ -120,9 +143,7 @@ def judge(
         problems += [
             Problem(h.name, "runs, and is not a live node of Ray", f"raycluster logs {h.name}")
             for h in spec.hosts
-            if (found := state.hosts[h.name].role(h.role))
-            and found.health == "running"
-            and state.node(h) is None
+            if state.runs(h) and state.node(h) is None
         ]
     if state.apps is not None:
         problems += [p for m in models if (p := _model_problem(m))]
@@ -149,7 +170,11 @@ def _model_problem(model: ModelHealth) -> Problem | None:
     if not model.app.running:
         cause = root_cause(model.app.message) if model.app.message else ""
         what = f"is {model.app.status.lower().replace('_', ' ')}"
+        if before := still_serving(model.app):
+            what = f"its new version did not start, {before}"
         return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
+    if model.unready:
+        return Problem(model.name, model.unready, "raycluster logs app")
     if model.reason:
         return Problem(
             model.name,

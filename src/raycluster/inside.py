@@ -42,14 +42,19 @@ def role_of(spec: ClusterSpec, name: str) -> tuple[ResolvedHost, str]:
     return host, host.role
 
 
+def check_up(spec: ClusterSpec) -> None:
+    """Raise HostError where the head can be seen and holds nothing of the cluster; never asks."""
+    with Fleet(spec.cluster.name, 1) as fleet:
+        head = spec.hosts[0]
+        found = fleet.reach([head], lambda connected: connected.runtime.observe())[head.name]
+    if found == ():
+        raise HostError("nothing of the cluster is here", where=head.name, hint="raycluster up")
+
+
 def app_logs(spec: ClusterSpec, fleet: Fleet, *, follow: bool, tail: int) -> Iterator[bytes]:
     """Yield lines of the replicas' logs on every running node, each with its host's name."""
     state = observe(spec, fleet)
-    hosts = [
-        h
-        for h in spec.hosts
-        if (found := state.hosts[h.name].role(h.role)) and found.health == "running"
-    ]
+    hosts = [h for h in spec.hosts if state.runs(h)]
     if not hosts:
         raise HostError("no node is running", where=spec.cluster.name, hint="raycluster up")
     readers = [_Reader(fleet[host.name], _script(follow=follow, tail=tail)) for host in hosts]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from raycluster.connect import Connected, Fleet
-from raycluster.contracts import Facts, Secret, Shell, Transport
+from raycluster.contracts import Facts, Secret, Shell, Transport, file_mode
 from raycluster.errors import CommandError, HostError, RayclusterError
 from raycluster.ray_api import RayApi
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
@@ -55,8 +55,7 @@ def _records(
 ) -> tuple[Secret | None, tuple[Mapping[str, Any], ...]]:
     """Return token and members from the first host whose process runs; every node holds both."""
     for host in spec.hosts:
-        found = states[host.name].role(host.role)
-        if found is None or found.health != "running":
+        if not ClusterState(states).runs(host):
             continue
         try:
             done = fleet[host.name].runtime.inside(host.role).run(("sh", "-c", _READ_RECORDS))
@@ -115,7 +114,7 @@ def push_files(shell: Shell, files: Mapping[str, bytes]) -> None:
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path, content in files.items():
             info = tarfile.TarInfo(path)
-            info.size, info.mode = len(content), 0o600
+            info.size, info.mode = len(content), file_mode(content)
             tar.addfile(info, io.BytesIO(content))
     done = shell.run(("python", "-c", _UNPACK), input=packed.getvalue())
     if done.exit_code != 0:
@@ -146,5 +145,6 @@ for member in (tar := tarfile.open(fileobj=sys.stdin.buffer, mode="r|")):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".new", "wb") as out:
         out.write(tar.extractfile(member).read())
+    os.chmod(path + ".new", member.mode)
     os.replace(path + ".new", path)
 """

@@ -8,8 +8,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from raycluster.contracts import Secret
+from raycluster.serve.settings import haproxy_of
+from raycluster.services.data_path import HAPROXY, HAPROXY_FILE, HAPROXY_TOLD
 from raycluster.services.ray_node import CODE_FOLDER, MEMBERS_FILE, SECRETS_FILE, TOKEN_FILE
 from raycluster.spec import ResolvedHost
 
@@ -19,6 +22,7 @@ def code_files() -> dict[str, bytes]:
     package = resources.files("raycluster")
     files = dict(_walk(package / "serve", f"{CODE_FOLDER}/raycluster/serve"))
     files[f"{CODE_FOLDER}/raycluster/__init__.py"] = (package / "__init__.py").read_bytes()
+    files[HAPROXY_FILE] = HAPROXY.encode()
     return files
 
 
@@ -37,6 +41,14 @@ def secret_files(token: Secret, secrets: Mapping[str, Secret]) -> dict[str, byte
         TOKEN_FILE: token.reveal().encode(),
         SECRETS_FILE: json.dumps(values).encode(),
     }
+
+
+def haproxy_file(*bodies: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return what HAProxy's program reads of a deployment, or of several, the last one first."""
+    told: dict[str, dict[str, str]] = {}
+    for name, value in (pair for body in bodies for pair in haproxy_of(body).items()):
+        told[name] = {**told.get(name, {}), **value}
+    return {HAPROXY_TOLD: json.dumps(told).encode()}
 
 
 def members_file(hosts: Iterable[ResolvedHost]) -> dict[str, bytes]:

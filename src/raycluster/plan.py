@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from raycluster.contracts import Found, Process, Secret
-from raycluster.errors import SpecError
+from raycluster.contracts import Facts, Found, Process, Secret
+from raycluster.errors import HostError, SpecError
+from raycluster.rollout import Rollout, plan_rollout, restarts, same
+from raycluster.room import Memory
 from raycluster.services.gateway import gateway
 from raycluster.services.head import head
 from raycluster.services.prometheus import prometheus
@@ -17,7 +19,10 @@ from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.state import App, ClusterState
+from raycluster.spec.gpus import lacking_gpus
+from raycluster.state import App, ClusterState, RayNode
+
+ATTEMPT = "attempt"
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
 SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus)
@@ -54,14 +59,24 @@ class Remove:
 
 @dataclass(frozen=True)
 class Deploy:
-    """Make Serve's applications those of the spec; `body` is for Ray's REST API."""
+    """Make Serve's applications those of the spec, in the steps of `rollout`."""
 
-    body: Mapping[str, Any]
+    rollout: Rollout
     reasons: tuple[str, ...]
 
     def describe(self) -> str:
         """Return one line for a person."""
         return f"app: ~ deploy ({'; '.join(self.reasons)})"
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """What Serve is told in the end."""
+        return self.rollout.steps[-1]
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What the running models' clients will notice, a line for each model."""
+        return tuple(f"{name}: {cost}" for name, cost in self.rollout.costs.items())
 
     @property
     def host(self) -> str:
@@ -92,6 +107,7 @@ class Only:
 
 
 EVERYTHING = Only()
+APP = Only("app")
 
 
 def plan_nodes(
@@ -206,6 +222,19 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
         seen[address] = host.name
 
 
+def check_up(spec: ClusterSpec, state: ClusterState) -> None:
+    """Raise HostError where there is no running head that could take the app."""
+    head = state.hosts[spec.hosts[0].name].role(HEAD)
+    if head is None:
+        raise HostError("is not up", where=spec.cluster.name, hint="raycluster up")
+    if head.health != "running":
+        raise HostError(
+            f"the head is {head.health}, and the app needs it",
+            where=spec.hosts[0].name,
+            hint="raycluster up",
+        )
+
+
 def check_machines(machines: Mapping[str, str]) -> None:
     """Raise SpecError where two hosts, of which `machines` tells what each is, are one machine."""
     seen: dict[str, str] = {}
@@ -219,41 +248,64 @@ def check_machines(machines: Mapping[str, str]) -> None:
         seen[machine] = name
 
 
-def plan_app(wanted: Mapping[str, Any], apps: tuple[App, ...] | None) -> Deploy | None:
-    """Return the deployment that is needed, or None when the running one is the wanted one."""
+def gpus_of(host: ResolvedHost, facts: Facts) -> int:
+    """Return how many GPUs of a host the cluster uses."""
+    return len(facts.gpus) if host.gpus == "all" else host.gpus
+
+
+def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:
+    """Raise SpecError where the GPUs, by host, do not hold the models' replicas."""
+    if lack := lacking_gpus(spec.models, gpus):
+        raise SpecError(lack, where="models", hint="see `num_gpus`, `replicas` and `engine_args`")
+
+
+def plan_app(
+    wanted: Mapping[str, Any],
+    apps: tuple[App, ...] | None,
+    nodes: tuple[RayNode, ...] = (),
+    memory: Mapping[str, Memory] | None = None,
+) -> Deploy | None:
+    """Return the deployment that is needed, or None when the running one is the wanted one.
+
+    `memory` is what the nodes have of it, by node id.
+    """
     by_name = {a.name: a for a in apps or ()}
+    body = {
+        **wanted,
+        "applications": [_attempt(a, by_name.get(a["name"])) for a in wanted["applications"]],
+    }
     reasons: list[str] = []
-    for want in wanted["applications"]:
+    for want in body["applications"]:
         app = by_name.pop(want["name"], None)
         if app is None:
             reasons.append(f"{want['name']}: not there")
-        elif not _deployed(app.config, want):
-            reasons.append(f"{want['name']}: changed")
-        elif app.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+        elif app.status == "NOT_STARTED" or (app.failed and ATTEMPT in want["args"]):
             reasons.append(f"{app.name}: {app.status.lower().replace('_', ' ')}")
+        elif not same(app.config, want):
+            reasons.append(f"{want['name']}: changed")
     reasons += [f"{name}: not in the spec" for name in by_name]
-    return Deploy(wanted, tuple(reasons)) if reasons else None
+    if not reasons:
+        return None
+    return Deploy(plan_rollout(body, apps or (), nodes, memory or {}), tuple(reasons))
 
 
-def _deployed(seen: Mapping[str, Any], want: Mapping[str, Any]) -> bool:
-    """Return True when the deployed application is the wanted one: what we name it, exactly."""
-    exact = want.keys() - {"deployments"}
-    return all(seen.get(key) == want[key] for key in exact) and _covers(
-        seen.get("deployments", ()), want.get("deployments", ())
-    )
+def still_serving(app: App) -> str:
+    """Return what to tell of the replicas that serve although the newest version failed, or ""."""
+    if not app.failed or not app.serving:
+        return ""
+    count = "1 replica" if app.serving == 1 else f"{app.serving} replicas"
+    return f"the version before goes on serving ({count})"
 
 
-def _covers(seen: object, wanted: object) -> bool:
-    """Return True when `seen` says all that `wanted` says; Serve adds its defaults to what it was
-    given."""
-    if isinstance(wanted, Mapping):
-        return isinstance(seen, Mapping) and all(
-            key in seen and _covers(seen[key], value) for key, value in wanted.items()
-        )
-    if isinstance(wanted, list | tuple):
-        return (
-            isinstance(seen, list | tuple)
-            and len(seen) == len(wanted)
-            and all(map(_covers, seen, wanted))
-        )
-    return bool(seen == wanted)
+def _attempt(want: Mapping[str, Any], app: App | None) -> Mapping[str, Any]:
+    """Return the application with the number of the attempt, where it is not the first.
+
+    Serve never tries a version again that did not start; a new number makes it another version.
+    """
+    if app is None:
+        return want
+    attempt = app.config.get("args", {}).get(ATTEMPT, 0)
+    again = {**want, "args": {**want["args"], ATTEMPT: attempt}} if attempt else want
+    if restarts(app.config, again):
+        return want
+    return {**want, "args": {**want["args"], ATTEMPT: attempt + 1}} if app.failed else again

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import AppError, HostError
+from raycluster.room import Memory
+from raycluster.serve.rootcause import root_cause
 from raycluster.state import App, RayNode, Replica
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ class RayApi:
         summary = answer["data"]["summary"]
         return {n["raylet"]["nodeId"]: n for n in summary if n.get("raylet", {}).get("nodeId")}
 
+    def memory(self) -> Mapping[str, Memory]:
+        """Return each live node's memory by node id, where Ray tells it. Raises HostError."""
+        usage = self.usage().items()
+        told: dict[str, list[float]] = {node: list(f.get("mem") or ()) for node, f in usage}
+        return {node: Memory(m[3], m[1]) for node, m in told.items() if len(m) == 4}
+
     def apps(self) -> tuple[App, ...]:
         """Return Serve's applications; none while Serve has not been started. Raises HostError."""
         answer = self._json("GET", APPLICATIONS)
@@ -46,7 +54,8 @@ class RayApi:
         except httpx.HTTPError as error:
             raise AppError(f"cannot deploy: {error}", where=self._host) from error
         if answer.is_error:
-            raise AppError(f"Serve refused the deployment: {answer.text[:2000]}", where=self._host)
+            cause = root_cause(answer.text)[:2000]
+            raise AppError(f"Serve refused the deployment: {cause}", where=self._host)
 
     def _json(self, method: str, path: str) -> Any:  # noqa: ANN401  # JSON
         import httpx

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from raycluster.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
 from raycluster.plan import Action, Deploy, Remove, Start, roles
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.services import EVERYWHERE, LOOPBACK
+from raycluster.state import HostState
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
 
     from raycluster.checks import Finding
     from raycluster.health import Health, ModelHealth
     from raycluster.up import Outcome
 
 SCHEMA = 1
+UNREACHED = (UnreachableError, HostKeyError, AuthError, ConnectionLostError)
 
 
 def plan_text(actions: Sequence[Action]) -> str:
@@ -24,7 +30,13 @@ def plan_text(actions: Sequence[Action]) -> str:
     if not actions:
         return "nothing to change"
     changes = "1 change" if len(actions) == 1 else f"{len(actions)} changes"
-    return "\n".join([*(a.describe() for a in actions), changes])
+    return "\n".join([*(line for a in actions for line in _lines(a)), changes])
+
+
+def _lines(action: Action) -> list[str]:
+    """Return what an action does, and below that what it costs."""
+    costs = action.costs if isinstance(action, Deploy) else ()
+    return [action.describe(), *(f"    {cost}" for cost in costs)]
 
 
 def plan_json(spec: ClusterSpec, actions: Iterable[Action]) -> dict[str, Any]:
@@ -40,8 +52,8 @@ def _action(action: Action) -> dict[str, Any]:
             return {"action": kind, "host": host, "role": process.role, "reason": reason}
         case Remove(host, role, reason):
             return {"action": "remove", "host": host, "role": role, "reason": reason}
-        case Deploy(_, reasons):
-            return {"action": "deploy", "reasons": list(reasons)}
+        case Deploy(rollout, reasons):
+            return {"action": "deploy", "reasons": list(reasons), "costs": dict(rollout.costs)}
 
 
 def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
@@ -50,6 +62,8 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
     lines = [f"{spec.cluster.name} is up: {count} {'change' if count == 1 else 'changes'}"]
     for proof in outcome.proofs:
         lines.append(f"  {proof.model} ({proof.engine}) answered: {proof.text.strip()!r}")
+        if outcome.actions and proof.seconds:
+            lines.append(f"    {proof.engine} started in {_start(proof.seconds)}")
         if proof.reason:
             lines.append(f"    not served by vLLM: {proof.reason}")
     if outcome.proofs:
@@ -65,10 +79,23 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _start(seconds: Mapping[str, float]) -> str:
+    """Return "23 s: import 9, load 2, warm-up 3", without the parts that round to nothing."""
+    parts = {n.replace("_", "-"): s for n, s in seconds.items() if n != "total" and round(s)}
+    shown = ", ".join(f"{name} {took:.0f}" for name, took in parts.items())
+    return f"{seconds.get('total', sum(parts.values())):.0f} s" + (f": {shown}" if shown else "")
+
+
 def outcome_json(spec: ClusterSpec, outcome: Outcome) -> dict[str, Any]:
     """Return what `up` did for a program."""
     proofs = [
-        {"model": p.model, "engine": p.engine, "text": p.text, "fallback_reason": p.reason or None}
+        {
+            "model": p.model,
+            "engine": p.engine,
+            "text": p.text,
+            "fallback_reason": p.reason or None,
+            "start_seconds": dict(p.seconds) or None,
+        }
         for p in outcome.proofs
     ]
     return {**plan_json(spec, outcome.actions), "completions": proofs}
@@ -82,7 +109,7 @@ def status_json(health: Health) -> dict[str, Any]:
         "healthy": not health.problems,
         "problems": [{"where": p.where, "what": p.what, "hint": p.hint} for p in health.problems],
         "nodes": [_node(health, host) for host in health.spec.hosts],
-        "models": [_model(m) for m in health.models],
+        "models": [_model(health, m) for m in health.models],
         "endpoints": _endpoints(health.spec),
     }
 
@@ -117,13 +144,12 @@ def _node(health: Health, host: ResolvedHost) -> dict[str, Any]:
         "role": host.role,
         "runtime": host.kind,
         "address": seen.address or None,
-        "process": found.health if found else "absent",
+        "process": _process(seen, host.role),
         "joined": node is not None,
         "services": [
-            {"role": role, "process": service.health if service else "absent"}
+            {"role": role, "process": _process(seen, role)}
             for role in roles(health.spec, host)
             if role != host.role
-            for service in [seen.role(role)]
         ],
         "versions": (
             {"python": v.python, "ray": v.ray, "vllm": v.vllm, "transformers": v.transformers}
@@ -138,6 +164,16 @@ def _node(health: Health, host: ResolvedHost) -> dict[str, Any]:
     }
 
 
+def _process(seen: HostState, role: str) -> str:
+    """Return what is known of a process, in one word."""
+    if isinstance(seen.problem, UNREACHED):
+        return "unreachable"
+    found = seen.role(role)
+    if found:
+        return found.health
+    return "unknown" if seen.problem else "absent"
+
+
 def _gpu(gpu: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": gpu.get("name"),
@@ -147,18 +183,27 @@ def _gpu(gpu: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(model: ModelHealth) -> dict[str, Any]:
+def _model(health: Health, model: ModelHealth) -> dict[str, Any]:
     app = model.app
     return {
         "name": model.name,
-        "status": app.status.lower() if app else "absent",
+        "status": _status(health, model),
         "engine": model.engine or None,
         "fallback_reason": model.reason or None,
+        "start_seconds": dict(model.seconds) or None,
         "replicas": [
             {"id": r.replica_id, "state": r.state.lower(), "address": r.address}
             for r in (app.replicas if app else ())
         ],
     }
+
+
+def _status(health: Health, model: ModelHealth) -> str:
+    if model.app:
+        return model.app.status.lower()
+    state = health.state
+    unseen = state.hosts[health.spec.hosts[0].name].problem or state.head_problem
+    return "unknown" if unseen else "absent"
 
 
 def status_view(health: Health) -> RenderableType:
@@ -186,36 +231,69 @@ def _headline(health: Health) -> RenderableType:
     return Text.assemble((health.spec.cluster.name, "bold"), " is ", (word, style))
 
 
-_NODE_COLUMNS = ["NODE", "ROLE", "ADDRESS", "RUNTIME", "STATE", "RAY", "VLLM", "CPU", "MEM", "GPU"]
+class _Fitting:
+    """Shows the first of some tables that fits the width, or the last."""
+
+    def __init__(self, *choices: RenderableType) -> None:
+        self._choices = choices
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.measure import Measurement
+
+        wide = options.update(width=1_000_000)
+        for choice in self._choices[:-1]:
+            if Measurement.get(console, wide, choice).maximum <= options.max_width:
+                yield choice
+                return
+        yield self._choices[-1]
+
+
+_NODE_COLUMNS = ("NODE", "ROLE", "ADDRESS", "RUNTIME", "STATE", "RAY", "VLLM", "CPU", "MEM", "GPU")
+_LEAST_WANTED = (("RUNTIME",), ("RAY", "VLLM"), ("ADDRESS",), ("CPU", "MEM"), ("GPU",))
+"""What a narrow terminal does not show, the first to go first."""
 
 
 def _node_table(health: Health) -> RenderableType:
+    rows = [row for host in health.spec.hosts for row in _node_rows(health, host)]
+    dropped = [(), *accumulate(_LEAST_WANTED)]
+    choices = [tuple(c for c in _NODE_COLUMNS if c not in less) for less in dropped]
+    return _Fitting(*(_table(columns, rows) for columns in choices))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
-    for title in _NODE_COLUMNS:
-        table.add_column(title, no_wrap=True)
-    for host in health.spec.hosts:
-        node = _node(health, host)
-        versions = node["versions"] or {}
-        state = node["process"]
-        if state == "running" and health.state.nodes is not None:
-            state = "ready" if node["joined"] else "not joined"
-        table.add_row(
-            host.name,
-            host.role,
-            node["address"] or "",
-            host.kind,
-            state,
-            versions.get("ray", ""),
-            versions.get("vllm", ""),
-            _percent(node["cpu_percent"]),
-            _memory(node["memory_bytes"]),
-            _gpus(node),
-        )
-        for service in node["services"]:
-            table.add_row(host.name, service["role"], "", "", service["process"])
+    for title in columns:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(row.get(title, "") for title in columns))
     return table
+
+
+def _node_rows(health: Health, host: ResolvedHost) -> list[dict[str, str]]:
+    node = _node(health, host)
+    versions = node["versions"] or {}
+    state = node["process"]
+    if state == "running" and health.state.nodes is not None:
+        state = "ready" if node["joined"] else "not joined"
+    row = {
+        "NODE": host.name,
+        "ROLE": host.role,
+        "ADDRESS": node["address"] or "",
+        "RUNTIME": host.kind,
+        "STATE": state,
+        "RAY": versions.get("ray", ""),
+        "VLLM": versions.get("vllm", ""),
+        "CPU": _percent(node["cpu_percent"]),
+        "MEM": _memory(node["memory_bytes"]),
+        "GPU": _gpus(node),
+    }
+    services = [
+        {"NODE": host.name, "ROLE": service["role"], "STATE": service["process"]}
+        for service in node["services"]
+    ]
+    return [row, *services]
 
 
 def _percent(value: float | None) -> str:
@@ -239,24 +317,27 @@ def _gpu_text(gpu: dict[str, Any]) -> str:
     return f"{_percent(gpu['utilization_percent'])} {used}/{total}M"
 
 
-def _model_table(health: Health) -> RenderableType:
-    from rich.table import Table
+_MODEL_COLUMNS = ("MODEL", "STATE", "ENGINE", "REPLICAS")
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("MODEL", "STATE", "ENGINE", "REPLICAS"):
-        table.add_column(title, overflow="fold")
-    for model in health.models:
-        app = model.app
-        counts: dict[str, int] = {}
-        for replica in app.replicas if app else ():
-            counts[replica.state.lower()] = counts.get(replica.state.lower(), 0) + 1
-        table.add_row(
-            model.name,
-            app.status.lower() if app else "absent",
-            model.engine,
-            ", ".join(f"{n} {state}" for state, n in counts.items()),
-        )
-    return table
+
+def _model_table(health: Health) -> RenderableType:
+    from rich.text import Text
+
+    rows = [_model_row(health, model) for model in health.models]
+    stacked = ["{MODEL}\n  {STATE}  {ENGINE}  {REPLICAS}".format_map(row).rstrip() for row in rows]
+    return _Fitting(_table(_MODEL_COLUMNS, rows), Text("\n".join(stacked)))
+
+
+def _model_row(health: Health, model: ModelHealth) -> dict[str, str]:
+    app = model.app
+    counts = Counter(replica.state.lower() for replica in (app.replicas if app else ()))
+    asleep = app is not None and app.asleep
+    return {
+        "MODEL": model.name,
+        "STATE": _status(health, model),
+        "ENGINE": model.engine,
+        "REPLICAS": "asleep" if asleep else ", ".join(f"{n} {s}" for s, n in counts.items()),
+    }
 
 
 def checks_view(findings: Sequence[Finding]) -> RenderableType:

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 
@@ -65,11 +65,17 @@ class Session:
         return resolve_all(self.spec, dotenv=self.path.parent / ".env")
 
 
-def open_session(given: Path | None) -> Session:
-    """Read the spec that the command line, the environment or the folder names."""
+def open_session(given: Path | None, named: Path | None = None) -> Session:
+    """Read the spec that the command line, the environment or the folder names.
+
+    `given` is the argument and `named` the option. Raises UsageError where they differ.
+    """
+    from raycluster.errors import UsageError
     from raycluster.spec import locate, read_spec
 
-    path = locate(given)
+    if given and named and given != named:
+        raise UsageError(f"{given} and --spec {named}: which one?", hint="name one of them")
+    path = locate(given or named)
     return Session(path, read_spec(path))
 
 
@@ -107,16 +113,20 @@ def ended(items: Iterator[T]) -> Iterator[Iterator[T]]:
 
 def out() -> Console:
     """Return the console for results."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """Return the console for progress and errors."""
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    terminal = stream.isatty()
+    width = None if terminal else 1_000_000  # characters: a program reads whole lines
+    return Console(file=stream, highlight=False, soft_wrap=not terminal, width=width)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

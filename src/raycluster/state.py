@@ -64,6 +64,26 @@ class App:
         """True when Serve says that it serves."""
         return self.status == "RUNNING"
 
+    @property
+    def asleep(self) -> bool:
+        """True when it serves without a replica, which the next request starts."""
+        return self.running and not self.replicas
+
+    @property
+    def failed(self) -> bool:
+        """True when its latest version did not start; the one before may go on serving."""
+        return self.status == "DEPLOY_FAILED"
+
+    @property
+    def serving(self) -> int:
+        """The number of replicas that take requests, of whichever version."""
+        return sum(r.state == "RUNNING" for r in self.replicas)
+
+    @property
+    def alive(self) -> int:
+        """The number of replicas that run or start."""
+        return sum(r.state != "STOPPING" for r in self.replicas)
+
 
 @dataclass(frozen=True)
 class ClusterState:
@@ -83,6 +103,11 @@ class ClusterState:
     def exists(self) -> bool:
         """True when any process of ours was seen anywhere."""
         return any(h.found for h in self.hosts.values())
+
+    def runs(self, host: ResolvedHost) -> bool:
+        """Tell whether the host was seen to run its node of Ray."""
+        found = self.hosts[host.name].role(host.role)
+        return found is not None and found.health == "running"
 
     def node(self, host: ResolvedHost) -> RayNode | None:
         """Return Ray's live node on this host; Ray may call the head by another address."""

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from raycluster.apply import apply_nodes, refresh, wait_for_nodes
 from raycluster.connect import Fleet, all_or_raise
 from raycluster.contracts import Secret
-from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover
+from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
 from raycluster.errors import HostError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
-from raycluster.plan import EVERYTHING, Action, Only, check_machines, plan_nodes
+from raycluster.plan import (
+    APP,
+    EVERYTHING,
+    Action,
+    Only,
+    Start,
+    check_machines,
+    check_up,
+    plan_nodes,
+)
+from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.state import ClusterState
+from raycluster.weights import bring
 from raycluster.work import Work, wiring
 
 
@@ -35,15 +47,39 @@ def up(
     secrets: Secrets,
     listen: Listener,
     only: Only = EVERYTHING,
+    *,
+    verify: bool = False,
+    command: str = "raycluster up",
 ) -> Outcome:
-    """Converge the hosts and the app on the spec; end after a real completion came back."""
+    """Converge the hosts and the app on the spec; end after a real completion came back.
+
+    `verify` reads the models' files on all nodes again; `command` is what another run is told of
+    this one.
+    """
     _reach(spec, fleet, only)
-    with holding(fleet[spec.hosts[0].name].transport, spec.cluster.name, "raycluster up"):
-        return _up(spec, fleet, secrets, listen, only)
+    with _lock(spec, fleet, command):
+        return _up(spec, fleet, secrets, listen, only, verify=verify)
 
 
-def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, only: Only) -> Outcome:
+@contextmanager
+def _lock(spec: ClusterSpec, fleet: Fleet, command: str) -> Iterator[None]:
+    """Hold the cluster's lock over a connection that nothing else uses."""
+    with closing(fleet.beside(spec.hosts[0].name)) as own, holding(own, spec.cluster.name, command):
+        yield
+
+
+def _up(
+    spec: ClusterSpec,
+    fleet: Fleet,
+    secrets: Secrets,
+    listen: Listener,
+    only: Only,
+    *,
+    verify: bool,
+) -> Outcome:
     state = _seen(spec, fleet, only)
+    if only == APP:
+        check_up(spec, state)
     work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
     actions = plan_nodes(spec, state, wiring(work, state), only)
     for action in actions:
@@ -59,9 +95,12 @@ def _up(spec: ClusterSpec, fleet: Fleet, secrets: Secrets, listen: Listener, onl
         return Outcome(actions, ())
     change = plan_deploy(work, state)
     if change:
-        deploy(work, change)
+        deploy(work, change, state, verify=verify)
         actions = (*actions, change)
     else:
+        started = {a.host for a in actions if isinstance(a, Start) and a.process.role in RAY_ROLES}
+        if spec.models and (started or verify):  # replicas may come to a node that joined
+            bring(work, state, wanted_app(work, state), verify=verify)
         recover(work, state.apps or ())
     return Outcome(actions, prove(work))
 
@@ -118,7 +157,7 @@ def down(
     head = fleet.reach(spec.hosts[:1], lambda c: c.transport)[spec.hosts[0].name]
     if isinstance(head, RayclusterError):
         return _down(spec, fleet, listen, purge=purge)  # there is nobody to ask for the lock
-    with holding(head, spec.cluster.name, "raycluster down"):
+    with _lock(spec, fleet, "raycluster down"):
         return _down(spec, fleet, listen, purge=purge)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Address, ByteStream, Process, Versions, Volume
+from raycluster.contracts import ROOT, Address, ByteStream, Process, Versions, Volume
 from raycluster.errors import (
     ConnectionLostError,
     HostError,
@@ -144,10 +144,10 @@ def test_the_images_user_runs_the_process_and_owns_its_files(runtime: DockerRunt
     assert seen.text.split() == [str(USER_ID), str(GROUP_ID), f"{USER_ID}:{GROUP_ID}"]
 
 
-def test_caches_lie_in_the_volume_unless_said_otherwise(runtime: DockerRuntime) -> None:
-    start(runtime, replace(HEAD, env={"VLLM_CACHE_ROOT": "/elsewhere"}))
-    seen = runtime.inside("head").run(("sh", "-c", "echo $HF_HOME $VLLM_CACHE_ROOT"))
-    assert seen.text == "/raycluster/cache/huggingface /elsewhere"
+def test_caches_lie_in_the_volume(runtime: DockerRuntime) -> None:
+    start(runtime, replace(HEAD, env={"HF_HOME": f"{ROOT}/cache/huggingface"}))
+    seen = runtime.inside("head").run(("sh", "-c", "echo $HF_HOME"))
+    assert seen.text == "/raycluster/cache/huggingface"
     assert runtime.inside("head").run(("mkdir", "-p", "/raycluster/cache/x")).exit_code == 0
 
 

@@ -25,7 +25,7 @@ from raycluster.errors import (
     SpecError,
     UnreachableError,
 )
-from raycluster.transports.ssh import SshOptions, SshTransport, command_line, open_ssh
+from raycluster.transports.ssh import SshOptions, SshTransport, command_line, open_ssh, pinned_key
 from tests.contract.sshd import SSHD, Sshd, free_port, make_key, slow_line, wait_for
 
 if SSHD is None:
@@ -317,7 +317,20 @@ class TestReaching:
             error = failing(UnreachableError, sshd.options(port=port, connect_timeout=1.0))
             assert time.monotonic() - began < 4
             greeter.join()
-        assert "not as an SSH server" in error.what
+        why = "it speaks another protocol" if greeting else "no banner within 1 s"
+        assert f"not as an SSH server ({why})" in error.what
+
+    def test_who_closes_at_once(self, sshd: Sshd) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def close() -> None:
+                server.accept()[0].close()
+
+            closer = threading.Thread(target=close)
+            closer.start()
+            error = failing(UnreachableError, sshd.options(port=server.getsockname()[1]))
+            closer.join()
+        assert "not as an SSH server (it closed the connection)" in error.what
 
     @pytest.mark.parametrize("host", ["-oProxyCommand=id", "", "a b", "a;id", "$(id)", "a\nb"])
     def test_names_that_are_none(self, sshd: Sshd, host: str) -> None:
@@ -595,3 +608,51 @@ class TestCommandLine:
                 env={**os.environ, "SSH_AUTH_SOCK": ""},
             )
             assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr.decode()
+
+    def logs_in(self, options: SshOptions, pinned: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            (*command_line(options, pinned), "echo", "hi"),
+            capture_output=True,
+            check=False,
+            env={**os.environ, "SSH_AUTH_SOCK": ""},
+        )
+
+    def test_a_pinned_key_and_no_other(self, start: Start, tmp_path: Path) -> None:
+        server = start(host_keys=("ed25519", "rsa"))
+        nothing = str(tmp_path / "none")
+        for kind in server.host_keys:
+            options = server.options(known_hosts=nothing, host_key=server.fingerprint(kind))
+            done = self.logs_in(options, pinned_key("gpu-1", options))
+            assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr.decode()
+        other = make_key(tmp_path / "other")
+        key = " ".join(Path(f"{other}.pub").read_text().split()[:2])
+        done = self.logs_in(server.options(host_key=server.fingerprint()), key)
+        assert (done.returncode, done.stdout) == (255, b"")
+        assert b"HOST IDENTIFICATION HAS CHANGED" in done.stderr
+
+    def test_the_command_refuses_a_host_that_is_not_the_pinned_one(
+        self, sshd: Sshd, tmp_path: Path
+    ) -> None:
+        options = sshd.options()
+        for pin, code in ((sshd.fingerprint(), 0), ("SHA256:" + "A" * 43, 1)):
+            spec = tmp_path / "cluster.toml"
+            spec.write_text(
+                f"""
+                cluster.name = "pin"
+                runtime.kind = "native"
+                models = [{{ name = "m" }}]
+                [head]
+                host = "{options.host}"
+                port = {options.port}
+                user = "{options.user}"
+                identity_file = "{options.identity_file}"
+                known_hosts = "{options.known_hosts}"
+                host_key = "{pin}"
+                """
+            )
+            program = (sys.executable, "-c", "from raycluster.cli import main; main()")
+            command = ("ssh", "--spec", str(spec), "head", "--", "echo", "hi")
+            done = subprocess.run((*program, *command), capture_output=True, check=False)
+            assert done.returncode == code, done.stderr.decode()
+            assert (done.stdout == b"hi\n") == (code == 0)
+        assert b"but the spec pins SHA256:AAAA" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from tests.lab.network import Network, sh
 INIT = Path(__file__).with_name("host_init.sh")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = ("/usr/sbin/sshd", "sshd:", "dockerd ", "containerd ", "cron ", "CRON ")
+LAYERS = "var/lib/docker/overlay2"
+OURS = re.compile(r"raycluster|rc-[0-9a-f]{8}")
 SERVICES = (f"/bin/bash {INIT}", "sleep infinity", "ps ", *DAEMONS)
 
 Kind = Literal["docker", "native"]
@@ -201,8 +204,30 @@ class Host:
         return [line for line in lines if line.strip() and not line.startswith(SERVICES)]
 
     def files(self) -> frozenset[str]:
-        """Return the files that were written to the host's disk since it was made."""
+        """Return the files that were written to the host's disk since it was made.
+
+        Of logs and of Docker's own only those that carry our name.
+        """
         return self._disk() - self.made
+
+    def crontabs(self) -> list[str]:
+        """Return every line of every user's crontab."""
+        folder = self.folder / "disk/var/spool/cron/crontabs"
+        return [line for file in sorted(folder.iterdir()) for line in file.read_text().splitlines()]
+
+    def traces(self) -> tuple[object, ...]:
+        """Return what a run could leave, from processes and files to networks of Docker.
+
+        Semaphores are left out: what is killed from outside with all that watch it leaves them.
+        """
+        places = "ls -d /tmp/r* /dev/shm/[!s]* /home/*/.raycluster* /root/.raycluster*"
+        folders = self.run(("sh", "-c", places)).stdout
+        found = (sorted(self.processes()), self.files(), folders, self.crontabs())
+        if self.kind != "docker" or self.run(("docker", "version")).returncode:
+            return found
+        volumes = self.check("docker", "volume", "ls", "-q").split()
+        networks = self.check("docker", "network", "ls", "--format", "{{.Name}}").split()
+        return (*found, self.containers(), volumes, sorted(networks))
 
     def _disk(self) -> frozenset[str]:
         ignored = ("var/log/", "var/lib/docker/")
@@ -214,7 +239,18 @@ class Host:
                 inside = prefix + os.path.relpath(folder, base).removeprefix(".").lstrip("/")
                 paths = (f"{inside.rstrip('/')}/{name}".lstrip("/") for name in names)
                 found |= {f"/{path}" for path in paths if not path.startswith(ignored)}
-        return frozenset(found)
+        return frozenset(found | self._named())
+
+    def _named(self) -> set[str]:
+        """Return what is ours by name where others write too, Docker's layers apart."""
+        found = set()
+        for top in ("var/log", "var/lib/docker"):
+            for folder, folders, names in os.walk(self.folder / "disk" / top):
+                inside = os.path.relpath(folder, self.folder / "disk")
+                found |= {f"/{inside}/{n}" for n in (*folders, *names) if OURS.match(n)}
+                if inside == LAYERS:
+                    folders.clear()
+        return found
 
     def _sshd_answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:

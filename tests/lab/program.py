@@ -13,10 +13,14 @@ import pytest
 
 @dataclass
 class Cli:
-    """The program with a home of its own; `env` is added to an otherwise bare environment."""
+    """The program with a home of its own; `env` is added to an otherwise bare environment.
+
+    `said` is all that it wrote when it was run to its end.
+    """
 
     home: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list, repr=False)
 
     def start(self, *args: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
         """Start the program and return at once."""
@@ -43,4 +47,5 @@ class Cli:
                 program.kill()
                 out, err = program.communicate()
                 pytest.fail(f"raycluster {args} ran for over {timeout} s\n{out}\n{err}")
+        self.said += [out, err]
         return subprocess.CompletedProcess(args, program.returncode, out, err)

@@ -73,6 +73,15 @@ def test_hosts_see_neither_files_nor_processes_of_each_other(lab: Lab) -> None:
     here.check("rm", *places)
 
 
+def test_what_carries_our_name_is_found_among_logs_and_docker_s_own_files(lab: Lab) -> None:
+    host = lab.docker_hosts[0]
+    ours = ["/var/log/raycluster-x.log", "/var/lib/docker/volumes/raycluster-x", "/tmp/rc-0123abcd"]
+    host.check("touch", *ours, "/var/log/others.log", "/var/lib/docker/others")
+    assert host.files() == set(ours)
+    host.check("rm", *ours, "/var/log/others.log", "/var/lib/docker/others")
+    assert not host.files()
+
+
 @pytest.mark.parametrize(("user", "admitted"), [("root", 1), ("ubuntu", 1), ("outsider", 0)])
 def test_docker_is_for_root_and_its_group(lab: Lab, user: str, admitted: int) -> None:
     done = lab.docker_hosts[1].run(("docker", "ps"), user=user)
@@ -97,6 +106,7 @@ def test_a_reboot_runs_crontabs(lab: Lab) -> None:
     (native,) = lab.native_hosts
     mark = "/home/ubuntu/booted"
     ssh(lab, native, f"echo '@reboot touch {mark}' | crontab -", user="ubuntu")
+    assert f"@reboot touch {mark}" in native.crontabs()
     native.power_off()
     native.power_on()
     wait_for(lambda: native.run(("test", "-e", mark)).returncode == 0, "the crontab's job")

@@ -1,15 +1,17 @@
-"""`up` interrupted by Ctrl-C or killed at ten moments: the next run goes on, `down` cleans up."""
+"""`up` and `down` interrupted by Ctrl-C or killed at many moments, and what the next run does."""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,6 @@ from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for
 from tests.lab.program import Cli
 from tests.lab.specs import cluster_toml
-from tests.lab.test_refusals import traces
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -26,56 +27,90 @@ PROMPTLY = 10.0  # seconds from Ctrl-C to the end of the program
 INT, KILL = signal.SIGINT, signal.SIGKILL
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cut:
     """The cluster that the tests of this module share, one after the other."""
 
     cli: Cli
-    spec: Path
+    folder: Path
     hosts: tuple[Host, ...]
     before: dict[str, tuple[object, ...]]
 
+    @property
+    def spec(self) -> Path:
+        """Return the spec of the cluster."""
+        return self.folder / "cluster.toml"
+
     def up_until(
-        self, said: str, number: signal.Signals, then: Callable[[], None] = lambda: None
+        self, said: str, number: signal.Signals, then: Callable[[], object] = lambda: None
     ) -> None:
         """Run `up`, call `then` as soon as it says this, and send the signal."""
         with self.cli.start("up", self.spec) as program:
-            assert program.stderr
-            heard = ""
-            for line in program.stderr:
-                heard += line
-                if re.search(said, line):
-                    break
-            else:
-                pytest.fail(f"ended before it said {said!r}:\n{heard}")
+            heard = _hear(program, said)
             then()
-            began = time.monotonic()
-            program.send_signal(number)
-            _, rest = program.communicate(timeout=60)
-            took = time.monotonic() - began
-        assert "Traceback" not in rest, rest
-        assert program.returncode == (130 if number == INT else -KILL), heard + rest
-        assert took < PROMPTLY, f"took {took:.1f} s to end"
-        if number == INT:
-            assert "interrupted; the next `raycluster up` or `down` goes on from here" in rest
+            _cut(program, number, heard)
+
+    def up(self) -> dict[str, Any]:
+        """Run `up` to its end and return its JSON."""
+        done = self.cli("up", self.spec, "--json", timeout=400)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def converge(self) -> None:
+        """Run `up` to its end; assert that all serves then, and that another changes nothing."""
+        [proof] = self.up()["completions"]
+        assert proof["engine"] == "vllm"
+        assert "Paris" in proof["text"]
+        workers = [host.containers() for host in self.hosts[1:] if host.kind == "docker"]
+        assert self.hosts[0].containers() == ["raycluster-cut-head"]
+        assert workers == [["raycluster-cut-worker"]] * len(workers)
+        assert self.up()["changes"] == []
+
+    def clean(self) -> None:
+        """Assert that the hosts are as they were at first."""
+        assert {host.name: host.traces() for host in self.hosts} == self.before
 
     def down(self) -> None:
         """Take the cluster down and assert that the hosts are as they were at first."""
         done = self.cli("down", self.spec, "--yes")
         assert done.returncode == 0, done.stderr
-        assert {host.name: traces(host) for host in self.hosts} == self.before
+        self.clean()
+
+
+def _hear(program: subprocess.Popen[str], said: str) -> str:
+    """Return what the program said so far, as soon as it said this."""
+    assert program.stderr
+    heard = ""
+    for line in program.stderr:
+        heard += line
+        if re.search(said, line):
+            return heard
+    pytest.fail(f"ended before it said {said!r}:\n{heard}")
+
+
+def _cut(program: subprocess.Popen[str], number: signal.Signals, heard: str = "") -> None:
+    """Send the signal; assert that the program ends at once, and says what it should."""
+    began = time.monotonic()
+    program.send_signal(number)
+    _, rest = program.communicate(timeout=60)
+    took = time.monotonic() - began
+    assert "Traceback" not in rest, rest
+    assert program.returncode == (130 if number == INT else -KILL), heard + rest
+    assert took < PROMPTLY, f"took {took:.1f} s to end"
+    if number == INT:
+        assert "interrupted; the next `raycluster up` or `down` goes on from here" in rest
 
 
 @pytest.fixture(scope="module")
 def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    """Three hosts with Docker and one without; the cluster is taken down in any case."""
+    """Two hosts with Docker and one without; the cluster is taken down in any case."""
     folder = tmp_path_factory.mktemp("cut")
-    hosts = (*lab.docker_hosts, *lab.native_hosts)
-    spec = folder / "cluster.toml"
-    spec.write_text(cluster_toml(lab, hosts, name="cut"))
+    hosts = (*lab.docker_hosts[:2], *lab.native_hosts)
     cli = make_cli(lab, folder / "home")
-    yield Cut(cli, spec, hosts, {host.name: traces(host) for host in hosts})
-    cli("down", spec, "--yes")
+    made = Cut(cli, folder, hosts, {host.name: host.traces() for host in hosts})
+    made.spec.write_text(cluster_toml(lab, hosts, name="cut"))
+    yield made
+    cli("down", made.spec, "--yes")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +118,8 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     [
         (r"head: \+ start head", INT),
         (r": ready: Ray", KILL),
-        (r": starting the worker", KILL),
+        (r": has joined", INT),
+        (r"replicas: 1 starting", KILL),
     ],
     ids=str,
 )
@@ -113,38 +149,40 @@ def test_one_run_at_a_time_changes_a_cluster(cut: Cut) -> None:
     cut.down()
 
 
+def nothing(cut: Cut) -> None:
+    """The hosts are as the test before left them: nothing of the cluster is there."""
+    cut.clean()
+
+
+def lost_worker(cut: Cut) -> None:
+    """A worker of the cluster that serves is gone."""
+    cut.hosts[1].check("docker", "rm", "-f", "raycluster-cut-worker")
+
+
+def another_model(cut: Cut) -> None:
+    """The spec asks for other arguments of the engine than those that serve."""
+    text = cut.spec.read_text()
+    length = int(re.findall(r"max_model_len = (\d+)", text)[0])
+    cut.spec.write_text(text.replace(f"max_model_len = {length}", f"max_model_len = {length - 1}"))
+
+
 @pytest.mark.parametrize(
-    ("said", "number"),
+    ("begin", "said", "number"),
     [
-        (r": starting the worker", INT),
-        (r": has joined", KILL),
-        (r": has joined|app: deploying: ", INT),
-        (r"app: deploying: |replicas: 1 starting", KILL),
-        (r"replicas: 1 starting", INT),
-        (r"replicas: 1 starting", KILL),
+        (nothing, r"head: \+ start head", KILL),
+        (lost_worker, r"docker-2: \+ start worker", INT),
+        (lost_worker, r"docker-2: ready: Ray", KILL),
+        (lost_worker, r": starting the worker", INT),
+        (another_model, r"replicas: .*1 starting", INT),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_up_goes_on_from_where_it_was_cut(cut: Cut, said: str, number: signal.Signals) -> None:
+def test_the_next_up_converges(
+    cut: Cut, begin: Callable[[Cut], None], said: str, number: signal.Signals
+) -> None:
+    begin(cut)
     cut.up_until(said, number)
-
-
-def test_the_next_up_ends_with_a_real_completion(cut: Cut) -> None:
-    done = cut.cli("up", cut.spec, "--json")
-    assert done.returncode == 0, done.stderr
-    [proof] = json.loads(done.stdout)["completions"]
-    assert proof["engine"] == "vllm"
-    assert [host.containers() for host in cut.hosts if host.kind == "docker"] == [
-        ["raycluster-cut-head"],
-        ["raycluster-cut-worker"],
-        ["raycluster-cut-worker"],
-    ]
-
-
-def test_the_up_after_that_changes_nothing(cut: Cut) -> None:
-    done = cut.cli("up", cut.spec, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["changes"] == []
+    cut.converge()
 
 
 @pytest.mark.parametrize(
@@ -176,5 +214,14 @@ def _all_ended(host: Host) -> bool:
     return not any(line.startswith(("tail ", "sleep 1234")) for line in host.processes())
 
 
-def test_down_leaves_nothing(cut: Cut) -> None:
+def test_the_next_down_finishes_what_a_cut_one_began(cut: Cut) -> None:
+    """The first is killed when it has only just begun, the second when one host is clean."""
+    lock = ("test", "-e", "/tmp/raycluster-cut.lock")
+    with cut.cli.start("down", cut.spec, "--yes") as program:
+        wait_for(lambda: cut.hosts[0].run(lock).returncode == 0, "the lock")
+        _cut(program, KILL)
+    with cut.cli.start("down", cut.spec, "--yes") as program:
+        _cut(program, INT, _hear(program, ": removed "))
     cut.down()
+    done = cut.cli("down", cut.spec, "--yes")
+    assert (done.returncode, done.stdout) == (0, "cut is down: nothing was left to remove\n")

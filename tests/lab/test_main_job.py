@@ -1,9 +1,13 @@
-"""The main job on three hosts with Docker and one without: one cluster, test after test."""
+"""The main job on two hosts with Docker and one without: one cluster, test after test.
+
+A third host with Docker comes and goes; then a host without Docker is the head of another.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import signal
 import subprocess
 import threading
@@ -18,72 +22,110 @@ import pytest
 
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
-from tests.lab.hosts import Lab
+from tests.lab.hosts import Lab, wait_for
+from tests.lab.image import IMAGE
 from tests.lab.program import Cli
 from tests.lab.specs import MODEL, cluster_toml
+from tests.lab.watch import Watch
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-HF_TOKEN = "hf_lab0123456789secretsecret"
-RAY_LOGS = "cat /tmp/ray/session_latest/logs/*.*"
-SECRETS = '\n[secrets]\nHF_TOKEN = "env:LAB_HF_TOKEN"\n'
+# Letters and digits alone, which are the same however they are quoted.
+HF_TOKEN, API_KEY, PASSWORD = (f"{n}{secrets.token_hex(16)}" for n in ("hf", "sk", "proxy"))
+CANARY = f"canary-{secrets.token_hex(4)}"
+GATEWAY = f"""
+[gateway]
+image = "{IMAGE}"
+api_keys = {{ alice = "env:LAB_API_KEY" }}
+
+[secrets]
+HF_TOKEN = "env:LAB_HF_TOKEN"
+"""
+LOGIN = f"export HTTPS_PROXY=http://lab:{PASSWORD}@127.0.0.1:9\n"  # before all that .bashrc does
 
 
 @dataclass
 class Running:
-    """The cluster that the tests of this module share."""
+    """The cluster that the tests of this module share; `watch` sees it from first to last."""
 
     lab: Lab
     cli: Cli
     folder: Path
-    files_before: Mapping[str, frozenset[str]]
+    watch: Watch
+    before: Mapping[str, tuple[object, ...]]
 
-    def spec(self, hosts: Sequence[Host], name: str = "cluster.toml") -> Path:
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """The head and a worker with Docker, a worker without."""
+        return (*self.lab.docker_hosts[:2], *self.lab.native_hosts)
+
+    def spec(self, hosts: Sequence[Host] = ()) -> Path:
         """Write the spec for these hosts."""
-        path = self.folder / name
-        path.write_text(cluster_toml(self.lab, hosts, name="job", extra=SECRETS))
+        path = self.folder / "cluster.toml"
+        path.write_text(cluster_toml(self.lab, hosts or self.hosts, name="job", extra=GATEWAY))
         return path
 
-    def up(self, hosts: Sequence[Host]) -> dict[str, Any]:
+    def up(self, hosts: Sequence[Host] = ()) -> dict[str, Any]:
         """Run `up` to its end and return its JSON."""
         done = self.cli("up", self.spec(hosts), "--json", timeout=400)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
+
+    def token(self) -> str:
+        """Return the token of the running cluster."""
+        read = ("docker", "exec", "raycluster-job-head", "cat", "/raycluster/token")
+        return self.hosts[0].check(*read)
 
 
 @pytest.fixture(scope="module")
 def job(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A program and a folder for the whole module; the cluster is taken down in any case."""
     folder = tmp_path_factory.mktemp("job")
-    cli = make_cli(lab, folder / "home", {"LAB_HF_TOKEN": HF_TOKEN})
-    before = {h.name: h.files() for h in (*lab.docker_hosts, *lab.native_hosts)}
-    running = Running(lab, cli, folder, before)
-    yield running
-    cli("down", running.spec((*lab.docker_hosts, *lab.native_hosts)), "--yes")
+    cli = make_cli(lab, folder / "home", {"LAB_HF_TOKEN": HF_TOKEN, "LAB_API_KEY": API_KEY})
+    bashrc = lab.native_hosts[0].folder / "disk/home/ubuntu/.bashrc"
+    original = bashrc.read_text()
+    bashrc.write_text(LOGIN + original)
+    before = {host.name: host.traces() for host in lab.hosts}
+    with Watch() as watch:
+        running = Running(lab, cli, folder, watch, before)
+        yield running
+        cli("down", running.spec(lab.hosts), "--yes")
+    bashrc.write_text(original)
+
+
+def changed(outcome: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return what `up` changed: action, host and role."""
+    return [tuple(c[k] for k in ("action", "host", "role") if c.get(k)) for c in outcome["changes"]]
 
 
 def test_up_ends_with_a_real_completion(job: Running) -> None:
-    outcome = job.up(job.lab.docker_hosts)
-    assert [c["action"] for c in outcome["changes"]] == ["start", "start", "start", "deploy"]
+    head, second, native = job.hosts
+    outcome = job.up()
+    *starts, last = changed(outcome)
+    assert sorted(starts) == [
+        ("start", second.name, "worker"),
+        ("start", "head", "gateway"),
+        ("start", "head", "head"),
+        ("start", native.name, "worker"),
+    ]
+    assert last == ("deploy",)
     [proof] = outcome["completions"]
     assert proof["engine"] == "vllm"
     assert "Paris" in proof["text"]
-    assert [h.containers() for h in job.lab.docker_hosts] == [
-        ["raycluster-job-head"],
-        ["raycluster-job-worker"],
-        ["raycluster-job-worker"],
-    ]
+    assert sorted(head.containers()) == ["raycluster-job-gateway", "raycluster-job-head"]
+    assert second.containers() == ["raycluster-job-worker"]
+    assert any("raylet" in line for line in native.processes())
 
 
 def test_a_second_up_changes_nothing(job: Running) -> None:
-    outcome = job.up(job.lab.docker_hosts)
-    assert outcome["changes"] == []
-    plan = job.cli("plan", job.spec(job.lab.docker_hosts))
+    done = job.cli("up", job.spec())
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "job is up: 0 changes")
+    plan = job.cli("plan", job.spec())
     assert (plan.returncode, plan.stdout) == (0, "nothing to change\n")
 
 
 def test_status_tells_all(job: Running) -> None:
-    done = job.cli("status", job.spec(job.lab.docker_hosts), "--json")
+    done = job.cli("status", job.spec(), "--json")
     assert done.returncode == 0, done.stdout
     status = json.loads(done.stdout)
     assert status["healthy"] is True
@@ -100,12 +142,12 @@ def test_status_tells_all(job: Running) -> None:
 @contextmanager
 def tunnel(job: Running) -> Iterator[str]:
     """Run `raycluster tunnel` and yield the API's address."""
-    with job.cli.start("tunnel", job.spec(job.lab.docker_hosts)) as process:
+    with job.cli.start("tunnel", job.spec()) as process:
         try:
             yield _api_address(process)
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            job.cli.said += process.communicate(timeout=20)
     assert process.returncode == 0
 
 
@@ -146,80 +188,67 @@ def test_bench_runs_through_a_tunnel_of_its_own(job: Running) -> None:
     lines: list[dict[str, Any]] = [{"prompt": f"Count to {n}."} for n in range(4)]
     lines += [{"messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(4)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines) + '"plain"\n')
-    spec = job.spec(job.lab.docker_hosts)
-    done = job.cli(
-        *("bench", "--prompts", prompts, "--spec", spec, "--concurrency", "3"),
-        *("--max-tokens", "8", "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    [level] = json.loads(done.stdout)["levels"]
-    assert level["completed"] == 9
-    assert level["failed"] == 0
+    bench = ("bench", "--prompts", prompts, "--spec", job.spec(), "--max-tokens", "8", "--json")
+    gateway = ("--url", f"http://{job.hosts[0].address}:8080/v1", "--api-key", "env:LAB_API_KEY")
+    for more in (("--concurrency", "3"), gateway):
+        done = job.cli(*bench, *more)
+        assert done.returncode == 0, done.stderr
+        [level] = json.loads(done.stdout)["levels"]
+        assert (level["completed"], level["failed"]) == (9, 0)
 
 
-def test_exec_runs_inside_the_node_and_passes_its_status_on(job: Running) -> None:
-    spec = job.spec(job.lab.docker_hosts)
-    name = job.lab.docker_hosts[1].name
-    done = job.cli(
-        "exec",
-        "--spec",
-        spec,
-        name,
-        "--",
-        "sh",
-        "-c",
-        "cat /proc/sys/kernel/hostname; echo e >&2; exit 7",
-    )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (7, name, "e\n")
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["head", "docker", "native"])
+def test_exec_runs_inside_the_node_and_passes_its_status_on(job: Running, number: int) -> None:
+    host = job.hosts[number]
+    name = "head" if number == 0 else host.name
+    script = f"cat /proc/sys/kernel/hostname; echo e >&2; sleep 0.5; : {CANARY}-{number}; exit 7"
+    done = job.cli("exec", "--spec", job.spec(), name, "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (7, host.name, "e\n")
 
 
-def test_logs_of_a_node_and_of_the_app(job: Running) -> None:
-    spec = job.spec(job.lab.docker_hosts)
-    assert "Ray runtime started" in job.cli("logs", "--spec", spec, "head").stdout
-    app = job.cli("logs", "--spec", spec, "app").stdout
+def test_logs_of_nodes_and_of_the_app(job: Running) -> None:
+    spec = job.spec()
+    for name in ("head", *(host.name for host in job.hosts[1:])):
+        logs = job.cli("logs", "--spec", spec, name, "--tail", "10000")
+        assert "Ray runtime started" in logs.stdout, logs.stderr
+    app = job.cli("logs", "--spec", spec, "app", "--tail", "10000").stdout
     assert re.search(r"^\S+  .*raycluster: \{.*\"engine\": \"vllm\"", app, re.MULTILINE)
-
-
-def test_secrets_are_nowhere(job: Running) -> None:
-    token = job.lab.docker_hosts[0].check(
-        *("docker", "exec", "raycluster-job-head", "cat", "/raycluster/token")
-    )
-    assert len(token) == 64
-    spec = job.spec(job.lab.docker_hosts)
-    said = [
-        job.cli("plan", spec, "--json").stdout,
-        job.cli("status", spec, "--json").stdout,
-        job.cli("status", spec).stdout,
-        job.cli("logs", "--spec", spec, "app", "--tail", "10000").stdout,
-    ]
-    for host in job.lab.docker_hosts:
-        [container] = host.containers()
-        said += [
-            host.check("docker", "inspect", container),
-            host.check("docker", "logs", container),
-            host.check("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
-            host.check(
-                "docker", "exec", container, "sh", "-c", "cat /tmp/ray/session_latest/logs/*.*"
-            ),
-        ]
-    for text in said:
-        assert text
-        assert HF_TOKEN not in text
-        assert token not in text
+    gateway = job.cli("logs", "--spec", spec, "gateway").stdout
+    assert '"key":"alice"' in gateway
 
 
 def test_a_removed_container_is_repaired_and_nothing_else(job: Running) -> None:
-    first, second, third = job.lab.docker_hosts
-    before = [h.check("docker", "ps", "-q", "--no-trunc") for h in (first, third)]
+    first, second, native = job.hosts
+    before = first.check("docker", "ps", "-q", "--no-trunc"), supervisor(native)
     second.check("docker", "rm", "-f", "raycluster-job-worker")
-    assert job.cli("status", job.spec(job.lab.docker_hosts)).returncode == 3
-    outcome = job.up(job.lab.docker_hosts)
-    assert [(c["action"], c.get("host")) for c in outcome["changes"]] == [("start", second.name)]
-    assert [h.check("docker", "ps", "-q", "--no-trunc") for h in (first, third)] == before
+    assert job.cli("status", job.spec()).returncode == 3
+    assert changed(job.up()) == [("start", second.name, "worker")]
+    assert (first.check("docker", "ps", "-q", "--no-trunc"), supervisor(native)) == before
+
+
+def supervisor(native: Host) -> str:
+    """Return the process that keeps the native worker alive."""
+    return native.check("pgrep", "-f", "supervisor.py --keep")
+
+
+def test_a_killed_native_worker_is_repaired_and_nothing_else(job: Running) -> None:
+    *others, native = job.hosts
+    before = [host.check("docker", "ps", "-q", "--no-trunc") for host in others]
+    former = supervisor(native)
+    native.check("pkill", "-KILL", "-u", "ubuntu")  # whose processes are all of the cluster
+    wait_for(lambda: native.processes() == [], "the end of the native worker")
+    status = job.cli("status", job.spec(), "--json")
+    assert status.returncode == 3
+    [problem] = [p for p in json.loads(status.stdout)["problems"] if p["where"] == native.name]
+    assert problem["what"].startswith("the worker is stopped")
+    assert changed(job.up()) == [("restart", native.name, "worker")]
+    assert supervisor(native) != former
+    assert [host.check("docker", "ps", "-q", "--no-trunc") for host in others] == before
+    assert job.cli("status", job.spec()).returncode == 0
 
 
 class Load:
-    """Asks for one token again and again, and remembers what failed."""
+    """Asks for one token without pause, and remembers what failed."""
 
     def __init__(self, url: str) -> None:
         self._client = openai.OpenAI(base_url=url, api_key="none", timeout=120, max_retries=0)
@@ -229,7 +258,7 @@ class Load:
         self.failures: list[str] = []
 
     def _run(self) -> None:
-        while not self._stop.wait(0.1):
+        while not self._stop.is_set():
             try:
                 self._client.completions.create(model=MODEL, prompt="A", max_tokens=1)
             except openai.OpenAIError as error:
@@ -247,36 +276,100 @@ class Load:
         self._client.close()
 
 
-def test_a_native_host_comes_and_goes_while_the_app_serves(job: Running) -> None:
-    native = job.lab.native_hosts[0]
+def test_hosts_of_both_kinds_come_and_go_while_the_app_serves(job: Running) -> None:
+    first, second, native = job.hosts
+    third = job.lab.docker_hosts[2]
     with tunnel(job) as url, Load(url) as load:
-        added = job.up([*job.lab.docker_hosts, native])
-        assert [(c["action"], c.get("host")) for c in added["changes"]] == [("start", native.name)]
-        assert any("raylet" in p for p in native.processes())
-        removed = job.up(job.lab.docker_hosts)
-        assert [(c["action"], c["host"]) for c in removed["changes"]] == [("remove", native.name)]
+        assert changed(job.up([*job.hosts, third])) == [("start", third.name, "worker")]
+        assert third.containers() == ["raycluster-job-worker"]
+        assert changed(job.up([first, second, third])) == [("remove", native.name)]
+        assert native.traces() == job.before[native.name]
+        assert sorted(changed(job.up([first, second, native]))) == [
+            ("remove", third.name),
+            ("start", native.name, "worker"),
+        ]
+        assert third.traces() == job.before[third.name]
     assert load.failures == []
-    assert load.answered > 10
-    assert_clean(native, job.files_before[native.name])
+    assert load.answered > 100
+
+
+def holding(host: Host, *wanted: str) -> dict[str, str]:
+    """Return the files on a host's disk that hold any of these texts, with their modes.
+
+    They may lie anywhere: among logs, in Docker's own files, its volumes and layers.
+    """
+    disk = host.folder / "disk"
+    search = ("grep", "-rlsaF", "-f", "-")  # the texts come by stdin, for arguments are watched
+    texts = "\n".join(wanted)
+    assert host.run((*search, "/run", "/dev/shm"), stdin=texts.encode()).stdout == ""
+    found = subprocess.run(
+        [*search, disk], input=texts, stdout=subprocess.PIPE, text=True, check=False
+    )
+    paths = [Path(line) for line in found.stdout.splitlines()]
+    return {f"/{path.relative_to(disk)}": f"{path.stat().st_mode & 0o777:o}" for path in paths}
+
+
+def test_files_that_hold_secrets_are_those_of_one_user_that_need_them(job: Running) -> None:
+    wanted = (HF_TOKEN, API_KEY, PASSWORD, job.token())
+    volume = "/var/lib/docker/volumes/raycluster-job/_data"
+    root = "/home/ubuntu/.raycluster/job"
+    bashrc = {"/home/ubuntu/.bashrc": "644"}  # the test's own
+    expected: list[set[str]] = [
+        {f"{volume}/token", f"{volume}/secrets.json", f"{volume}/gateway/nginx.conf"},
+        {f"{volume}/token", f"{volume}/secrets.json"},
+        {f"{root}/token", f"{root}/secrets.json", f"{root}/roles/worker/launch.json"},
+    ]
+    for host, paths in zip(job.hosts, expected, strict=True):
+        found = holding(host, *wanted)
+        native = bashrc if host.kind == "native" else {}
+        assert found == dict.fromkeys(paths, "600") | native, host.name
+
+
+def test_secrets_are_nowhere(job: Running) -> None:
+    """Neither said by any command so far, nor in any process's arguments, `down` included."""
+    wanted = {HF_TOKEN: "HF token", API_KEY: "API key", PASSWORD: "proxy's password"}
+    wanted[job.token()] = "Ray's token"
+    spec = job.spec()
+    for more in ("check", "plan", "status"):
+        assert job.cli(more, spec, "--json").stdout
+        assert job.cli(more, spec).stdout
+    for host in job.hosts[:2]:
+        job.cli.said += [host.check("docker", "inspect", name) for name in host.containers()]
+    done = job.cli("down", spec, "--yes")
+    assert done.returncode == 0, done.stderr
+    lines = frozenset(job.watch.lines)
+    there = [line for line in lines if line.startswith("sh -c cat /proc")]  # what exec ran
+    seen = [n for n in range(3) if any(f"{CANARY}-{n}" in line for line in there)]
+    assert seen == [0, 1, 2], "the watch does not see what runs on each host"
+    assert [
+        (what, said) for word, what in wanted.items() for said in job.cli.said if word in said
+    ] == []
+    assert [(what, line) for word, what in wanted.items() for line in lines if word in line] == []
 
 
 def test_down_leaves_nothing_and_can_be_repeated(job: Running) -> None:
-    spec = job.spec(job.lab.docker_hosts)
-    first = job.cli("down", spec, "--yes")
-    assert first.returncode == 0, first.stderr
-    for host in job.lab.docker_hosts:
-        assert_clean(host, job.files_before[host.name])
-    again = job.cli("down", spec, "--yes")
+    """The test before took the cluster down under the eyes of the watch."""
+    assert {host.name: host.traces() for host in job.lab.hosts} == job.before
+    again = job.cli("down", job.spec(), "--yes")
     assert (again.returncode, again.stdout) == (0, "job is down: nothing was left to remove\n")
 
 
-def assert_clean(host: Host, files_before: frozenset[str]) -> None:
-    """Assert that no container, volume, network, process or file of ours is on the host."""
-    if host.kind == "docker":
-        assert host.containers() == []
-        assert host.check("docker", "volume", "ls", "-q") == ""
-        networks = host.check("docker", "network", "ls", "--format", "{{.Name}}").split()
-        assert sorted(networks) == ["bridge", "host", "none"]
-    assert host.processes() == []
-    ours = {f for f in host.files() - files_before if "/docker/" not in f and "/var/log" not in f}
-    assert ours == set()
+def test_a_native_head_has_a_docker_worker(job: Running) -> None:
+    head, worker = job.lab.native_hosts[0], job.lab.docker_hosts[0]
+    spec = job.folder / "turned.toml"
+    spec.write_text(cluster_toml(job.lab, [head, worker], name="turned"))
+    try:
+        done = job.cli("up", spec, "--json", timeout=400)
+        assert done.returncode == 0, done.stderr
+        [proof] = json.loads(done.stdout)["completions"]
+        assert (proof["engine"], "Paris" in proof["text"]) == ("vllm", True)
+        assert worker.containers() == ["raycluster-turned-worker"]
+        nodes = json.loads(job.cli("status", spec, "--json").stdout)["nodes"]
+        assert [(n["role"], n["runtime"], n["joined"]) for n in nodes] == [
+            ("head", "native", True),
+            ("worker", "docker", True),
+        ]
+    finally:
+        down = job.cli("down", spec, "--yes")
+    assert down.returncode == 0, down.stderr
+    assert {host.name: host.traces() for host in job.lab.hosts} == job.before

@@ -69,24 +69,10 @@ class Bench:
 @pytest.fixture
 def bench(lab: Lab, cli: Cli, tmp_path: Path) -> Iterator[Bench]:
     """A bench; afterwards every host must be as it was before."""
-    before = {host.name: traces(host) for host in lab.hosts}
+    before = {host.name: host.traces() for host in lab.hosts}
     yield Bench(lab, cli, tmp_path)
-    after = {host.name: traces(host) for host in lab.hosts}
+    after = {host.name: host.traces() for host in lab.hosts}
     assert after == before
-
-
-def traces(host: Host) -> tuple[object, ...]:
-    """Return what a run could have left: processes, files, containers, volumes, networks."""
-    files = {f for f in host.files() if not f.startswith(("/run/", "/var/log/"))}
-    folders = host.run(
-        ("sh", "-c", "ls -d /tmp/r* /home/*/.raycluster/* /root/.raycluster/*")
-    ).stdout
-    found: tuple[object, ...] = (sorted(host.processes()), files, folders)
-    if host.kind == "docker" and not host.run(("docker", "version")).returncode:
-        volumes = host.check("docker", "volume", "ls", "-q").split()
-        networks = host.check("docker", "network", "ls", "--format", "{{.Name}}").split()
-        found += (host.containers(), volumes, sorted(networks))
-    return found
 
 
 def known_hosts(bench: Bench, *, of: Host, line: str) -> tuple[str, str]:
@@ -313,7 +299,7 @@ def test_a_cluster_that_was_never_created(bench: Bench) -> None:
 @pytest.fixture
 def alone(lab: Lab, cli: Cli, tmp_path: Path) -> Iterator[Bench]:
     """A bench whose first host has a running head and no model; it is taken down afterwards."""
-    before = traces(lab.docker_hosts[0])
+    before = lab.docker_hosts[0].traces()
     made = Bench(lab, cli, tmp_path)
     spec = made.spec(lab.docker_hosts[:1])
     started = cli("up", spec, "--only", "head")
@@ -321,7 +307,7 @@ def alone(lab: Lab, cli: Cli, tmp_path: Path) -> Iterator[Bench]:
     yield made
     done = cli("down", spec, "--yes")
     assert done.returncode == 0, done.stderr
-    assert traces(lab.docker_hosts[0]) == before
+    assert lab.docker_hosts[0].traces() == before
 
 
 def test_what_a_running_cluster_refuses(alone: Bench) -> None:

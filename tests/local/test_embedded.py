@@ -7,8 +7,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,19 @@ class Local:
     name: str
     home: Path
     spec: Path
+    ports: Mapping[str, int] = field(default_factory=lambda: PORTS)
+
+    def env(self) -> dict[str, str]:
+        """Return the environment in which the program runs."""
+        ports = {f"RAYCLUSTER__PORTS__{key}": str(value) for key, value in self.ports.items()}
+        own = {"HOME": str(self.home), "RAYCLUSTER__CLUSTER__NAME": self.name}
+        return {**os.environ, **ports, **own}
 
     def __call__(self, *args: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run the program to its end."""
-        ports = {f"RAYCLUSTER__PORTS__{key}": str(value) for key, value in PORTS.items()}
-        env = {**os.environ, **ports, "HOME": str(self.home)}
-        env["RAYCLUSTER__CLUSTER__NAME"] = self.name
         return subprocess.run(
             [PROGRAM, *args],
-            env=env,
+            env=self.env(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -79,14 +83,25 @@ class Local:
         return found
 
 
+def link_node() -> None:
+    """Make `.node` and `.model`, which the example names."""
+    subprocess.run([CHECKOUT / "scripts" / "link-node"], check=True, stdout=subprocess.DEVNULL)
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     """The example's cluster, taken down in any case."""
-    subprocess.run([CHECKOUT / "scripts" / "link-node"], check=True, stdout=subprocess.DEVNULL)
+    link_node()
     home = tmp_path_factory.mktemp("home")
     running = Local("embedded", home, CHECKOUT / "examples" / "local.toml")
     yield running
     running("down", running.spec, "--yes")
+
+
+def test_deploy_needs_a_cluster(local: Local) -> None:
+    done = local("deploy", local.spec)
+    assert done.returncode == 1
+    assert done.stderr == "error: embedded: is not up\n  next: raycluster up\n"
 
 
 def test_up_ends_with_a_real_completion(local: Local) -> None:
@@ -99,6 +114,13 @@ def test_up_ends_with_a_real_completion(local: Local) -> None:
 
 def test_a_second_up_changes_nothing(local: Local) -> None:
     assert local.up()["changes"] == []
+
+
+def test_deploy_without_a_change_ends_with_a_completion(local: Local) -> None:
+    done = local("deploy", local.spec, "--json")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert (outcome["changes"], outcome["completions"][0]["engine"]) == ([], "vllm")
 
 
 def test_the_api_answers_a_question(local: Local) -> None:

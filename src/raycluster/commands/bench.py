@@ -37,7 +37,9 @@ Salt = Annotated[bool, typer.Option(help="Keep repeats out of vLLM's prefix cach
 Endpoint = Annotated[
     Literal["chat", "completions"], typer.Option(help="Where bare prompts are sent.")
 ]
-MaxTokens = Annotated[int, typer.Option(help="For lines that say nothing; 0: the server's limit.")]
+MaxTokens = Annotated[
+    int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
+]
 IgnoreEos = Annotated[bool, typer.Option(help="Always generate up to the limit (vLLM).")]
 Limits = Annotated[
     list[str] | None, typer.Option("--assert", help="Such as 'ttft_p95<3s'; missed: exit code 4.")

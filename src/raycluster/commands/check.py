@@ -5,12 +5,12 @@ from __future__ import annotations
 import typer
 
 from raycluster import session
-from raycluster.session import Json, SpecPath
+from raycluster.session import Json, SpecOption, SpecPath
 
 
-def check(spec: SpecPath = None, as_json: Json = False) -> None:
+def check(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
     """Check the spec and every host; change nothing. Exit code 3: something is wrong."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     opened.secrets()
     from raycluster.checks import check_hosts
     from raycluster.report import checks_json, checks_view

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from raycluster import session
-from raycluster.session import Json, SpecPath
+from raycluster.errors import UsageError
+from raycluster.session import Json, SpecOption, SpecPath
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Purge = Annotated[
@@ -17,14 +18,17 @@ Purge = Annotated[
 
 
 def down(
-    spec: SpecPath = None, yes: Yes = False, purge: Purge = False, as_json: Json = False
+    spec: SpecPath = None,
+    named: SpecOption = None,
+    yes: Yes = False,
+    purge: Purge = False,
+    as_json: Json = False,
 ) -> None:
     """Remove everything of the cluster from its hosts."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     name = opened.spec.cluster.name
-    if not yes and sys.stdin.isatty():
-        hosts = ", ".join(h.name for h in opened.spec.hosts)
-        typer.confirm(f"Remove cluster {name} from {hosts}?", abort=True, err=True)
+    if not yes:
+        _ask(name, ", ".join(h.name for h in opened.spec.hosts))
     from raycluster.progress import progress
     from raycluster.up import down as run
 
@@ -35,3 +39,14 @@ def down(
     else:
         count = f"{len(removed)} things removed" if removed else "nothing was left to remove"
         session.out().print(f"{name} is down: {count}")
+
+
+def _ask(cluster: str, hosts: str) -> None:
+    """Return when a person says yes. Raises UsageError where there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"would remove everything from {hosts}, and there is no terminal to ask on",
+            where=cluster,
+            hint="add --yes",
+        )
+    typer.confirm(f"Remove cluster {cluster} from {hosts}?", abort=True, err=True)

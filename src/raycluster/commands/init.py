@@ -12,6 +12,7 @@ import typer
 from raycluster.errors import UsageError
 
 PLACEHOLDERS = ("root@203.0.113.10", "root@203.0.113.11")
+DEFAULT = Path("cluster.toml")
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 
 Hosts = Annotated[
@@ -30,7 +31,7 @@ def init(
     host: Hosts = None,
     name: Name = "my-cluster",
     model: ModelName = MODEL,
-    output: Output = Path("cluster.toml"),
+    output: Output = DEFAULT,
     force: Force = False,
 ) -> None:
     """Write a commented cluster.toml."""
@@ -45,6 +46,8 @@ def init(
         raise UsageError("is there already", where=str(output), hint="add --force") from error
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", where=str(output)) from error
+    check = "raycluster check" + ("" if output == DEFAULT else f" {output}")
+    sys.stderr.write(f"wrote {output}; next: {check}\n")
 
 
 def init_text(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from raycluster import session
 from raycluster.commands.options import OnlyOption, only_part
-from raycluster.session import Json, SpecPath
+from raycluster.session import Json, SpecOption, SpecPath
 
 
-def plan(spec: SpecPath = None, only: OnlyOption = None, as_json: Json = False) -> None:
+def plan(
+    spec: SpecPath = None, named: SpecOption = None, only: OnlyOption = None, as_json: Json = False
+) -> None:
     """Show what `up` would do now; change nothing."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     from raycluster.report import plan_json, plan_text
     from raycluster.up import preview

@@ -24,12 +24,14 @@ def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
     from raycluster.connect import ssh_options
     from raycluster.errors import UsageError
     from raycluster.inside import named_host
-    from raycluster.transports.ssh import command_line
+    from raycluster.transports.ssh import command_line, pinned_key
 
     host = named_host(opened.spec, node)
     if host.transport != "ssh":
         raise UsageError("is this machine; no ssh is needed", where=node)
     if not shutil.which("ssh"):
         raise UsageError("no `ssh` on this machine", where=node, hint="install the OpenSSH client")
-    argv = (*command_line(ssh_options(host)), *after_dashes(command or []))
+    options = ssh_options(host)
+    pinned = pinned_key(node, options, ask=session.Asker()) if options.host_key else ""
+    argv = (*command_line(options, pinned), *after_dashes(command or []))
     os.execvp(argv[0], argv)  # noqa: S606  # this process becomes ssh

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raycluster import session
-from raycluster.session import Json, SpecPath
+from raycluster.session import Json, SpecOption, SpecPath
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,10 +22,14 @@ Interval = Annotated[float, typer.Option(help="Seconds between refreshes.", min=
 
 
 def status(
-    spec: SpecPath = None, watch: Watch = False, interval: Interval = 2.0, as_json: Json = False
+    spec: SpecPath = None,
+    named: SpecOption = None,
+    watch: Watch = False,
+    interval: Interval = 2.0,
+    as_json: Json = False,
 ) -> None:
     """Show nodes, models, engines and endpoints. Exit code 3: something is wrong."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     from raycluster.health import look
     from raycluster.report import status_json, status_view
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raycluster import session
-from raycluster.session import SpecPath
+from raycluster.session import SpecOption, SpecPath
 
 if TYPE_CHECKING:
     from raycluster.spec import ClusterSpec
     from raycluster.tunnel.ports import Forward
 
 
-def tunnel(spec: SpecPath = None) -> None:
+def tunnel(spec: SpecPath = None, named: SpecOption = None) -> None:
     """Bring the cluster's endpoints to 127.0.0.1 over SSH. Ctrl-C ends it."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     from raycluster.endpoint import route
+    from raycluster.inside import check_up
     from raycluster.tunnel.run import endpoints, run
 
+    check_up(opened.spec)
     console = session.out()
     run(
         route(opened.spec.hosts[0]),

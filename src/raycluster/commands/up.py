@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from raycluster import session
 from raycluster.commands.options import OnlyOption, only_part
-from raycluster.session import Json, SpecPath
+from raycluster.session import Json, SpecOption, SpecPath
+
+Verify = Annotated[bool, typer.Option(help="Read the models' files on all hosts again.")]
 
 
-def up(spec: SpecPath = None, only: OnlyOption = None, as_json: Json = False) -> None:
+def up(
+    spec: SpecPath = None,
+    named: SpecOption = None,
+    only: OnlyOption = None,
+    verify: Verify = False,
+    as_json: Json = False,
+) -> None:
     """Bring hosts, Ray and the app to the spec. A second run changes nothing."""
-    opened = session.open_session(spec)
+    opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     secrets = opened.secrets()
     from raycluster.progress import progress
@@ -17,7 +29,7 @@ def up(spec: SpecPath = None, only: OnlyOption = None, as_json: Json = False) ->
     from raycluster.up import up as run
 
     with opened.fleet() as fleet, progress(session.err()) as listen:
-        outcome = run(opened.spec, fleet, secrets, listen, part)
+        outcome = run(opened.spec, fleet, secrets, listen, part, verify=verify)
     if as_json:
         session.print_json(outcome_json(opened.spec, outcome))
     else:

@@ -73,6 +73,7 @@ def parse_object(item: object, urls: tuple[str, ...] = GENERATING) -> Request:
         return Request("string", {"prompt": _prompt(item, "the string")})
     if not isinstance(item, dict):
         raise RefusedError(f"a JSON {type(item).__name__} is not a prompt")
+    _check_limits(item.get("body", item))
     if "body" in item:
         return _batch(item, urls)
     if "messages" in item:
@@ -145,6 +146,15 @@ def _turn(turn: object) -> tuple[str, str]:
     if role is None or not isinstance(text, str):
         raise RefusedError("a turn lacks from (human, gpt, system) or value")
     return role, text
+
+
+def _check_limits(body: object) -> None:
+    if not isinstance(body, dict):
+        return
+    for name in ("max_tokens", "max_completion_tokens"):
+        limit = body.get(name)
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise RefusedError(f"{name} is {limit!r}, not a number from 0 up")
 
 
 def _limited(body: dict[str, Any]) -> dict[str, Any]:

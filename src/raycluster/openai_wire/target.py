@@ -33,6 +33,21 @@ class Target:
         return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
 
 
+def wrong_address(url: str) -> str:
+    """Return what keeps a text from being the address of an endpoint, or an empty string."""
+    import httpx
+
+    if not url.startswith(("http://", "https://")):
+        return "not an http address"
+    try:
+        host, port = httpx.URL(url).host, urlsplit(url).port
+    except (httpx.InvalidURL, ValueError) as error:
+        return str(error)
+    if not host:
+        return "no host"
+    return "port 0 is not a port" if port == 0 else ""
+
+
 def tls_context(target: Target) -> ssl.SSLContext:
     """Return what the endpoint's certificate is held to. Raises UsageError."""
     import httpx

@@ -12,17 +12,12 @@ from typing import Any, Literal
 import docker
 from docker.types import LogConfig, Mount
 
-from raycluster.contracts import ROOT, Files, Process, Versions, Volume
+from raycluster.contracts import ROOT, TEMP, Files, Process, Versions, Volume, file_mode
 
 FOLDER = "/raycluster"
 CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
     f"raycluster.{name}" for name in ("cluster", "role", "fingerprint", "versions", "oneoff")
 )
-CACHES = {
-    "HF_HOME": f"{FOLDER}/cache/huggingface",
-    "VLLM_CACHE_ROOT": f"{FOLDER}/cache/vllm",
-    "XDG_CACHE_HOME": f"{FOLDER}/cache",
-}
 # What root in an image needs to use folders of other users and to drop to another user (nginx);
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
@@ -71,7 +66,7 @@ def container_options(
     return {
         "entrypoint": argv[:1],
         "command": argv[1:],
-        "environment": {**CACHES, **_environment(process)},
+        "environment": _environment(process),
         "host_config": host_config,
         "use_config_proxy": False,
     }
@@ -127,7 +122,7 @@ def archive(files: Files, ids: tuple[int, int], now: float) -> bytes:
         for folder in sorted({p for name in files for p in PurePosixPath(name).parents} - _HERE):
             tar.addfile(_entry_of(str(root / folder), tarfile.DIRTYPE, 0o700, ids, now))
         for name, content in files.items():
-            entry = _entry_of(str(root / name), tarfile.REGTYPE, 0o600, ids, now)
+            entry = _entry_of(str(root / name), tarfile.REGTYPE, file_mode(content), ids, now)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return made.getvalue()
@@ -154,7 +149,7 @@ def _entry(database: str, wanted: str) -> list[str] | None:
 
 
 def _rooted(text: str) -> str:
-    return text.replace(ROOT, FOLDER)
+    return text.replace(ROOT, FOLDER).replace(TEMP, "/tmp")  # noqa: S108 - the container's own
 
 
 def _environment(process: Process) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from raycluster.contracts import (
     ROOT,
+    TEMP,
     Channel,
     Completed,
     Files,
@@ -22,11 +23,12 @@ from raycluster.contracts import (
     Tell,
     Transport,
     Versions,
+    file_mode,
 )
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.runtimes.native_environment import Environment
 from raycluster.runtimes.native_program import source
-from raycluster.runtimes.native_remote import Remote
+from raycluster.runtimes.native_remote import Remote, entering
 
 SCHEMA = 1  # of launch.json
 
@@ -90,7 +92,7 @@ class NativeRuntime:
             "files": sorted(files),
         }
         for name, content in files.items():
-            self._transport.put(f"{root}/{name}", content, mode=0o600)
+            self._transport.put(f"{root}/{name}", content, mode=file_mode(content))
         supervisor = source("supervisor").encode()
         self._transport.put(f"{root}/supervisor.py", supervisor, mode=0o600)
         description = json.dumps(launch).encode()
@@ -109,7 +111,7 @@ class NativeRuntime:
     def inside(self, role: str) -> Shell:
         """Return a shell with the process's environment, in the cluster's folder."""
         told = self._remote.ask("describe", role=role)
-        return _Inside(self._transport, told["root"], told["env"])
+        return _Inside(self._transport, told["root"], told["launch"])
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
@@ -141,7 +143,7 @@ class NativeRuntime:
 class _Inside:
     transport: Transport
     root: str
-    environment: Mapping[str, str]
+    launch: str
 
     def run(
         self,
@@ -151,20 +153,20 @@ class _Inside:
         env: Mapping[str, str] | None = None,
         timeout: float | None = 60.0,
     ) -> Completed:
-        whole = {**self.environment, **(env or {})}
-        return self.transport.run(self._there(argv), input=input, env=whole, timeout=timeout)
+        return self.transport.run(self._there(argv, env), input=input, timeout=timeout)
 
     def stream(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
     ) -> Iterator[tuple[Channel, bytes]]:
-        return self.transport.stream(self._there(argv), env={**self.environment, **(env or {})})
+        return self.transport.stream(self._there(argv, env))
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         target = path if path.startswith("/") else f"{self.root}/{path}"
         self.transport.put(target, content, mode=mode)
 
-    def _there(self, argv: Sequence[str]) -> tuple[str, ...]:
-        return ("sh", "-c", 'cd "$0" && exec "$@"', self.root, *argv)
+    def _there(self, argv: Sequence[str], env: Mapping[str, str] | None) -> tuple[str, ...]:
+        more = ("env", *(f"{name}={value}" for name, value in env.items())) if env else ()
+        return entering(self.launch, (*more, *argv))
 
 
 def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:
@@ -185,14 +187,16 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
         "PATH": f"{programs}:{facts['system_path']}",
         "TMPDIR": facts["temp"],
         "RAY_TMPDIR": facts["temp"],
-        "HF_HOME": f"{root}/cache/huggingface",
-        "VLLM_CACHE_ROOT": f"{root}/cache/vllm",
         **gpus,
-        **{name: value.replace(ROOT, root) for name, value in process.env.items()},
+        **{name: _placed(value, facts) for name, value in process.env.items()},
         "RAYCLUSTER_OWNER": facts["owner"],
         "RAYCLUSTER_ROLE": process.role,
         "RAYCLUSTER_ROOT": root,
     }
+
+
+def _placed(value: str, facts: Mapping[str, Any]) -> str:
+    return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
 def _devices(count: int) -> str:

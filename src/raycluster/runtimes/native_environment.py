@@ -5,16 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from raycluster.contracts import Tell, Transport, Versions
+from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs, so that every host gets this one
 OLDEST_PYTHON = (3, 9)
 COMPLETE = ".complete"
+QUIET_S = 1200.0
+"""Seconds without a word after which uv or pip is ended; it says nothing during a download."""
+
+# An empty line a second, so that the reader wakes. `sleep` must not hold the output open.
+_PULSE = """
+"$@" & child=$!
+while sleep 1 >/dev/null 2>&1; do echo; done & pulse=$!
+wait $child; code=$?
+kill $pulse
+exit $code"""
+
+_Output = Generator[tuple[Channel, bytes], None, None]
 
 _PROBE = """
 import json, platform
@@ -40,6 +54,7 @@ class Environment:
     python: str = ""
     requirements: tuple[str, ...] = ()
     uv_args: tuple[str, ...] = ()
+    quiet: float = QUIET_S
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +122,7 @@ class Environment:
         said: list[str] = []
         rest = ""
         try:
-            for channel, chunk in self.transport.stream(argv, env=env):
+            for channel, chunk in self._heard(argv, env):
                 *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
                 said += lines
                 for line in lines if channel == "stderr" else []:
@@ -118,6 +133,28 @@ class Environment:
             raise RuntimeUnavailableError(
                 f"the environment cannot be made: {what}", where=self.host, hint=hint
             ) from error
+
+    def _heard(
+        self, argv: Sequence[str], env: Mapping[str, str]
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Yield the output of a command; end it when it says nothing for `quiet` seconds."""
+        command = ("sh", "-c", _PULSE, "raycluster", *argv)
+        last = time.monotonic()
+        with closing(cast("_Output", self.transport.stream(command, env=env))) as output:
+            for channel, chunk in output:
+                if channel == "stderr" or chunk.strip():
+                    last = time.monotonic()
+                    yield channel, chunk
+                elif time.monotonic() - last > self.quiet:
+                    break
+            else:
+                return
+        raise RuntimeUnavailableError(
+            "the environment cannot be made: "
+            f"{posixpath.basename(argv[0])} said nothing for {self.quiet:g} s",
+            where=self.host,
+            hint="look whether the host reaches the package index, and how fast",
+        )
 
 
 _HINTS = (

@@ -132,14 +132,13 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(ask: dict[str, Any]) -> dict[str, Any]:
-    """Tell with which environment a role was started."""
+    """Tell where the description is that a role was started from."""
     at = place(ask)
-    try:
-        env = json.loads((at.role(ask["role"]) / "launch.json").read_text())["env"]
-    except (OSError, ValueError, KeyError, TypeError):
+    launch = at.role(ask["role"]) / "launch.json"
+    if not launch.exists():
         hint = "see what runs: raycluster status"
-        raise ProblemError("nothing was started here as {}".format(ask["role"]), hint) from None
-    return {"root": str(at.root), "env": env}
+        raise ProblemError("nothing was started here as {}".format(ask["role"]), hint)
+    return {"root": str(at.root), "launch": str(launch)}
 
 
 def logs(ask: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ def _look(pid: int) -> Seen | None:
 def end(at: Place, role: str) -> int:
     """End a cluster's processes on this host; return how many there were."""
     known = _ours(at, role)
+    semaphores = _semaphores(known)
     supervisors = [p for p in known if b"\0RAYCLUSTER_SUPERVISOR=1\0" in _environ(p)]
     _signal(supervisors or list(known), signal.SIGTERM)
     patience = time.monotonic() + (SUPERVISED_LIMIT if supervisors else ORPHANED_LIMIT)
@@ -67,7 +69,28 @@ def end(at: Place, role: str) -> int:
         _signal(list(left), signal.SIGKILL)
         time.sleep(0.05)
         left = _still(at, role, known)
+    for file in semaphores:
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
     return len(known)
+
+
+def _semaphores(pids: Iterable[int]) -> list[Path]:
+    """Return the semaphores of Python's multiprocessing that these processes have open.
+
+    Their resource tracker deletes them, unless it is killed too. Only a number tells which they
+    are: the name under which the C library makes and maps one is another.
+    """
+    files = {}
+    for file in Path("/dev/shm").glob("sem.mp-*"):  # noqa: S108
+        with contextlib.suppress(FileNotFoundError):
+            files[str(file.stat().st_ino)] = file
+    mapped = set()
+    for pid in pids if files else ():
+        with contextlib.suppress(OSError):  # it has ended
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            mapped |= {line.split()[4] for line in lines if "/dev/shm/" in line}  # noqa: S108
+    return [file for number, file in files.items() if number in mapped]
 
 
 def _still(at: Place, role: str, known: dict[int, int]) -> dict[int, int]:

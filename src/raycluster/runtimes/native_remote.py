@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,28 @@ from raycluster.runtimes.native_program import host_program
 # the system's own interpreter first: one that a version manager picks is slower and may change
 _FIND_PYTHON = (
     "for p in /usr/bin/python3 python3; do"
-    ' command -v $p >/dev/null 2>&1 && exec $p -I -S - "$@"; done; exit 127'
+    ' command -v $p >/dev/null 2>&1 && exec $p -I -S "$@"; done; exit 127'
 )
+
+_ENTER = """
+import json, os, sys
+with open(sys.argv[1]) as file:
+    launch = json.load(file)
+try:
+    os.chdir(launch["cwd"])
+    os.execvpe(sys.argv[2], sys.argv[2:], {**os.environ, **launch["env"]})
+except OSError as error:
+    print("%s: %s" % (sys.argv[2], error.strerror), file=sys.stderr)
+    sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+"""
+
+
+def entering(launch: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command that runs `argv` with the environment in a launch.json, read there.
+
+    What any user of a host can read, the words of a command, shall hold none of it.
+    """
+    return ("sh", "-c", _FIND_PYTHON, "raycluster", "-c", _ENTER, launch, *argv)
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,7 @@ class Remote:
     def ask(self, command: str, timeout: float = 60.0, **arguments: object) -> dict[str, Any]:
         """Run a command of native_host.py there; raises HostError with what it has to say."""
         question = json.dumps({"cluster": self.cluster, "root": self.root, **arguments})
-        argv = ("sh", "-c", _FIND_PYTHON, "raycluster", command, question)
+        argv = ("sh", "-c", _FIND_PYTHON, "raycluster", "-", command, question)
         done = self.transport.run(argv, input=host_program(command), timeout=timeout)
         if done.exit_code == 127:
             raise RuntimeUnavailableError(

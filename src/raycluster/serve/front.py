@@ -1,45 +1,184 @@
-"""What every replica adds around its engine's application: a header and a report."""
+"""What every replica adds around its engine's application: a header, figures and reports."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+import time
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from raycluster.serve.engines import ASGI, ENGINE_HEADER, Message, Receive, Send
+from raycluster.serve.engines import ASGI, Message, Receive, Send
+from raycluster.serve.metrics import Metrics
+from raycluster.serve.ready import Readiness
+from raycluster.serve.settings import ENGINE_HEADER
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 REPORT_PATH = "/raycluster/engine"
+READY_PATH = "/raycluster/ready"
+READY = b'{"ready": true}'
+
+ENDPOINTS = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models"}
+    | {"/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/audio/transcriptions", "/tokenize"}
+    | {"/v1/audio/translations", "/v2/embed", "/v2/rerank", "/detokenize", "/score", "/rerank"}
+    | {"/pooling", "/classify"}
+)
+"""What the figures name; every other path is "other", so that clients cannot make series."""
+
+UNCOUNTED = frozenset({"/health", "/ping", "/metrics", "/load", "/version"})
+"""What machines ask all the time."""
+
+CLIENT_LEFT = 499
+
+logger = logging.getLogger("ray.serve")
+
+ROUTE = re.compile(r"/m/[^/]+(?=/)")
+"""The route of a model that is one of several."""
 
 
 class Front:
-    """An ASGI application that says which engine answers, and answers REPORT_PATH itself."""
+    """An ASGI application that says which engine answers, counts, and reports on itself.
 
-    def __init__(self, app: ASGI, report: Mapping[str, Any]) -> None:
+    It answers below ROUTE too, when it is alone and has the route "/": so every model can be
+    reached there always, also while a second one comes or goes.
+
+    It never touches a body: per chunk of a stream it costs one look at a message.
+    """
+
+    def __init__(
+        self, app: ASGI, report: Mapping[str, Any], metrics: Metrics, readiness: Readiness
+    ) -> None:
         self._app = app
-        self._header = (ENGINE_HEADER, str(report["engine"]).encode())
+        self._engine = str(report["engine"])
+        self._header = (ENGINE_HEADER.encode(), self._engine.encode())
         self._report = json.dumps(report).encode()
+        self._metrics = metrics
+        self._readiness = readiness
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), self._header]
-            await send(message)
-
-        if scope["method"] == "GET" and _path(scope) == REPORT_PATH:
-            await respond(marked, 200, self._report)
+        scope = _without_route(scope)
+        path = _path(scope)
+        endpoint = "" if path in UNCOUNTED else endpoint_of(path)
+        exchange = Exchange(send, self._header, self._metrics, (self._engine, endpoint))
+        if scope["method"] == "GET" and path == REPORT_PATH:
+            await respond(exchange.send, 200, self._report)
+        elif scope["method"] == "GET" and path == READY_PATH:
+            await self._ready(exchange.send)
         else:
-            await self._app(scope, receive, marked)
+            await self._serve(scope, receive, exchange)
+
+    async def _serve(self, scope: Message, receive: Receive, exchange: Exchange) -> None:
+        unfinished = CLIENT_LEFT
+        try:
+            await self._app(scope, receive, exchange.send)
+        except Exception as error:
+            unfinished = 500
+            if exchange.status:
+                raise
+            logger.exception("raycluster: the engine's application failed")
+            await refuse(exchange.send, 500, f"{type(error).__name__}: {error}")
+        finally:
+            exchange.end(unfinished)
+
+    async def _ready(self, send: Send) -> None:
+        if problem := await self._readiness.problem():
+            await refuse(send, 503, f"the engine is not ready: {problem}")
+        else:
+            await respond(send, 200, READY)
 
 
-async def respond(send: Send, status: int, body: bytes) -> None:
+class Exchange:
+    """One request's answer on its way out: marks its head, and times its parts."""
+
+    __slots__ = (
+        "_awaited",
+        "_began",
+        "_header",
+        "_labels",
+        "_metrics",
+        "_send",
+        "_whole",
+        "status",
+    )
+
+    def __init__(
+        self, send: Send, header: tuple[bytes, bytes], metrics: Metrics, labels: tuple[str, str]
+    ) -> None:
+        self._began = time.perf_counter()
+        self._send = send
+        self._header = header
+        self._metrics = metrics
+        self._labels = labels
+        self._awaited = False
+        self._whole = False
+        self.status = 0
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass one message on."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            if self._awaited and message.get("body"):
+                self._awaited = False
+                self._metrics.first_token(*self._labels, time.perf_counter() - self._began)
+            if not message.get("more_body"):
+                self._whole = True
+        elif kind == "http.response.start":
+            self._start(message)
+        return self._send(message)
+
+    def _start(self, message: Message) -> None:
+        headers = message.get("headers", ())
+        self.status = message["status"]
+        self._awaited = bool(self._labels[1]) and any(
+            name == b"content-type" and value.startswith(b"text/event-stream")
+            for name, value in headers
+        )
+        message["headers"] = [*headers, self._header]
+
+    def end(self, unfinished: int) -> None:
+        """Count the request, with this status if its answer was not finished."""
+        if not self._labels[1]:
+            return
+        status = self.status if self._whole else unfinished
+        self._metrics.ended(*self._labels, status, time.perf_counter() - self._began)
+
+
+def endpoint_of(path: str) -> str:
+    """Return what the figures call this path."""
+    if path in ENDPOINTS:
+        return path
+    return "/v1/models" if path.startswith("/v1/models/") else "other"
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
     """Send a whole JSON response."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    start = {"type": "http.response.start", "status": status, "headers": [*own, *headers]}
+    await send(start)
     await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, status: int, message: str, param: str | None = None) -> None:
+    """Send an error in OpenAI's form."""
+    kinds = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
+    kind = kinds.get(status, "BadRequestError")
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    await respond(send, status, json.dumps({"error": error}).encode())
+
+
+def _without_route(scope: Message) -> Message:
+    """Return the scope without the model's route in its path, where Serve did not route by it."""
+    own = ROUTE.match(str(scope["path"]))
+    if own is None or str(scope.get("root_path", "")).rstrip("/"):
+        return scope
+    path = str(scope["path"])[own.end() :]
+    return {**scope, "path": path, "raw_path": path.encode()}
 
 
 def _path(scope: Message) -> str:

@@ -20,6 +20,7 @@ _EXCEPTION = re.compile(
 _ELSEWHERE = re.compile(
     r"\b(?:see|check) (?:the )?(?:root cause|stack trace|error|logs?)\b", re.IGNORECASE
 )
+_OF_ENGINE = ("(EngineCore", "(Worker")
 _KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
 _NOISE = re.compile(r"\s*\[type=\w+, input_value=.*?\]|\s*For further information visit \S+", re.S)
 
@@ -64,6 +65,17 @@ def explain(error: BaseException, written: str) -> str:
     if not _ELSEWHERE.search(str(error)):
         return one_line(error)
     return last_exception(written) or one_line(error)
+
+
+def why_dead(error: BaseException, written: str) -> str:
+    """Return why an engine that ran is dead: from its exception, or its processes' own last words.
+
+    The log holds the requests' exceptions too; those of the engine's processes bear their names.
+    """
+    if not _ELSEWHERE.search(str(error)):
+        return one_line(error)
+    theirs = [line for line in written.splitlines() if line.startswith(_OF_ENGINE)]
+    return last_exception("\n".join(theirs)) or "its process ended without an error (killed?)"
 
 
 def _with_continuation(lines: list[str], at: int) -> str:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
-from raycluster.serve.front import respond
+from raycluster.serve.front import READY, READY_PATH, Headers, respond
+from raycluster.serve.settings import WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
 CONNECT_S = 10.0
+READY_S = 15.0
+OVERLOADED = (429, 503)
+ERRORS = {404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"host", b"expect"}
     | {b"content-length", b"proxy-connection", b"trailer"}
@@ -25,10 +29,23 @@ HOP_BY_HOP = frozenset(
 
 
 class Router:
-    """An ASGI application over `routes` (model name -> path prefix) at the URL `upstream`."""
+    """An ASGI application over `routes` (name -> path prefix) at the URL `upstream`.
 
-    def __init__(self, routes: Mapping[str, str], upstream: str) -> None:
+    `adapters` tells which names are further ones of a model (adapter -> model). What lists models
+    asks none of those `asleep`: that would start their replicas.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[str, str],
+        upstream: str,
+        adapters: Mapping[str, str] | None = None,
+        asleep: Collection[str] = (),
+    ) -> None:
         self._routes = dict(routes)
+        self._adapters = dict(adapters or {})
+        self._models = tuple(name for name in routes if name not in self._adapters)
+        self._asleep = frozenset(asleep)
         self._upstream = upstream.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
         self._created = int(time.time())
@@ -39,7 +56,10 @@ class Router:
             return
         path = str(scope["path"])
         if scope["method"] == "GET":
-            await self._get(path, receive, send, scope)
+            await self._get(path.removeprefix(WAITING_ROUTE), receive, send, scope)
+            return
+        if path.startswith("/m/"):  # no model has this route now: it would come back here for ever
+            await _refuse(send, 404, f"there is no model at {path}")
             return
         body = await _body(receive)
         if body is None:
@@ -61,11 +81,13 @@ class Router:
         if path in ("/health", "/-/healthz"):
             await respond(send, 200, b"{}")
         elif path == "/v1/models":
-            cards = await asyncio.gather(*map(self._cards, self._routes))
+            cards = await asyncio.gather(*map(self._cards, self._models))
             await _json(send, 200, {"object": "list", "data": [c for part in cards for c in part]})
+        elif path == READY_PATH:
+            await self._ready(send)
         elif path == "/raycluster/engine":
-            reports = await asyncio.gather(*(self._fetch(n, path) for n in self._routes))
-            await _json(send, 200, {"models": dict(zip(self._routes, reports, strict=True))})
+            reports = await asyncio.gather(*(self._fetch(n, path) for n in self._models))
+            await _json(send, 200, {"models": dict(zip(self._models, reports, strict=True))})
         elif path != named and named in self._routes:
             await self._pass_on(scope, receive, send, self._routes[named] + path, b"")
         elif path != named:
@@ -73,15 +95,28 @@ class Router:
         else:
             await _refuse(send, 404, f"there is nothing at {path}")
 
+    async def _ready(self, send: Send) -> None:
+        """Answer 200 when every model can answer; one that may sleep is not woken to be asked."""
+        awake = [name for name in self._models if name not in self._asleep]
+        answers = await asyncio.gather(*(self._fetch(n, READY_PATH, READY_S) for n in awake))
+        if late := [n for n, a in zip(awake, answers, strict=True) if a is None]:
+            await _refuse(send, 503, f"not ready: {', '.join(late)}")
+        else:
+            await respond(send, 200, READY)
+
     async def _cards(self, name: str) -> list[Any]:
         """Return what the model says of itself, or what we know while it does not answer."""
         answer = await self._fetch(name, "/v1/models")
         if isinstance(answer, dict) and isinstance(answer.get("data"), list):
             return list(answer["data"])
-        return [{"id": name, "object": "model", "created": self._created, "owned_by": "raycluster"}]
+        names = [name, *(adapter for adapter, of in self._adapters.items() if of == name)]
+        card = {"object": "model", "created": self._created, "owned_by": "raycluster"}
+        return [{"id": each, **card} for each in names]
 
-    async def _fetch(self, name: str, path: str) -> object:
-        timeout = aiohttp.ClientTimeout(total=5)
+    async def _fetch(self, name: str, path: str, seconds: float = 5.0) -> object:
+        if name in self._asleep:
+            return None
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             url = self._upstream + self._routes[name] + path
             async with self._client().get(url, timeout=timeout) as response:
@@ -115,7 +150,10 @@ class Router:
         try:
             request = self._client().request(scope["method"], url, data=body, headers=headers)
             async with request as response:
-                await _relay(response, send)
+                if response.status in OVERLOADED and response.content_type == "text/plain":
+                    await _refuse_as_serve(response, send)
+                else:
+                    await _relay(response, send)
         except aiohttp.ClientConnectorError as error:
             await _refuse(send, 503, f"the model cannot be reached: {error}")
 
@@ -133,6 +171,13 @@ class Router:
     def _unknown(self, model: object) -> str:
         there = ", ".join(sorted(self._routes))
         return f"The model `{model}` does not exist. There are: {there}."
+
+
+async def _refuse_as_serve(response: aiohttp.ClientResponse, send: Send) -> None:
+    """Say in OpenAI's form what Serve says in plain words when a queue is full."""
+    later = response.headers.get("retry-after", "")
+    headers = [(b"retry-after", later.encode())] if later else []
+    await _refuse(send, response.status, await response.text(), headers=headers)
 
 
 async def _relay(response: aiohttp.ClientResponse, send: Send) -> None:
@@ -179,11 +224,17 @@ async def _lifespan(scope: Message, receive: Receive, send: Send) -> None:
             return
 
 
-async def _json(send: Send, status: int, value: object) -> None:
-    await respond(send, status, json.dumps(value).encode())
+async def _json(send: Send, status: int, value: object, headers: Headers = ()) -> None:
+    await respond(send, status, json.dumps(value).encode(), headers)
 
 
-async def _refuse(send: Send, status: int, message: str, param: str | None = None) -> None:
-    kind = {404: "NotFoundError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
-    error = {"message": message, "type": kind, "param": param, "code": status}
-    await _json(send, status, {"error": error})
+async def _refuse(
+    send: Send, status: int, message: str, param: str | None = None, headers: Headers = ()
+) -> None:
+    error = {
+        "message": message,
+        "type": ERRORS.get(status, "BadRequestError"),
+        "param": param,
+        "code": status,
+    }
+    await _json(send, status, {"error": error}, headers)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
 from raycluster.serve.engines import ASGI
+from raycluster.serve.listen import listen_privately
 from raycluster.serve.router import Router
+from raycluster.serve.settings import DRAIN_S
 
 ONGOING = 4096
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
@@ -18,7 +21,8 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 def build(args: Mapping[str, Any]) -> Application:
     """Return the application for what `settings.applications` put into `args`."""
-    return RouterReplica.bind(args["routes"], args["upstream"])  # type: ignore[attr-defined]
+    told = {name: args[name] for name in ("routes", "upstream", "adapters", "asleep")}
+    return RouterReplica.bind(told)  # type: ignore[attr-defined]
 
 
 @serve.deployment(
@@ -26,14 +30,16 @@ def build(args: Mapping[str, Any]) -> Application:
     max_ongoing_requests=ONGOING,
     max_queued_requests=ONGOING,
     ray_actor_options=ON_HEAD,
-    graceful_shutdown_timeout_s=120,
+    max_surge_percent=100,  # it takes no CPU, so there is always room for the new one beside it
+    graceful_shutdown_timeout_s=DRAIN_S,
 )
 @serve.ingress()
 class RouterReplica:
     """One replica."""
 
-    async def __init__(self, routes: Mapping[str, str], upstream: str) -> None:  # type: ignore[misc]
-        self._router = Router(routes, upstream)
+    async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        listen_privately(ray.util.get_node_ip_address())
+        self._router = Router(**told)
 
     async def __serve_build_asgi_app__(self) -> ASGI:
         return self._router

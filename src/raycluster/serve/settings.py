@@ -12,25 +12,39 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 EngineChoice = Literal["auto", "vllm", "transformers"]
+Routing = Literal["least-busy", "sticky", "prefix"]
 ProxyLocation = Literal["HeadOnly", "EveryNode"]
 
 ENTRY = "raycluster.serve.app:build"
 ROUTER_ENTRY = "raycluster.serve.router_app:build"
 ROUTER = "router"
+WAITING_ROUTE = f"/m/{ROUTER}"
+"""Where a new router starts while a model still has "/"; no model's route can be this one."""
+ENGINE_HEADER = "x-raycluster-engine"
 DEPLOYMENT = "Model"
 
 DEFAULT_ONGOING = 256
 QUEUED_PER_ONGOING = 4
-DRAIN_S = 120.0
+DRAIN_S = 600.0
+"""Seconds that a replica that ends gives its requests; a stream that takes longer is cut."""
+ONE_AT_A_TIME = 0.01
+"""The part of the replicas that a rollout replaces at once; Serve makes at least one of it."""
 
 
 @dataclass(frozen=True)
 class Autoscale:
-    """Between `min` and `max` replicas, so that each has about `target_ongoing_requests`."""
+    """Between `min` and `max` replicas, so that each has about `target_ongoing_requests`.
+
+    Delays are in seconds. `policy` is "module:function" for Serve, which the nodes import.
+    """
 
     min: int
     max: int
     target_ongoing_requests: float = 64.0
+    upscale_delay: float = 10.0
+    downscale_delay: float = 300.0
+    to_zero_delay: float = 900.0
+    policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,9 @@ class ModelSettings:
     `secrets_path` names a JSON file (name -> value) on every node, read into the environment of
     the replica before its engine starts; it may hold variables of the node's environment ($NAME).
     `env` is no place for secrets.
+    `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
+    several hosts: it is the number of its workers then, each with a GPU of its own.
+    `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
 
     name: str
@@ -53,12 +70,22 @@ class ModelSettings:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets_path: str = ""
     max_ongoing_requests: int = DEFAULT_ONGOING
+    max_queued_requests: int | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    spread: int = 0
+    routing: Routing = "least-busy"
+
+    @property
+    def sleeps(self) -> bool:
+        """True when the model may have no replica, which any request would start."""
+        return isinstance(self.replicas, Autoscale) and self.replicas.min == 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["engine_args"] = dict(self.engine_args)
         plain["env"] = dict(self.env)
+        plain["adapters"] = dict(self.adapters)
         if isinstance(self.replicas, Autoscale):
             plain["replicas"] = {f.name: getattr(self.replicas, f.name) for f in fields(Autoscale)}
         return plain
@@ -93,16 +120,15 @@ def applications(
     host: str = "127.0.0.1",
     port: int = 8000,
     proxy_location: ProxyLocation = "HeadOnly",
-    max_surge_percent: int = 0,
 ) -> dict[str, Any]:
     """Return the body of `PUT /api/serve/applications/` that serves exactly these models.
 
     `code_path` is the folder on every node that holds this package, where it is not on the nodes'
     own PYTHONPATH. `host`, `port` and `proxy_location` count only when Serve starts: afterwards
     Serve ignores them without an error.
-    Replica counts and request limits change in place; anything else restarts the replicas: the old
-    ones first, unless `max_surge_percent` allows so many more meanwhile. Without room for them such
-    a rollout waits for ever.
+    Replica counts and request limits change in place; anything else restarts the replicas, one at
+    a time and the old one first. Who knows that there is room for more of them meanwhile says so
+    with `max_surge_percent`.
     """
     slug = slugs([model.name for model in models])
     alone = len(models) == 1
@@ -113,18 +139,39 @@ def applications(
             route="/" if alone else f"/m/{slug[model.name]}",
             code_path=code_path,
             fingerprint=fingerprint,
-            max_surge_percent=max_surge_percent,
         )
         for model in models
     ]
     if len(models) > 1:
         upstream = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
-        routes = {model.name: f"/m/{slug[model.name]}" for model in models}
-        apps.append(_router_application(routes, (upstream, port), code_path, fingerprint))
+        told = {
+            "routes": {
+                name: f"/m/{slug[model.name]}"
+                for model in models
+                for name in (model.name, *model.adapters)
+            },
+            "adapters": {name: model.name for model in models for name in model.adapters},
+            "asleep": [model.name for model in models if model.sleeps],
+        }
+        apps.append(_router_application(told, (upstream, port), code_path, fingerprint))
     return {
         "proxy_location": proxy_location,
         "http_options": {"host": host, "port": port},
         "applications": apps,
+    }
+
+
+def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what HAProxy is told of the applications of `body`.
+
+    `routes` has the path prefix of each model by its name, where there is a router for several;
+    `routing` how each application that is a model is to be balanced, by its name.
+    """
+    args = {app["name"]: app.get("args", {}) for app in body["applications"]}
+    models = {name: told["model"] for name, told in args.items() if "model" in told}
+    return {
+        "routes": dict(args[ROUTER]["routes"]) if ROUTER in args else {},
+        "routing": {name: model["routing"] for name, model in models.items()},
     }
 
 
@@ -153,9 +200,8 @@ def _model_application(
     route: str,
     code_path: str,
     fingerprint: str,
-    max_surge_percent: int,
 ) -> dict[str, Any]:
-    in_place = ("replicas", "max_ongoing_requests")
+    in_place = ("replicas", "max_ongoing_requests", "max_queued_requests")
     told = {name: value for name, value in model.to_json().items() if name not in in_place}
     return {
         "name": name,
@@ -168,17 +214,16 @@ def _model_application(
                 "name": DEPLOYMENT,
                 **_replicas(model.replicas),
                 "max_ongoing_requests": model.max_ongoing_requests,
-                "max_queued_requests": QUEUED_PER_ONGOING * model.max_ongoing_requests,
-                "max_surge_percent": max_surge_percent,
+                "max_queued_requests": model.max_queued_requests
+                or QUEUED_PER_ONGOING * model.max_ongoing_requests,
+                "max_surge_percent": 0,
+                "rolling_update_percentage": ONE_AT_A_TIME,
                 "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
                 "health_check_period_s": 5.0,
                 "health_check_timeout_s": 20.0,
                 "graceful_shutdown_wait_loop_s": 1.0,
                 "graceful_shutdown_timeout_s": DRAIN_S,
-                "ray_actor_options": {
-                    "num_cpus": float(model.num_cpus),
-                    "num_gpus": float(model.num_gpus),
-                },
+                **_place(model),
             }
         ],
     }
@@ -192,17 +237,42 @@ def _environment(env: Mapping[str, str], code_path: str) -> dict[str, Any]:
 def _replicas(replicas: int | Autoscale) -> dict[str, Any]:
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
+    config: dict[str, Any] = {
+        "min_replicas": replicas.min,
+        "max_replicas": replicas.max,
+        "target_ongoing_requests": replicas.target_ongoing_requests,
+        "upscale_delay_s": replicas.upscale_delay,
+        "downscale_delay_s": replicas.downscale_delay,
+        "downscale_to_zero_delay_s": replicas.to_zero_delay,
+    }
+    if not replicas.min:
+        # So that a model that cannot start is seen at once. Serve goes back to this number at every
+        # change of the deployment, so it is left out elsewhere.
+        config["initial_replicas"] = 1
+    if replicas.policy:
+        config["policy"] = {"policy_function": replicas.policy}
+    return {"autoscaling_config": config}
+
+
+def _place(model: ModelSettings) -> dict[str, Any]:
+    """Return what a replica takes; one that spreads gets a bundle for each worker.
+
+    The replica itself stands in the first bundle and takes no GPU: its engine's workers do.
+    """
+    cpus, gpus = float(model.num_cpus), float(model.num_gpus)
+    if not model.spread:
+        return {"ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus}}
+    each = {"GPU": 1.0}
+    first = {"CPU": cpus, **each} if cpus else each
     return {
-        "autoscaling_config": {
-            "min_replicas": replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-        }
+        "ray_actor_options": {"num_cpus": cpus, "num_gpus": 0.0},
+        "placement_group_bundles": [first, *([each] * (model.spread - 1))],
+        "placement_group_strategy": "PACK",
     }
 
 
 def _router_application(
-    routes: Mapping[str, str], upstream: tuple[str, int], code_path: str, fingerprint: str
+    told: Mapping[str, Any], upstream: tuple[str, int], code_path: str, fingerprint: str
 ) -> dict[str, Any]:
     host, port = upstream
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -211,7 +281,7 @@ def _router_application(
         "route_prefix": "/",
         "import_path": ROUTER_ENTRY,
         "runtime_env": _environment({}, code_path),
-        "args": {"routes": dict(routes), "upstream": url, "fingerprint": fingerprint},
+        "args": {**told, "upstream": url, "fingerprint": fingerprint},
     }
 
 

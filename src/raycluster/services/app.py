@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from raycluster.services.ray_node import SECRETS_FILE
 from raycluster.spec import ClusterSpec, Model
+from raycluster.spec.gpus import spreads
 from raycluster.spec.models import Replicas
 
 
-def app(spec: ClusterSpec, *, gpus: bool, fingerprint: str) -> dict[str, Any]:
+def app(spec: ClusterSpec, *, gpus: Mapping[str, float], fingerprint: str) -> dict[str, Any]:
     """Return the body of Ray's `PUT /api/serve/applications/`.
 
-    `gpus` tells whether the cluster has any; `fingerprint` stands for the code and the secrets, so
-    that replicas are replaced when these change.
+    `gpus` are those of each host; `fingerprint` stands for the code and the secrets, so that
+    replicas are replaced when these change.
     """
     return applications(
-        [_settings(spec, model, gpus=gpus) for model in spec.models],
+        [_settings(spec, model, gpus) for model in spec.models],
         fingerprint=fingerprint,
         host="127.0.0.1",
         port=spec.ports.api,
     )
 
 
-def _settings(spec: ClusterSpec, model: Model, *, gpus: bool) -> ModelSettings:
+def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> ModelSettings:
     needed = model.num_gpus
     if needed is None:
-        needed = model.world_size if gpus else 0
+        needed = model.world_size if any(gpus.values()) else 0
     return ModelSettings(
         name=model.name,
         source=model.location,
@@ -39,14 +41,14 @@ def _settings(spec: ClusterSpec, model: Model, *, gpus: bool) -> ModelSettings:
         env=spec.env,
         secrets_path=f"$RAYCLUSTER_ROOT/{SECRETS_FILE}" if spec.secrets else "",
         max_ongoing_requests=model.max_ongoing_requests,
+        max_queued_requests=model.max_queued_requests,
+        adapters=model.adapters,
+        routing=model.routing,
+        spread=model.world_size if spreads(model, gpus) else 0,
     )
 
 
 def _replicas(replicas: int | Replicas) -> int | Autoscale:
     if isinstance(replicas, int):
         return replicas
-    return Autoscale(
-        min=replicas.min,
-        max=replicas.max,
-        target_ongoing_requests=replicas.target_ongoing_requests,
-    )
+    return Autoscale(**replicas.model_dump())

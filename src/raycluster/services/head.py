@@ -9,6 +9,11 @@ from raycluster.services.ray_node import HEAD, ray_node
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
+_OWN_PORTS = (
+    *("api", "dashboard", "gcs", "ray_client"),
+    *("ingress_fallback", "ingress_metrics", "ingress_stats"),
+)
+
 
 def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
     """Return the head's process; the dashboard listens on loopback alone."""
@@ -29,5 +34,5 @@ def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | Non
             f"--ray-client-server-port={ports.ray_client}",
         ),
     )
-    own = {name: ports.single[name] for name in ("api", "dashboard", "gcs", "ray_client")}
+    own = {name: ports.single[name] for name in _OWN_PORTS}
     return replace(node, ports={**node.ports, **own})

@@ -53,6 +53,7 @@ def prometheus_yml(spec: ClusterSpec) -> bytes:
         cluster=spec.cluster.name,
         targets_file=TARGETS_FILE,
         head_targets=[f"127.0.0.1:{port}" for port in HEAD_PORTS.values()],
+        ingress_targets=[f"127.0.0.1:{spec.ports.ingress_metrics}"],
         own_targets=[f"127.0.0.1:{spec.ports.prometheus}"],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raycluster.contracts import ROOT, Process, Volume
+from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.models import DEFAULT_IMAGE
@@ -11,6 +12,22 @@ TOKEN_FILE = "token"  # noqa: S105  # a name, no token
 SECRETS_FILE = "secrets.json"
 MEMBERS_FILE = "members.json"
 CODE_FOLDER = "code"
+
+CACHES = {
+    "HF_HOME": "huggingface",
+    "VLLM_CACHE_ROOT": "vllm",
+    "XDG_CACHE_HOME": "",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "cuda",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+}
+"""Variable -> folder under the cluster's `cache/`: weights, and all that engines compile.
+
+vLLM has its compile cache under its own root; the others are for kernels compiled outside of it,
+whose defaults lie in /tmp or the home folder, which a container loses.
+"""
 
 HEAD, WORKER = "head", "worker"
 RAY_ROLES = (HEAD, WORKER)
@@ -43,6 +60,8 @@ def ray_node(
             *counts,
         ),
         env={
+            **data_path(spec.ports),
+            **{name: f"{ROOT}/cache/{folder}".rstrip("/") for name, folder in CACHES.items()},
             **own_env,
             "PYTHONPATH": f"{ROOT}/{CODE_FOLDER}{path}",
             "RAYCLUSTER_ROOT": ROOT,

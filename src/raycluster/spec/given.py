@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from collections.abc import Sequence
@@ -30,6 +31,13 @@ def _place(text: str) -> dict[str, Any]:
         host, port = match[1], match[2]
     elif colons > 1 and "[" not in place:
         host, port = place, None
+        before, _, last = place.rpartition(":")
+        if last.isdecimal() and _is_address(before):
+            raise UsageError(
+                f"{text!r} may name a port or not",
+                where="--host",
+                hint=f"[{before}]:{last} or [{place}]",
+            )
     elif match := re.fullmatch(r"([^:\s]+)(?::(\d+))?", place):
         host, port = match[1], match[2]
     else:
@@ -40,6 +48,14 @@ def _place(text: str) -> dict[str, Any]:
     if user:
         table["user"] = user
     return table
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _ssh_command(text: str) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
@@ -25,11 +27,21 @@ def read_dotenv(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        found = dotenv_values(path, encoding="utf-8")
+        text = path.read_text("utf-8")
     except OSError as error:
         raise SpecError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:
         raise SpecError("is not UTF-8", where=str(path)) from error
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            whole = binding.original.string
+            blank = whole[: len(whole) - len(whole.lstrip())].count("\n")
+            raise SpecError(
+                f"line {binding.original.line + blank} cannot be read",
+                where=str(path),
+                hint="write it as NAME=value, a value with spaces or quotes in quotes",
+            )
+    found = dotenv_values(stream=io.StringIO(text))
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from raycluster.spec.gpus import lacking_gpus
 from raycluster.spec.sections import (
     CPU_REQUIREMENTS,
     DEFAULT_IMAGE,
@@ -131,8 +132,8 @@ class ClusterSpec(BaseSettings):
     @field_validator("models")
     @classmethod
     def _models_differ(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
-        if twice := _repeated(m.name for m in models):
-            raise ValueError(f"two models are called {twice!r}")
+        if twice := _repeated(name for m in models for name in m.names):
+            raise ValueError(f"two models or adapters are called {twice!r}")
         return models
 
     @model_validator(mode="after")
@@ -150,10 +151,9 @@ class ClusterSpec(BaseSettings):
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> ClusterSpec:
-        counts = [h.gpus for h in self.hosts if h.gpus != "all"]
-        given, needed = sum(counts), sum(m.least_gpus for m in self.models)
-        if len(counts) == len(self.hosts) and 0 < given < needed:
-            raise ValueError(f"the models need {needed:g} GPUs at least, the hosts give {given}")
+        counts = {h.name: h.gpus for h in self.hosts if h.gpus != "all"}
+        if len(counts) == len(self.hosts) and (lack := lacking_gpus(self.models, counts)):
+            raise ValueError(lack)
         return self
 
     @cached_property

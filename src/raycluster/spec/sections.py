@@ -16,8 +16,10 @@ from pydantic import (
 from raycluster.spec.types import (
     AtLeastOne,
     Count,
+    Delay,
     EngineArgs,
     EnvName,
+    Function,
     GpuCount,
     HostKey,
     HostKeys,
@@ -190,13 +192,35 @@ class Worker(Host):
     )
 
 
+REPLICAS = {
+    **{"min": 1, "max": 4, "target_ongoing_requests": 64, "policy": "package.module:function"},
+    **{"upscale_delay": 10, "downscale_delay": 300, "to_zero_delay": 900},
+}
+
+
 class Replicas(Part):
     """Autoscaling of a model's replicas."""
 
-    min: Count = Field(default=1, description="Replicas kept when there are no requests.")
+    min: Count = Field(
+        default=1, description="Replicas kept without requests; 0: a request starts the first."
+    )
     max: AtLeastOne = Field(default=1, description="Replicas at most.")
     target_ongoing_requests: AtLeastOne = Field(
         default=64, description="Requests in flight per replica that autoscaling aims at."
+    )
+    upscale_delay: Delay = Field(
+        default=10, description="Seconds that more load lasts before replicas are added."
+    )
+    downscale_delay: Delay = Field(
+        default=300, description="Seconds that less load lasts before replicas are removed."
+    )
+    to_zero_delay: Delay = Field(
+        default=900, description="Seconds without requests before the last replica is removed."
+    )
+    policy: Function | None = Field(
+        default=None,
+        description="A policy of your own for Ray Serve, which the nodes can import.",
+        examples=["package.module:function"],
     )
 
     @model_validator(mode="after")
@@ -229,8 +253,8 @@ class Model(Part):
         Discriminator(_shape),
     ] = Field(
         default=1,
-        description="A number, or min, max and target_ongoing_requests.",
-        examples=[{"min": 1, "max": 4, "target_ongoing_requests": 64}],
+        description="A number, or a table for autoscaling.",
+        examples=[REPLICAS],
     )
     num_cpus: Share = Field(default=1, description="CPUs per replica.")
     num_gpus: Share | None = Field(
@@ -241,11 +265,40 @@ class Model(Part):
     max_ongoing_requests: AtLeastOne = Field(
         default=256, description="Requests that a replica takes at once."
     )
+    max_queued_requests: AtLeastOne | None = Field(
+        default=None,
+        description="Requests that wait at most; default: four times max_ongoing_requests.",
+        examples=[1024],
+    )
+    routing: Literal["least-busy", "sticky", "prefix"] = Field(
+        default="least-busy",
+        description="Or `sticky` by the header x-session-id, or `prefix` by a prompt's beginning.",
+    )
+    adapters: dict[ModelName, Operand] = Field(
+        default_factory=dict,
+        description="LoRA adapters by the name that clients ask for: hub id, or path on the hosts.",
+        examples=[{"my-adapter": "/models/my-adapter"}],
+    )
     engine_args: EngineArgs = Field(
         default_factory=dict,
         description="The engine's own arguments, under its own names.",
         examples=[{"gpu_memory_utilization": 0.8, "max_model_len": 8192}],
     )
+
+    @model_validator(mode="after")
+    def _engine_has_adapters(self) -> Model:
+        if self.adapters and self.engine == "transformers":
+            raise ValueError("adapters need vLLM: leave out `engine`, or the adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_agree(self) -> Model:
+        if self.world_size > 1 and self.num_gpus not in (None, 0, self.world_size):
+            raise ValueError(
+                f"num_gpus is {self.num_gpus:g}, and the engine arguments need {self.world_size}: "
+                "leave out num_gpus"
+            )
+        return self
 
     @property
     def location(self) -> str:
@@ -253,16 +306,34 @@ class Model(Part):
         return self.source or self.name
 
     @property
-    def world_size(self) -> int:
-        """GPUs that one replica spreads over when there are GPUs."""
-        tensor = int(self.engine_args.get("tensor_parallel_size", 1))
-        return tensor * int(self.engine_args.get("pipeline_parallel_size", 1))
+    def names(self) -> tuple[str, ...]:
+        """What clients may ask for: the model, then its adapters."""
+        return (self.name, *self.adapters)
 
     @property
-    def least_gpus(self) -> float:
-        """GPUs that the smallest number of replicas takes when there are GPUs."""
-        each = self.world_size if self.num_gpus is None else self.num_gpus
-        return each * (self.replicas.min if isinstance(self.replicas, Replicas) else self.replicas)
+    def tensor(self) -> int:
+        """GPUs that hold one stage of a replica, all on one host."""
+        return int(self.engine_args.get("tensor_parallel_size", 1))
+
+    @property
+    def pipeline(self) -> int:
+        """Stages of a replica, each of which may be on a host of its own."""
+        return int(self.engine_args.get("pipeline_parallel_size", 1))
+
+    @property
+    def world_size(self) -> int:
+        """GPUs that one replica spreads over when there are GPUs."""
+        return self.tensor * self.pipeline
+
+    @property
+    def each_gpus(self) -> float:
+        """GPUs that one replica takes when there are GPUs."""
+        return self.world_size if self.num_gpus is None else self.num_gpus
+
+    @property
+    def least_replicas(self) -> int:
+        """The smallest number of replicas."""
+        return self.replicas.min if isinstance(self.replicas, Replicas) else self.replicas
 
 
 class Ports(Part):
@@ -280,24 +351,46 @@ class Ports(Part):
     runtime_env_agent: Port = Field(default=6384, description="Ray's agent, on every node.")
     metrics: Port = Field(default=6385, description="Ray's Prometheus metrics, on every node.")
     ray_client: Port = Field(default=10001, description="Ray's client server, on the head.")
+    ingress_metrics: Port = Field(
+        default=9101, description="Metrics of Serve's HAProxy, on the head."
+    )
+    ingress_stats: Port = Field(default=8404, description="Statistics of HAProxy, on the head.")
+    ingress_fallback: Port = Field(
+        default=8500,
+        description="Answers for models without replicas, on the head's loopback.",
+    )
     worker_min: Port = Field(default=20000, description="First port of Ray's worker processes.")
     worker_max: Port = Field(default=20999, description="Last port of Ray's worker processes.")
+    replica_min: Port = Field(default=30000, description="First port of the replicas' own HTTP.")
+    replica_max: Port = Field(default=30999, description="Last port of the replicas' own HTTP.")
 
     @model_validator(mode="after")
     def _apart(self) -> Ports:
-        if self.worker_min > self.worker_max:
-            raise ValueError(f"worker_min ({self.worker_min}) is above worker_max")
+        for name, (first, last) in self.ranges.items():
+            if first > last:
+                raise ValueError(f"{name}_min ({first}) is above {name}_max")
+        if self.worker_min <= self.replica_max and self.replica_min <= self.worker_max:
+            raise ValueError("worker_min to worker_max and replica_min to replica_max overlap")
         seen: dict[int, str] = {}
         for name, port in self.single.items():
             if port in seen:
                 raise ValueError(f"{seen[port]} and {name} are both {port}")
-            if self.worker_min <= port <= self.worker_max:
-                raise ValueError(f"{name} ({port}) lies between worker_min and worker_max")
+            for ranged, (first, last) in self.ranges.items():
+                if first <= port <= last:
+                    raise ValueError(f"{name} ({port}) lies between {ranged}_min and {ranged}_max")
             seen[port] = name
         return self
 
     @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """First and last port of what takes many, by the name before `_min` and `_max`."""
+        return {
+            "worker": (self.worker_min, self.worker_max),
+            "replica": (self.replica_min, self.replica_max),
+        }
+
+    @property
     def single(self) -> dict[str, int]:
-        """All ports but the range of the workers, by name."""
-        ranged = {"worker_min", "worker_max"}
+        """All ports but the ranges, by name."""
+        ranged = {f"{name}_{end}" for name in self.ranges for end in ("min", "max")}
         return {k: v for k, v in self.model_dump().items() if k not in ranged}

@@ -22,6 +22,7 @@ ENGINE_ARGS_ELSEWHERE = {
     "host": "replicas listen where Ray Serve says",
     "port": "replicas listen where Ray Serve says",
     "api_key": "keys do not belong here",
+    "lora_modules": "`adapters` of the model says this",
 }
 MOST_GPUS = 64
 
@@ -179,6 +180,7 @@ Port = Annotated[int, Field(ge=1, le=65535), _IS_NUMBER]
 Count = Annotated[int, Field(ge=0, le=1_000_000), _IS_NUMBER]
 AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000), _IS_NUMBER]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
+Delay = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
 Share = Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False), _IS_NUMBER]
 GpuCount = Annotated[
     Literal["all"] | Annotated[int, Field(ge=0, le=MOST_GPUS)], BeforeValidator(_gpus)
@@ -229,7 +231,14 @@ ModelName = Annotated[
     Operand,
     Worded(
         r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,255}",
-        "letters, digits and `. _ : / @ + -` (a relative path goes into `source`) are",
+        "at most 256 letters, digits and `. _ : / @ + -` (a relative path goes into `source`) are",
+    ),
+]
+Function = Annotated[
+    Text,
+    Worded(
+        r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*",
+        "a function such as `package.module:function` is",
     ),
 ]
 EngineArgs = Annotated[dict[str, Any], AfterValidator(_engine_args)]

@@ -111,6 +111,13 @@ class LocalTransport:
     ) -> subprocess.Popen[bytes]:
         whole = {**os.environ, **(env or {})}
         program = shutil.which(argv[0], path=whole.get("PATH")) or argv[0]
+        home = Path.home()
+        if not os.path.isdir(home):  # noqa: PTH112  # False too where a folder above is closed
+            raise HostError(
+                f"the home folder {home} does not exist",
+                where=self._name,
+                hint="set HOME to a folder of yours",
+            )
         return subprocess.Popen(
             tuple(argv),
             executable=program,
@@ -118,7 +125,7 @@ class LocalTransport:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=whole,
-            cwd=Path.home(),
+            cwd=home,
             start_new_session=True,
         )
 

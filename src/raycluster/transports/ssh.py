@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import queue
 import shlex
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from raycluster.transports.ssh_connect import Link
     from raycluster.transports.ssh_paramiko import Chan, Session
 
-__all__ = ["SshOptions", "SshTransport", "command_line", "open_ssh"]
+__all__ = ["SshOptions", "SshTransport", "command_line", "open_ssh", "pinned_key"]
 
 _OPEN_SECONDS = 10.0
+_PINNED = "raycluster-pinned"
 _SLOT_SECONDS = 60.0
 _SLOWEST_PUT = 50_000  # bytes per second
 
@@ -46,6 +48,18 @@ def open_ssh(
     from raycluster.transports.ssh_target import resolve
 
     return SshTransport(name, connect(resolve(name, options), ask, Pulse(pulse, silence)))
+
+
+def pinned_key(name: str, options: SshOptions, *, ask: Callable[[str], str] | None = None) -> str:
+    """Return the host's key, "KIND BASE64", once it was found to be the pinned one.
+
+    Raises what `open_ssh` raises, but asks the host for no login.
+    """
+    from raycluster.transports.ssh_connect import Pulse, host_key
+    from raycluster.transports.ssh_target import resolve
+
+    key = host_key(resolve(name, options), ask, Pulse(5.0, 20.0))
+    return f"{key.kind} {base64.b64encode(key.blob).decode()}"
 
 
 class SshTransport:
@@ -274,8 +288,13 @@ def _place(address: Address) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
-def command_line(options: SshOptions) -> tuple[str, ...]:
-    """Return the system ssh's argv up to and with the host, doing what `open_ssh` would do."""
+def command_line(options: SshOptions, pinned: str = "") -> tuple[str, ...]:
+    """Return the system ssh's argv up to and with the host, doing what `open_ssh` would do.
+
+    ssh knows no fingerprints: with `host_key` it needs the key itself, from `pinned_key`.
+    """
+    if bool(options.host_key) != bool(pinned):
+        raise ValueError("host_key and the pinned key come together")
     argv = ["ssh", "-o", "PasswordAuthentication=no", "-o", "KbdInteractiveAuthentication=no"]
     argv += [
         "-o",
@@ -285,10 +304,7 @@ def command_line(options: SshOptions) -> tuple[str, ...]:
     ]
     if options.config_file != DEFAULT_CONFIG:
         argv += ["-F", options.config_file or "none"]
-    checking = "accept-new" if options.host_keys == "accept-new" else "yes"
-    argv += ["-o", f"StrictHostKeyChecking={checking}"]
-    if options.known_hosts is not None:
-        argv += ["-o", f'UserKnownHostsFile="{options.known_hosts}"']
+    argv += _pin_arguments(pinned) if pinned else _known_arguments(options)
     if options.identity_file is not None:
         argv += ["-i", options.identity_file]
     if options.user is not None:
@@ -297,6 +313,33 @@ def command_line(options: SshOptions) -> tuple[str, ...]:
         argv += ["-p", str(options.port)]
     argv += _jump_arguments(options)
     return (*argv, options.host)
+
+
+def _known_arguments(options: SshOptions) -> list[str]:
+    checking = "accept-new" if options.host_keys == "accept-new" else "yes"
+    argv = ["-o", f"StrictHostKeyChecking={checking}"]
+    if options.known_hosts is not None:
+        argv += ["-o", f'UserKnownHostsFile="{options.known_hosts}"']
+    return argv
+
+
+def _pin_arguments(key: str) -> list[str]:
+    """Trust one key and nothing else: no file, DNS, or connection that is open already.
+
+    KnownHostsCommand came with OpenSSH 8.5; an older one refuses to start.
+    """
+    kind = key.partition(" ")[0]
+    settings = {
+        "HostKeyAlgorithms": "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind,
+        "StrictHostKeyChecking": "yes",
+        "HostKeyAlias": _PINNED,
+        "KnownHostsCommand": f"/bin/echo {_PINNED} {key}",
+        "UserKnownHostsFile": "/dev/null",
+        "GlobalKnownHostsFile": "/dev/null",
+        "VerifyHostKeyDNS": "no",
+        "ControlPath": "none",
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
 def _jump_arguments(options: SshOptions) -> list[str]:

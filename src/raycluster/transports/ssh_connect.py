@@ -57,22 +57,39 @@ class Link:
 def connect(target: Target, ask: Ask | None, pulse: Pulse) -> Link:
     """Dial, verify the host key, log in. Raises UnreachableError, HostKeyError or AuthError."""
     with contextlib.ExitStack() as undo:
-        way: list[Connection] = []
-        for hop in target.jumps:
-            try:
-                connection, _ = _enter(hop, way, ask)
-                connection.watch(pulse.interval, pulse.silence)
-            except HostError as error:
-                label = f"jump host {hop.options.host}"
-                raise type(error)(
-                    f"{label}: {error.what}", where=target.name, hint=error.hint
-                ) from error
-            undo.callback(connection.close)
-            way.append(connection)
+        way = _way(target, ask, pulse, undo)
         connection, address = _enter(target, way, ask)
         connection.watch(pulse.interval, pulse.silence)
         undo.pop_all()
     return Link(connection, tuple(way), address)
+
+
+def host_key(target: Target, ask: Ask | None, pulse: Pulse) -> HostKey:
+    """Dial and verify as `connect` does, without the login, and return the key that was shown."""
+    with contextlib.ExitStack() as undo:
+        way = _way(target, ask, pulse, undo)
+        connection, _ = _verified(target, lambda: _dial(target, way[-1] if way else None))
+        undo.callback(connection.close)
+        return _presented(connection)
+
+
+def _way(
+    target: Target, ask: Ask | None, pulse: Pulse, undo: contextlib.ExitStack
+) -> list[Connection]:
+    """Log in on the jump hosts, the nearest first; `undo` will close what was opened."""
+    way: list[Connection] = []
+    for hop in target.jumps:
+        try:
+            connection, _ = _enter(hop, way, ask)
+            connection.watch(pulse.interval, pulse.silence)
+        except HostError as error:
+            label = f"jump host {hop.options.host}"
+            raise type(error)(
+                f"{label}: {error.what}", where=target.name, hint=error.hint
+            ) from error
+        undo.callback(connection.close)
+        way.append(connection)
+    return way
 
 
 def _enter(target: Target, way: list[Connection], ask: Ask | None) -> tuple[Connection, str]:
@@ -144,10 +161,16 @@ def _not_negotiated(target: Target, connection: Connection) -> UnreachableError:
             where=target.name,
             hint="look at sshd's log there: MaxStartups, a firewall or a ban may be the cause",
         )
+    hint = "correct the port; if it is right, look whether sshd there is overloaded"
+    if connection.watched.heard:
+        why, hint = "it speaks another protocol", "correct the port"
+    elif connection.watched.ended:
+        why = "it closed the connection"
+        hint += ", or a ban or MaxStartups keeps this machine out"
+    else:
+        why = f"no banner within {target.timeout:g} s"
     return UnreachableError(
-        f"{place} answers, but not as an SSH server (no banner within {target.timeout:g} s)",
-        where=target.name,
-        hint="correct the port; if it is right, look whether sshd there is overloaded",
+        f"{place} answers, but not as an SSH server ({why})", where=target.name, hint=hint
     )
 
 

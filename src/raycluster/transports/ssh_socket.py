@@ -37,6 +37,10 @@ class WatchedSocket:
         self._checked = time.monotonic()
         self._closed = False  # asked for by name: paramiko.Transport.stop_thread
         self.fell_silent = False
+        self.ended = False
+        """Whether the peer closed its end, or the wire broke."""
+        self.heard = False
+        """Whether the peer sent anything."""
 
     def watch(self, silence: float) -> None:
         """Begin to count; `silence` in seconds."""
@@ -53,7 +57,9 @@ class WatchedSocket:
                     return b""
                 raise
             except OSError:  # paramiko formats only errors that carry a number
-                return b""
+                self._ahead = memoryview(b"")
+            self.ended = not self._ahead
+            self.heard = self.heard or not self.ended
             self._idle = 0.0
             self._checked = time.monotonic()
         taken, self._ahead = self._ahead[:size], self._ahead[size:]

@@ -21,6 +21,7 @@ from raycluster.spec.given import parse_host
         ("ssh://root@h:23/", {"host": "h", "port": 23, "user": "root"}),
         ("a@corp@h", {"host": "h", "user": "a@corp"}),
         ("::1", {"host": "::1"}),
+        ("fe80:0:0:0:0:0:0:22", {"host": "fe80:0:0:0:0:0:0:22"}),
         ("[::1]:22", {"host": "::1", "port": 22}),
         ("me@[fe80::1%eth0]", {"host": "fe80::1%eth0", "user": "me"}),
         ("local", {"transport": "local"}),
@@ -45,6 +46,12 @@ def test_what_is_no_host_is_refused(given: str) -> None:
         parse_host(given)
 
 
+def test_a_port_after_a_bare_ipv6_address_is_asked_for_in_brackets() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_host("root@::1:22")
+    assert caught.value.hint == "[::1]:22 or [::1:22]"
+
+
 def test_hosts_gpus_and_names_are_filled_in() -> None:
     text = init_text(["root@a:1", "b", "c"], {"root@a:1": 0, "c": 8}, "mine", "org/model")
     document = tomllib.loads(text)
@@ -66,6 +73,19 @@ def test_what_would_not_be_valid_is_not_written(hosts: list[str], name: str, sai
     with pytest.raises(UsageError) as caught:
         init_text(hosts, name=name)
     assert str(caught.value).startswith(f"init: {said}")
+
+
+def test_a_model_s_name_that_is_too_long_is_told_its_limit() -> None:
+    with pytest.raises(UsageError, match="at most 256 letters"):
+        init_text(["a"], model="m" * 257)
+
+
+def test_what_was_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    init(["a"], output=tmp_path / "cluster.toml")
+    assert capsys.readouterr() == (
+        "",
+        f"wrote {tmp_path}/cluster.toml; next: raycluster check {tmp_path}/cluster.toml\n",
+    )
 
 
 def test_a_file_is_not_overwritten_unless_forced(tmp_path: Path) -> None:

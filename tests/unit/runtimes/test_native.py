@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import ROOT, Found, Process, Runtime, Versions, Volume
+from raycluster.contracts import ROOT, Channel, Completed, Found, Process, Runtime, Versions, Volume
 from raycluster.errors import HostError, RuntimeUnavailableError
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.transports.local import LocalTransport
@@ -74,6 +74,48 @@ def only(runtime: NativeRuntime) -> Found:
     return found
 
 
+class Overheard(LocalTransport):
+    """This machine, with what others on a host could read of each command."""
+
+    def __init__(self) -> None:
+        super().__init__("box")
+        self.words: list[str] = []
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
+    ) -> Completed:
+        """Run, and note the words."""
+        self.words += [*argv, *(env or {}).values()]
+        return super().run(argv, input=input, env=env, timeout=timeout)
+
+    def stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Run, and note the words."""
+        self.words += [*argv, *(env or {}).values()]
+        return super().stream(argv, env=env)
+
+
+def test_the_environment_of_a_process_is_in_no_command(runtime: NativeRuntime, root: Path) -> None:
+    host = Overheard()
+    overheard = NativeRuntime(
+        "box", "demo", host, python=sys.executable, start_on_boot=False, root=str(root)
+    )
+    start(overheard, Process("sleeper", ("sleep", "1000"), {"https_proxy": "http://u:hidden@p"}))
+    show = ("sh", "-c", 'printf "%s %s" "$https_proxy" "$PWD"')
+    inside = overheard.inside("sleeper")
+    assert inside.run(show).text == f"http://u:hidden@p {root}"
+    assert inside.run(show, env={"https_proxy": "other"}).text == f"other {root}"
+    assert b"".join(c for _, c in inside.stream(show)).decode() == f"http://u:hidden@p {root}"
+    assert inside.run(("no-such-program",)).exit_code == 127
+    assert not [word for word in host.words if "hidden" in word]
+
+
 def test_is_a_runtime(runtime: NativeRuntime) -> None:
     seam: Runtime = runtime
     assert seam.observe() == ()
@@ -88,9 +130,12 @@ def test_what_was_started_is_seen_by_another_run(runtime: NativeRuntime, root: P
 
 
 def test_argv_environment_and_files_reach_the_process(runtime: NativeRuntime, root: Path) -> None:
-    script = 'cat "$0" "$TOKEN" >&2; echo "[$CUDA_VISIBLE_DEVICES] $PATH $HF_HOME"; exec sleep 1000'
+    script = 'cat "$0" "$TOKEN" >&2; echo "[$CUDA_VISIBLE_DEVICES] $PATH $CACHE"; exec sleep 1000'
     process = Process(
-        "show", ("sh", "-c", script, f"{ROOT}/a"), {"TOKEN": f"{ROOT}/sub/token"}, gpus=2
+        "show",
+        ("sh", "-c", script, f"{ROOT}/a"),
+        {"TOKEN": f"{ROOT}/sub/token", "CACHE": f"{ROOT}/cache"},
+        gpus=2,
     )
     runtime.start(process, VERSIONS, {"a": b"A\n", "sub/token": b"B\n"}, lambda _: None)
     programs = Path(sys.executable).parent
@@ -98,7 +143,7 @@ def test_argv_environment_and_files_reach_the_process(runtime: NativeRuntime, ro
     assert eventually(lambda: b"".join(_logs(runtime, "show")).startswith(said))
     line = b"".join(_logs(runtime, "show")).decode().splitlines()[2]
     assert line.split()[1].startswith(f"{programs}:")
-    assert line.split()[2] == f"{root}/cache/huggingface"
+    assert line.split()[2] == f"{root}/cache"
     for path in (root / "a", root / "sub/token", root / "roles/show/launch.json"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert root.stat().st_mode & 0o777 == 0o700
@@ -243,6 +288,32 @@ def test_remove_ends_processes_whose_folder_is_gone(runtime: NativeRuntime, root
     assert runs(child)
     assert len(runtime.remove()) == 2
     assert not runs(child)
+
+
+SEMAPHORE = """
+import multiprocessing
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name, flush=True)
+input()
+"""
+
+
+def test_remove_deletes_semaphores_of_what_it_kills_and_no_others(
+    runtime: NativeRuntime, root: Path
+) -> None:
+    holding = [sys.executable, "-c", SEMAPHORE]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        theirs = Path(f"/dev/shm/sem.{other.stdout.readline().decode().strip(chr(10) + '/')}")
+        hang = SEMAPHORE.replace("input()", "import os, signal; os.killpg(0, signal.SIGSTOP)")
+        start(runtime, Process("sleeper", (sys.executable, "-c", hang)))
+        log = root / "roles/sleeper/log"
+        assert eventually(lambda: log.read_text().endswith("\n"))
+        ours = Path(f"/dev/shm/sem.{log.read_text().strip(chr(10) + '/')}")
+        assert (theirs.exists(), ours.exists()) == (True, True)
+        runtime.remove()
+        assert (theirs.exists(), ours.exists()) == (True, False)
+        other.communicate(b"\n", timeout=20)
 
 
 def test_a_temporary_folder_of_somebody_else_is_not_used(

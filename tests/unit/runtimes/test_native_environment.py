@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from raycluster.contracts import Process, Versions
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.runtimes.native import NativeRuntime
-from raycluster.runtimes.native_environment import PYTHON, root_cause
+from raycluster.runtimes.native_environment import PYTHON, Environment, root_cause
 from raycluster.transports.local import LocalTransport
 
 RAY = Process("head", ("ray", "start"))
@@ -99,6 +100,29 @@ UNSOLVED_NOW = """\
 error: No solution found when resolving dependencies
   cause: Because ray was not found in the provided package locations and you require ray==9
 """
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        ("echo $$ >pid; echo begun; exec sleep 1000", r"sh said nothing for 0\.5 s"),
+        ("echo no way >&2; exit 3", "no way"),
+    ],
+)
+def test_what_makes_an_environment_fails_or_says_nothing(
+    tmp_path: Path, script: str, what: str
+) -> None:
+    environment = Environment("box", LocalTransport("box"), quiet=0.5)
+    with pytest.raises(RuntimeUnavailableError, match=f"cannot be made: {what}"):
+        environment._run(("sh", "-c", f"cd {tmp_path}; {script}"), {}, lambda _: None)
+    for file in tmp_path.glob("pid"):
+        ps = ("ps", "-o", "stat=", "-p", file.read_text().strip())
+        assert subprocess.run(ps, capture_output=True, check=False).stdout.strip()[:1] in (
+            b"",
+            b"Z",
+        )
+
+
 FETCH = """\
 error: Request failed after 3 retries
   Caused by: Failed to fetch: `https://pypi.org/simple/ray/`

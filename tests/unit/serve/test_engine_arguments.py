@@ -54,6 +54,47 @@ def test_gpus_get_no_defaults_for_cpus() -> None:
     assert not any("CPU" in name for name in vllm.defaults({}, cpu=False))
 
 
+def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() -> None:
+    assert vllm.arguments(ModelSettings("a", "a", engine_args={"dtype": "auto"}), cpu=True) == {
+        "allowed_media_domains": [vllm.NO_DOMAIN],
+        "dtype": "auto",
+    }
+    given = vllm.arguments(
+        ModelSettings(
+            *("a", "a"),
+            adapters={"b": "/b", "c": "/c"},
+            engine_args={"max_loras": 1},
+            spread=2,
+        ),
+        cpu=True,
+    )
+    assert given == {
+        "allowed_media_domains": [vllm.NO_DOMAIN],
+        "enable_lora": True,
+        "max_loras": 1,
+        "distributed_executor_backend": "ray",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "num_gpus", "cpu", "share"),
+    [
+        ({}, 1, False, 0.8),
+        ({}, 4, False, 0.8),
+        ({}, 0.5, False, 0.4),
+        ({"gpu_memory_utilization": 0.95}, 1, False, 0.95),
+        ({"gpu-memory-utilization": 0.95}, 1, False, 0.95),
+        ({"gpu_memory_utilization": None}, 1, False, None),
+        ({}, 0, True, None),
+    ],
+)
+def test_a_replica_leaves_a_fifth_of_its_gpus_memory(
+    given: Mapping[str, object], num_gpus: float, cpu: bool, share: float | None
+) -> None:
+    told = ModelSettings("a", "a", engine_args=given, num_gpus=num_gpus)
+    assert vllm.arguments(told, cpu=cpu).get("gpu_memory_utilization") == share
+
+
 def settings(engine: EngineChoice, **engine_args: object) -> ModelSettings:
     return ModelSettings(name="a", source="a", engine=engine, engine_args=engine_args)
 

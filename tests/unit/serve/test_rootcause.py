@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.serve.rootcause import MARK, explain, last_exception, one_line, root_cause
+from raycluster.serve.rootcause import MARK, explain, last_exception, one_line, root_cause, why_dead
 
 DATA = Path(__file__).parent / "data"
 NO_MEMORY = (
@@ -86,3 +86,28 @@ def test_pydantic_s_message_is_on_the_lines_that_follow() -> None:
 def test_a_long_message_is_cut() -> None:
     assert len(one_line(ValueError("x" * 5000))) == 400
     assert one_line(ValueError("It is long. " + "x" * 5000)) == "ValueError: It is long."
+
+
+DEAD = RuntimeError("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+
+
+@pytest.mark.parametrize(
+    ("error", "written", "cause"),
+    [
+        (RuntimeError("no answer"), "", "RuntimeError: no answer"),
+        (DEAD, "", "its process ended without an error (killed?)"),
+        (
+            DEAD,
+            "ERROR 11-24 22:00:00 [serving.py:1] \nValueError: a client's mistake",
+            "its process ended without an error (killed?)",
+        ),
+        (
+            DEAD,
+            "(EngineCore pid=5) ERROR 11-24 22:00:00 [core.py:1] torch.OutOfMemoryError: 2 GiB\n"
+            "ValueError: a client's mistake",
+            "torch.OutOfMemoryError: 2 GiB",
+        ),
+    ],
+)
+def test_a_dead_engine_s_own_words_tell_why(error: Exception, written: str, cause: str) -> None:
+    assert why_dead(error, written) == cause

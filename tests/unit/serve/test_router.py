@@ -38,6 +38,8 @@ class Upstream:
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.seen.append({"at": request.match_info["model"], "query": request.query_string})
+        if body.get("prompt") == "too much":
+            return web.Response(status=429, text="no room", headers={"retry-after": "3"})
         if not body.get("stream"):
             return web.json_response(
                 {"said": body["model"]}, headers={"x-raycluster-engine": "vllm"}
@@ -140,6 +142,24 @@ def test_an_unknown_model_is_refused_with_what_there_is(body: bytes) -> None:
     on(test)
 
 
+def test_a_request_for_a_route_that_no_model_has_does_not_go_round() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        call = Call(router, "POST", "/m/one/v1/completions", asking("a/b"))
+        status, _headers, body = await call.whole()
+        assert (status, json.loads(body)["error"]["type"]) == (404, "NotFoundError")
+        assert upstream.seen == []
+
+    on(test)
+
+
+def test_a_router_that_waits_for_its_way_in_can_be_asked() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        status, _headers, _body = await Call(router, "GET", "/m/router/health").whole()
+        assert status == 200
+
+    on(test)
+
+
 def test_models_are_merged() -> None:
     async def test(_: Upstream, router: Router) -> None:
         status, _headers, body = await Call(router, "GET", "/v1/models").whole()
@@ -155,6 +175,40 @@ def test_a_model_that_is_down_is_still_listed() -> None:
         _status, _headers, body = await Call(down, "GET", "/v1/models").whole()
         await down.close()
         assert [card["id"] for card in json.loads(body)["data"]] == ["gone"]
+
+    on(test)
+
+
+def test_adapters_are_names_of_their_model_and_who_may_sleep_is_left_alone() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        routes = {"a": "/m/a", "tuned": "/m/a", "b": "/m/b", "odd": "/m/b"}
+        adapters = {"tuned": "a", "odd": "b"}
+        several = Router(routes, router._upstream, adapters=adapters, asleep=["b"])
+        _status, _headers, body = await Call(several, "GET", "/v1/models").whole()
+        # The first answers for itself (as `Upstream` does), the second is not asked.
+        assert [card["id"] for card in json.loads(body)["data"]] == ["a", "b", "odd"]
+        _status, _headers, body = await Call(several, "GET", "/raycluster/engine").whole()
+        assert json.loads(body) == {"models": {"a": {"engine": "vllm"}, "b": None}}
+        await Call(several, "POST", "/v1/completions", asking("tuned")).whole()
+        await Call(several, "POST", "/v1/completions", asking("odd")).whole()
+        assert [seen["at"] for seen in upstream.seen] == ["a", "b"]
+        await several.close()
+
+    on(test)
+
+
+def test_a_full_queue_is_told_in_openai_s_form() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        full = {"model": "c", "prompt": "too much"}
+        call = Call(router, "POST", "/v1/completions", json.dumps(full).encode())
+        status, headers, body = await call.whole()
+        error = json.loads(body)["error"]
+        assert (status, headers[b"retry-after"]) == (429, b"3")
+        assert (error["type"], error["code"], error["message"]) == (
+            "RateLimitError",
+            429,
+            "no room",
+        )
 
     on(test)
 

@@ -9,6 +9,7 @@ from raycluster.serve.settings import (
     Autoscale,
     ModelSettings,
     applications,
+    haproxy_of,
     out_of_date,
     slugs,
 )
@@ -19,7 +20,9 @@ BIG = ModelSettings(
     source="Qwen/Qwen2.5-0.5B-Instruct",
     engine="vllm",
     engine_args={"max_num_seqs": 64, "compilation_config": {"mode": 0}},
-    replicas=Autoscale(1, 4, 32.0),
+    replicas=Autoscale(1, 4, 32.0, policy="a.b:c"),
+    adapters={"tuned": "/models/tuned"},
+    max_queued_requests=7,
     num_cpus=2,
     num_gpus=1,
     env={"NCCL_SOCKET_IFNAME": "eth0"},
@@ -58,10 +61,24 @@ def test_several_models_have_a_router_that_knows_their_routes() -> None:
     router = apps["router"]
     assert router["route_prefix"] == "/"
     assert router["args"]["upstream"] == "http://127.0.0.1:9000"
-    assert router["args"]["routes"] == {
-        "smol": "/m/smol",
-        BIG.name: apps["qwen-qwen2.5-0.5b-instruct"]["route_prefix"],
+    big = apps["qwen-qwen2.5-0.5b-instruct"]["route_prefix"]
+    assert router["args"]["routes"] == {"smol": "/m/smol", BIG.name: big, "tuned": big}
+    assert router["args"]["adapters"] == {"tuned": BIG.name}
+    assert router["args"]["asleep"] == []
+
+
+def test_how_applications_are_balanced() -> None:
+    sticky = ModelSettings("sticky/one", "s", routing="sticky")
+    assert haproxy_of(body(SMALL, sticky))["routing"] == {
+        "smol": "least-busy",
+        "sticky-one": "sticky",
     }
+
+
+def test_the_router_knows_who_may_sleep() -> None:
+    sleepy = ModelSettings("sleepy", "s", replicas=Autoscale(0, 1))
+    apps = {app["name"]: app for app in body(SMALL, sleepy)["applications"]}
+    assert apps["router"]["args"]["asleep"] == ["sleepy"]
 
 
 def test_counts_and_limits_are_outside_of_what_restarts_replicas() -> None:
@@ -79,11 +96,52 @@ def test_counts_and_limits_are_outside_of_what_restarts_replicas() -> None:
     assert scaled["autoscaling_config"]["max_replicas"] == 4
 
 
-def test_the_queue_is_bounded() -> None:
-    (app,) = body(BIG)["applications"]
-    (deployment,) = app["deployments"]
-    assert deployment["max_ongoing_requests"] == 64
-    assert deployment["max_queued_requests"] == 256
+def deployment(model: ModelSettings) -> dict[str, Any]:
+    (app,) = body(model)["applications"]
+    (made,) = app["deployments"]
+    assert isinstance(made, dict)
+    return made
+
+
+@pytest.mark.parametrize(("told", "queued"), [(None, 256), (7, 7)])
+def test_the_queue_is_bounded(told: int | None, queued: int) -> None:
+    made = deployment(ModelSettings("a", "a", max_ongoing_requests=64, max_queued_requests=told))
+    assert made["max_ongoing_requests"] == 64
+    assert made["max_queued_requests"] == queued
+    assert made["backpressure_config"]["status_code"] == 429
+
+
+def test_what_serve_is_told_of_autoscaling() -> None:
+    assert deployment(BIG)["autoscaling_config"] == {
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "target_ongoing_requests": 32.0,
+        "upscale_delay_s": 10.0,
+        "downscale_delay_s": 300.0,
+        "downscale_to_zero_delay_s": 900.0,
+        "policy": {"policy_function": "a.b:c"},
+    }
+
+
+def test_a_model_that_may_sleep_starts_awake() -> None:
+    config = deployment(ModelSettings("a", "a", replicas=Autoscale(0, 2)))["autoscaling_config"]
+    assert (config["min_replicas"], config["initial_replicas"]) == (0, 1)
+    assert "policy" not in config
+
+
+@pytest.mark.parametrize(("cpus", "first"), [(2, {"CPU": 2.0, "GPU": 1.0}), (0, {"GPU": 1.0})])
+def test_a_replica_over_several_hosts_has_a_bundle_for_each_worker(
+    cpus: float, first: dict[str, float]
+) -> None:
+    made = deployment(ModelSettings("a", "a", num_cpus=cpus, num_gpus=3, spread=3))
+    assert made["placement_group_bundles"] == [first, {"GPU": 1.0}, {"GPU": 1.0}]
+    assert made["ray_actor_options"] == {"num_cpus": float(cpus), "num_gpus": 0.0}
+
+
+def test_a_replica_on_one_host_has_all_its_gpus_itself() -> None:
+    made = deployment(ModelSettings("a", "a", num_gpus=4))
+    assert made["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 4.0}
+    assert "placement_group_bundles" not in made
 
 
 def test_code_that_is_on_the_nodes_path_needs_no_environment() -> None:

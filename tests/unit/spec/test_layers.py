@@ -97,6 +97,15 @@ def test_a_wrong_line_of_dotenv_is_named(refusal: Refusal) -> None:
     assert said == ".env: RAYCLUSTER__HEAD__PORT: a whole number is expected, not 'x'"
 
 
+@pytest.mark.parametrize("line", ["KEY='open", 'RAYCLUSTER__HEAD__USER="x" y', "A = 'b'c"])
+def test_a_line_of_dotenv_that_cannot_be_read_is_named(
+    refusal: Refusal, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = refusal(MINIMAL, {}, f"# words\nA=1\n\n{line}\n")
+    assert said.startswith(".env: line 4 cannot be read")
+    assert not caplog.records
+
+
 def test_problems_of_file_and_variables_come_together(refusal: Refusal) -> None:
     said = refusal(
         MINIMAL + "num_cpus = -1\n", {"RAYCLUSTER__HEAD__PORT": "x", "RAYCLUSTER__X": "1"}

@@ -195,7 +195,7 @@ def test_an_environment_value_may_be_any_line(read: Read, value: str) -> None:
          '(or set `transport = "local"` for this machine)'),
         ("[workers]\n", "line 5: workers: a list is expected: `[[workers]]` for tables"),
         ('[[models]]\nname = "m"\n[[models]]\nname = "m"\n',
-         "line 5: models: two models are called 'm'"),
+         "line 5: models: two models or adapters are called 'm'"),
         ("[ports]\napi = 8265\n", "line 5: ports: api and dashboard are both 8265"),
         ("[ports]\napi = 20001\n",
          "line 5: ports: api (20001) lies between worker_min and worker_max"),
@@ -260,7 +260,7 @@ def test_gpus_must_suffice_where_all_are_counted(read: Read, refusal: Refusal) -
     said = refusal(f"{MINIMAL}gpus = 3\n{model}")
     assert said == "cluster.toml: the models need 4 GPUs at least, the hosts give 3"
     for gpus in ('"all"', "4", "0"):
-        assert read(f"{MINIMAL}gpus = {gpus}\n{model}").models[0].least_gpus == 4
+        assert read(f"{MINIMAL}gpus = {gpus}\n{model}").models[0].each_gpus == 2
 
 
 @pytest.mark.parametrize("version", ["true", "0", "-1", "1.5", '"x"', "[]"])

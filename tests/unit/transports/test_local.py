@@ -49,6 +49,16 @@ def test_run_begins_in_the_home_folder(here: LocalTransport) -> None:
     assert here.run(("pwd", "-P")).text == str(Path.home().resolve())
 
 
+def test_a_home_folder_that_does_not_exist_is_named(
+    here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(HostError, match=f"the home folder {tmp_path}/nowhere does not exist"):
+        here.run(("true",))
+    with pytest.raises(HostError, match="does not exist"):
+        list(here.stream(("true",)))
+
+
 def test_a_command_that_takes_too_long_is_ended_with_its_children(
     here: LocalTransport, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from raycluster.serve.settings import ModelSettings
@@ -12,7 +12,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
-ENGINE_HEADER = b"x-raycluster-engine"
+Count = Callable[[int, int], None]
+"""Takes the tokens of a request: of its prompt, and generated."""
 
 
 class EngineError(Exception):
@@ -22,7 +23,8 @@ class EngineError(Exception):
 class Engine(Protocol):
     """One way to serve a model with OpenAI's API, in this process.
 
-    `phases` maps the parts of the start to seconds, `versions` packages to versions.
+    `phases` maps the parts of the start to seconds, `versions` packages to versions; `tasks` are
+    vLLM's names for what a started engine can do.
     """
 
     @property
@@ -32,8 +34,14 @@ class Engine(Protocol):
     @property
     def versions(self) -> Mapping[str, str]: ...
 
-    async def start(self, settings: ModelSettings) -> ASGI:
-        """Load the model and return the application; raises whatever the engine raises."""
+    @property
+    def tasks(self) -> Sequence[str]: ...
+
+    async def start(self, settings: ModelSettings, count: Count) -> ASGI:
+        """Load the model and return the application; raises whatever the engine raises.
+
+        An engine that keeps no figures of its own calls `count` at the end of each request.
+        """
         ...
 
     async def check(self) -> None:

@@ -11,13 +11,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from raycluster.serve.engines import ASGI
+from raycluster.serve.engines import ASGI, Count
 from raycluster.serve.engines.generation import Ask, Generator, Piece
 from raycluster.serve.engines.requests import Asked, BadRequestError, Reader
 
@@ -54,18 +55,25 @@ class Api:
     """The endpoints of one model; `healthy` raises when the engine is broken."""
 
     def __init__(
-        self, name: str, generator: Generator, reader: Reader, healthy: Callable[[], None]
+        self,
+        name: str,
+        generator: Generator,
+        reader: Reader,
+        healthy: Callable[[], None],
+        count: Count,
     ) -> None:
         self._name = name
         self._generator = generator
         self._reader = reader
         self._healthy = healthy
+        self._count = count
         self._created = int(time.time())
 
     def application(self) -> ASGI:
         """Return the ASGI application."""
         routes = [
             Route("/health", self.health),
+            Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -78,6 +86,9 @@ class Api:
     async def health(self, _: Request) -> Response:
         self._healthy()
         return Response()
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -113,9 +124,12 @@ class Api:
 
     async def _whole(self, ask: Ask) -> tuple[str, Piece]:
         text, last = "", Piece("", 0)
-        async with aclosing(self._generator.stream(ask)) as pieces:  # type: ignore[type-var]
-            async for last in pieces:
-                text += last.text
+        try:
+            async with aclosing(self._generator.stream(ask)) as pieces:  # type: ignore[type-var]
+                async for last in pieces:
+                    text += last.text
+        finally:
+            self._count(len(ask.prompt), last.tokens)
         return text, last
 
     async def _events(
@@ -124,9 +138,9 @@ class Api:
         tokens = 0
         try:
             async with aclosing(self._generator.stream(asked.ask)) as pieces:  # type: ignore[type-var]
-                if kind.chat:
-                    yield _event({**head, "choices": [kind.delta("", None, first=True)]})
                 async for piece in pieces:
+                    if kind.chat and not tokens:
+                        yield _event({**head, "choices": [kind.delta("", None, first=True)]})
                     tokens = piece.tokens
                     choice = kind.delta(piece.text, piece.finish or None)
                     yield _event({**head, "choices": [choice]})
@@ -134,6 +148,8 @@ class Api:
                 yield _event({**head, "choices": [], "usage": _usage(asked.ask, tokens)})
         except Exception as error:  # the status line has gone out: the stream has to say it
             yield _event(_error(500, str(error)))
+        finally:
+            self._count(len(asked.ask.prompt), tokens)
         yield b"data: [DONE]\n\n"
 
     def _known(self, name: object) -> None:

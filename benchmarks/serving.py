@@ -1,0 +1,238 @@
+"""Times the app against bare `vllm serve` and `ray.serve.llm` on one machine, taking turns.
+
+    python -m benchmarks.serving [--rounds 3] [--prompts 512]
+
+All three serve the same tiny model with the same engine arguments at the same time, under one Ray;
+only one is asked at a time, by vLLM's own `vllm bench serve`: 64 tokens in, 32 out. Each round goes
+through the three and back again. Ends with 1 when a limit is missed. Root is not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from benchmarks.cold_up import VLLM
+from benchmarks.figures import Limit, keep
+from benchmarks.node import Node, free_ports, made_by, open_node, until
+from raycluster.serve.settings import ModelSettings, applications
+
+ROOT = Path(__file__).parents[1]
+MODEL = "tiny"
+ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True, "dtype": "bfloat16"}
+ENGINE_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "OMP_NUM_THREADS": "1",
+}
+"""What the app tells vLLM on a CPU by itself; told to the others too, for a fair comparison."""
+
+LLM_APP = "ray.serve.llm:build_openai_app"
+LLM_EXTRAS = ("pyarrow", "jsonref")
+CONCURRENCY = (1, 32, 128)
+FIGURES = (
+    *("request_throughput", "output_throughput", "mean_ttft_ms", "median_ttft_ms"),
+    *("p99_ttft_ms", "mean_tpot_ms", "median_tpot_ms", "p99_tpot_ms"),
+)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the client sends: so many requests, so many at once; `seed` makes the prompts."""
+
+    concurrency: int
+    count: int
+    seed: int
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=512, help="at concurrency 32 and 128")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp")))
+        model = tiny_model(folder)
+        node = stack.enter_context(open_node(folder))
+        sides = {
+            "bare": stack.enter_context(bare(node, model, folder)),
+            **deployed(node, model),
+        }
+        rows = measure(sides, model, folder, options.rounds, options.prompts)
+    keep("serving", rows, limits(rows))
+
+
+def tiny_model(folder: Path) -> Path:
+    """Make the model; return its folder."""
+    target = folder / "model"
+    node, source = made_by("node-env"), made_by("model")
+    subprocess.run(
+        [f"{node}/bin/python", ROOT / "scripts/save_tiny.py", source, target], check=True
+    )
+    return target
+
+
+@contextmanager
+def bare(node: Node, model: Path, folder: Path) -> Iterator[str]:
+    """Run `vllm serve`; yield its URL."""
+    port = free_ports(1)[0]
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in ENGINE_ARGS.items()]
+    words = [word.removesuffix("=True") for word in words]
+    command = ["serve", str(model), f"--served-model-name={MODEL}", f"--port={port}", *words]
+    with (folder / "bare.log").open("wb") as log:
+        process = subprocess.Popen(
+            [node.python, "-c", VLLM, *command, "--host=127.0.0.1"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **ENGINE_ENV},
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: answers(url), seconds=300, what="no vllm serve")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def deployed(node: Node, model: Path) -> dict[str, str]:
+    """Deploy the app and `ray.serve.llm` beside each other; return their URLs."""
+    settings = ModelSettings(MODEL, str(model), engine_args=ENGINE_ARGS)
+    body = applications(
+        [settings], fingerprint="bench", code_path=str(node.folder / "code"), port=node.http_port
+    )
+    body["applications"][0]["route_prefix"] = "/app"
+    extras = {"PYTHONPATH": str(llm_extras(node))}
+    theirs = {
+        "model_loading_config": {"model_id": MODEL, "model_source": str(model)},
+        "engine_kwargs": ENGINE_ARGS,
+        "accelerator_type": None,
+        "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
+        "runtime_env": {"env_vars": {**ENGINE_ENV, **extras}},
+    }
+    body["applications"].append(
+        {
+            "name": "llm",
+            "route_prefix": "/llm",
+            "import_path": LLM_APP,
+            "runtime_env": {"env_vars": extras},
+            "args": {"llm_configs": [theirs]},
+        }
+    )
+    node.put(body)
+    until(node.running, seconds=600, what="the applications do not run")
+    urls = {"app": f"{node.http}/app", "ray.serve.llm": f"{node.http}/llm"}
+    for url in urls.values():
+        until(partial(answers, url), seconds=60, what=f"no answer from {url}")
+    return urls
+
+
+def llm_extras(node: Node) -> Path:
+    """Install what `ray.serve.llm` imports beside Ray and vLLM; return the folder."""
+    folder = node.folder / "llm"
+    uv = (ROOT / ".venv/bin/uv", "pip", "install", "--quiet", "--no-deps")
+    subprocess.run([*uv, "--python", node.python, "--target", folder, *LLM_EXTRAS], check=True)
+    return folder
+
+
+def answers(url: str) -> bool:
+    """Tell whether a completion comes back."""
+    body = {"model": MODEL, "prompt": "a b c", "max_tokens": 2}
+    try:
+        return httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def measure(
+    sides: Mapping[str, str], model: Path, folder: Path, rounds: int, prompts: int
+) -> list[dict[str, object]]:
+    """Ask all sides, there and back again, `rounds` times at each concurrency."""
+    rows: list[dict[str, object]] = []
+    names = list(sides)
+    for concurrency in CONCURRENCY:
+        count = prompts if concurrency > 1 else max(64, prompts // 8)
+        for turn in range(rounds):
+            for place, name in enumerate([*names, *reversed(names)]):
+                seed = 2 * turn + place // len(names)  # new prompts for each pass, alike for all
+                figures = bench(sides[name], model, folder, Load(concurrency, count, seed))
+                row = {"side": name, "round": turn, "concurrency": concurrency, **figures}
+                print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
+                rows.append(row)
+    return rows
+
+
+def bench(url: str, model: Path, folder: Path, load: Load) -> dict[str, float]:
+    """Run vLLM's own client once; return its figures."""
+    result = folder / "result.json"
+    command = [
+        *("bench", "serve", "--backend=openai", f"--base-url={url}", "--endpoint=/v1/completions"),
+        *(f"--model={MODEL}", f"--tokenizer={model}", "--dataset-name=random", "--ignore-eos"),
+        *("--random-input-len=64", "--random-output-len=32", f"--num-prompts={load.count}"),
+        *(
+            f"--max-concurrency={load.concurrency}",
+            "--num-warmups=16",
+            f"--seed={load.seed}",
+        ),
+        *("--save-result", f"--result-filename={result}", "--disable-tqdm"),
+    ]
+    node = made_by("node-env")
+    done = subprocess.run(
+        [f"{node}/bin/python", "-c", VLLM, *command],
+        env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
+    told = json.loads(result.read_text())
+    if told["completed"] != load.count:
+        raise SystemExit(f"{url}: {told['completed']} of {load.count} requests completed")
+    return {name: float(told[name]) for name in FIGURES}
+
+
+def limits(rows: Sequence[Mapping[str, object]]) -> list[Limit]:
+    """Return what is promised: ratios of medians, bare over app for throughput."""
+
+    def middle(side: str, concurrency: int, name: str) -> float:
+        found = [r[name] for r in rows if r["side"] == side and r["concurrency"] == concurrency]
+        return median(float(str(value)) for value in found)
+
+    def ratio(side: str, concurrency: int, name: str) -> float:
+        return middle(side, concurrency, name) / middle("bare", concurrency, name)
+
+    for concurrency in CONCURRENCY:
+        for side in ("app", "ray.serve.llm"):
+            throughput = ratio(side, concurrency, "request_throughput")
+            print(f"{side} / bare, requests/s at {concurrency}: {throughput:.3f}")
+    delay = middle("app", 1, "median_ttft_ms") - middle("bare", 1, "median_ttft_ms")
+    return [
+        *(
+            Limit(
+                f"bare / app, requests/s at {concurrency}",
+                1 / ratio("app", concurrency, "request_throughput"),
+                round(1 / 0.95, 3),
+            )
+            for concurrency in (32, 128)
+        ),
+        Limit("app - bare, median TTFT at 1, ms", delay, 2.0),
+        Limit("app / bare, median TPOT at 1", ratio("app", 1, "median_tpot_ms"), 1.05),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""`raycluster deploy`: roll out the app alone; end after a real completion came back."""
+
+from __future__ import annotations
+
+from raycluster import session
+from raycluster.session import Json, SpecOption, SpecPath
+
+
+def deploy(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
+    """Bring the models to the spec; hosts stay as they are. `plan --only app` tells the cost."""
+    opened = session.open_session(spec, named)
+    secrets = opened.secrets()
+    from raycluster.plan import APP
+    from raycluster.progress import progress
+    from raycluster.report import outcome_json, outcome_text
+    from raycluster.up import up
+
+    with opened.fleet() as fleet, progress(session.err()) as listen:
+        outcome = up(opened.spec, fleet, secrets, listen, APP, command="raycluster deploy")
+    if as_json:
+        session.print_json(outcome_json(opened.spec, outcome))
+    else:
+        session.out().print(outcome_text(opened.spec, outcome))

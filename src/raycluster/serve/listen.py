@@ -1,0 +1,85 @@
+"""Where a replica's own HTTP listens: loopback and the node's address among its cluster.
+
+Serve lets it listen where its HTTP port does, and HAProxy needs it on both: it asks the replicas of
+its own node on loopback and those of other nodes at their addresses. All interfaces, Serve's way
+around that, would let in everybody who reaches the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+PRIVATE = {
+    "get_localhost_ip": "ray._common.network_utils",
+    "start_asgi_http_server": "ray.serve._private.replica",
+}
+"""Names of Ray that we use and the module that has, or calls, each; seen in Ray 2.60.0."""
+
+Options = Any
+"""ray.serve.config.HTTPOptions."""
+
+
+class Server(Protocol):
+    """What Serve needs of uvicorn's server: setting `should_exit` ends it gracefully."""
+
+    should_exit: bool
+
+
+Start = Callable[..., Awaitable[tuple["asyncio.Future[Any]", Server]]]
+
+
+@dataclass
+class Servers:
+    """Several servers that end together."""
+
+    each: tuple[Server, ...]
+
+    @property
+    def should_exit(self) -> bool:
+        """True when all were told to end."""
+        return all(server.should_exit for server in self.each)
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        for server in self.each:
+            server.should_exit = value
+
+
+def listen_privately(node: str) -> None:
+    """Make this process's replica listen on loopback and `node`, its node's address among others.
+
+    To be called before Serve starts the replica's HTTP, which is after its constructor.
+    """
+    loopback = str(_upstream("get_localhost_ip")())
+    addresses = (loopback,) if node == loopback else (loopback, node)
+    name = "start_asgi_http_server"
+    setattr(import_module(PRIVATE[name]), name, on_each(_upstream(name), addresses))
+
+
+def on_each(start: Start, addresses: tuple[str, ...]) -> Start:
+    """Return what starts one server for each address where `start` starts one for the options."""
+
+    async def started(
+        app: object, options: Options, **more: object
+    ) -> tuple[asyncio.Future[Any], Server]:
+        made: list[tuple[asyncio.Future[Any], Server]] = []
+        try:
+            for address in addresses:
+                there = options.model_copy(update={"host": address})
+                made.append(await start(app, there, **more))
+        except RuntimeError:  # the port is taken on one of them: Serve tries another
+            for task, _ in made:
+                task.cancel()
+            raise
+        tasks, servers = zip(*made, strict=True)
+        return asyncio.gather(*tasks), Servers(servers)
+
+    return started
+
+
+def _upstream(name: str) -> Any:  # noqa: ANN401  # whatever Ray has there
+    return getattr(import_module(PRIVATE[name]), name)

@@ -1,0 +1,190 @@
+"""A Ray head of a test's own on this machine, and what the tests of the app do with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from raycluster.contracts import ROOT as PLACE
+from raycluster.contracts import TEMP, file_mode
+from raycluster.payload import code_files, haproxy_file
+from raycluster.serve.rootcause import MARK
+from raycluster.serve.settings import ModelSettings, applications
+from raycluster.services.data_path import data_path
+from raycluster.spec.models import Ports
+
+ROOT = Path(__file__).parents[2]
+Answer = TypeVar("Answer")
+PORT_OPTIONS = (
+    *("port", "node-manager-port", "object-manager-port", "dashboard-agent-grpc-port"),
+    *("dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port"),
+    *("ray-client-server-port", "dashboard-port"),
+)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def serve_env(node: str, folder: Path) -> dict[str, str]:
+    """Return what `up` would tell Ray's processes of Serve, with ports that are free."""
+    names = ("ingress_metrics", "ingress_stats", "ingress_fallback")
+    ports = Ports(**dict(zip(names, free_ports(len(names)), strict=True)))
+    for name, content in code_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(file_mode(content))
+    told = {
+        name: value.replace(TEMP, str(folder)).replace(PLACE, str(folder))
+        for name, value in data_path(ports).items()
+    }
+    path = f"{node}/bin:{os.environ['PATH']}"
+    ours = {"RAYCLUSTER_ROOT": str(folder), "PYTHONPATH": str(folder / "code"), "PATH": path}
+    return {**told, **ours}
+
+
+def until(ask: Callable[[], Answer], *, seconds: float, what: str) -> Answer:
+    """Ask until the answer is true, and return it."""
+    end = time.monotonic() + seconds
+    while True:
+        if answer := ask():
+            return answer
+        assert time.monotonic() < end, f"{what} after {seconds} s"
+        time.sleep(0.2)
+
+
+def made_by(script: str) -> str:
+    """Run one of the scripts that make what tests need; its last line is a path."""
+    done = subprocess.run(
+        [ROOT / "scripts" / script], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.split("\n")[-2]
+
+
+@dataclass
+class Cluster:
+    """A Ray head of our own; `api` is Ray's REST API, `http` Serve's proxy."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    api: httpx.Client
+    http: httpx.Client
+
+    def alive(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "log").read_text()
+        try:
+            return self.api.get("/api/serve/applications/").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def put(self, *models: ModelSettings) -> dict[str, Any]:
+        body = applications(
+            models,
+            code_path=str(self.folder / "code"),
+            fingerprint="test",
+            port=int(self.http.base_url.port or 0),
+        )
+        for name, content in haproxy_file(body).items():
+            (self.folder / name).write_bytes(content)
+        answer = self.api.put("/api/serve/applications/", json=body)
+        assert answer.status_code == 200, answer.text
+        return body
+
+    def details(self) -> dict[str, Any]:
+        found = self.api.get("/api/serve/applications/").json()
+        assert isinstance(found, dict)
+        return found
+
+    def running(self) -> bool:
+        apps = self.details()["applications"].values()
+        failed = [json.dumps(app) for app in apps if app["status"] == "DEPLOY_FAILED"]
+        assert not failed, failed
+        return bool(apps) and all(app["status"] == "RUNNING" for app in apps)
+
+    def failure(self, name: str) -> str:
+        """Return what the deployment says of a replica that did not start, or ""."""
+        app = self.details()["applications"].get(name, {"deployments": {}})
+        messages = [d["message"] for d in app["deployments"].values()]
+        return next((m for m in messages if MARK in m), "")
+
+    def replicas(self) -> list[int]:
+        """Return the replicas' processes and the processes of their engines."""
+        apps = self.details()["applications"].values()
+        deployments = [d for app in apps for d in app["deployments"].values()]
+        pids = [replica["pid"] for d in deployments for replica in d["replicas"]]
+        return pids + [below for pid in pids for below in descendants(pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below this one."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
+
+
+@contextmanager
+def open_cluster() -> Iterator[Cluster]:
+    """Start Ray; end it and all of its processes afterwards."""
+    node = made_by("node-env")
+    folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # sockets allow only short paths
+    ports = free_ports(len(PORT_OPTIONS) + 1)
+    options = [f"--{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=False)]
+    options += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+    # Ray believes in these GPUs: enough to see where it puts what asks for some.
+    options += ["--object-store-memory=100000000", "--num-cpus=4", "--num-gpus=4"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [f"{node}/bin/ray", "start", "--head", "--block", *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={
+                **os.environ,
+                **serve_env(node, folder),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
+                "RAYCLUSTER_TEST": str(folder),
+            },
+        )
+    api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=60)
+    http = httpx.Client(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60)
+    cluster = Cluster(process, folder, api, http)
+    try:
+        until(cluster.alive, seconds=180, what="no Ray")
+        yield cluster
+    finally:
+        api.close()
+        http.close()
+        below = descendants(process.pid)
+        process.kill()  # on SIGTERM Ray drains its node, which takes 30 s
+        process.wait()
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)

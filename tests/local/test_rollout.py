@@ -1,0 +1,122 @@
+"""Rolling updates on real Ray with a real engine, while clients ask without pause."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raycluster.errors import AppError
+from raycluster.serve.settings import ModelSettings
+from tests.local.cluster import Cluster, until
+from tests.local.load import under_load
+from tests.local.rolling import FIRST_NEW_ONE, at_work, deploy, with_args
+from tests.local.tiny import NAME, tiny
+
+pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+
+REQUESTS = 2000
+
+
+def engine_argument(cluster: Cluster, name: str) -> object:
+    """Return what the application was last deployed with."""
+    config = cluster.details()["applications"][NAME]["deployed_app_config"]
+    return config["args"]["model"]["engine_args"].get(name)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
+    return tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster, model: ModelSettings) -> Cluster:
+    deploy(cluster, model)
+    return cluster
+
+
+def test_no_request_fails_while_a_model_changes(served: Cluster, model: ModelSettings) -> None:
+    """Another engine argument, the old one again, and a second replica."""
+    with under_load(str(served.http.base_url), NAME) as load:
+        at_work(load, 50)
+        first = deploy(served, with_args(model, max_num_seqs=32))
+        assert first.costs == (f"{NAME}: {FIRST_NEW_ONE}",)
+        assert engine_argument(served, "max_num_seqs") == 32
+        at_work(load, 50)
+        deploy(served, model)
+        assert engine_argument(served, "max_num_seqs") is None
+        at_work(load, 50)
+        counted = deploy(served, replace(model, replicas=2))
+        assert counted.costs == (f"{NAME}: changes in place: no interruption",)
+        at_work(load, max(50, REQUESTS - len(load.results)))
+        deploy(served, model)
+        at_work(load, 50)
+    assert load.wrong == []
+    assert {result.kind for result in load.results} == {"whole", "stream", "long stream"}
+    assert len(load.results) >= REQUESTS
+
+
+def test_a_version_that_does_not_start_leaves_the_one_before(
+    served: Cluster, model: ModelSettings
+) -> None:
+    bad = with_args(model, max_modle_len=5)
+    with under_load(str(served.http.base_url), NAME) as load:
+        at_work(load, 50)
+        for attempt in range(2):
+            with pytest.raises(AppError, match="did you mean 'max_model_len'") as error:
+                deploy(served, bad)
+            assert "the version before goes on serving (1 replica)" in str(error.value)
+            config = served.details()["applications"][NAME]["deployed_app_config"]
+            assert config["args"].get("attempt", 0) == attempt
+            at_work(load, 50)
+        deploy(served, with_args(model, max_num_seqs=16))
+        at_work(load, 50)
+    assert load.wrong == []
+    assert engine_argument(served, "max_num_seqs") == 16
+
+
+def routes(cluster: Cluster) -> dict[str, str]:
+    return {name: a["route_prefix"] for name, a in cluster.details()["applications"].items()}
+
+
+def test_a_second_model_comes_and_goes(served: Cluster, model: ModelSettings) -> None:
+    """The first model's requests go through the router from then on, and afterwards no more."""
+    first = with_args(model, max_num_seqs=16)
+    with under_load(str(served.http.base_url), NAME) as load:
+        at_work(load, 50)
+        deploy(served, first, replace(model, name="second"))
+        assert routes(served) == {NAME: f"/m/{NAME}", "second": "/m/second", "router": "/"}
+        at_work(load, 50)
+        deploy(served, first)
+        at_work(load, 50)
+    until(lambda: routes(served) == {NAME: "/"}, seconds=60, what="the router is still there")
+    assert load.wrong == []
+
+
+def test_the_model_is_at_its_own_route_too(served: Cluster) -> None:
+    for route in ("", f"/m/{NAME}"):
+        answer = served.http.get(f"{route}/v1/models")
+        assert [card["id"] for card in answer.json()["data"]] == [NAME]
+
+
+def test_without_room_one_replica_after_the_other_is_away(
+    served: Cluster, model: ModelSettings
+) -> None:
+    """Two replicas with two CPUs each fill the four that there are."""
+    whole = replace(model, replicas=2, num_cpus=2)
+    deploy(served, whole)
+    with under_load(str(served.http.base_url), NAME) as load:
+        at_work(load, 50)
+        change = deploy(served, with_args(whole, max_num_seqs=8))
+        at_work(load, 50)
+    [cost] = change.costs
+    assert cost.endswith("one of 2 replicas at a time is away, and capacity falls by 50%")
+    assert load.wrong == []
+
+
+def test_the_source_of_a_model_may_be_away(served: Cluster, model: ModelSettings) -> None:
+    gone = replace(model, source=str(Path(model.source).with_name("gone")))
+    with pytest.raises(AppError, match="is not on the node"):
+        deploy(served, gone)
+    assert served.http.get("/v1/models").status_code == 200

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raycluster.payload import haproxy_file
+from raycluster.serve.haproxy import edited, told
+from raycluster.serve.settings import ModelSettings, applications
+from raycluster.services.data_path import HAPROXY
+
+CONFIG = """\
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind 127.0.0.1:8000
+    log global
+listen stats
+  bind *:8404
+  stats enable
+"""
+
+
+def test_metrics_and_statistics_are_for_this_host_alone() -> None:
+    private = CONFIG.replace(":9101", "127.0.0.1:9101").replace("*:8404", "127.0.0.1:8404")
+    assert edited(CONFIG, {}, {}) == private
+
+
+def test_a_model_s_requests_go_to_its_own_application() -> None:
+    lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}, {}).splitlines()
+    at = lines.index("    bind 127.0.0.1:8000")
+    added = lines[at + 1 : lines.index("    log global")]
+    assert added == [
+        "    # raycluster: to the application of the model that the body names",
+        "    http-request wait-for-body time 10s if METH_POST",
+        "    http-request set-var(txn.raycluster_model) req.body,json_query('$.model')"
+        " if METH_POST !{ path_beg /m/ }",
+        "    http-request set-path /m/org-first%[path]"
+        " if { var(txn.raycluster_model) -m str org/first }",
+        "    http-request set-path /m/second%[path] if { var(txn.raycluster_model) -m str second }",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [("a b", "/m/a"), ("a }", "/m/a"), ("a\nstats", "/m/a"), ("a", "/m/a b"), ("a", "/v1/%[x]")],
+)
+def test_what_is_no_plain_name_is_left_to_the_router(name: str, route: str) -> None:
+    assert edited(CONFIG, {name: route}, {}) == edited(CONFIG, {}, {})
+
+
+def test_another_configuration_is_left_as_it_is() -> None:
+    other = "frontend http_frontend\n    mode http\n    bind 127.0.0.1:8000\n"
+    assert edited(other, {"a": "/m/a"}, {"a": "sticky"}) == other
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{", "{}", '{"routes": [], "routing": 1}'])
+def test_what_is_absent_or_damaged_is_nothing(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "told").write_text(text)
+    assert told(str(tmp_path / "told")) == {"routes": {}, "routing": {}}
+
+
+def test_what_is_told_of_a_deployment_is_what_the_program_reads(tmp_path: Path) -> None:
+    models = [ModelSettings("org/a", "/a", routing="sticky"), ModelSettings("b", "/b")]
+    [content] = haproxy_file(applications(models, fingerprint="f")).values()
+    (tmp_path / "told").write_bytes(content)
+    assert told(str(tmp_path / "told")) == {
+        "routes": {"org/a": "/m/org-a", "b": "/m/b"},
+        "routing": {"org-a": "sticky", "b": "least-busy"},
+    }
+
+
+def test_it_becomes_haproxy_with_the_edited_configuration(tmp_path: Path) -> None:
+    """The program is found on the PATH here; on a node Ray brings it."""
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(CONFIG)
+    other = tmp_path / "bin" / "haproxy"
+    other.parent.mkdir()
+    other.write_text('#!/bin/sh\necho "$@"; env | grep -c RAY_SERVE_HAPROXY_BINARY_PATH\n')
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(HAPROXY)
+    for program in (other, wrapper):
+        program.chmod(0o700)
+    done = subprocess.run(
+        [wrapper, "-db", "-f", config],
+        env={
+            "PATH": f"{other.parent}:{Path(sys.executable).parent}:{os.defpath}",
+            "PYTHONPATH": str(Path(__file__).parents[3] / "src"),
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == f"-db -f {config}\n0\n", done.stderr
+    assert config.read_text() == edited(CONFIG, {}, {})

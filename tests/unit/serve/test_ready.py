@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from raycluster.serve import ready
+from raycluster.serve.engines import Message, Receive, Send
+from raycluster.serve.ready import GOOD_FOR_S, Readiness, question
+
+
+class Engine:
+    """An application that answers with `status`; while `held`, it answers nothing."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
+        self.held: asyncio.Event | None = None
+        self.asked: list[Any] = []
+        self.cancelled = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        self.asked.append((scope["path"], json.loads((await receive())["body"])))
+        try:
+            if self.held:
+                await self.held.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"told": 1}'})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "path"),
+    [
+        (("generate", "render"), "/v1/completions"),
+        (("embed", "token_embed"), "/v1/embeddings"),
+        (("classify",), "/classify"),
+        (("token_classify",), "/pooling"),
+    ],
+)
+def test_a_model_is_asked_what_it_can_answer(tasks: tuple[str, ...], path: str) -> None:
+    engine = Engine()
+    assert asyncio.run(Readiness(engine, question(tasks, "m")).problem()) == ""
+    ((asked, body),) = engine.asked
+    assert asked == path
+    assert body["model"] == "m"
+
+
+def test_a_good_answer_lasts_and_a_bad_one_does_not() -> None:
+    now = [100.0]
+    engine = Engine()
+    readiness = Readiness(engine, question(("generate",), "m"), lambda: now[0])
+
+    async def twice() -> list[str]:
+        return [await readiness.problem(), await readiness.problem()]
+
+    assert asyncio.run(twice()) == ["", ""]
+    assert len(engine.asked) == 1
+    now[0] += GOOD_FOR_S
+    engine.status = 500
+    assert asyncio.run(twice()) == ['answered 500: {"told": 1}'] * 2
+    assert len(engine.asked) == 3
+
+
+def test_callers_at_the_same_time_share_one_request() -> None:
+    engine = Engine()
+
+    async def both() -> list[str]:
+        engine.held = asyncio.Event()
+        readiness = Readiness(engine, question(("generate",), "m"))
+        waiting = [asyncio.ensure_future(readiness.problem()) for _ in range(5)]
+        while not engine.asked:
+            await asyncio.sleep(0)
+        engine.held.set()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(both()) == [""] * 5
+    assert len(engine.asked) == 1
+
+
+def test_an_engine_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready, "PATIENCE_S", 0.05)
+    engine = Engine()
+
+    async def ask() -> str:
+        engine.held = asyncio.Event()
+        return await Readiness(engine, question(("generate",), "m")).problem()
+
+    assert asyncio.run(ask()).startswith("no token came within")
+    assert engine.cancelled

@@ -1,0 +1,53 @@
+"""What a model may say of its replicas, limits and adapters."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.spec.conftest import Read, Refusal
+
+MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            'replicas = { policy = "a.b" }',
+            "replicas.policy: a function such as `package.module:function` is expected, not 'a.b'",
+        ),
+        ("replicas = { to_zero_delay = -1 }", "replicas.to_zero_delay: 0 or more is expected"),
+        ("max_queued_requests = 0", "max_queued_requests: 1 or more is expected, not 0"),
+        (
+            'adapters = { a = "/a" }\nengine = "transformers"',
+            "adapters need vLLM: leave out `engine`, or the adapters",
+        ),
+        ('adapters = { m = "/a" }', "two models or adapters are called 'm'"),
+        (
+            'engine_args.lora_modules = ["a=b"]',
+            "engine_args: `lora_modules` cannot be set: `adapters` of the model says this",
+        ),
+        (
+            "num_gpus = 1\nengine_args.tensor_parallel_size = 2",
+            "num_gpus is 1, and the engine arguments need 2: leave out num_gpus",
+        ),
+    ],
+)
+def test_what_is_refused(refusal: Refusal, lines: str, said: str) -> None:
+    assert said in refusal(MODEL + lines)
+
+
+def test_an_adapter_may_not_have_the_name_of_another_model(refusal: Refusal) -> None:
+    more = '[[models]]\nname = "n"\nadapters = { m = "/a" }\n'
+    assert "two models or adapters are called 'm'" in refusal(MODEL + more)
+
+
+def test_a_model_has_its_own_name_and_those_of_its_adapters(read: Read) -> None:
+    (model,) = read(f'{MODEL}adapters = {{ a = "/a", "org/b" = "org/b" }}\n').models
+    assert model.names == ("m", "a", "org/b")
+
+
+@pytest.mark.parametrize(("replicas", "least"), [("3", 3), ("{ min = 0, max = 2 }", 0)])
+def test_the_smallest_number_of_replicas(read: Read, replicas: str, least: int) -> None:
+    (model,) = read(f"{MODEL}replicas = {replicas}\n").models
+    assert model.least_replicas == least

@@ -1,0 +1,53 @@
+"""The app's files on the way to the nodes, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycluster import connect
+from raycluster.connect import Fleet
+from raycluster.contracts import Process, Secret, Versions
+from raycluster.deploy import push
+from raycluster.errors import UnreachableError
+from raycluster.events import Event
+from raycluster.observe import observe
+from raycluster.services.wiring import Secrets
+from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.transports.local import LocalTransport
+from raycluster.work import Work
+
+
+def gone(host: ResolvedHost, ask: connect.Ask | None) -> LocalTransport:
+    """Reach nothing."""
+    raise UnreachableError("did not answer", where=host.name)
+
+
+def test_a_host_that_is_away_keeps_the_app_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(connect, "TRANSPORTS", {**connect.TRANSPORTS, "ssh": gone})
+    document: dict[str, Any] = {
+        "cluster": {"name": "c"},
+        "runtime": {"kind": "native", "python": sys.executable, "start_on_boot": False},
+        "head": {"transport": "local"},
+        "workers": [{"host": "127.0.0.2", "name": "away"}],
+        "models": [{"name": "m"}],
+    }
+    spec = ClusterSpec(**document)
+    events: list[Event] = []
+    with Fleet("c", 2) as fleet:
+        runtime = fleet.open(spec.hosts[0]).runtime
+        try:
+            head = Process("head", ("sleep", "1000"))
+            runtime.start(head, Versions(), {}, lambda _: None)
+            work = Work(spec, fleet, Secret("t"), Secrets(), events.append)
+            push(work, observe(spec, fleet), {"code/app.py": b"1"})
+            assert (tmp_path / ".raycluster/c/code/app.py").read_bytes() == b"1"
+        finally:
+            runtime.remove()
+    assert events == [Event("away", "does not get the app: did not answer", "note")]

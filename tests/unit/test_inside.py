@@ -1,0 +1,56 @@
+"""Whether a cluster is there, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from raycluster.commands.tunnel import tunnel
+from raycluster.connect import connect
+from raycluster.contracts import Process, Versions
+from raycluster.errors import HostError
+from raycluster.inside import check_up
+from raycluster.spec import read_spec
+
+SPEC = f"""
+cluster.name = "c"
+head.transport = "local"
+models = [{{ name = "m" }}]
+[runtime]
+kind = "native"
+python = "{sys.executable}"
+start_on_boot = false
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "cluster.toml"
+    path.write_text(SPEC)
+    return path
+
+
+def test_a_tunnel_to_a_cluster_that_was_never_made_ends_at_once(spec: Path) -> None:
+    with pytest.raises(HostError, match="head: nothing of the cluster is here") as caught:
+        tunnel(spec)
+    assert caught.value.hint == "raycluster up"
+
+
+def test_a_cluster_that_was_made_is_waited_for(spec: Path) -> None:
+    cluster = read_spec(spec)
+    runtime = connect(cluster.hosts[0], "c").runtime
+    try:
+        runtime.start(Process("head", ("false",)), Versions(), {}, lambda _: None)
+        check_up(cluster)
+    finally:
+        runtime.remove()
+
+
+def test_a_head_that_cannot_be_seen_may_come_back(spec: Path) -> None:
+    spec.write_text(
+        SPEC.replace('head.transport = "local"', 'head = { host = "127.0.0.1", port = 1 }')
+    )
+    check_up(read_spec(spec))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from raycluster.deploy import Proof
+from raycluster.plan import Deploy
+from raycluster.report import outcome_json, outcome_text
+from raycluster.rollout import Rollout
+from raycluster.spec import ClusterSpec
+from raycluster.up import Outcome
+
+SPEC = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h0"}})
+TOOK = {"import": 9.1, "engine": 0.3, "load": 2.2, "compile": 8.4, "warm_up": 3.0, "total": 23.0}
+
+
+def outcome(seconds: Mapping[str, float], *, changed: bool) -> Outcome:
+    actions = (Deploy(Rollout((), {}), ("m: changed",)),) if changed else ()
+    return Outcome(actions, (Proof("m", "vllm", "Paris", seconds=seconds),))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "changed", "said"),
+    [
+        (TOOK, True, "vllm started in 23 s: import 9, load 2, compile 8, warm-up 3"),
+        ({"load": 0.2, "total": 0.4}, True, "vllm started in 0 s"),
+        (TOOK, False, ""),
+        ({}, True, ""),
+    ],
+)
+def test_a_new_start_is_told_by_its_parts(
+    seconds: Mapping[str, float], changed: bool, said: str
+) -> None:
+    lines = outcome_text(SPEC, outcome(seconds, changed=changed)).splitlines()
+    assert [line.strip() for line in lines if "started in" in line] == ([said] if said else [])
+
+
+def test_programs_get_all_the_parts() -> None:
+    (told,) = outcome_json(SPEC, outcome(TOOK, changed=True))["completions"]
+    assert told["start_seconds"] == TOOK
