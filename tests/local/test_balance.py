@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from raycluster.serve.balance import MOST_LOAD, SESSION_HEADER, balanced
+from raycluster.serve.balance import MOST_LOAD, SESSION_HEADER
+from raycluster.serve.haproxy import RETRY_S, edited
 from tests.local.cluster import free_ports, made_by, until
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
 
 REPLICAS = 4
+BUSY, DYING = "/busy", "/dying"
 CONFIG = """\
 global
     tune.bufsize 65536
@@ -27,6 +29,12 @@ defaults
     timeout connect 2s
     timeout client 30s
     timeout server 30s
+    retries 1
+    option redispatch 1
+    retry-on conn-failure empty-response
+    errorfile 502 /of/serve/500.http
+    errorfile 503 /of/serve/500.http
+    errorfile 504 /of/serve/500.http
     balance leastconn
 frontend http_frontend
     bind 127.0.0.1:{port}
@@ -38,7 +46,8 @@ backend http-smol
 
 
 class Replica(BaseHTTPRequestHandler):
-    """Answers with its own port, when its server lets it go."""
+    """Answers with its own port, when its server lets it go; at BUSY it refuses
+    as Serve does, and at DYING it breaks off."""
 
     protocol_version = "HTTP/1.1"
 
@@ -48,9 +57,23 @@ class Replica(BaseHTTPRequestHandler):
         assert isinstance(server, Held)
         server.taken += 1
         server.go.wait(20)
+        if self.path == DYING:
+            self.wfile.write(b"HTTP/1.1 2")
+            self.close_connection = True
+            return
+        if self.path == BUSY:
+            self.send_response(429)
+            self.send_header("content-type", "text/plain; charset=utf-8")
+            self.send_header("content-length", "4")
+            self.send_header("retry-after", "7")
+            self.end_headers()
+            self.wfile.write(b"full")
+            return
         said = str(server.server_port).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(said)))
+        if self.path == "/":  # for an idle connection that broke, HAProxy tells clients nothing
+            self.send_header("connection", "close")
         self.end_headers()
         self.wfile.write(said)
 
@@ -81,20 +104,20 @@ class Ingress:
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client()
 
-    def start(self, rule: str, replicas: list[Held]) -> httpx.Client:
+    def start(self, rule: str, replicas: list[Held], at_first: int = 200) -> httpx.Client:
         (port,) = free_ports(1)
         servers = "\n".join(
             f"    server replica-{r.server_port} 127.0.0.1:{r.server_port} check" for r in replicas
         )
         path = self.folder / "haproxy.cfg"
-        path.write_text(balanced(CONFIG.format(port=port, servers=servers), {"smol": rule}))
+        path.write_text(edited(CONFIG.format(port=port, servers=servers), {}, {"smol": rule}))
         self.stop()
         self.process = subprocess.Popen([self.program, "-f", path, "-db"])
         client = self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
 
         def answers() -> bool:
             try:
-                return client.post("/", json={}).status_code == 200
+                return client.post("/", json={}).status_code == at_first
             except httpx.TransportError:
                 return False
 
@@ -190,3 +213,27 @@ def test_a_replica_gets_no_more_than_its_share_for_a_prefix_alone(ingress: Ingre
             replica.go.set()
         said = list(answers)
     assert max(said.count(port) for port in said) <= 16 / REPLICAS * MOST_LOAD / 100 + 1
+
+
+def error(answer: httpx.Response) -> tuple[object, ...]:
+    assert answer.headers["content-type"] == "application/json", answer.text
+    told = answer.json()["error"]
+    assert set(told) == {"message", "type", "param", "code"}
+    return (answer.status_code, told["type"], told["code"], answer.headers.get("retry-after"))
+
+
+def test_a_full_queue_is_told_in_openai_s_form(ingress: Ingress) -> None:
+    client = ingress.start("least-busy", ingress.replicas)
+    assert error(client.post(BUSY, json={})) == (429, "RateLimitError", 429, "7")
+
+
+def test_a_replica_that_breaks_off_is_told_in_openai_s_form(ingress: Ingress) -> None:
+    client = ingress.start("least-busy", ingress.replicas)
+    answer = httpx.post(client.base_url.join(DYING), json={})  # in a connection's first request
+    assert error(answer) == (502, "BadGatewayError", 502, None)
+
+
+def test_no_replica_is_told_in_openai_s_form(ingress: Ingress) -> None:
+    client = ingress.start("least-busy", [], at_first=503)
+    told = (503, "ServiceUnavailableError", 503, str(RETRY_S))
+    assert error(client.post("/v1/completions", json={})) == told

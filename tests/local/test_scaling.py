@@ -6,7 +6,6 @@ import json
 import random
 import struct
 from array import array
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import Autoscale, ModelSettings, applications, out_of_date
-from tests.local.cluster import ROOT, Cluster, until
+from tests.local.cluster import Cluster, until
 from tests.local.test_serve import ARGS
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
@@ -66,38 +65,12 @@ def adapter(folder: Path, source: str, rank: int = 8) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a policy that Ray's processes can import: Ray starts after this."""
-    folder = tmp_path_factory.mktemp("code")
-    (folder / "pairs.py").write_text(POLICY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
-        yield folder
-
-
-def put(cluster: Cluster, code: Path, *models: ModelSettings) -> dict[str, Any]:
-    """Deploy, with `code` on the path of what Serve starts as well."""
-    body = applications(
-        models,
-        code_path=f"{ROOT / 'src'}:{code}",
-        fingerprint="test",
-        port=int(cluster.http.base_url.port or 0),
-    )
-    answer = cluster.api.put("/api/serve/applications/", json=body)
-    assert answer.status_code == 200, answer.text
-    return body
-
-
 @pytest.fixture(scope="module")
-def served(
-    code: Path, cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory
-) -> Cluster:
+def served(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """A model that sleeps, one with an adapter, one with a policy, and the router in front."""
     made = adapter(tmp_path_factory.mktemp("adapter"), model)
-    wanted = put(
-        cluster,
-        code,
+    (cluster.folder / "code" / "pairs.py").write_text(POLICY)  # where Ray's processes import from
+    wanted = cluster.put(
         ModelSettings(
             "sleepy",
             model,

@@ -19,6 +19,22 @@ from raycluster.serve.balance import balanced
 TOLD = "RAYCLUSTER_HAPROXY"
 """The variable that names a file of JSON: what `settings.haproxy_of` returns."""
 
+RETRY_S = 1
+"""Seconds after which a client shall come back when no replica could take its request."""
+
+UNANSWERED = {
+    502: ("BadGatewayError", "the replica ended before it answered"),
+    503: ("ServiceUnavailableError", "no replica can take the request now"),
+    504: ("GatewayTimeoutError", "the replica did not answer in time"),
+}
+"""What HAProxy says by itself; Serve would have it say 500 to all of them."""
+
+REFUSED = {
+    429: ("RateLimitError", "too many requests wait for this model: try again later"),
+    503: ("ServiceUnavailableError", "the model cannot take the request now: try again later"),
+}
+"""What Serve says in plain words, with the time to wait, when a queue is full."""
+
 BODY_S = 10
 """Seconds for a request's body to arrive before it is routed without its model's name."""
 
@@ -55,12 +71,14 @@ def told(path: str) -> dict[str, dict[str, str]]:
 def edited(config: str, routes: Mapping[str, str], routing: Mapping[str, str]) -> str:
     """Return the configuration with what Serve has no setting for.
 
-    Metrics and statistics on loopback, a way to each model of `routes`, and `routing` as `balance`
-    describes it.
+    Metrics and statistics on loopback, a way to each model of `routes`, `routing` as `balance`
+    describes it, and errors in OpenAI's form.
     """
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind [^\n]*\n")
-    config = frontend.sub(lambda m: m[0] + "".join(model_rules(routes)), config, count=1)
+    added = "".join([*model_rules(routes), *refusals()])
+    config = frontend.sub(lambda m: m[0] + added, config, count=1)
+    config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
     return balanced(config, routing)
 
 
@@ -84,6 +102,33 @@ def model_rules(routes: Mapping[str, str]) -> Sequence[str]:
             for model, route in known
         ),
     )
+
+
+def refusals() -> Sequence[str]:
+    """Return the lines that say in OpenAI's form what Serve says in plain words."""
+    return (
+        "    # raycluster: full queues in OpenAI's form\n",
+        "    http-response set-var(txn.raycluster_later) res.hdr(retry-after) "
+        "if { res.hdr(content-type) -m beg text/plain }\n",
+        *(
+            f"    http-response return {_error(status, *told)} "
+            'hdr retry-after "%[var(txn.raycluster_later)]" '
+            f"if {{ status {status} }} {{ var(txn.raycluster_later) -m found }}\n"
+            for status, told in REFUSED.items()
+        ),
+    )
+
+
+def _unanswered(line: re.Match[str]) -> str:
+    status = int(line[2])
+    later = f" hdr retry-after {RETRY_S}" if status == 503 else ""
+    return f"{line[1]}http-error {_error(status, *UNANSWERED[status])}{later}"
+
+
+def _error(status: int, kind: str, message: str) -> str:
+    """Return the words of HAProxy for an answer in OpenAI's form."""
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    return f"status {status} content-type application/json string '{json.dumps({'error': error})}'"
 
 
 def plain(name: str, route: str) -> bool:

@@ -20,7 +20,6 @@ from raycluster.serve.settings import WAITING_ROUTE
 MOST_BODY = 64 * 1024 * 1024
 CONNECT_S = 10.0
 READY_S = 15.0
-OVERLOADED = (429, 503)
 ERRORS = {404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"host", b"expect"}
@@ -150,10 +149,7 @@ class Router:
         try:
             request = self._client().request(scope["method"], url, data=body, headers=headers)
             async with request as response:
-                if response.status in OVERLOADED and response.content_type == "text/plain":
-                    await _refuse_as_serve(response, send)
-                else:
-                    await _relay(response, send)
+                await _relay(response, send)
         except aiohttp.ClientConnectorError as error:
             await _refuse(send, 503, f"the model cannot be reached: {error}")
 
@@ -171,13 +167,6 @@ class Router:
     def _unknown(self, model: object) -> str:
         there = ", ".join(sorted(self._routes))
         return f"The model `{model}` does not exist. There are: {there}."
-
-
-async def _refuse_as_serve(response: aiohttp.ClientResponse, send: Send) -> None:
-    """Say in OpenAI's form what Serve says in plain words when a queue is full."""
-    later = response.headers.get("retry-after", "")
-    headers = [(b"retry-after", later.encode())] if later else []
-    await _refuse(send, response.status, await response.text(), headers=headers)
 
 
 async def _relay(response: aiohttp.ClientResponse, send: Send) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.payload import haproxy_file
-from raycluster.serve.haproxy import edited, told
+from raycluster.serve.haproxy import edited, refusals, told
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
 
@@ -23,17 +23,18 @@ listen stats
   bind *:8404
   stats enable
 """
+REFUSALS = "".join(refusals())
 
 
 def test_metrics_and_statistics_are_for_this_host_alone() -> None:
     private = CONFIG.replace(":9101", "127.0.0.1:9101").replace("*:8404", "127.0.0.1:8404")
-    assert edited(CONFIG, {}, {}) == private
+    assert edited(CONFIG, {}, {}).replace(REFUSALS, "") == private
 
 
 def test_a_model_s_requests_go_to_its_own_application() -> None:
     lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}, {}).splitlines()
     at = lines.index("    bind 127.0.0.1:8000")
-    added = lines[at + 1 : lines.index("    log global")]
+    added = lines[at + 1 : lines.index("    log global")][: -len(refusals())]
     assert added == [
         "    # raycluster: to the application of the model that the body names",
         "    http-request wait-for-body time 10s if METH_POST",

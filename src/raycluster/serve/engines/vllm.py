@@ -213,6 +213,7 @@ def _tell_routing_errors_as_others(app: FastAPI) -> None:
     from starlette.exceptions import HTTPException
 
     app.add_exception_handler(HTTPException, app.exception_handlers[fastapi.HTTPException])
+    app.middleware_stack = None  # built already, of the handlers before; made anew when first asked
 
 
 def _load_plugins(vllm: SimpleNamespace, args: Namespace) -> None:
