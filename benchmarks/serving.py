@@ -119,7 +119,7 @@ def deployed(node: Node, model: Path) -> dict[str, str]:
     theirs = {
         "model_loading_config": {"model_id": MODEL, "model_source": str(model)},
         "engine_kwargs": ENGINE_ARGS,
-        "accelerator_type": None,
+        "accelerator_config": {"kind": "cpu"},
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
         "runtime_env": {"env_vars": {**ENGINE_ENV, **extras}},
     }
@@ -133,7 +133,7 @@ def deployed(node: Node, model: Path) -> dict[str, str]:
         }
     )
     node.put(body)
-    until(node.running, seconds=600, what="the applications do not run")
+    until(node.running, seconds=300, what="the applications do not run")
     urls = {"app": f"{node.http}/app", "ray.serve.llm": f"{node.http}/llm"}
     for url in urls.values():
         until(partial(answers, url), seconds=60, what=f"no answer from {url}")
@@ -170,7 +170,10 @@ def measure(
                 seed = 2 * turn + place // len(names)  # new prompts for each pass, alike for all
                 figures = bench(sides[name], model, folder, Load(concurrency, count, seed))
                 row = {"side": name, "round": turn, "concurrency": concurrency, **figures}
-                print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
+                print(
+                    {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()},
+                    flush=True,
+                )
                 rows.append(row)
     return rows
 
