@@ -72,14 +72,20 @@ def edited(config: str, routes: Mapping[str, str], routing: Mapping[str, str]) -
     """Return the configuration with what Serve has no setting for.
 
     Metrics and statistics on loopback, a way to each model of `routes`, `routing` as `balance`
-    describes it, and errors in OpenAI's form.
+    describes it, errors in OpenAI's form, and as many threads as the host has cores to spare.
     """
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind [^\n]*\n")
     added = "".join([*model_rules(routes), *refusals()])
     config = frontend.sub(lambda m: m[0] + added, config, count=1)
+    config = re.sub(r"(?m)^(\s*nbthread) \d+$", rf"\1 {threads()}", config)
     config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
     return balanced(config, routing)
+
+
+def threads() -> int:
+    """Return half of the cores, from 1 to 4: with more, they wait for each other at each token."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
 
 
 def model_rules(routes: Mapping[str, str]) -> Sequence[str]:

@@ -31,6 +31,14 @@ def test_metrics_and_statistics_are_for_this_host_alone() -> None:
     assert edited(CONFIG, {}, {}).replace(REFUSALS, "") == private
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (6, 3), (64, 4)])
+def test_haproxy_takes_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert edited("global\n    nbthread 4\n", {}, {}) == f"global\n    nbthread {threads}\n"
+
+
 def test_a_model_s_requests_go_to_its_own_application() -> None:
     lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}, {}).splitlines()
     at = lines.index("    bind 127.0.0.1:8000")
