@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
 
@@ -108,12 +109,24 @@ def bare(node: Node, model: Path, folder: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def deployed(node: Node, model: Path) -> dict[str, str]:
-    """Deploy the app and `ray.serve.llm` beside each other; return their URLs."""
+def deployed_app(node: Node, model: Path) -> str:
+    """Deploy the app alone; return its URL."""
+    node.put(_application(node, model))
+    until(node.running, seconds=300, what="the application does not run")
+    until(partial(answers, node.http), seconds=60, what=f"no answer from {node.http}")
+    return node.http
+
+
+def _application(node: Node, model: Path) -> dict[str, Any]:
     settings = ModelSettings(MODEL, str(model), engine_args=ENGINE_ARGS)
-    body = applications(
+    return applications(
         [settings], fingerprint="bench", code_path=str(node.folder / "code"), port=node.http_port
     )
+
+
+def deployed(node: Node, model: Path) -> dict[str, str]:
+    """Deploy the app and `ray.serve.llm` beside each other; return their URLs."""
+    body = _application(node, model)
     body["applications"][0]["route_prefix"] = "/app"
     extras = {"PYTHONPATH": str(llm_extras(node))}
     theirs = {
