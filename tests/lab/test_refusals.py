@@ -314,7 +314,7 @@ def test_what_a_running_cluster_refuses(alone: Bench) -> None:
     first = alone.lab.docker_hosts[0]
     running = first.check("docker", "ps", "-q", "--no-trunc")
     absent = alone.spec([first], (f'source = "{alone.lab.model}"', 'source = "/models/none"'))
-    alone.refuses(absent, "^head: the model /models/none is not there$", within=40)
+    alone.refuses(absent, r"^head: the model /models/none is not there\n", within=40)
     engine = ("replicas = 1", 'replicas = 1\nengine = "vllm"')
     long = alone.spec([first], ("max_model_len = 1024", "max_model_len = 100000"), engine)
     alone.refuses(long, "^smollm2-135m: vllm: .*max_model_len", within=90)
