@@ -39,6 +39,7 @@ def main() -> None:
             "app": deployed_app(node, model),
         }
         rows: list[dict[str, object]] = []
+        differ = tokens = 0
         for prompt in prompts(options.prompts):
             told = {
                 f"{side}, {way}": ask(url, prompt, options.tokens)
@@ -46,8 +47,8 @@ def main() -> None:
                 for way, ask in (("whole", whole), ("stream", streamed))
             }
             rows.append({"prompt": prompt, **told})
-    differ = sum(len({tuple(row[name]) for name in row if name != "prompt"}) > 1 for row in rows)  # type: ignore[arg-type]
-    tokens = sum(len(row["bare, whole"]) for row in rows)  # type: ignore[arg-type]
+            differ += len({tuple(answer) for answer in told.values()}) > 1
+            tokens += len(told["bare, whole"])
     print(f"{len(rows)} prompts, {tokens} tokens each way")
     keep("equality", rows, [Limit("prompts whose four answers differ", differ, 0)])
 
