@@ -84,7 +84,7 @@ def edited(config: str, routes: Mapping[str, str], routing: Mapping[str, str]) -
 
 
 def threads() -> int:
-    """Return half of the cores, from 1 to 4: with more, they wait for each other at each token."""
+    """Return half of the cores, from 1 to 4: the engine's processes need the others."""
     return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
 
 
