@@ -18,8 +18,9 @@ from pathlib import Path
 import httpx
 
 from benchmarks.figures import Limit, keep
-from benchmarks.node import made_by, open_node
+from benchmarks.node import open_node
 from benchmarks.serving import MODEL, ROOT, bare, deployed_app
+from tests.local.cluster import made_by
 
 PROMPTS = ROOT / "examples/prompts.jsonl"
 

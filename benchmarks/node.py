@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,31 +15,7 @@ from typing import Any
 
 import httpx
 
-from raycluster.contracts import ROOT as PLACE
-from raycluster.contracts import TEMP, file_mode
-from raycluster.payload import code_files
-from raycluster.services.data_path import data_path
-from raycluster.spec.models import Ports
-
-ROOT = Path(__file__).parents[1]
-PORT_OPTIONS = (
-    *("port", "node-manager-port", "object-manager-port", "dashboard-agent-grpc-port"),
-    *("dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port"),
-    *("ray-client-server-port", "dashboard-port"),
-)
-SERVE_PORTS = ("ingress_metrics", "ingress_stats", "ingress_fallback")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+from tests.local.cluster import PORT_OPTIONS, descendants, free_ports, made_by, serve_env
 
 
 def until(ask: Callable[[], bool], *, seconds: float, what: str) -> None:
@@ -50,14 +25,6 @@ def until(ask: Callable[[], bool], *, seconds: float, what: str) -> None:
         if time.monotonic() > end:
             raise SystemExit(f"{what} after {seconds:.0f} s")
         time.sleep(0.3)
-
-
-def made_by(script: str) -> str:
-    """Run one of the scripts that make environments and models; return the path that it tells."""
-    done = subprocess.run(
-        [ROOT / "scripts" / script], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout.split("\n")[-2]
 
 
 @dataclass(frozen=True)
@@ -98,15 +65,6 @@ def open_node(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[No
     environment = made_by("node-env")
     ports = free_ports(len(PORT_OPTIONS) + 1)
     options = [f"--{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=False)]
-    serve = Ports(**dict(zip(SERVE_PORTS, free_ports(len(SERVE_PORTS)), strict=True)))
-    told = {
-        name: value.replace(TEMP, str(folder)).replace(PLACE, str(folder))
-        for name, value in data_path(serve).items()
-    }
-    for name, content in code_files().items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-        (folder / name).chmod(file_mode(content))
     with (folder / "ray.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -120,12 +78,9 @@ def open_node(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[No
             start_new_session=True,
             env={
                 **os.environ,
-                **told,
+                **serve_env(environment, folder),
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
-                "PATH": f"{environment}/bin:{os.environ['PATH']}",
-                "RAYCLUSTER_ROOT": str(folder),
-                "PYTHONPATH": str(folder / "code"),
                 **(env or {}),
             },
         )
@@ -136,7 +91,7 @@ def open_node(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[No
         until(lambda: _alive(api), seconds=180, what="no Ray")
         yield node
     finally:
-        below = _descendants(process.pid)
+        below = descendants(process.pid)
         process.kill()  # on SIGTERM Ray drains its node, which takes 30 s
         process.wait()
         for pid in below:
@@ -149,14 +104,3 @@ def _alive(api: str) -> bool:
         return httpx.get(f"{api}/api/serve/applications/", timeout=10).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _descendants(pid: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, its in parents.items() if its == parent]
-    return found[1:]

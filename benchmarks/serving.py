@@ -26,8 +26,9 @@ import httpx
 
 from benchmarks.cold_up import VLLM
 from benchmarks.figures import Limit, keep
-from benchmarks.node import Node, free_ports, made_by, open_node, until
+from benchmarks.node import Node, open_node, until
 from raycluster.serve.settings import ModelSettings, applications
+from tests.local.cluster import free_ports, made_by
 
 ROOT = Path(__file__).parents[1]
 MODEL = "tiny"
