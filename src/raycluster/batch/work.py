@@ -121,14 +121,15 @@ class Work:
 
     async def _result(self, sender: Post, job: Job) -> Result:
         began, tried, counted = time.monotonic(), 0, 0
+        answered_before = self.counts.answered
         while True:
-            answered_before = self.counts.answered
             outcome = await self._attempt(sender, job)
             tried += 1
             if isinstance(outcome, Result):
                 return outcome
-            # While nothing is answered at all, the fault is not this line's.
+            # When no line was answered since this one last failed, the fault is not this line's.
             counted += not outcome.away or self.counts.answered > answered_before
+            answered_before = self.counts.answered
             late = time.monotonic() - began > self._tries.line_time
             if counted and (counted > self._tries.retries or late):
                 return failed(job, outcome, tried)
