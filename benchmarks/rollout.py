@@ -12,11 +12,9 @@ Ends with 1 when one did.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Limit, keep
@@ -67,8 +65,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=8)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, open_cluster() as cluster:
-        model = tiny(Path(folder))
+    with open_cluster() as cluster:
+        model = tiny()
         deploy(cluster, model)
         whole, stream, _, long = KINDS
         short = [stream if n % 4 == 0 else whole for n in range(options.clients - 1)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import Facts, Files, Process, Versions
-from raycluster.errors import HostError, PortInUseError, RayclusterError
+from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
 from raycluster.events import Event
 from raycluster.leave import drain, forget
 from raycluster.observe import observe, push_live, read_facts
@@ -16,7 +16,9 @@ from raycluster.payload import code_files, members_file, secret_files
 from raycluster.plan import (
     EVERYTHING,
     Action,
+    Guard,
     Only,
+    Reload,
     Remove,
     Start,
     check_gpus,
@@ -26,7 +28,8 @@ from raycluster.plan import (
     removed_hosts,
 )
 from raycluster.poll import wait_for
-from raycluster.services.ray_node import HEAD, RAY_ROLES, WORKER
+from raycluster.services.firewall import remove_script, write_script
+from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
 from raycluster.state import ClusterState
@@ -54,6 +57,7 @@ def apply_nodes(
     places = {h.place for h in moved}
     freed = {h.name for h in work.spec.hosts if h.place in places} | {r.host for r in removes}
     versions = _prepare(work, state, starts, freed)
+    guard(work, [a for a in actions if isinstance(a, Guard)])
     _take_off(work, [r for r in removes if r.role])
     if forget(work, moved):
         raise HostError("the former runtime's processes could not be removed", where=moved[0].name)
@@ -68,10 +72,34 @@ def apply_nodes(
     if starts:
         wait_for_nodes(work, [h for h in work.spec.hosts if only.nodes(h)])
     _start_services(work, [s for s in starts if s.process.role not in RAY_ROLES], versions)
+    _reload(work, [a for a in actions if isinstance(a, Reload)])
     if leaving:
         drain(work, leaving)
         kept = forget(work, leaving)
         record(work, observe(work.spec, work.fleet), (*work.spec.hosts, *kept))
+
+
+def guard(work: Work, guards: list[Guard]) -> None:
+    """Put firewall rules in force, or take them back. Raises CommandError."""
+    cluster = work.spec.cluster.name
+
+    def write(connected: Connected) -> None:
+        [action] = [g for g in guards if g.host == connected.host.name]
+        script = write_script(cluster) if action.rules else remove_script(cluster)
+        done = connected.transport.run(("sh", "-c", script), input=action.rules.encode())
+        if done.exit_code != 0:
+            said = done.stderr.decode(errors="replace").strip()[-300:]
+            raise CommandError(
+                f"cannot change the firewall: {said}",
+                where=connected.host.name,
+                hint="it needs nftables, and root or sudo without a password; or set "
+                "firewall.manage = false and close the ports yourself",
+                status=done.exit_code,
+            )
+        if action.rules and done.text.strip():
+            work.listen(Event(connected.host.name, f"firewall: {done.text.strip()}", "note"))
+
+    all_or_raise(work.fleet.each({g.host for g in guards}, write))
 
 
 def _files(work: Work, members: Iterable[ResolvedHost]) -> dict[str, bytes]:
@@ -79,6 +107,7 @@ def _files(work: Work, members: Iterable[ResolvedHost]) -> dict[str, bytes]:
         **secret_files(work.token, work.secrets.replicas),
         **members_file(members),
         **code_files(),
+        NEW_FILE: b"",
     }
 
 
@@ -189,12 +218,37 @@ def wait_for_service(connected: Connected, process: Process) -> None:
         raise _no_start(connected, process.role, f"the {process.role} does not listen")
 
 
+def _reload(work: Work, reloads: list[Reload]) -> None:
+    """Hand changed files to running processes and tell them. Raises HostError if they refuse."""
+
+    def tell(connected: Connected) -> None:
+        for process in (r.process for r in reloads if r.host == connected.host.name):
+            shell = connected.runtime.inside(process.role)
+            new = {
+                f"{process.role}/new/{path.partition('/')[2]}": content
+                for path, content in process.live_files.items()
+            }
+            push_live(shell, new)
+            done = shell.run(process.reload)
+            if done.exit_code != 0:
+                raise CommandError(
+                    f"the {process.role} refuses its new files and goes on with the former: "
+                    f"{done.stderr.decode(errors='replace').strip()[-500:]}",
+                    where=connected.host.name,
+                    hint=f"raycluster logs {process.role}",
+                    status=done.exit_code,
+                )
+            work.listen(Event(connected.host.name, f"{process.role} has read its files", "done"))
+
+    all_or_raise(work.fleet.each({r.host for r in reloads}, tell))
+
+
 def refresh(work: Work, wiring: Wiring, only: Only) -> None:
     """Hand the files that running processes read again by themselves to them."""
 
     def push(connected: Connected) -> None:
         for process in desired(work.spec, connected.host, wiring):
-            if process.live_files:
+            if process.live_files and not process.reload:
                 push_live(connected.runtime.inside(process.role), process.live_files)
 
     hosts = (host.name for host in work.spec.hosts if only.nodes(host))

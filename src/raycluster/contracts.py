@@ -140,7 +140,9 @@ class Process:
     out of date. `ports` maps the names under `[ports]` to what the process will listen on. `files`
     (path under ROOT -> content) are there before it runs, and stand in the fingerprint as
     `files_id`, which is keyed for they may hold secrets. `live_files` it reads again by itself:
-    they make nothing out of date. `note` is what a person should know when it starts.
+    they make nothing out of date. Where it does so only when it is told, `reload` is a command that
+    tells it, run inside of its box, and `live_id` tells live files apart, keyed like `files_id`; it
+    stands in the file `live_id_path` there. `note` is what a person should know when it starts.
     """
 
     role: str
@@ -153,12 +155,16 @@ class Process:
     shm_size: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     files_id: str = ""
-    live_files: Mapping[str, bytes] = field(default_factory=dict)
+    live_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    live_id: str = ""
+    reload: tuple[str, ...] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.files) != bool(self.files_id):
             raise ValueError("files and files_id come together")
+        if bool(self.reload) != bool(self.live_id):
+            raise ValueError("reload and live_id come together")
 
     @property
     def fingerprint(self) -> str:
@@ -178,6 +184,11 @@ class Versions:
     ray: str = ""
     vllm: str = ""
     transformers: str = ""
+
+
+def live_id_path(role: str) -> str:
+    """Return the file under ROOT that tells which live files a process has read."""
+    return f"{role}/live-id"
 
 
 Health = Literal["running", "restarting", "stopped"]

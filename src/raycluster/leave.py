@@ -10,6 +10,7 @@ from raycluster.events import Event
 from raycluster.observe import machine
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
+from raycluster.services.firewall import remove_script
 from raycluster.services.ray_node import HEAD
 from raycluster.spec import ResolvedHost
 from raycluster.transports.http import http_client
@@ -69,6 +70,7 @@ def forget(work: Work, leaving: Iterable[ResolvedHost]) -> tuple[ResolvedHost, .
         if (machine(connected), connected.host.kind) in staying.values():
             return False
         connected.runtime.remove(None)
+        connected.transport.run(("sh", "-c", remove_script(work.spec.cluster.name)))
         return True
 
     kept = []

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from raycluster.connect import Connected, Fleet
-from raycluster.contracts import Facts, Secret, Shell, Transport, file_mode
+from raycluster.contracts import Facts, Secret, Shell, Transport, file_mode, live_id_path
 from raycluster.errors import CommandError, HostError, RayclusterError
 from raycluster.ray_api import RayApi
+from raycluster.services.firewall import read_script
+from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
@@ -33,7 +35,7 @@ true
 
 def observe(spec: ClusterSpec, fleet: Fleet) -> ClusterState:
     """Return what is there now; a host that cannot be seen carries its problem."""
-    hosts = fleet.reach(spec.hosts, _see)
+    hosts = fleet.reach(spec.hosts, lambda connected: _see(spec, connected))
     states = {
         name: seen if isinstance(seen, HostState) else HostState(name, problem=seen)
         for name, seen in hosts.items()
@@ -46,8 +48,21 @@ def observe(spec: ClusterSpec, fleet: Fleet) -> ClusterState:
     return _with_ray(spec, fleet, state, token)
 
 
-def _see(connected: Connected) -> HostState:
-    return HostState(connected.host.name, connected.address, connected.runtime.observe())
+def _see(spec: ClusterSpec, connected: Connected) -> HostState:
+    found = connected.runtime.observe()
+    told = [f.role for f in found if spec.gateway and f.role == GATEWAY and f.health == "running"]
+    live = {role: _live_id(connected, role) for role in told}
+    rules = connected.transport.run(("sh", "-c", read_script(spec.cluster.name))).text.strip()
+    return HostState(connected.host.name, connected.address, found, live, rules)
+
+
+def _live_id(connected: Connected, role: str) -> str:
+    """Return which files the process has read, or "" where it does not tell."""
+    script = f'cat "$RAYCLUSTER_ROOT/{live_id_path(role)}"'
+    try:
+        return connected.runtime.inside(role).run(("sh", "-c", script)).text.strip()
+    except HostError:
+        return ""  # it stopped since it was seen
 
 
 def _records(

@@ -12,6 +12,7 @@ from raycluster.contracts import Facts, Found, Process, Secret
 from raycluster.errors import HostError, SpecError
 from raycluster.rollout import Rollout, plan_rollout, restarts, same
 from raycluster.room import Memory
+from raycluster.services import firewall
 from raycluster.services.gateway import gateway
 from raycluster.services.head import head
 from raycluster.services.prometheus import prometheus
@@ -42,6 +43,33 @@ class Start:
         """Return one line for a person."""
         sign = "~ restart" if self.replaces else "+ start"
         return f"{self.host}: {sign} {self.process.role} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Reload:
+    """Hand changed files to a process that runs on, and tell it to read them."""
+
+    host: str
+    process: Process
+    reason: str = "its files changed"
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        return f"{self.host}: ~ reload {self.process.role} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Put firewall rules in force on a host, or with none take ours back."""
+
+    host: str
+    rules: str
+    reason: str
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        verb = "~ write firewall rules" if self.rules else "- remove firewall rules"
+        return f"{self.host}: {verb} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -84,7 +112,7 @@ class Deploy:
         return "app"
 
 
-Action = Start | Remove | Deploy
+Action = Guard | Start | Reload | Remove | Deploy
 
 
 @dataclass(frozen=True)
@@ -116,11 +144,17 @@ def plan_nodes(
     """Return what brings the hosts to the spec: head, workers, other services, removals."""
     check_addresses(spec, wiring.addresses)
     starts: list[Start] = []
+    guards: list[Guard] = []
+    reloads: list[Reload] = []
     removes: list[Remove] = []
     new_head = False
     for host in (h for h in spec.hosts if only.nodes(h)):
         seen = state.hosts[host.name]
         wanted = desired(spec, host, wiring)
+        rules, digits = firewall.wanted(spec, host, wiring)
+        if digits != seen.firewall:
+            why = "the cluster's ports are open" if not seen.firewall else "the cluster changed"
+            guards.append(Guard(host.name, rules, why if rules else "not managed any more"))
         for process in wanted:
             found = seen.role(process.role)
             reason = _why_start(process, found)
@@ -129,12 +163,14 @@ def plan_nodes(
             new_head = new_head or (process.role == HEAD and bool(reason))
             if reason:
                 starts.append(Start(host.name, process, reason, replaces=found is not None))
+            elif process.reload and seen.live.get(process.role) != process.live_id:
+                reloads.append(Reload(host.name, process))
         removes += _strangers(host.name, seen.found, keep={p.role for p in wanted})
     starts.sort(key=lambda start: start.process.role not in RAY_ROLES)
     if only == EVERYTHING:
         leaving = (*moved_hosts(spec, state), *removed_hosts(spec, state))
         removes += [Remove(host.name, None, "no longer in the spec") for host in leaving]
-    return (*starts, *removes)
+    return (*guards, *starts, *reloads, *removes)
 
 
 def desired(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[Process, ...]:

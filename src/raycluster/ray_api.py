@@ -108,4 +108,5 @@ def _replica(data: Mapping[str, Any]) -> Replica:
         address=data.get("node_ip") or "",
         actor_id=data.get("actor_id") or "",
         log_file=data.get("log_file_path") or "",
+        pid=data.get("pid") or 0,
     )

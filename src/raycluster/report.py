@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
-from raycluster.plan import Action, Deploy, Remove, Start, roles
+from raycluster.plan import Action, Deploy, Guard, Reload, Remove, Start, roles
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.services import EVERYWHERE, LOOPBACK
 from raycluster.state import HostState
@@ -50,6 +50,11 @@ def _action(action: Action) -> dict[str, Any]:
         case Start(host, process, reason, replaces):
             kind = "restart" if replaces else "start"
             return {"action": kind, "host": host, "role": process.role, "reason": reason}
+        case Guard(host, rules, reason):
+            kind = "guard" if rules else "unguard"
+            return {"action": kind, "host": host, "role": "firewall", "reason": reason}
+        case Reload(host, process, reason):
+            return {"action": "reload", "host": host, "role": process.role, "reason": reason}
         case Remove(host, role, reason):
             return {"action": "remove", "host": host, "role": role, "reason": reason}
         case Deploy(rollout, reasons):

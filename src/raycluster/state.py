@@ -13,11 +13,17 @@ from raycluster.spec import ResolvedHost
 
 @dataclass(frozen=True)
 class HostState:
-    """One host: the address it was reached at and our processes there, or why it was not seen."""
+    """One host: the address it was reached at and our processes there, or why it was not seen.
+
+    `live` tells, by role, which live files a process has read that has to be told of new ones;
+    `firewall` tells our rules apart that are in force there, and is empty where there are none.
+    """
 
     name: str
     address: str = ""
     found: tuple[Found, ...] = ()
+    live: Mapping[str, str] = field(default_factory=dict)
+    firewall: str = ""
     problem: RayclusterError | None = None
 
     def role(self, role: str) -> Found | None:
@@ -47,6 +53,7 @@ class Replica:
     address: str = ""
     actor_id: str = ""
     log_file: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from raycluster.apply import apply_nodes, refresh, wait_for_nodes
-from raycluster.connect import Fleet, all_or_raise
+from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
-from raycluster.errors import HostError, RayclusterError
+from raycluster.errors import CommandError, HostError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
@@ -25,6 +25,7 @@ from raycluster.plan import (
     check_up,
     plan_nodes,
 )
+from raycluster.services.firewall import remove_script
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -164,7 +165,7 @@ def down(
 def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> tuple[str, ...]:
     state = observe(spec, fleet)
     hosts = [*spec.hosts, *_former(spec, state)]
-    results = fleet.reach(hosts, lambda c: _clean(c.host, c.runtime.remove, listen, purge=purge))
+    results = fleet.reach(hosts, lambda c: _clean(spec, c, listen, purge=purge))
     problems = [r for r in results.values() if isinstance(r, RayclusterError)]
     removed = tuple(
         f"{name}: {thing}"
@@ -185,13 +186,18 @@ def _former(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
 
 
 def _clean(
-    host: ResolvedHost,
-    remove: Callable[..., tuple[str, ...]],
-    listen: Listener,
-    *,
-    purge: bool,
+    spec: ClusterSpec, connected: Connected, listen: Listener, *, purge: bool
 ) -> tuple[str, ...]:
-    removed = remove(None, purge=purge)
+    removed = connected.runtime.remove(None, purge=purge)
+    done = connected.transport.run(("sh", "-c", remove_script(spec.cluster.name)))
+    if done.exit_code != 0:
+        said = done.stderr.decode(errors="replace").strip()[-300:]
+        raise CommandError(
+            f"the firewall rules are still there: {said}",
+            where=connected.host.name,
+            status=done.exit_code,
+        )
+    removed = (*removed, *(["firewall rules"] if done.text.strip() else []))
     text = f"removed {', '.join(removed)}" if removed else "nothing of this cluster is here"
-    listen(Event(host.name, text, "done"))
+    listen(Event(connected.host.name, text, "done"))
     return removed

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from raycluster.contracts import ROOT, Secret
+from raycluster.contracts import ROOT, Process, Secret
 from raycluster.services.gateway import gateway
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
@@ -84,6 +84,32 @@ def free_port() -> int:
     return port
 
 
+BOTH = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
+
+
+def process_of(
+    spec: ClusterSpec, secrets: Secrets = BOTH, others: Mapping[str, str] | None = None
+) -> Process:
+    process = gateway(spec, spec.hosts[0], Wiring(others or {}, Secret("t"), secrets))
+    assert process
+    return process
+
+
+def lay(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files as runtimes do."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o600)
+
+
+def reload(root: Path, process: Process) -> subprocess.CompletedProcess[str]:
+    """Lay a process's new files beside the former and tell nginx, as `up` does."""
+    lay(root, {f"gateway/new/{n.partition('/')[2]}": c for n, c in process.live_files.items()})
+    env = {"PATH": PATH, "RAYCLUSTER_ROOT": str(root)}
+    return subprocess.run(process.reload, env=env, capture_output=True, text=True, check=False)
+
+
 @contextmanager
 def running(
     root: Path, api: int, secrets: Secrets | None = None, **gate: Any
@@ -93,21 +119,25 @@ def running(
     spec = ClusterSpec.model_validate(
         {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
     )
-    keys = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
-    process = gateway(spec, spec.hosts[0], Wiring({}, Secret("t"), secrets or keys))
-    assert process
-    for name, content in process.files.items():
-        (root / name).parent.mkdir(mode=0o700, exist_ok=True)
-        (root / name).write_bytes(content)
-        (root / name).chmod(0o600)
+    scheme = "https" if gate.get("tls") else "http"
+    process = process_of(spec, secrets or BOTH)
+    with served(root, process, {}, ports["gateway"], scheme) as client:
+        yield client
+
+
+@contextmanager
+def served(
+    root: Path, process: Process, files: Mapping[str, bytes], port: int, scheme: str = "http"
+) -> Iterator[httpx.Client]:
+    """Run the process, with `files` in place of some of its own, and yield a client of it."""
+    lay(root, {**process.live_files, **files})
     argv = [part.replace(ROOT, str(root)) for part in process.argv]
     with (root / "log").open("wb") as log:
         nginx = subprocess.Popen(argv, stdout=log, stderr=log, env={"PATH": PATH})
-    scheme = "https" if gate.get("tls") else "http"
     try:
-        _wait(ports["gateway"], nginx, root / "log")
+        _wait(port, nginx, root / "log")
         with httpx.Client(
-            base_url=f"{scheme}://127.0.0.1:{ports['gateway']}", verify=False, trust_env=False
+            base_url=f"{scheme}://127.0.0.1:{port}", verify=False, trust_env=False
         ) as client:
             yield client
     finally:
@@ -266,6 +296,75 @@ def test_tls(root: Path, api: int) -> None:
         assert client.get("/v1/x").status_code == 200
         seen = ssl.get_server_certificate(("127.0.0.1", client.base_url.port or 0))
         assert seen.strip() == certificate.strip()
+
+
+def test_a_changed_key_takes_effect_while_a_stream_goes_on(root: Path, api: int) -> None:
+    folder = root / "reload"
+    folder.mkdir()
+    with running(folder, api, **KEYS) as client:
+        ports = {"gateway": client.base_url.port, "api": api}
+        spec = ClusterSpec.model_validate(
+            {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": KEYS, "ports": ports}
+        )
+        Api.go_on.clear()
+        with client.stream("GET", "/v1/stream", headers=bearer(ALICE)) as answer:
+            chunks = answer.iter_raw()
+            assert next(chunks) == b"first"
+            new = Secrets(api_keys={"alice": Secret("sk-new-0123456789"), "bob": Secret(BOB)})
+            done = reload(folder, process_of(spec, new))
+            assert (done.returncode, done.stderr) == (0, "")
+            with httpx.Client(base_url=client.base_url, trust_env=False) as later:
+                codes = [
+                    later.get("/v1/x", headers=bearer(key)).status_code
+                    for key in (ALICE, "sk-new-0123456789", BOB)
+                ]
+            assert codes == [401, 200, 200]
+            Api.go_on.set()
+            assert b"".join(chunks) == b"second"
+
+
+def test_files_that_nginx_refuses_leave_the_former_in_place(root: Path, api: int) -> None:
+    folder = root / "kept"
+    folder.mkdir()
+    with running(folder, api, **KEYS) as client:
+        ports = {"gateway": client.base_url.port, "api": api}
+        tls = {**KEYS, "tls": {"cert": "c.pem", "key": "file:k.pem"}}
+        spec = ClusterSpec.model_validate(
+            {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": tls, "ports": ports}
+        )
+        broken = Secrets(certificate=b"no certificate", certificate_key=Secret("no key"))
+        former = (folder / "gateway/nginx.conf").read_bytes()
+        done = reload(folder, process_of(spec, broken))
+        assert done.returncode == 1
+        assert "cannot load certificate" in done.stderr
+        assert (folder / "gateway/nginx.conf").read_bytes() == former
+        assert client.get("/v1/x", headers=bearer(ALICE)).status_code == 200
+
+
+def test_where_this_nodes_ingress_is_gone_another_answers(root: Path, api: int) -> None:
+    """Two addresses of one machine stand for two nodes; nothing listens on this node's."""
+    folder = root / "other"
+    folder.mkdir()
+    ports = {"gateway": free_port(), "api": free_port()}
+    workers = [{"host": "w", "name": "w"}]
+    spec = ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "head": {"host": "h"},
+            "workers": workers,
+            "gateway": {},
+            "ports": ports,
+        }
+    )
+    process = process_of(spec, others={"head": "127.0.0.1", "w": "127.0.0.2"})
+    elsewhere = process.live_files["gateway/nginx.conf"].replace(
+        f"127.0.0.2:{ports['api']}".encode(), f"127.0.0.1:{api}".encode()
+    )
+    with served(folder, process, {"gateway/nginx.conf": elsewhere}, ports["gateway"]) as client:
+        answer = client.post("/v1/x", content=b"{}")
+        assert answer.status_code == 200
+        assert answer.headers["x-raycluster-retried"] == "1"
+    assert '"upstream_status":"502, 200"' in (folder / "log").read_text()
 
 
 def test_what_nginx_refuses_is_its_last_word(root: Path, api: int) -> None:

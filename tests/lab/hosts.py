@@ -36,6 +36,7 @@ class Lab:
     network: Network
     node_env: Path
     model: Path
+    tiny: Path
     hosts: list[Host] = field(default_factory=list)
     docker_seed: Path | None = None
 
@@ -59,7 +60,7 @@ class Lab:
         """What hosts see of this machine, read-only, each at its own path."""
         ask = (self.node_python, "-c", "import sys; print(sys.base_prefix)")
         base = Path(sh(*ask).strip())
-        return [self.node_env, self.model, *([] if base == Path("/usr") else [base])]
+        return [self.node_env, self.model, self.tiny, *([] if base == Path("/usr") else [base])]
 
     @property
     def volumes(self) -> list[str]:
@@ -194,9 +195,9 @@ def open_lab(
     folder: Path, *, docker: int = 3, native: int = 1, subnet: str | None = None
 ) -> Iterator[Lab]:
     """Yield a lab of running hosts; in the end nothing runs, and `folder` is gone."""
-    node_env, model = script("node-env"), script("model")
+    node_env, model, tiny = script("node-env"), script("model"), script("tiny")
     with own_network(subnet) as network, own_folder(network, folder):
-        lab = Lab(folder, network, node_env, model)
+        lab = Lab(folder, network, node_env, model, tiny)
         make_key(lab.key)
         try:
             if docker:

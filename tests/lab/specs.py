@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from tests.lab.hosts import Host, Lab
 from tests.lab.image import IMAGE
 
-MODEL = "smollm2-135m"
+MODEL, TINY = "smollm2-135m", "tiny"
 # Gigabytes, for vLLM takes a share of the whole machine by itself; and its threads are not bound,
 # for hosts that share this machine's cores would all bind to the same ones.
 ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -22,6 +22,8 @@ def cluster_toml(
     name: str = "lab",
     replicas: int | Mapping[str, int] = 1,
     model: bool = True,
+    tiny: bool = False,
+    engine: str = "auto",
     extra: str = "",
 ) -> str:
     """Return a spec whose head is the first host; `extra` is TOML to add at the end."""
@@ -38,7 +40,9 @@ def cluster_toml(
         *(("[[workers]]", {"name": host.name} | _host(lab, host)) for host in workers),
     ]
     if model:
-        served: dict[str, object] = {"name": MODEL, "source": str(lab.model), "replicas": replicas}
+        name, source = (TINY, lab.tiny) if tiny else (MODEL, lab.model)
+        served: dict[str, object] = {"name": name, "source": str(source), "replicas": replicas}
+        served["engine"] = engine
         tables.append(("[[models]]", served | {"engine_args": ENGINE_ARGS}))
     return "schema = 1\n" + "".join(map(_table, tables)) + extra
 

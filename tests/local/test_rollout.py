@@ -26,8 +26,8 @@ def engine_argument(cluster: Cluster, name: str) -> object:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
-    return tiny(tmp_path_factory.mktemp("model"))
+def model() -> ModelSettings:
+    return tiny()
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 from raycluster.serve.settings import ModelSettings
-from tests.local.cluster import ROOT, made_by
+from tests.local.cluster import made_by
 
 NAME = "tiny"
 
 
-def tiny(folder: Path) -> ModelSettings:
-    """Make the model below `folder`; return the settings that serve it on vLLM."""
-    target = folder / "tiny"
-    python, script = f"{made_by('node-env')}/bin/python", ROOT / "scripts/save_tiny.py"
-    subprocess.run([python, script, made_by("model"), target], check=True)
+def tiny() -> ModelSettings:
+    """Return the settings that serve it on vLLM."""
     args = {"max_model_len": 512, "enforce_eager": True}
-    return ModelSettings(NAME, str(target), engine="vllm", engine_args=args)
+    return ModelSettings(NAME, made_by("tiny"), engine="vllm", engine_args=args)

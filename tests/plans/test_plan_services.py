@@ -38,6 +38,7 @@ def running(spec: ClusterSpec) -> ClusterState:
                 Found(p.role, p.fingerprint, "running", Versions("3.11.7", "2.60.0"))
                 for p in desired(spec, host, wiring)
             ),
+            {p.role: p.live_id for p in desired(spec, host, wiring) if p.live_id},
         )
         for host in spec.hosts
     }
@@ -87,24 +88,27 @@ def test_without_their_tables_they_are_removed() -> None:
     ]
 
 
-def test_another_key_restarts_the_gateway_alone() -> None:
+def test_another_key_is_read_by_the_gateway_and_restarts_nothing() -> None:
     changes = described(A, running(A), key="sk-alice-9876543210")
-    assert changes == ["head: ~ restart gateway (the spec changed)"]
+    assert changes == ["head: ~ reload gateway (its files changed)"]
 
 
-def test_a_new_worker_restarts_nothing() -> None:
+def test_a_new_worker_restarts_nothing_and_the_gateway_learns_of_it() -> None:
     wider = spec_of("a", "b", **BESIDE)
     state = running(A)
     hosts = {**state.hosts, "b": HostState("b", "10.0.0.3")}
     seen = ClusterState(hosts, token=state.token, members=state.members)
-    assert described(wider, seen) == ["b: + start worker (not there)"]
+    assert described(wider, seen) == [
+        "b: + start worker (not there)",
+        "head: ~ reload gateway (its files changed)",
+    ]
 
 
 def test_a_new_head_restarts_neither() -> None:
     state = running(A)
     head = state.hosts["head"]
     left = tuple(f for f in head.found if f.role != "head")
-    hosts = {**state.hosts, "head": HostState("head", head.address, left)}
+    hosts = {**state.hosts, "head": HostState("head", head.address, left, head.live)}
     assert described(A, ClusterState(hosts, token=state.token, members=state.members)) == [
         "head: + start head (not there)",
         "a: ~ restart worker (joins the new head)",

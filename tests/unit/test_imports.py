@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("secrets", "services.ray_node", "room"),
     ("rollout",),
     ("services.*",),
+    ("services.firewall",),
     ("plan", "versions", "payload", "ray_api"),
     ("connect",),
     ("observe",),
@@ -32,8 +33,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("leave", "weights"),
     ("deploy",),
     ("apply",),
-    ("up", "checks"),
+    ("up", "checks", "exposure"),
     ("report", "progress"),
+    ("drill", "drill.*"),
     ("session",),
     ("endpoint",),
     ("commands.options",),
@@ -42,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 FAMILIES = (
-    *("serve", "spec", "openai_wire", "tunnel", "bench", "batch"),
+    *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill"),
     *("transports.ssh", "runtimes.docker", "runtimes.native"),
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
@@ -69,9 +71,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "ray_api",
         "deploy",
         "health",
+        "exposure",
         "endpoint",
         "openai_wire.*",
         "bench.*",
+        "drill.*",
     ),
     "typer": ("cli", "session", "commands.*"),
     "prometheus_client": ("serve.*",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,14 +18,18 @@ PLAIN = (
     *("output_throughput", "total_token_throughput", "total_input_tokens", "total_output_tokens"),
 )
 STATS = tuple(field.name for field in fields(Distribution) if field.name != "count")
-_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    "==": operator.eq,
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
+_BOUNDS = ("<", "<=", ">", ">=")  # a measured figure is never exactly another
 _TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}
-_LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z/%]*)\s*")
+_LIMIT = re.compile(
+    r"\s*([a-z0-9_]+)\s*(<=|>=|==|<|>)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z/%]*)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Limit:
     def kept(self, measures: Measures) -> bool:
         """Return whether the figure was measured and is within the bound."""
         value = self.value(measures)
-        return value is not None and _COMPARE[self.sign](value, self.bound)
+        return value is not None and COMPARE[self.sign](value, self.bound)
 
     def to_json(self, measures: Measures) -> dict[str, Any]:
         """Return the limit and what became of it as plain values."""
@@ -68,10 +72,7 @@ class Limit:
 
 def parse_limit(text: str) -> Limit:
     """Return the limit in a text; raises UsageError that names what is possible."""
-    match = _LIMIT.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{text!r} is not a limit", where="--assert", hint="write 'ttft_p95<3s'")
-    name, sign, number, unit = match.groups()
+    name, sign, number, unit = split_limit(text, "ttft_p95<3s", _BOUNDS)
     measure, stat = _measure(name)
     try:
         bound = float(number) * _factor(measure, stat, unit)
@@ -79,6 +80,15 @@ def parse_limit(text: str) -> Limit:
         hint = "times take us, ms, s, m; error_rate takes %"
         raise UsageError(f"{text!r}: {error}", where="--assert", hint=hint) from error
     return Limit(text.strip(), measure, stat, sign, bound)
+
+
+def split_limit(text: str, example: str, signs: Iterable[str]) -> tuple[str, str, str, str]:
+    """Return name, sign, number and unit of a limit. Raises UsageError that shows `example`."""
+    match = _LIMIT.fullmatch(text)
+    if match is None or match[2] not in signs:
+        raise UsageError(f"{text!r} is not a limit", where="--assert", hint=f"write {example!r}")
+    name, sign, number, unit = match.groups()
+    return name, sign, number, unit
 
 
 def _measure(name: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from raycluster.commands.bench import bench
 from raycluster.commands.check import check
 from raycluster.commands.deploy import deploy
 from raycluster.commands.down import down
+from raycluster.commands.drill import drill
 from raycluster.commands.exec import exec_
 from raycluster.commands.init import init
 from raycluster.commands.logs import logs
@@ -45,6 +46,7 @@ COMMANDS: Mapping[str, Command] = {
     "logs": Command(logs),
     "exec": Command(exec_, _PASS_ON),
     "ssh": Command(ssh, _PASS_ON),
+    "drill": Command(drill),
     "down": Command(down),
     "teardown": Command(down, {"help": "The same as `down`.", "hidden": False}),
     "schema": Command(schema),

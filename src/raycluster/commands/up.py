@@ -24,13 +24,17 @@ def up(
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     secrets = opened.secrets()
+    from raycluster.exposure import check
+    from raycluster.plan import EVERYTHING
     from raycluster.progress import progress
     from raycluster.report import outcome_json, outcome_text
     from raycluster.up import up as run
 
     with opened.fleet() as fleet, progress(session.err()) as listen:
         outcome = run(opened.spec, fleet, secrets, listen, part, verify=verify)
-    if as_json:
-        session.print_json(outcome_json(opened.spec, outcome))
-    else:
-        session.out().print(outcome_text(opened.spec, outcome))
+        if as_json:
+            session.print_json(outcome_json(opened.spec, outcome))
+        else:
+            session.out().print(outcome_text(opened.spec, outcome))
+        if part == EVERYTHING:
+            check(opened.spec, fleet)

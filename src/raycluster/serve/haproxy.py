@@ -12,9 +12,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 from raycluster.serve.balance import balanced
+from raycluster.serve.members import own_address
 
 TOLD = "RAYCLUSTER_HAPROXY"
 """The variable that names a file of JSON: what `settings.haproxy_of` returns."""
@@ -35,6 +37,17 @@ REFUSED = {
 }
 """What Serve says in plain words, with the time to wait, when a queue is full."""
 
+LOST_S = 5
+"""Seconds after which a connection to a replica on a host that has gone silent counts as broken."""
+
+KEEPALIVE = f"""\
+    # raycluster: a host that loses power, or that packets no longer reach, says no goodbye
+    option srvtcpka
+    srvtcpka-idle {LOST_S - 3}s
+    srvtcpka-intvl 1s
+    srvtcpka-cnt 3
+"""
+
 BODY_S = 10
 """Seconds for a request's body to arrive before it is routed without its model's name."""
 
@@ -44,7 +57,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "-f" in arguments[:-1]:
         path = Path(arguments[arguments.index("-f") + 1])
-        path.write_text(edited(path.read_text(), **told(os.environ.get(TOLD, ""))))
+        more = told(os.environ.get(TOLD, ""))
+        path.write_text(edited(path.read_text(), **more, address=own_address()))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which names this program
     program = real_program()
     os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
@@ -68,19 +82,34 @@ def told(path: str) -> dict[str, dict[str, str]]:
         return {"routes": {}, "routing": {}}
 
 
-def edited(config: str, routes: Mapping[str, str], routing: Mapping[str, str]) -> str:
+def edited(
+    config: str, routes: Mapping[str, str], routing: Mapping[str, str], *, address: str = ""
+) -> str:
     """Return the configuration with what Serve has no setting for.
 
     Metrics and statistics on loopback, a way to each model of `routes`, `routing` as `balance`
-    describes it, errors in OpenAI's form, and as many threads as the host has cores to spare.
+    describes it, errors in OpenAI's form, as many threads as the host has cores to spare, an eye
+    on connections whose other end is gone without a word, and HTTP for the other nodes' gateways
+    at `address`, where there is one.
     """
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
-    frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind [^\n]*\n")
+    frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind \S+:(\d+)\n")
     added = "".join([*model_rules(routes), *refusals()])
-    config = frontend.sub(lambda m: m[0] + added, config, count=1)
+    config = frontend.sub(lambda m: m[0] + _bind(address, m[1]) + added, config, count=1)
+    config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}", config, count=1)
+    config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)
     config = re.sub(r"(?m)^(\s*nbthread) \d+$", rf"\1 {threads()}", config)
     config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
     return balanced(config, routing)
+
+
+def _bind(address: str, port: str) -> str:
+    """Return the line by which other nodes get in; without a usable address there is none."""
+    try:
+        own = ip_address(address)
+    except ValueError:
+        return ""
+    return f"    bind {own if own.version == 4 else f'[{own}]'}:{port}\n"
 
 
 def threads() -> int:

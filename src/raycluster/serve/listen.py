@@ -8,12 +8,21 @@ around that, would let in everybody who reaches the host.
 from __future__ import annotations
 
 import asyncio
+import os
+import random
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from raycluster.serve.members import members
+
+GRPC_PORTS = "RAYCLUSTER_GRPC_PORTS"
+"""The variable that holds the ports for the replicas' gRPC, as FIRST-LAST."""
+
 PRIVATE = {
+    "add_port_to_grpc_server": "ray.serve._private.replica",
     "get_localhost_ip": "ray._common.network_utils",
     "start_asgi_http_server": "ray.serve._private.replica",
 }
@@ -29,6 +38,7 @@ class Server(Protocol):
     should_exit: bool
 
 
+AddPort = Callable[[Any, str], int]
 Start = Callable[..., Awaitable[tuple["asyncio.Future[Any]", Server]]]
 
 
@@ -52,12 +62,40 @@ class Servers:
 def listen_privately(node: str) -> None:
     """Make this process's replica listen on loopback and `node`, its node's address among others.
 
-    To be called before Serve starts the replica's HTTP, which is after its constructor.
+    On a cluster's only node loopback is enough. To be called before Serve starts the replica's
+    HTTP, which is after its constructor.
     """
     loopback = str(_upstream("get_localhost_ip")())
-    addresses = (loopback,) if node == loopback else (loopback, node)
-    name = "start_asgi_http_server"
-    setattr(import_module(PRIVATE[name]), name, on_each(_upstream(name), addresses))
+    addresses = (loopback,) if node == loopback or members() == 1 else (loopback, node)
+    _replace("start_asgi_http_server", lambda start: on_each(start, addresses))
+    if ports := os.environ.get(GRPC_PORTS, ""):
+        first, last = map(int, ports.split("-"))
+        _replace("add_port_to_grpc_server", lambda add: among(add, range(first, last + 1)))
+
+
+def among(add: AddPort, ports: range) -> AddPort:
+    """Return what gives gRPC a free port of `ports` where `add` would take any free one."""
+
+    def added(server: object, address: str) -> int:
+        host, _, port = address.rpartition(":")
+        if port != "0":
+            return add(server, address)
+        for wanted in random.sample(ports, len(ports)):
+            # gRPC shares a port that another server has, without an error.
+            if _free(wanted):
+                return add(server, f"{host}:{wanted}")
+        raise RuntimeError(f"none of the ports {ports[0]} to {ports[-1]} is free")
+
+    return added
+
+
+def _free(port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def on_each(start: Start, addresses: tuple[str, ...]) -> Start:
@@ -79,6 +117,10 @@ def on_each(start: Start, addresses: tuple[str, ...]) -> Start:
         return asyncio.gather(*tasks), Servers(servers)
 
     return started
+
+
+def _replace(name: str, wrapped: Callable[[Any], Any]) -> None:
+    setattr(import_module(PRIVATE[name]), name, wrapped(_upstream(name)))
 
 
 def _upstream(name: str) -> Any:  # noqa: ANN401  # whatever Ray has there

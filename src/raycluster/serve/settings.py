@@ -119,7 +119,7 @@ def applications(
     code_path: str = "",
     host: str = "127.0.0.1",
     port: int = 8000,
-    proxy_location: ProxyLocation = "HeadOnly",
+    proxy_location: ProxyLocation = "EveryNode",
 ) -> dict[str, Any]:
     """Return the body of `PUT /api/serve/applications/` that serves exactly these models.
 

@@ -58,10 +58,12 @@ _FIXED: Mapping[str, str] = {
 def data_path(ports: Ports) -> dict[str, str]:
     """Return the variables; `ports` are the spec's."""
     first, last = ports.ranges["replica"]
+    middle = (first + last) // 2
     return {
         **_FIXED,
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(middle),
+        "RAYCLUSTER_GRPC_PORTS": f"{middle + 1}-{last}",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.ingress_fallback),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.ingress_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.ingress_stats),

@@ -6,10 +6,10 @@ import math
 from ipaddress import ip_address
 
 from raycluster import templates
-from raycluster.contracts import ROOT, Process
+from raycluster.contracts import ROOT, Process, live_id_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.spec.services import Gateway
+from raycluster.spec.services import LOOPBACK, Gateway
 from raycluster.spec.types import in_bytes
 
 GATEWAY = "gateway"
@@ -18,23 +18,45 @@ GATEWAY = "gateway"
 # whole configuration before it listens, and says in one line what is wrong with it.
 _RUN = """\
 command -v nginx >/dev/null || { echo "nginx is not installed here" >&2; exit 127; }
-cd "$0" && chmod 711 . && mkdir -p temp && chmod 711 temp || exit 1
+cd "$0" && chmod 711 . && mkdir -p temp new && chmod 711 temp || exit 1
 exec nginx -e stderr -p "$0" -c nginx.conf
+"""
+
+# Changes take effect without a dropped request: new processes take new connections, the old ones
+# finish what they have. A configuration that nginx refuses never takes the place of the former.
+_RELOAD = """\
+cd "$RAYCLUSTER_ROOT/gateway" || exit 1
+nginx -t -q -e stderr -p "$PWD" -c new/nginx.conf || exit 1
+master=$(cat nginx.pid) || exit 1
+workers() { awk -v of="$master" '$4 == of {print $1}' /proc/[0-9]*/stat 2>/dev/null; }
+before=" $(workers | tr '\\n' ' ') "
+mv -f new/* . && kill -HUP "$master" || exit 1
+for _ in $(seq 100); do
+  for worker in $(workers); do
+    case "$before" in *" $worker "*) ;; *) sleep 0.3; exit 0 ;; esac
+  done
+  sleep 0.1
+done
+echo "nginx started no new processes within 10 s" >&2
+exit 1
 """
 
 
 def gateway(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
-    """Return the process that lets clients in; only the head has Serve's HTTP beside it."""
-    if spec.gateway is None or host.role != spec.gateway.on:
+    """Return the process that lets clients in; a changed configuration reaches it by a reload."""
+    if spec.gateway is None or spec.gateway.on not in (host.role, "all"):
         return None
-    files = _files(spec, wiring)
+    files = _files(spec, host, wiring)
+    live_id = wiring.seal(files)
     return Process(
         role=GATEWAY,
         argv=("sh", "-c", _RUN, f"{ROOT}/{GATEWAY}"),
+        env={"RAYCLUSTER_ROOT": ROOT},
         ports={"gateway": spec.ports.gateway},
         image=spec.gateway.image,
-        files=files,
-        files_id=wiring.seal(files),
+        live_files={**files, live_id_path(GATEWAY): live_id.encode()},
+        live_id=live_id,
+        reload=("sh", "-c", _RELOAD),
         note=_note(spec.gateway),
     )
 
@@ -47,17 +69,27 @@ def _note(gate: Gateway) -> str:
     return "" if gate.tls else "keys reach the gateway in the clear: without `tls` use the tunnel"
 
 
-def _files(spec: ClusterSpec, wiring: Wiring) -> dict[str, bytes]:
+def _files(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> dict[str, bytes]:
     secrets = wiring.secrets
-    files = {f"{GATEWAY}/nginx.conf": nginx_conf(spec, wiring)}
+    files = {f"{GATEWAY}/nginx.conf": nginx_conf(spec, host, wiring)}
     if secrets.certificate_key:
         files[f"{GATEWAY}/cert.pem"] = secrets.certificate
         files[f"{GATEWAY}/key.pem"] = secrets.certificate_key.reveal().encode()
     return files
 
 
-def nginx_conf(spec: ClusterSpec, wiring: Wiring) -> bytes:
-    """Return nginx's configuration; it holds the keys."""
+def _ingresses(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> list[str]:
+    """Return the HTTP of Serve on this node and then on the others; the head's is the first.
+
+    Other nodes know the ways of all replicas but those of models without any.
+    """
+    others = [wiring.addresses.get(h.name, "") for h in spec.hosts if h.name != host.name]
+    shown = [f"[{a}]" if ":" in a else a for a in others if a]
+    return [f"{place}:{spec.ports.api}" for place in (LOOPBACK, *shown)]
+
+
+def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
+    """Return nginx's configuration for the gateway on `host`; it holds the keys."""
     gate = spec.gateway
     if gate is None:
         raise ValueError("the spec has no gateway")
@@ -66,7 +98,7 @@ def nginx_conf(spec: ClusterSpec, wiring: Wiring) -> bytes:
         "nginx/nginx.conf",
         listen=f"[{gate.address}]" if ":" in gate.address else gate.address,
         port=spec.ports.gateway,
-        api_port=spec.ports.api,
+        ingresses=_ingresses(spec, host, wiring),
         guarded=bool(gate.api_keys),
         api_keys=[(name, keys[name].reveal()) for name in sorted(gate.api_keys) if name in keys],
         tls=gate.tls is not None,

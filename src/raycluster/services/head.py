@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raycluster.contracts import Process
-from raycluster.services.ray_node import HEAD, ray_node
+from raycluster.contracts import ROOT, Process
+from raycluster.services.ray_node import HEAD, NEW_FILE, STATE_FOLDER, ray_node
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
-_OWN_PORTS = (
-    *("api", "dashboard", "gcs", "ray_client"),
-    *("ingress_fallback", "ingress_metrics", "ingress_stats"),
-)
+_OWN_PORTS = ("dashboard", "gcs", "ray_client", "ingress_fallback")
+
+_RUN = f"""\
+[ ! -e "$0/{NEW_FILE}" ] || rm -rf "$0/{STATE_FOLDER}" "$0/{NEW_FILE}" || exit 1
+exec "$@"
+"""
+"""A head that `up` starts knows nothing; one that comes back by itself knows what it knew."""
 
 
 def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
@@ -35,4 +38,5 @@ def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | Non
         ),
     )
     own = {name: ports.single[name] for name in _OWN_PORTS}
-    return replace(node, ports={**node.ports, **own})
+    argv = ("sh", "-c", _RUN, ROOT, *node.argv)
+    return replace(node, argv=argv, ports={**node.ports, **own})

@@ -29,6 +29,22 @@ vLLM has its compile cache under its own root; the others are for kernels compil
 whose defaults lie in /tmp or the home folder, which a container loses.
 """
 
+STATE_FOLDER = "gcs"
+NEW_FILE = "gcs.new"
+"""What `up` lays beside a head's state that it starts anew; the head begins without it then."""
+
+LASTING = {
+    # The control store's state is on the head's disk, and nodes wait for it to come back.
+    "RAY_gcs_storage": "rocksdb",
+    "RAY_gcs_storage_path": f"{ROOT}/{STATE_FOLDER}",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    # A node that is gone without a word counts as dead after half a minute; by default after 65 s.
+    # Requests do not wait for that, and a busy node has to have the time to answer.
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
 HEAD, WORKER = "head", "worker"
 RAY_ROLES = (HEAD, WORKER)
 OBJECT_STORE_BYTES = 1 << 30  # serving moves no large objects between nodes
@@ -65,6 +81,8 @@ def ray_node(
             **own_env,
             "PYTHONPATH": f"{ROOT}/{CODE_FOLDER}{path}",
             "RAYCLUSTER_ROOT": ROOT,
+            "RAYCLUSTER_ADDRESS": wiring.addresses[host.name],
+            **LASTING,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": f"{ROOT}/{TOKEN_FILE}",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -90,7 +108,8 @@ _PORT_FLAGS = {
 
 def node_ports(spec: ClusterSpec) -> dict[str, int]:
     """Return what every node listens on, by its name under `[ports]`."""
-    return {name: spec.ports.single[name] for name in _PORT_FLAGS.values()}
+    own = (*_PORT_FLAGS.values(), "api", "ingress_metrics", "ingress_stats")
+    return {name: spec.ports.single[name] for name in own}
 
 
 def parse_volume(text: str) -> Volume:

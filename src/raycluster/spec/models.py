@@ -32,7 +32,7 @@ from raycluster.spec.sections import (
     Ssh,
     Worker,
 )
-from raycluster.spec.services import Gateway, Monitoring, Tls
+from raycluster.spec.services import Firewall, Gateway, Monitoring, Tls
 from raycluster.spec.types import (
     EnvName,
     GpuCount,
@@ -100,6 +100,9 @@ class ClusterSpec(BaseSettings):
     models: tuple[Model, ...] = Field(default=(), description="Without any, Ray alone is started.")
     gateway: Gateway | None = Field(
         default=None, description="The way in for clients: nginx, which checks API keys."
+    )
+    firewall: Firewall = Field(
+        default=Firewall(), description="Who reaches the cluster's ports on its hosts."
     )
     monitoring: Monitoring | None = Field(
         default=None, description="What records how the cluster does."

@@ -361,14 +361,16 @@ class Ports(Part):
     )
     worker_min: Port = Field(default=20000, description="First port of Ray's worker processes.")
     worker_max: Port = Field(default=20999, description="Last port of Ray's worker processes.")
-    replica_min: Port = Field(default=30000, description="First port of the replicas' own HTTP.")
-    replica_max: Port = Field(default=30999, description="Last port of the replicas' own HTTP.")
+    replica_min: Port = Field(default=30000, description="First port of the replicas, for HTTP.")
+    replica_max: Port = Field(default=30999, description="Last port of the replicas, for gRPC.")
 
     @model_validator(mode="after")
     def _apart(self) -> Ports:
         for name, (first, last) in self.ranges.items():
             if first > last:
                 raise ValueError(f"{name}_min ({first}) is above {name}_max")
+        if self.replica_min == self.replica_max:
+            raise ValueError("a replica takes two ports: replica_max has to be above replica_min")
         if self.worker_min <= self.replica_max and self.replica_min <= self.worker_max:
             raise ValueError("worker_min to worker_max and replica_min to replica_max overlap")
         seen: dict[int, str] = {}

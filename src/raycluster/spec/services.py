@@ -33,7 +33,9 @@ class Tls(Part):
 class Gateway(Part):
     """The way in for clients: nginx, which checks API keys."""
 
-    on: Literal["head"] = Field(default="head", description="Where it runs.")
+    on: Literal["head", "all"] = Field(
+        default="head", description="Where it runs: `all` is every host."
+    )
     listen: IpAddress | None = Field(
         default=None,
         description="Default: all of IPv4 when there are keys, else loopback alone.",
@@ -73,6 +75,19 @@ class Gateway(Part):
     def scheme(self) -> str:
         """How URLs of it begin."""
         return "https" if self.tls else "http"
+
+
+class Firewall(Part):
+    """Who reaches the cluster's ports: its own hosts, and nobody else but through the gateway."""
+
+    manage: bool = Field(
+        default=False,
+        description="Close the cluster's ports with nftables (root): only its hosts get in.",
+    )
+    check: Literal["public", "always", "never"] = Field(
+        default="public",
+        description="After `up`, try the ports from here: hosts with public addresses, or all.",
+    )
 
 
 class Monitoring(Part):

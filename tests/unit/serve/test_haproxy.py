@@ -9,6 +9,7 @@ import pytest
 
 from raycluster.payload import haproxy_file
 from raycluster.serve.haproxy import edited, refusals, told
+from raycluster.serve.members import own_address
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
 
@@ -109,3 +110,37 @@ def test_it_becomes_haproxy_with_the_edited_configuration(tmp_path: Path) -> Non
     )
     assert done.stdout == f"-db -f {config}\n0\n", done.stderr
     assert config.read_text() == edited(CONFIG, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [("10.0.0.2", "    bind 10.0.0.2:8000"), ("fd00::2", "    bind [fd00::2]:8000")],
+)
+def test_other_nodes_get_in_at_the_nodes_address(address: str, line: str) -> None:
+    lines = edited(CONFIG, {}, {}, address=address).splitlines()
+    assert lines[lines.index("    bind 127.0.0.1:8000") + 1] == line
+
+
+@pytest.mark.parametrize("address", ["", "host", "10.0.0.2 ssl", "0.0.0.0\n    bind :1"])
+def test_what_is_no_address_opens_nothing(address: str) -> None:
+    assert edited(CONFIG, {}, {}, address=address) == edited(CONFIG, {}, {})
+
+
+def test_hosts_that_vanish_are_given_up() -> None:
+    config = "defaults\n    mode http\nbackend http-a\n    server A 10.0.0.2:30000 check observe\n"
+    lines = edited(config, {}, {}).splitlines()
+    assert "    option srvtcpka" in lines
+    assert lines[-1] == "    server A 10.0.0.2:30000 check observe tcp-ut 5s"
+
+
+@pytest.mark.parametrize(
+    ("content", "address"),
+    [("[{}, {}]", "10.0.0.2"), ("[{}]", ""), ("", ""), ("{", ""), ("3", "")],
+)
+def test_a_lone_node_has_no_address_for_others(
+    content: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCLUSTER_ROOT", str(tmp_path))
+    monkeypatch.setenv("RAYCLUSTER_ADDRESS", "10.0.0.2")
+    (tmp_path / "members.json").write_text(content)
+    assert own_address() == address

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from raycluster.serve.listen import Server, Servers, on_each
+from raycluster.serve.listen import Server, Servers, among, on_each
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,26 @@ def test_servers_ended_only_when_each_is() -> None:
     both.should_exit = True
     assert second.should_exit
     assert both.should_exit
+
+
+def test_grpc_gets_a_port_that_is_free_among_its_own() -> None:
+    with socket.socket() as one, socket.socket() as other:
+        for taken in (one, other):
+            taken.bind(("", 0))
+            taken.listen()
+        busy, free = one.getsockname()[1], other.getsockname()[1]
+        other.close()
+        low, high = sorted((busy, free))
+        ports = range(low, high + 1, high - low)
+        asked: list[str] = []
+
+        def add(_: object, address: str) -> int:
+            asked.append(address)
+            return 1
+
+        assert among(add, ports)("server", "[::]:0") == 1
+        assert asked == [f"[::]:{free}"]
+        assert among(add, ports)("server", "[::]:7") == 1
+        assert asked[-1] == "[::]:7"
+        with pytest.raises(RuntimeError, match="none of the ports"):
+            among(add, range(busy, busy + 1))("server", "[::]:0")

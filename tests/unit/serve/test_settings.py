@@ -52,7 +52,7 @@ def test_one_model_has_the_root_route_and_no_router() -> None:
     assert app["runtime_env"] == {"env_vars": {"PYTHONPATH": "/code/abc"}}
     assert app["args"]["fingerprint"] == "abc"
     assert made["http_options"] == {"host": "127.0.0.1", "port": 8000}
-    assert made["proxy_location"] == "HeadOnly"
+    assert made["proxy_location"] == "EveryNode"
 
 
 def test_several_models_have_a_router_that_knows_their_routes() -> None:

@@ -19,7 +19,8 @@ def test_every_port_of_the_data_path_is_the_spec_s() -> None:
         "RAY_SERVE_HAPROXY_METRICS_PORT": "2",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "3",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "4",
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "5",
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "4",
+        "RAYCLUSTER_GRPC_PORTS": "5-5",
     }
 
 

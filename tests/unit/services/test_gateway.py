@@ -35,7 +35,8 @@ def wiring_of(token: str = "t", **keys: str) -> Wiring:
 
 
 def rendered(wiring: Wiring | None = None, **gate: Any) -> str:
-    return nginx_conf(spec_of(**gate), wiring or wiring_of()).decode()
+    spec = spec_of(**gate)
+    return nginx_conf(spec, spec.hosts[0], wiring or wiring_of()).decode()
 
 
 def process(spec: ClusterSpec, wiring: Wiring) -> Process:
@@ -99,26 +100,42 @@ def test_a_key_that_is_not_there_lets_nobody_in() -> None:
     assert '"alice"' not in conf
 
 
-def test_only_the_head_has_it_and_only_when_asked() -> None:
+def test_it_runs_where_it_is_asked_for() -> None:
     both = {"cluster": {"name": "q"}, "head": {"host": "a"}, "workers": [{"host": "b"}]}
     spec = ClusterSpec.model_validate({**both, "gateway": {}})
     assert [bool(gateway(spec, host, wiring_of())) for host in spec.hosts] == [True, False]
+    everywhere = ClusterSpec.model_validate({**both, "gateway": {"on": "all"}})
+    assert all(gateway(everywhere, host, wiring_of()) for host in everywhere.hosts)
     without = ClusterSpec.model_validate(both)
     assert [gateway(without, host, wiring_of()) for host in without.hosts] == [None, None]
 
 
-def test_a_key_is_in_its_file_alone_and_changes_the_fingerprint() -> None:
+def test_a_key_is_in_its_file_alone_and_makes_the_process_not_out_of_date() -> None:
     spec = spec_of(api_keys={"alice": "env:A"})
     first, second = (process(spec, wiring_of(alice=key)) for key in (ALICE, BOB))
-    assert first.fingerprint != second.fingerprint
-    assert first.fingerprint == process(spec, wiring_of(alice=ALICE)).fingerprint
+    assert first.live_id != second.live_id
+    assert first.live_id == process(spec, wiring_of(alice=ALICE)).live_id
+    assert first.fingerprint == second.fingerprint
     assert ALICE not in repr(first)
-    assert ALICE not in " ".join([*first.argv, *first.env.values(), first.files_id])
+    assert ALICE not in " ".join([*first.argv, *first.env.values(), first.live_id])
 
 
-def test_the_fingerprint_of_a_key_is_of_no_use_without_the_token() -> None:
+def test_it_asks_its_own_node_first_and_then_the_others() -> None:
+    workers = [{"host": "b", "name": "b"}, {"host": "c", "name": "c"}]
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "a"}, "workers": workers, "gateway": {}}
+    )
+    wiring = Wiring({"head": "10.0.0.1", "b": "fd00::2", "c": ""}, Secret("t"))
+    conf = nginx_conf(spec, spec.hosts[1], wiring).decode()
+    servers = [line.split() for line in conf.splitlines() if line.strip().startswith("server ")]
+    assert [words[1] for words in servers if len(words) > 2] == ["127.0.0.1:8000", "10.0.0.1:8000"]
+    conf = nginx_conf(spec, spec.hosts[0], wiring).decode()
+    assert "server [fd00::2]:8000 max_fails=1 fail_timeout=5s backup;" in conf
+
+
+def test_what_tells_keys_apart_is_of_no_use_without_the_token() -> None:
     spec = spec_of(api_keys={"alice": "env:A"})
-    ids = {process(spec, wiring_of(token, alice=ALICE)).files_id for token in ("t", "u")}
+    ids = {process(spec, wiring_of(token, alice=ALICE)).live_id for token in ("t", "u")}
     assert len(ids) == 2
 
 
@@ -160,7 +177,8 @@ def test_no_value_becomes_a_directive(gate: dict[str, Any]) -> None:
     except ValidationError:
         return
     spec = spec_of(**wanted.model_dump(exclude_none=True))
-    conf = nginx_conf(spec, wiring_of(**dict.fromkeys(wanted.api_keys, "; } evil;"))).decode()
+    wiring = wiring_of(**dict.fromkeys(wanted.api_keys, "; } evil;"))
+    conf = nginx_conf(spec, spec.hosts[0], wiring).decode()
     known = directives(rendered(wiring_of(alice=ALICE, bob=BOB), **ALL) + rendered())
     assert set(directives(conf)) <= set(known)
     assert conf.count("{") == conf.count("}")

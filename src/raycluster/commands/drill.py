@@ -1,0 +1,117 @@
+"""`raycluster drill`: break something on purpose, under load, and tell what clients saw."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycluster import session
+from raycluster.errors import MissedLimitError, UsageError
+from raycluster.session import Json, Session, SpecOption, SpecPath
+
+if TYPE_CHECKING:
+    from raycluster.connect import Fleet
+    from raycluster.openai_wire.target import Target
+
+Fault = Annotated[
+    str, typer.Option("--fault", "-f", help="replica, hang, worker, head, gateway or partition.")
+]
+Host = Annotated[str, typer.Option(help="Where; default: the drill chooses.")]
+Rate = Annotated[float, typer.Option("--rate", "-r", help="Requests per second meanwhile.")]
+Limit = Annotated[float, typer.Option(help="Seconds that recovery may take.")]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option("--assert", help="Such as 'failed==0' or 'recover<60s'; missed: exit code 4."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def drill(
+    spec: SpecPath = None,
+    named: SpecOption = None,
+    *,
+    fault: Fault = "replica",
+    host: Host = "",
+    rate: Rate = 5.0,
+    limit: Limit = 600.0,
+    limits: Limits = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Break something on purpose, under load; report what clients saw and how long it took."""
+    opened = session.open_session(spec, named)
+    from raycluster.drill.report import parse
+    from raycluster.drill.run import Options, check, prepare, run
+
+    options = Options(fault, host, rate, limit=limit)
+    check(options)
+    wanted = [parse(text) for text in limits or ()]
+    console = session.err()
+    with opened.fleet() as fleet:
+        broken = prepare(opened.spec, fleet, options)
+        if not yes and not opened.spec.cluster.name.endswith("-test"):
+            _ask(opened.spec.cluster.name, broken.victim)
+        with _targets(opened, fleet) as targets:
+            report = run(
+                opened.spec,
+                broken,
+                targets,
+                options,
+                lambda line: console.print(line, markup=False),
+            )
+    if as_json:
+        session.print_json(report.to_json())
+    else:
+        session.out().print(report.text(), markup=False)
+    missed = [miss for each in wanted if (miss := each.miss(report))]
+    if report.recover is None:
+        missed.insert(0, f"not whole again within {limit:g} s")
+    if missed:
+        raise MissedLimitError("; ".join(missed), where=fault, hint="raycluster status")
+
+
+def _ask(cluster: str, victim: str) -> None:
+    """Return when a person says yes. Raises UsageError where there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"would break {victim}, and there is no terminal to ask on",
+            where=cluster,
+            hint="add --yes, or give test clusters names that end in -test",
+        )
+    typer.confirm(f"Break {victim} of cluster {cluster}?", abort=True, err=True)
+
+
+@contextmanager
+def _targets(opened: Session, fleet: Fleet) -> Iterator[list[Target]]:
+    """Yield the ways in, over the connections that are there: every gateway, or the head's API."""
+    from contextlib import ExitStack
+
+    from raycluster.openai_wire.target import Target
+    from raycluster.spec.services import EVERYWHERE, LOOPBACK
+    from raycluster.tunnel.channels import ChannelForwarder
+    from raycluster.tunnel.ports import Forward, choose_ports
+
+    spec, gate = opened.spec, opened.spec.gateway
+    if not spec.models:
+        raise UsageError("the spec has no model to ask", where=spec.cluster.name, hint="[[models]]")
+    headers: dict[str, str] = {}
+    hosts, remote, scheme = list(spec.hosts[:1]), (LOOPBACK, spec.ports.api), "http"
+    if gate:
+        keys = opened.secrets().api_keys
+        if keys:
+            headers = {"authorization": f"Bearer {keys[sorted(keys)[0]].reveal()}"}
+        near = {EVERYWHERE: LOOPBACK, "::": "::1"}.get(gate.address, gate.address)
+        remote, scheme = (near, spec.ports.gateway), gate.scheme
+        hosts = list(spec.hosts) if gate.on == "all" else hosts
+    with ExitStack() as stack:
+        targets: list[Target] = []
+        for host in hosts:
+            (chosen,) = choose_ports([Forward("API", remote, url=f"{scheme}://127.0.0.1:{{port}}")])
+            stack.enter_context(ChannelForwarder(fleet[host.name].transport, [chosen]))
+            ca_file = gate.tls.cert if gate and gate.tls else ""
+            targets.append(Target(chosen.address, spec.models[0].name, headers, ca_file))
+        yield targets

@@ -1,0 +1,1 @@
+"""Breaks something on purpose, under load, and tells what clients saw of it."""

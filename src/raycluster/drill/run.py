@@ -1,0 +1,98 @@
+"""A drill from its beginning to its end: load, fault, healing, figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raycluster.connect import Fleet
+from raycluster.contracts import Tell
+from raycluster.drill.faults import FAULTS, Cluster, Fault, wait
+from raycluster.drill.load import Load
+from raycluster.drill.report import Report
+from raycluster.errors import DegradedError, HostError, UsageError
+from raycluster.health import look
+from raycluster.openai_wire.target import Target
+from raycluster.spec import ClusterSpec
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to break, where (empty: the drill chooses), under how much load; times in seconds."""
+
+    fault: str
+    host: str = ""
+    rate: float = 5.0
+    calm: float = 10.0
+    limit: float = 600.0
+    timeout: float = 60.0
+
+
+def check(options: Options) -> None:
+    """Raise UsageError for what cannot be."""
+    if options.fault not in FAULTS:
+        raise UsageError(f"{options.fault!r} is no fault", hint=f"one of {', '.join(FAULTS)}")
+    for option, value in (("--rate", options.rate), ("--limit", options.limit)):
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
+
+
+def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> Fault:
+    """Return the fault, ready to be injected. Raises DegradedError unless all is well before."""
+    health = look(spec, fleet)
+    if health.problems:
+        first = health.problems[0]
+        raise DegradedError(
+            f"{first.where}: {first.what}: a drill needs a healthy cluster",
+            where=spec.cluster.name,
+            hint="raycluster status",
+        )
+    token = health.state.token
+    if token is None:
+        raise HostError(
+            "its records cannot be read", where=spec.hosts[0].name, hint="raycluster up"
+        )
+    return FAULTS[options.fault](Cluster(spec, fleet, health.state, token), options.host)
+
+
+def run(
+    spec: ClusterSpec, fault: Fault, targets: Sequence[Target], options: Options, tell: Tell
+) -> Report:
+    """Break the cluster under load and wait until it is whole again, or for the limit.
+
+    Whatever happens, what does not heal by itself is taken back.
+    """
+    tell(f"{options.rate:g} requests a second; in {options.calm:g} s: {options.fault}")
+    with Load(targets, options.rate, options.timeout) as load:
+        time.sleep(options.calm)
+        if not any(answer.ok for answer in load.answers):
+            why = load.answers[0].error if load.answers else "no answer came in time"
+            raise HostError(
+                f"nothing is answered even before the fault: {why}",
+                where=targets[0].shown,
+                hint="raycluster status",
+            )
+        injected, since = load.now(), time.monotonic()
+        try:
+            tell(f"breaking {fault.victim}")
+            fault.inject()
+            detect = wait(fault.noticed, since, options.limit)
+            tell("noticed" if detect is None else f"noticed after {detect:.1f} s")
+            recover = wait(fault.recovered, since, options.limit)
+            tell("NOT recovered" if recover is None else f"recovered after {recover:.1f} s")
+        finally:
+            fault.heal()
+        ended = load.now()
+        time.sleep(min(2.0, options.calm))
+    return Report(
+        spec.cluster.name,
+        options.fault,
+        fault.victim,
+        options.rate,
+        sorted(load.answers, key=lambda answer: answer.at),
+        injected,
+        ended,
+        detect,
+        recover,
+    )

@@ -1,0 +1,86 @@
+"""Tries the cluster's ports from here, as anybody could who reaches the hosts."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import httpx
+
+from raycluster.connect import Connected, Fleet
+from raycluster.errors import DegradedError, HostError, RayclusterError
+from raycluster.observe import read_facts
+from raycluster.services.firewall import cluster_ports
+from raycluster.spec import ClusterSpec
+from raycluster.transports.http import http_client
+
+_CONNECT_S = 2.0
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Open:
+    """A port of a host that can be reached from here and should not be."""
+
+    host: str
+    address: str
+    port: int
+
+
+def check(spec: ClusterSpec, fleet: Fleet) -> None:
+    """Raise DegradedError where strangers get further than SSH and the gateway."""
+    if spec.firewall.check == "never":
+        return
+    found = fleet.each((h.name for h in spec.hosts), lambda c: open_ports(spec, c))
+    reached = [port for ports in found.values() if isinstance(ports, tuple) for port in ports]
+    lines = [f"{o.host}: port {o.port} of {o.address} can be reached from here" for o in reached]
+    if unguarded(spec, fleet):
+        lines.append(f"{spec.hosts[0].name}: Ray's dashboard takes jobs from whoever asks")
+    if lines:
+        raise DegradedError(
+            "the cluster serves, and more is open than SSH and the gateway:\n" + "\n".join(lines),
+            where=spec.cluster.name,
+            hint="[firewall] manage = true, or close them in your provider's firewall",
+        )
+
+
+def open_ports(spec: ClusterSpec, connected: Connected) -> tuple[Open, ...]:
+    """Return the cluster's ports that answer at the address where the host was reached."""
+    address = connected.transport.address
+    if connected.host.transport == "local":
+        return ()
+    if spec.firewall.check == "public" and not ip_address(address).is_global:
+        return ()
+    try:
+        listening = read_facts(connected.transport).listening
+    except HostError:
+        return ()
+    ranges = cluster_ports(spec)
+    ours = sorted(p for p in listening if any(first <= p <= last for first, last in ranges))
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        answers = pool.map(lambda port: _answers(address, port), ours)
+        return tuple(
+            Open(connected.host.name, address, port)
+            for port, answered in zip(ours, answers, strict=True)
+            if answered
+        )
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def unguarded(spec: ClusterSpec, fleet: Fleet) -> bool:
+    """Tell whether Ray's Jobs API answers somebody without the token."""
+    head = fleet[spec.hosts[0].name]
+    with http_client(head.transport, spec.ports.dashboard, timeout=5) as client:
+        try:
+            return client.get("/api/jobs/").is_success
+        except (httpx.HTTPError, RayclusterError):
+            return False
