@@ -162,7 +162,9 @@ def _api_address(process: subprocess.Popen[str]) -> str:
 def test_openai_client_through_the_tunnel(job: Running) -> None:
     with tunnel(job) as url, openai.OpenAI(base_url=url, api_key="none", timeout=60) as client:
         assert [m.id for m in client.models.list()] == [MODEL]
-        question: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+        question: list[Any] = [
+            {"role": "user", "content": "Answer with one word: What is the capital of France?"}
+        ]
         answer = client.chat.completions.create(
             model=MODEL, messages=question, temperature=0, max_tokens=16
         )

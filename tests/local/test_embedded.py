@@ -124,7 +124,7 @@ def test_deploy_without_a_change_ends_with_a_completion(local: Local) -> None:
 
 
 def test_the_api_answers_a_question(local: Local) -> None:
-    question = {"role": "user", "content": "What is the capital of France?"}
+    question = {"role": "user", "content": "Answer with one word: What is the capital of France?"}
     body = {"model": "SmolLM2-135M-Instruct", "messages": [question], "temperature": 0}
     url = f"http://127.0.0.1:{API}/v1/chat/completions"
     answer = httpx.post(url, json=body | {"max_tokens": 16}, timeout=60)

@@ -26,7 +26,7 @@ ARGS = {"max_model_len": 1024, "enforce_eager": True}
 TOOLS_ARGS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 POOLING = {"runner": "pooling", "convert": "embed", "max_model_len": 512, "enforce_eager": True}
 BOTH = pytest.mark.parametrize("name", [VLLM, PLAIN])
-FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
+FRANCE: Any = [{"role": "user", "content": "Answer with one word: What is the capital of France?"}]
 WEATHER: Any = {
     "type": "function",
     "function": {

@@ -35,7 +35,11 @@ def served(cluster: Cluster, model: str) -> Cluster:
 MODELS = pytest.mark.parametrize(
     ("name", "engine"), [("org/first", "vllm"), ("second", "transformers")]
 )
-QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+QUESTION = {
+    "messages": [
+        {"role": "user", "content": "Answer with one word: What is the capital of France?"}
+    ]
+}
 
 
 def events(cluster: Cluster, path: str, body: dict[str, Any]) -> list[Any]:
