@@ -43,7 +43,9 @@ def cluster_toml(
         name, source = (TINY, lab.tiny) if tiny else (MODEL, lab.model)
         served: dict[str, object] = {"name": name, "source": str(source), "replicas": replicas}
         served["engine"] = engine
-        tables.append(("[[models]]", served | {"engine_args": ENGINE_ARGS}))
+        known = {"max_model_len"} if engine == "transformers" else {*ENGINE_ARGS}
+        arguments = {name: value for name, value in ENGINE_ARGS.items() if name in known}
+        tables.append(("[[models]]", served | {"engine_args": arguments}))
     return "schema = 1\n" + "".join(map(_table, tables)) + extra
 
 

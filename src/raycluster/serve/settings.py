@@ -220,7 +220,7 @@ def _model_application(
                 "rolling_update_percentage": ONE_AT_A_TIME,
                 "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
                 "health_check_period_s": 5.0,
-                "health_check_timeout_s": 20.0,
+                "health_check_timeout_s": 12.0,
                 "graceful_shutdown_wait_loop_s": 1.0,
                 "graceful_shutdown_timeout_s": DRAIN_S,
                 **_place(model),

@@ -41,6 +41,8 @@ _FIXED: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
     # A busy machine takes longer than Serve's 5 s to start HAProxy's keeper.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # One that passes no check any more, for it hangs, is killed instead of asked to finish.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # HAProxy learns within a second or two that a replica is going.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Ray makes its workers nice (15), and with them the engines and HAProxy.

@@ -47,7 +47,7 @@ def test_a_replica_hangs(faulty: Faulty) -> None:
     with faulty.load(gateway) as load:
         since = load.now()
         faulty.signal(victim, "STOP")
-        out = seconds_until(lambda: _quick(load), load, since, 15)
+        out = seconds_until(lambda: _quick(load, since), load, since, 15)
         wait_for(lambda: not _is_there(faulty, victim), "Serve to end it", 180)
         back = seconds_until(faulty.whole, load, since, 240 + START_S)
     told("replica hangs", load, since, out_of_rotation=out, back=back)
@@ -70,7 +70,8 @@ def test_a_workers_host_loses_power(faulty: Faulty) -> None:
     with faulty.load() as load:
         since = load.now()
         host.power_off()
-        out = seconds_until(lambda: _quick(load), load, since, 10)
+        out = seconds_until(lambda: _quick(load, since), load, since, 10)
+        wait_for(lambda: not faulty.whole(), "Ray to notice", 90)
         back = seconds_until(faulty.whole, load, since, 120 + START_S)
         returned = load.now()
         host.power_on()
@@ -86,7 +87,7 @@ def test_a_worker_is_cut_off(faulty: Faulty) -> None:
     with faulty.load() as load:
         since = load.now()
         host.partition(peers=[h for h in faulty.hosts if h is not host])
-        out = seconds_until(lambda: _quick(load), load, since, 10)
+        out = seconds_until(lambda: _quick(load, since), load, since, 10)
         wait_for(lambda: not faulty.whole(), "Ray to notice", 120)
         back = seconds_until(faulty.whole, load, since, 180 + START_S)
         returned = load.now()
@@ -177,12 +178,12 @@ def _on(replica: dict[str, object], hosts: list[Host]) -> bool:
     return replica["node_ip"] in {host.address for host in hosts}
 
 
-def _quick(load: Load) -> bool:
-    """Tell whether all that was sent in a whole second, the last but one, was soon answered."""
-    now = load.now()
-    window = [a for a in list(load.answers) if now - 3 < a.at < now - 1.5]
-    late = [at for at in list(load.waiting.values()) if now - 3 < at < now - 1.5]
-    return bool(window) and not late and all(a.ok and a.seconds < 1 for a in window)
+def _quick(load: Load, since: float) -> bool:
+    """Tell whether all that was sent in a whole second after the fault was soon answered."""
+    first, last = load.now() - 2.5, load.now() - 1.5
+    window = [a for a in list(load.answers) if first < a.at < last]
+    late = [at for at in list(load.waiting.values()) if first < at < last]
+    return first > since and bool(window) and not late and all(a.ok and a.seconds < 1 for a in window)
 
 
 def _open(host: Host) -> bool:
