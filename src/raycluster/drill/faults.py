@@ -33,6 +33,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 """
 """Kills a node of Ray, whose other processes end with it; another cluster's nodes live on."""
 
+STARTED = 'stat -c "%Y %i" "$RAYCLUSTER_ROOT/gateway/nginx.pid" 2>/dev/null'
 KILL_GATEWAY = 'kill -9 "$(cat "$RAYCLUSTER_ROOT/gateway/nginx.pid")"'
 
 
@@ -209,6 +210,9 @@ class GatewayFault:
     cluster: Cluster
     host: ResolvedHost
 
+    def __post_init__(self) -> None:
+        self._former = self._started()
+
     @property
     def victim(self) -> str:
         """The gateway's host."""
@@ -249,15 +253,13 @@ class GatewayFault:
     def heal(self) -> None:
         """Nothing: it comes back by itself."""
 
-    @property
-    def _former(self) -> str:
-        found = self.cluster.before.hosts[self.host.name].role(GATEWAY)
-        return found.started if found else ""
-
     def _started(self) -> str:
-        found = self.cluster.fleet[self.host.name].runtime.observe()
-        mine = [f for f in found if f.role == GATEWAY and f.health == "running"]
-        return mine[0].started if mine else ""
+        """Return when nginx was started last, or "" while it is not there."""
+        shell = self.cluster.fleet[self.host.name].runtime.inside(GATEWAY)
+        try:
+            return shell.run(("sh", "-c", STARTED)).text.strip()
+        except HostError:
+            return ""
 
 
 @dataclass

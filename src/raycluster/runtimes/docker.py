@@ -42,6 +42,7 @@ from raycluster.runtimes.docker_options import (
 )
 from raycluster.runtimes.docker_shell import DockerShell
 
+LOOK_S = 10.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
 RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
 
@@ -69,13 +70,18 @@ class DockerRuntime:
         return open_client(self._edge.open)
 
     @cached_property
+    def _looker(self) -> docker.APIClient:
+        return open_client(self._edge.open, timeout=LOOK_S)
+
+    @cached_property
     def _images(self) -> Images:
         return Images(self._client, self._cluster, self._edge, self._pull)
 
     def observe(self) -> tuple[Found, ...]:
         """Return this cluster's containers, by one call where all of them run."""
         with self._edge.translated("reading the containers"):
-            listed = [each for each in self._listed() if ONEOFF not in each["Labels"]]
+            every = self._listed(client=self._looker)
+            listed = [each for each in every if ONEOFF not in each["Labels"]]
             return tuple(self._found(each) for each in listed)
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
@@ -162,9 +168,10 @@ class DockerRuntime:
                 # docker-py lets a cut stream look like an ended one
                 raise self._edge.lost(f"following the log of {name}")
 
-    def _listed(self, *wanted: str) -> list[dict[str, Any]]:
+    def _listed(self, *wanted: str, client: docker.APIClient | None = None) -> list[dict[str, Any]]:
         label = [f"{CLUSTER}={self._cluster}", *wanted]
-        found: list[dict[str, Any]] = self._client.containers(all=True, filters={"label": label})
+        asked = client or self._client
+        found: list[dict[str, Any]] = asked.containers(all=True, filters={"label": label})
         return found
 
     def _found(self, listed: Mapping[str, Any]) -> Found:

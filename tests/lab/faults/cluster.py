@@ -20,6 +20,10 @@ from tests.lab.specs import TINY, cluster_toml
 
 NAME, KEY = "faults", "sk-faults-0123456789abcdef"
 GATEWAYS = f"""
+[firewall]
+manage = true
+check = "always"
+
 [gateway]
 on = "all"
 image = "{IMAGE}"

@@ -79,7 +79,8 @@ def test_a_workers_host_loses_power(faulty: Faulty) -> None:
     told("worker off", load, since, rerouted=out, replaced=back, rejoined=rejoined)
     assert failures(load) == []
     assert faulty.whole()
-    assert faulty.up() == []
+    # These hosts run no cron, which would load the rules again at boot.
+    assert {c["action"] for c in faulty.up()} == {"guard"}
 
 
 def test_a_worker_is_cut_off(faulty: Faulty) -> None:
@@ -183,7 +184,9 @@ def _quick(load: Load, since: float) -> bool:
     first, last = load.now() - 2.5, load.now() - 1.5
     window = [a for a in list(load.answers) if first < a.at < last]
     late = [at for at in list(load.waiting.values()) if first < at < last]
-    return first > since and bool(window) and not late and all(a.ok and a.seconds < 1 for a in window)
+    return (
+        first > since and bool(window) and not late and all(a.ok and a.seconds < 1 for a in window)
+    )
 
 
 def _open(host: Host) -> bool:
