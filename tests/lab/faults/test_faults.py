@@ -162,15 +162,6 @@ def test_a_drill_tells_the_same(faulty: Faulty) -> None:
     assert "--yes" in refused.stderr
 
 
-def test_down_leaves_nothing(faulty: Faulty) -> None:
-    for _ in range(2):
-        done = faulty.cli("down", faulty.spec, "--yes")
-        assert done.returncode == 0, done.stderr
-    for host in faulty.hosts:
-        assert host.containers() == []
-        assert host.processes() == []
-
-
 def _is_there(faulty: Faulty, replica: dict[str, object]) -> bool:
     return replica["replica_id"] in {r["replica_id"] for r in faulty.replicas()}
 

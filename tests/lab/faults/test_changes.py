@@ -1,0 +1,83 @@
+"""Changes that go wrong, or that two people make at once, on a cluster that serves."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from tests.lab.faults.cluster import Faulty, failures, told
+from tests.lab.host import wait_for
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
+
+# `make test` takes a few of each; the figures in docs/decisions are of 50 and 20.
+PAIRS = int(os.environ.get("RAYCLUSTER_PAIRS", "5"))
+KILLS = int(os.environ.get("RAYCLUSTER_KILLS", "4"))
+SEED = 20261126
+
+
+def test_a_version_that_cannot_start_costs_no_request(faulty: Faulty) -> None:
+    wait_for(faulty.whole, "three replicas", 120)
+    text = faulty.spec.read_text()
+    with faulty.load() as load:
+        since = load.now()
+        faulty.spec.write_text(text.replace("max_model_len = 1024", "max_modle_len = 1024"))
+        try:
+            done = faulty.cli("deploy", faulty.spec, timeout=200)
+        finally:
+            faulty.spec.write_text(text)
+        assert done.returncode == 1
+        assert "transformers has no argument 'max_modle_len'" in done.stderr
+        assert "the version before goes on serving" in done.stderr
+        back = faulty.cli("deploy", faulty.spec, timeout=300)
+        assert back.returncode == 0, back.stderr
+    told("bad rollout", load, since)
+    assert failures(load) == []
+    assert faulty.up() == []
+
+
+def test_of_two_at_once_one_changes_and_the_other_names_it(faulty: Faulty) -> None:
+    slowest = 0.0
+    refused = 0
+    for _ in range(PAIRS):
+        faulty.hosts[1].check("docker", "rm", "-f", "raycluster-faults-gateway")
+        began = time.monotonic()
+        pair = [faulty.cli.start("up", faulty.spec) for _ in range(2)]
+        ended: dict[int, float] = {}
+        while len(ended) < 2:
+            for at, program in enumerate(pair):
+                if at not in ended and program.poll() is not None:
+                    ended[at] = time.monotonic() - began
+            time.sleep(0.02)
+        said = [program.communicate() for program in pair]
+        codes = [program.returncode for program in pair]
+        assert codes in ([0, 5], [5, 0], [0, 0]), said  # the second may come after the first
+        if 5 in codes:
+            refused += 1
+            loser = codes.index(5)
+            slowest = max(slowest, ended[loser])
+            assert "is being changed by `raycluster up` of " in said[loser][1]
+    print(f"{PAIRS} pairs at once: {refused} refused, the slowest after {slowest:.1f} s")
+    assert refused
+    assert slowest < 5
+
+
+def test_killed_at_any_moment_the_next_up_converges(faulty: Faulty) -> None:
+    chance = random.Random(SEED)
+    text = faulty.spec.read_text()
+    for kill in range(KILLS):
+        faulty.spec.write_text(
+            text.replace("max_model_len = 1024", f"max_model_len = {900 + kill}")
+        )
+        faulty.hosts[1].check("docker", "rm", "-f", "raycluster-faults-worker")
+        program = faulty.cli.start("up", faulty.spec)
+        time.sleep(chance.uniform(0.2, 20))
+        program.kill()
+        program.communicate()
+    faulty.spec.write_text(text)
+    assert faulty.up(timeout=600) != []
+    assert faulty.up() == []
+    wait_for(faulty.whole, "three replicas", 120)
