@@ -14,8 +14,8 @@ from tests.lab.host import wait_for
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 
 # `make test` takes a few of each; the figures in docs/decisions are of 50 and 20.
-PAIRS = int(os.environ.get("RAYCLUSTER_PAIRS", "5"))
-KILLS = int(os.environ.get("RAYCLUSTER_KILLS", "4"))
+PAIRS = int(os.environ.get("RAYCLUSTER_PAIRS", "2"))
+KILLS = int(os.environ.get("RAYCLUSTER_KILLS", "3"))
 SEED = 20261126
 
 
@@ -41,9 +41,8 @@ def test_a_version_that_cannot_start_costs_no_request(faulty: Faulty) -> None:
 
 def test_of_two_at_once_one_changes_and_the_other_names_it(faulty: Faulty) -> None:
     slowest = 0.0
-    refused = 0
     for _ in range(PAIRS):
-        faulty.hosts[1].check("docker", "rm", "-f", "raycluster-faults-gateway")
+        faulty.hosts[1].check("docker", "rm", "-f", "raycluster-faults-worker")
         began = time.monotonic()
         pair = [faulty.cli.start("up", faulty.spec) for _ in range(2)]
         ended: dict[int, float] = {}
@@ -54,15 +53,13 @@ def test_of_two_at_once_one_changes_and_the_other_names_it(faulty: Faulty) -> No
             time.sleep(0.02)
         said = [program.communicate() for program in pair]
         codes = [program.returncode for program in pair]
-        assert codes in ([0, 5], [5, 0], [0, 0]), said  # the second may come after the first
-        if 5 in codes:
-            refused += 1
-            loser = codes.index(5)
-            slowest = max(slowest, ended[loser])
-            assert "is being changed by `raycluster up` of " in said[loser][1]
-    print(f"{PAIRS} pairs at once: {refused} refused, the slowest after {slowest:.1f} s")
-    assert refused
+        assert sorted(codes) == [0, 5], said
+        loser = codes.index(5)
+        slowest = max(slowest, ended[loser])
+        assert "is being changed by `raycluster up` of " in said[loser][1]
+    print(f"{PAIRS} pairs at once: the slowest loser was told after {slowest:.1f} s")
     assert slowest < 5
+    wait_for(faulty.whole, "three replicas", 120)
 
 
 def test_killed_at_any_moment_the_next_up_converges(faulty: Faulty) -> None:
