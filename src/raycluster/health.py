@@ -159,7 +159,7 @@ def _host_problem(state: ClusterState, name: str, role: str) -> Problem | None:
         return Problem(name, f"has no {role}", "raycluster up")
     if found.health != "running":
         detail = f": {found.detail}" if found.detail else ""
-        target = name if role in RAY_ROLES else role
+        target = name if role in RAY_ROLES else f"{name}/{role}"
         return Problem(name, f"the {role} is {found.health}{detail}", f"raycluster logs {target}")
     return None
 

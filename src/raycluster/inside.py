@@ -31,10 +31,17 @@ def named_host(spec: ClusterSpec, name: str) -> ResolvedHost:
 
 
 def role_of(spec: ClusterSpec, name: str) -> tuple[ResolvedHost, str]:
-    """Return where a process runs and its role, for a host's or a role's name. Raises UsageError.
+    """Return where a process runs and its role, for HOST, ROLE or HOST/ROLE. Raises UsageError.
 
-    A host's name stands for its node of Ray.
+    A host's name stands for its node of Ray, a role's for the first host that has it.
     """
+    place, _, role = name.partition("/")
+    if role:
+        host = named_host(spec, place)
+        if role in roles(spec, host):
+            return host, role
+        known = ", ".join(f"{place}/{each}" for each in roles(spec, host))
+        raise UsageError(f"{place} runs no {role!r}", hint=f"one of {known}")
     for host in spec.hosts:
         if name != host.name and name in roles(spec, host) and name not in RAY_ROLES:
             return host, name

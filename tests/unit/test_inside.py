@@ -10,8 +10,8 @@ import pytest
 from raycluster.commands.tunnel import tunnel
 from raycluster.connect import connect
 from raycluster.contracts import Process, Versions
-from raycluster.errors import HostError
-from raycluster.inside import check_up
+from raycluster.errors import HostError, UsageError
+from raycluster.inside import check_up, role_of
 from raycluster.spec import read_spec
 
 SPEC = f"""
@@ -54,3 +54,40 @@ def test_a_head_that_cannot_be_seen_may_come_back(spec: Path) -> None:
         SPEC.replace('head.transport = "local"', 'head = { host = "127.0.0.1", port = 1 }')
     )
     check_up(read_spec(spec))
+
+
+GATES = """
+[[workers]]
+host = "b"
+name = "b"
+[gateway]
+on = "all"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("head", ("head", "head")),
+        ("b", ("b", "worker")),
+        ("gateway", ("head", "gateway")),
+        ("b/gateway", ("b", "gateway")),
+        ("b/worker", ("b", "worker")),
+    ],
+)
+def test_a_process_is_named_by_host_role_or_both(
+    spec: Path, name: str, where: tuple[str, str]
+) -> None:
+    text = SPEC.replace('head.transport = "local"', 'head.host = "a"')
+    spec.write_text(text + GATES)
+    host, role = role_of(read_spec(spec), name)
+    assert (host.name, role) == where
+
+
+@pytest.mark.parametrize(("name", "hint"), [("b/head", "b/worker, b/gateway"), ("c/x", "head, b")])
+def test_what_is_not_there_is_refused_with_what_is(spec: Path, name: str, hint: str) -> None:
+    text = SPEC.replace('head.transport = "local"', 'head.host = "a"')
+    spec.write_text(text + GATES)
+    with pytest.raises(UsageError) as caught:
+        role_of(read_spec(spec), name)
+    assert hint in caught.value.hint

@@ -14,7 +14,7 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="[NODE|app]",
-        help="A host's name, `app` for the replicas, `gateway` or `prometheus`.",
+        help="A host's name, `app` for the replicas, `gateway`, `prometheus` or HOST/gateway.",
     ),
 ]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]

@@ -342,7 +342,7 @@ def _rules(peers: list[str]) -> Iterator[str]:
 
 def _signal(cluster: Cluster, host: ResolvedHost, replica: Replica, signal: str) -> None:
     shell = cluster.fleet[host.name].runtime.inside(host.role)
-    done = shell.run(("kill", f"-{signal}", str(replica.pid)))
+    done = shell.run(("sh", "-c", f"kill -{signal} {replica.pid}"))
     if done.exit_code != 0:
         raise CommandError(
             f"cannot send SIG{signal} to a replica: {done.stderr.decode(errors='replace').strip()}",

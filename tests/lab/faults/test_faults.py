@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import httpx
 import pytest
 
@@ -18,6 +21,10 @@ from tests.lab.host import Host, wait_for
 from tests.lab.specs import TINY
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+
+DRILLS = [("replica", 120), ("gateway", 10), ("partition", 240)]
+if os.environ.get("RAYCLUSTER_DRILLS") == "all":
+    DRILLS += [("hang", 240), ("worker", 240), ("head", 240)]
 
 START_S = 60.0
 """Seconds for an engine to start here, where everything shares two cores."""
@@ -152,14 +159,26 @@ def test_a_host_reboots(faulty: Faulty) -> None:
     assert failures(load) == []
 
 
-def test_a_drill_tells_the_same(faulty: Faulty) -> None:
-    options = ("--fault", "replica", "--assert", "failed==0", "--assert", "recover<120s")
-    done = faulty.cli("drill", faulty.spec, *options, "--yes", "--json", timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(("fault", "recover"), DRILLS)
+def test_a_drill_tells_the_same(faulty: Faulty, fault: str, recover: int) -> None:
+    wait_for(lambda: faulty.whole() and faulty.healthy(), "the cluster to be whole", 120)
+    options = ("--fault", fault, "--assert", "failed==0", "--assert", f"recover<{recover}s")
+    done = faulty.cli("drill", faulty.spec, *options, "--yes", "--json", timeout=400)
     print(done.stdout)
-    refused = faulty.cli("drill", faulty.spec, *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["fault"], report["failed"], report["truncated"]) == (fault, 0, 0)
+    assert report["requests"] > 50
+    assert report["detect_s"] <= report["recover_s"]
+
+
+def test_a_drill_asks_first_and_wants_a_fault_that_there_is(faulty: Faulty) -> None:
+    refused = faulty.cli("drill", faulty.spec)
     assert refused.returncode == 2
     assert "--yes" in refused.stderr
+    unknown = faulty.cli("drill", faulty.spec, "--fault", "flood", "--yes")
+    assert unknown.returncode == 2
+    assert "one of replica, hang, worker, head, gateway, partition" in unknown.stderr
 
 
 def _is_there(faulty: Faulty, replica: dict[str, object]) -> bool:
