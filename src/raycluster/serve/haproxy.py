@@ -31,6 +31,9 @@ UNANSWERED = {
 }
 """What HAProxy says by itself; Serve would have it say 500 to all of them."""
 
+UNKNOWN = ("ServiceUnavailableError", "no model is known here yet: try again later")
+"""What is said without any application, where Serve would have it say that the path is wrong."""
+
 REFUSED = {
     429: ("RateLimitError", "too many requests wait for this model: try again later"),
     503: ("ServiceUnavailableError", "the model cannot take the request now: try again later"),
@@ -100,6 +103,7 @@ def edited(
     config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)
     config = re.sub(r"(?m)^(\s*nbthread) \d+$", rf"\1 {threads()}", config)
     config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
+    config = re.sub(r"(?m)^(\s*http-request return) status 404 .*Path .*$", _unknown, config)
     return balanced(config, routing)
 
 
@@ -152,6 +156,11 @@ def refusals() -> Sequence[str]:
             for status, told in REFUSED.items()
         ),
     )
+
+
+def _unknown(line: re.Match[str]) -> str:
+    """Return what is said where no application is known: just started, it will be in a moment."""
+    return f"{line[1]} {_error(503, *UNKNOWN)} hdr retry-after {RETRY_S}"
 
 
 def _unanswered(line: re.Match[str]) -> str:

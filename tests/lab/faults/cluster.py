@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,23 @@ class Faulty:
     def whole(self, count: int = 3) -> bool:
         """Tell whether exactly so many replicas are there, and all of them run."""
         return [r["state"] for r in self.replicas()] == ["RUNNING"] * count
+
+    def spread(self) -> None:
+        """See to it that each host has a replica: where there are two, one is killed."""
+        for _ in range(8):
+            wait_for(self.whole, "three replicas", 180)
+            counts = Counter(r["node_ip"] for r in self.running())
+            if len(counts) == len(self.hosts):
+                return
+            crowded = counts.most_common(1)[0][0]
+            victim = next(r for r in self.running() if r["node_ip"] == crowded)
+            self.signal(victim, "KILL")
+            wait_for(lambda: not self.has(victim), "Serve to notice", 60)  # noqa: B023
+        raise AssertionError("Serve leaves a host without a replica")
+
+    def has(self, replica: Mapping[str, Any]) -> bool:
+        """Tell whether Serve still counts the replica."""
+        return replica["replica_id"] in {r["replica_id"] for r in self.replicas()}
 
     def host_of(self, replica: Mapping[str, Any]) -> Host:
         """Return where a replica runs."""

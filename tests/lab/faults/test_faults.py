@@ -31,8 +31,7 @@ START_S = 60.0
 
 
 def test_the_cluster_is_whole(faulty: Faulty) -> None:
-    wait_for(faulty.whole, "three replicas", 120)
-    assert {r["node_ip"] for r in faulty.replicas()} == {h.address for h in faulty.hosts}
+    faulty.spread()
     assert faulty.up() == []
     assert faulty.healthy()
 
@@ -42,7 +41,7 @@ def test_a_replica_is_killed(faulty: Faulty) -> None:
     with faulty.load() as load:
         since = load.now()
         faulty.signal(victim, "KILL")
-        wait_for(lambda: not _is_there(faulty, victim), "Serve to notice", 60)
+        wait_for(lambda: not faulty.has(victim), "Serve to notice", 60)
         back = seconds_until(faulty.whole, load, since, 60 + START_S)
     told("replica killed", load, since, back=back)
     assert failures(load) == []
@@ -55,13 +54,14 @@ def test_a_replica_hangs(faulty: Faulty) -> None:
         since = load.now()
         faulty.signal(victim, "STOP")
         out = seconds_until(lambda: _quick(load, since), load, since, 15)
-        wait_for(lambda: not _is_there(faulty, victim), "Serve to end it", 180)
+        wait_for(lambda: not faulty.has(victim), "Serve to end it", 180)
         back = seconds_until(faulty.whole, load, since, 240 + START_S)
     told("replica hangs", load, since, out_of_rotation=out, back=back)
     assert failures(load) == []
 
 
 def test_a_workers_container_is_killed(faulty: Faulty) -> None:
+    faulty.spread()
     host = faulty.hosts[2]
     with faulty.load() as load:
         since = load.now()
@@ -73,6 +73,7 @@ def test_a_workers_container_is_killed(faulty: Faulty) -> None:
 
 
 def test_a_workers_host_loses_power(faulty: Faulty) -> None:
+    faulty.spread()
     host = faulty.hosts[2]
     with faulty.load() as load:
         since = load.now()
@@ -91,6 +92,7 @@ def test_a_workers_host_loses_power(faulty: Faulty) -> None:
 
 
 def test_a_worker_is_cut_off(faulty: Faulty) -> None:
+    faulty.spread()
     host = faulty.hosts[1]
     with faulty.load() as load:
         since = load.now()
@@ -107,6 +109,7 @@ def test_a_worker_is_cut_off(faulty: Faulty) -> None:
 
 
 def test_the_heads_container_is_killed(faulty: Faulty) -> None:
+    faulty.spread()
     there = list(faulty.hosts[1:])
     before = {r["replica_id"]: r["pid"] for r in faulty.running() if _on(r, there)}
     with faulty.load(there[0]) as load:
@@ -179,10 +182,6 @@ def test_a_drill_asks_first_and_wants_a_fault_that_there_is(faulty: Faulty) -> N
     unknown = faulty.cli("drill", faulty.spec, "--fault", "flood", "--yes")
     assert unknown.returncode == 2
     assert "one of replica, hang, worker, head, gateway, partition" in unknown.stderr
-
-
-def _is_there(faulty: Faulty, replica: dict[str, object]) -> bool:
-    return replica["replica_id"] in {r["replica_id"] for r in faulty.replicas()}
 
 
 def _on(replica: dict[str, object], hosts: list[Host]) -> bool:

@@ -144,3 +144,13 @@ def test_a_lone_node_has_no_address_for_others(
     monkeypatch.setenv("RAYCLUSTER_ADDRESS", "10.0.0.2")
     (tmp_path / "members.json").write_text(content)
     assert own_address() == address
+
+
+def test_before_any_application_is_known_a_later_try_is_advised() -> None:
+    default = (
+        "backend default_backend\n    http-request return status 404 content-type text/plain "
+        "lf-string \"Path \\'%[path]\\' not found. Ping http://.../-/routes for routes.\"\n"
+    )
+    line = edited(default, {}, {}).splitlines()[1]
+    assert line.startswith("    http-request return status 503 content-type application/json")
+    assert line.endswith("hdr retry-after 1")
