@@ -15,7 +15,6 @@ from raycluster.errors import SecretError
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
 from raycluster.spec.layers import read_dotenv
-from raycluster.spec.models import Tls
 
 COMMAND_TIMEOUT = 30.0
 LARGEST = 64 * 1024
@@ -29,9 +28,10 @@ def resolve_all(
     if spec.gateway is None:
         return found
     found = replace(found, api_keys=_api_keys(spec.gateway.api_keys, environ, dotenv))
-    if spec.gateway.tls is None:
+    tls = spec.gateway.tls
+    if tls is None or tls.cert is None or tls.key is None:
         return found
-    certificate, key = _certificate(spec.gateway.tls, environ, dotenv)
+    certificate, key = _certificate(tls.cert, tls.key, environ, dotenv)
     return replace(found, certificate=certificate, certificate_key=key)
 
 
@@ -54,13 +54,15 @@ def _api_keys(
     return keys
 
 
-def _certificate(tls: Tls, environ: Mapping[str, str], dotenv: Path | None) -> tuple[bytes, Secret]:
+def _certificate(
+    cert: str, source: str, environ: Mapping[str, str], dotenv: Path | None
+) -> tuple[bytes, Secret]:
     try:
-        certificate = Path(tls.cert).expanduser().read_bytes()
+        certificate = Path(cert).expanduser().read_bytes()
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no home folder for it"
-        raise SecretError(f"{tls.cert} cannot be read: {reason}", where="gateway.tls") from error
-    key = resolve({"gateway.tls.key": tls.key}, environ, dotenv=dotenv)["gateway.tls.key"]
+        raise SecretError(f"{cert} cannot be read: {reason}", where="gateway.tls") from error
+    key = resolve({"gateway.tls.key": source}, environ, dotenv=dotenv)["gateway.tls.key"]
     return certificate, key
 
 

@@ -298,6 +298,16 @@ def test_tls(root: Path, api: int) -> None:
         assert seen.strip() == certificate.strip()
 
 
+def test_who_trusts_the_cluster_s_own_certificate_is_served(root: Path, api: int) -> None:
+    folder = root / "own"
+    folder.mkdir()
+    with running(folder, api, tls={"self_signed": True}) as client:
+        trusted = ssl.create_default_context(cafile=str(folder / "gateway/cert.pem"))
+        assert httpx.get(f"{client.base_url}/v1/x", verify=trusted).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{client.base_url}/v1/x")
+
+
 def test_a_changed_key_takes_effect_while_a_stream_goes_on(root: Path, api: int) -> None:
     folder = root / "reload"
     folder.mkdir()

@@ -14,7 +14,7 @@ from raycluster.errors import MissedLimitError, UsageError
 from raycluster.session import Json, Session, SpecOption, SpecPath
 
 if TYPE_CHECKING:
-    from raycluster.connect import Fleet
+    from raycluster.drill.faults import Cluster
     from raycluster.openai_wire.target import Target
 
 Fault = Annotated[
@@ -52,10 +52,10 @@ def drill(
     wanted = [parse(text) for text in limits or ()]
     console = session.err()
     with opened.fleet() as fleet:
-        broken = prepare(opened.spec, fleet, options)
+        broken, cluster = prepare(opened.spec, fleet, options)
         if not yes and not opened.spec.cluster.name.endswith("-test"):
             _ask(opened.spec.cluster.name, broken.victim)
-        with _targets(opened, fleet) as targets:
+        with _targets(opened, cluster) as targets:
             report = run(
                 opened.spec,
                 broken,
@@ -86,7 +86,7 @@ def _ask(cluster: str, victim: str) -> None:
 
 
 @contextmanager
-def _targets(opened: Session, fleet: Fleet) -> Iterator[list[Target]]:
+def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
     """Yield the ways in, over the connections that are there: every gateway, or the head's API."""
     from contextlib import ExitStack
 
@@ -109,9 +109,28 @@ def _targets(opened: Session, fleet: Fleet) -> Iterator[list[Target]]:
         hosts = list(spec.hosts) if gate.on == "all" else hosts
     with ExitStack() as stack:
         targets: list[Target] = []
+        ca_file = ""
+        if gate and gate.tls:
+            ca_file = gate.tls.cert or stack.enter_context(_own_certificate(cluster))
         for host in hosts:
             (chosen,) = choose_ports([Forward("API", remote, url=f"{scheme}://127.0.0.1:{{port}}")])
-            stack.enter_context(ChannelForwarder(fleet[host.name].transport, [chosen]))
-            ca_file = gate.tls.cert if gate and gate.tls else ""
+            way = ChannelForwarder(cluster.fleet[host.name].transport, [chosen])
+            stack.enter_context(way)
             targets.append(Target(chosen.address, spec.models[0].name, headers, ca_file))
         yield targets
+
+
+@contextmanager
+def _own_certificate(cluster: Cluster) -> Iterator[str]:
+    """Yield a file with the certificate that the cluster makes for itself."""
+    from tempfile import NamedTemporaryFile
+
+    from raycluster.services.gateway import own_certificate
+    from raycluster.services.wiring import Wiring
+
+    addresses = {name: host.address for name, host in cluster.before.hosts.items()}
+    certificate, _ = own_certificate(cluster.spec, Wiring(addresses, cluster.token))
+    with NamedTemporaryFile(suffix=".pem") as file:
+        file.write(certificate)
+        file.flush()
+        yield file.name

@@ -38,8 +38,11 @@ def check(options: Options) -> None:
             raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
 
 
-def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> Fault:
-    """Return the fault, ready to be injected. Raises DegradedError unless all is well before."""
+def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> tuple[Fault, Cluster]:
+    """Return the fault, ready to be injected, and what it befalls.
+
+    Raises DegradedError unless all is well before.
+    """
     health = look(spec, fleet)
     if health.problems:
         first = health.problems[0]
@@ -53,7 +56,8 @@ def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> Fault:
         raise HostError(
             "its records cannot be read", where=spec.hosts[0].name, hint="raycluster up"
         )
-    return FAULTS[options.fault](Cluster(spec, fleet, health.state, token), options.host)
+    cluster = Cluster(spec, fleet, health.state, token)
+    return FAULTS[options.fault](cluster, options.host), cluster
 
 
 def run(

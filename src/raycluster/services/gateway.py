@@ -6,7 +6,8 @@ import math
 from ipaddress import ip_address
 
 from raycluster import templates
-from raycluster.contracts import ROOT, Process, live_id_path
+from raycluster.contracts import ROOT, Process, Secret, live_id_path
+from raycluster.services.certificate import self_signed
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.services import LOOPBACK, Gateway
@@ -72,10 +73,19 @@ def _note(gate: Gateway) -> str:
 def _files(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> dict[str, bytes]:
     secrets = wiring.secrets
     files = {f"{GATEWAY}/nginx.conf": nginx_conf(spec, host, wiring)}
-    if secrets.certificate_key:
-        files[f"{GATEWAY}/cert.pem"] = secrets.certificate
-        files[f"{GATEWAY}/key.pem"] = secrets.certificate_key.reveal().encode()
+    certificate, key = secrets.certificate, secrets.certificate_key
+    if spec.gateway and spec.gateway.tls and spec.gateway.tls.self_signed:
+        certificate, key = own_certificate(spec, wiring)
+    if key:
+        files[f"{GATEWAY}/cert.pem"] = certificate
+        files[f"{GATEWAY}/key.pem"] = key.reveal().encode()
     return files
+
+
+def own_certificate(spec: ClusterSpec, wiring: Wiring) -> tuple[bytes, Secret]:
+    """Return the certificate that signs itself, and its key, for all of the cluster's hosts."""
+    names = [name for h in spec.hosts for name in (h.host, wiring.addresses.get(h.name)) if name]
+    return self_signed(wiring.token, spec.cluster.name, [*names, "localhost", LOOPBACK])
 
 
 def _ingresses(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raycluster.spec.sections import Part
 from raycluster.spec.types import (
@@ -26,8 +26,25 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  # the gateway is me
 class Tls(Part):
     """The certificate with which the gateway proves who it is."""
 
-    cert: Operand = Field(description="A file on this machine: the certificate and its chain.")
-    key: SecretSource = Field(description="The certificate's key: `file:PATH` or `cmd:COMMAND`.")
+    cert: Operand | None = Field(
+        default=None,
+        description="A file on this machine: the certificate and its chain.",
+        examples=["./gateway.pem"],
+    )
+    key: SecretSource | None = Field(
+        default=None,
+        description="The certificate's key: `file:PATH` or `cmd:COMMAND`.",
+        examples=["file:./gateway.key"],
+    )
+    self_signed: bool = Field(
+        default=False, description="Instead of a file: one that the cluster makes for itself."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Tls:
+        if self.self_signed == bool(self.cert) or bool(self.cert) != bool(self.key):
+            raise ValueError("give `cert` and `key`, or `self_signed = true`")
+        return self
 
 
 class Gateway(Part):
@@ -49,7 +66,7 @@ class Gateway(Part):
     tls: Tls | None = Field(
         default=None,
         description="Without it, keys travel in the clear: reach the gateway by the tunnel then.",
-        examples=[{"cert": "./gateway.pem", "key": "file:./gateway.key"}],
+        examples=[{"cert": "./gateway.pem", "key": "file:./gateway.key", "self_signed": False}],
     )
     paths: tuple[HttpPath, ...] = Field(
         default=("/v1/", "/health"),
