@@ -42,6 +42,14 @@ class Api(BaseHTTPRequestHandler):
         if self.path == "/v1/stream":
             self._stream()
             return
+        if self.headers.get("Upgrade") == "websocket":
+            self.send_response(101)
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
+            self.end_headers()
+            self.wfile.write(self.rfile.read(4)[::-1])
+            self.close_connection = True
+            return
         body = json.dumps({"path": self.path, "headers": dict(self.headers)}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -256,6 +264,23 @@ def test_a_stream_comes_as_it_is_made(guarded: httpx.Client) -> None:
         assert next(chunks) == b"first"  # the server waits with the rest
         Api.go_on.set()
         assert b"".join(chunks) == b"second"
+
+
+def test_a_websocket_goes_through(guarded: httpx.Client) -> None:
+    with socket.create_connection(("127.0.0.1", guarded.base_url.port or 0), timeout=10) as one:
+        one.sendall(
+            b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nAuthorization: Bearer " + ALICE.encode() + b"\r\n\r\n"
+        )
+        said = b""
+        while b"\r\n\r\n" not in said:
+            said += one.recv(4096)
+        assert said.startswith(b"HTTP/1.1 101 ")
+        one.sendall(b"abcd")
+        rest = said.partition(b"\r\n\r\n")[2]
+        while len(rest) < 4:
+            rest += one.recv(4096)
+    assert rest == b"dcba"
 
 
 def test_too_many_requests_of_one_key_are_refused(tmp_path: Path, root: Path, api: int) -> None:
