@@ -7,9 +7,19 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A shell's background jobs ignore Ctrl-C, and what they start does too: tests that send it need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Several tests share the cores: none fails for being slow.
+settings.register_profile(
+    "here",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile("here")
 
 MUST_RUN = ("tests/contract/", "tests/lab/", "tests/local/")
 

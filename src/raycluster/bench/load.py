@@ -181,7 +181,8 @@ class _Run:
             if isinstance(shape, Closed):
                 await closed_loop(jobs, senders.all, progress, done)
             else:
-                due = zip(arrivals(shape.rate, self._load.seed), jobs, strict=False)
+                times = arrivals(shape.rate, self._load.seed, shape.burstiness)
+                due = zip(times, jobs, strict=False)
                 room = asyncio.Semaphore(shape.concurrency or sys.maxsize)
                 await open_loop(due, senders, progress, done, room)
         finally:

@@ -12,13 +12,14 @@ from typing import Any, BinaryIO, TypeVar
 from rich.console import Console
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
-from raycluster.bench.dataset import read_dataset
+from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
 from raycluster.bench.limits import parse_limit
 from raycluster.bench.load import run_bench
 from raycluster.bench.report import render
 from raycluster.bench.results import Results
 from raycluster.bench.schedule import Closed, Load, Open, Shape, check_load
 from raycluster.bench.summary import SCHEMA, Summary
+from raycluster.bench.synthetic import lines_of, parse_synthetic
 from raycluster.contracts import Tell
 from raycluster.errors import UsageError
 from raycluster.openai_wire.prompts import Defaults
@@ -29,11 +30,16 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Options:
-    """The command line. `concurrency` and `rate` are numbers with commas between them, or empty."""
+    """The command line, with `prompts` or `synthetic`.
 
-    prompts: str
+    `concurrency` and `rate` are numbers with commas between them, or empty.
+    """
+
+    prompts: str = ""
+    synthetic: str = ""
     concurrency: str = ""
     rate: str = ""
+    burstiness: float | None = None
     requests: int | None = None
     repeat: int = 1
     duration: float | None = None
@@ -74,7 +80,7 @@ def run(
     defaults = Defaults(options.endpoint, options.max_tokens, options.ignore_eos)
     before = _baseline(options, load)
     most = parse_share(options.max_regress) if options.max_regress else None
-    dataset = read_dataset(options.prompts, defaults, stdin=stdin)
+    dataset = _dataset(options, defaults, stdin)
     for note in dataset.census.notes():
         tell(note)
     with Results(options.output) as results:
@@ -92,6 +98,17 @@ def run(
     if summary.comparison is not None and most is not None:
         summary.comparison.check(most)
     return summary
+
+
+def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
+    if bool(options.prompts) == bool(options.synthetic):
+        raise UsageError(
+            "give either one", where="--prompts, --synthetic", hint="--prompts FILE, or - for stdin"
+        )
+    if options.prompts:
+        return read_dataset(options.prompts, defaults, stdin=stdin)
+    lines = lines_of(parse_synthetic(options.synthetic), options.seed)
+    return parse_dataset(lines, defaults, where="--synthetic")
 
 
 def _baseline(options: Options, load: Load) -> Mapping[str, Any] | None:
@@ -128,7 +145,10 @@ def load_of(options: Options) -> Load:
         )
     shapes: tuple[Shape, ...] = tuple(Closed(count) for count in slots or [8])
     if rates:
-        shapes = tuple(Open(rate, slots[0] if slots else None) for rate in rates)
+        burstiness = 1.0 if options.burstiness is None else options.burstiness
+        shapes = tuple(Open(rate, slots[0] if slots else None, burstiness) for rate in rates)
+    elif options.burstiness is not None:
+        raise UsageError("alone", where="--burstiness", hint="give --rate too")
     return Load(
         shapes,
         requests=options.requests,

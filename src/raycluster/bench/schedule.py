@@ -38,22 +38,28 @@ class Closed:
 
 @dataclass(frozen=True)
 class Open:
-    """Requests arrive at random (Poisson), `rate` per second, whatever became of earlier ones.
+    """Requests arrive at random, `rate` per second, whatever became of earlier ones.
+
+    `burstiness` is the shape of the gamma distribution of the times between them, as in vLLM: 1 is
+    a Poisson process, less comes in bursts, more is steadier.
 
     With `concurrency` no more than that many are under way; others wait, and the wait is counted.
     """
 
     rate: float
     concurrency: int | None = None
+    burstiness: float = 1.0
 
     @property
     def label(self) -> str:
         """A short name."""
-        return f"rate {self.rate:g}/s"
+        bursts = "" if self.burstiness == 1 else f", burstiness {self.burstiness:g}"
+        return f"rate {self.rate:g}/s{bursts}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as plain values."""
-        return {"kind": "open", "rate": self.rate, "concurrency": self.concurrency}
+        shape = {"kind": "open", "rate": self.rate, "concurrency": self.concurrency}
+        return shape if self.burstiness == 1 else {**shape, "burstiness": self.burstiness}
 
 
 Shape = Closed | Open
@@ -109,6 +115,7 @@ def check_load(load: Load) -> None:
         positive.append(("--concurrency", shape.concurrency))
         if isinstance(shape, Open):
             positive.append(("--rate", shape.rate))
+            positive.append(("--burstiness", shape.burstiness))
     for option, value in positive:
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
@@ -145,11 +152,11 @@ class Queue:
         return Job(prompt, repeat)
 
 
-def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Yield when requests are due, in seconds from the start, as a Poisson process."""
+def arrivals(rate: float, seed: int, burstiness: float = 1.0) -> Iterator[float]:
+    """Yield when requests are due, in seconds from the start; see Open."""
     # Not for secrets: the same seed must give the same arrivals.
     chance = random.Random(seed)  # noqa: S311
     due = 0.0
     while True:
-        due += chance.expovariate(rate)
+        due += chance.gammavariate(burstiness, 1 / (rate * burstiness))
         yield due

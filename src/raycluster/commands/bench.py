@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 Prompts = Annotated[
     str, typer.Option("--prompts", "-p", metavar="FILE", help="JSONL, text or .gz; - for stdin.")
 ]
+Synthetic = Annotated[
+    str, typer.Option(help="Instead: random tokens, prompt=512,output=128; also prefix=, count=.")
+]
 Url = Annotated[str, typer.Option(help="Measure this endpoint instead of the cluster's own.")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Default: the spec's first model.")]
 Key = Annotated[str, typer.Option(help="The API key's source: env:NAME, file:PATH or cmd:COMMAND.")]
 CaFile = Annotated[str, typer.Option(help="PEM file that the endpoint's certificate is held to.")]
 Slots = Annotated[str, typer.Option("--concurrency", "-c", help="Closed loop: 8, or 1,8,32.")]
 Rate = Annotated[str, typer.Option("--rate", "-r", help="Open loop: requests per second.")]
+Burstiness = Annotated[
+    float | None, typer.Option(help="Open loop: 1 is Poisson, less comes in bursts (gamma).")
+]
 Requests = Annotated[
     int | None, typer.Option("--num-requests", "-n", help="Per level; the file starts again.")
 ]
@@ -53,7 +59,8 @@ Output = Annotated[
 
 def bench(
     *,
-    prompts: Prompts,
+    prompts: Prompts = "",
+    synthetic: Synthetic = "",
     spec: SpecOption = None,
     url: Url = "",
     model: ModelName = "",
@@ -61,6 +68,7 @@ def bench(
     ca_file: CaFile = "",
     concurrency: Slots = "",
     rate: Rate = "",
+    burstiness: Burstiness = None,
     num_requests: Requests = None,
     repeat: Repeat = 1,
     duration: Duration = None,
@@ -83,8 +91,10 @@ def bench(
 
     options = Options(
         prompts,
+        synthetic,
         concurrency=concurrency,
         rate=rate,
+        burstiness=burstiness,
         requests=num_requests,
         repeat=repeat,
         duration=duration,

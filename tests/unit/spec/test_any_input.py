@@ -29,13 +29,11 @@ def outcome(content: bytes, environ: Mapping[str, str]) -> ClusterSpec | SpecErr
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_any_bytes(content: bytes) -> None:
     outcome(content, {})
 
 
 @given(st.text(alphabet="[]{}=.,#\"'\\\n ab1-", max_size=60))
-@settings(deadline=None)
 def test_any_text_after_a_good_beginning(text: str) -> None:
     outcome((MINIMAL + text).encode(), {})
 
@@ -60,7 +58,7 @@ TREES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, TREES, max_size=5), TREES, TREES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_document(document: dict[str, Any], head: Any, models: Any) -> None:
     document = {"cluster": {"name": "q"}, **document, "head": head, "models": models}
     text = "".join(f"{toml_value(key)} = {toml_value(value)}\n" for key, value in document.items())
@@ -78,7 +76,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0"), max_size=20) | st.sample
 
 
 @given(st.dictionaries(NAMES.map("RAYCLUSTER__".__add__), TEXTS, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example({"RAYCLUSTER__": "x"})
 def test_any_variables(environ: dict[str, str]) -> None:
     outcome((MINIMAL + '[[models]]\nname = "m"\n').encode(), environ)

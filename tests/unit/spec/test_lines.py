@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raycluster.spec.lines import Location, lines_of, nearest_line
@@ -116,7 +116,6 @@ def documents(draw: st.DrawFn) -> str:
 
 
 @given(documents())
-@settings(deadline=None)
 def test_a_line_never_lies(text: str) -> None:
     document, lines, rows = tomllib.loads(text), lines_of(text), text.split("\n")
     assert set(lines) == set(places(document))
