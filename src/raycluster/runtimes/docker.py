@@ -42,7 +42,7 @@ from raycluster.runtimes.docker_options import (
 )
 from raycluster.runtimes.docker_shell import DockerShell
 
-LOOK_S = 10.0  # for a look at what runs, which a daemon that is well answers at once
+LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
 RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
 
