@@ -30,8 +30,9 @@ def up(
     from raycluster.report import outcome_json, outcome_text
     from raycluster.up import up as run
 
-    with opened.fleet() as fleet, progress(session.err()) as listen:
-        outcome = run(opened.spec, fleet, secrets, listen, part, verify=verify)
+    with opened.fleet() as fleet:
+        with progress(session.err()) as listen:
+            outcome = run(opened.spec, fleet, secrets, listen, part, verify=verify)
         if as_json:
             session.print_json(outcome_json(opened.spec, outcome))
         else:
