@@ -249,6 +249,10 @@ def test_a_killed_native_worker_is_repaired_and_nothing_else(job: Running) -> No
     assert job.cli("status", job.spec()).returncode == 0
 
 
+GATE = ("reload", "head", "gateway")
+"""The gateway learns of the hosts that there are."""
+
+
 class Load:
     """Asks for one token without pause, and remembers what failed."""
 
@@ -282,11 +286,12 @@ def test_hosts_of_both_kinds_come_and_go_while_the_app_serves(job: Running) -> N
     first, second, native = job.hosts
     third = job.lab.docker_hosts[2]
     with tunnel(job) as url, Load(url) as load:
-        assert changed(job.up([*job.hosts, third])) == [("start", third.name, "worker")]
+        assert changed(job.up([*job.hosts, third])) == [("start", third.name, "worker"), GATE]
         assert third.containers() == ["raycluster-job-worker"]
-        assert changed(job.up([first, second, third])) == [("remove", native.name)]
+        assert changed(job.up([first, second, third])) == [GATE, ("remove", native.name)]
         assert native.traces() == job.before[native.name]
         assert sorted(changed(job.up([first, second, native]))) == [
+            GATE,
             ("remove", third.name),
             ("start", native.name, "worker"),
         ]

@@ -168,6 +168,11 @@ class ClusterSpec(BaseSettings):
         )
         return (self._resolve("head", "head", self.head), *workers)
 
+    @property
+    def same_paths(self) -> bool:
+        """True when processes see the same paths on every host: there is one, or all are boxes."""
+        return len(self.hosts) == 1 or all(host.kind == "docker" for host in self.hosts)
+
     def _resolve(self, name: str, role: Literal["head", "worker"], host: Host) -> ResolvedHost:
         return ResolvedHost(
             name=name,
