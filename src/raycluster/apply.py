@@ -235,7 +235,7 @@ def _reload(work: Work, reloads: list[Reload]) -> None:
                     f"the {process.role} refuses its new files and goes on with the former: "
                     f"{done.stderr.decode(errors='replace').strip()[-500:]}",
                     where=connected.host.name,
-                    hint=f"raycluster logs {process.role}",
+                    hint=f"raycluster logs {connected.host.name}/{process.role}",
                     status=done.exit_code,
                 )
             work.listen(Event(connected.host.name, f"{process.role} has read its files", "done"))
@@ -309,7 +309,7 @@ def _no_start(connected: Connected, role: str, what: str) -> HostError:
     return HostError(
         f"{what}: {cause}" if cause else what,
         where=connected.host.name,
-        hint=f"raycluster logs {connected.host.name if role in RAY_ROLES else role}",
+        hint=f"raycluster logs {connected.host.name}{'' if role in RAY_ROLES else f'/{role}'}",
     )
 
 

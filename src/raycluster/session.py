@@ -101,6 +101,15 @@ class Asker:
             return self._answers[prompt]
 
 
+def confirm(question: str, would: str, *, where: str, hint: str) -> None:
+    """Return when a person says yes. Raises UsageError where there is nobody to ask."""
+    from raycluster.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(f"{would}, and there is no terminal to ask on", where=where, hint=hint)
+    typer.confirm(question, abort=True, err=True)
+
+
 @contextmanager
 def ended(items: Iterator[T]) -> Iterator[Iterator[T]]:
     """Yield the iterator and close it at the end, also when Ctrl-C came between two items."""

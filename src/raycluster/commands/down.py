@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from raycluster import session
-from raycluster.errors import UsageError
 from raycluster.session import Json, SpecOption, SpecPath
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -28,7 +26,13 @@ def down(
     opened = session.open_session(spec, named)
     name = opened.spec.cluster.name
     if not yes:
-        _ask(name, ", ".join(h.name for h in opened.spec.hosts))
+        hosts = ", ".join(h.name for h in opened.spec.hosts)
+        session.confirm(
+            f"Remove cluster {name} from {hosts}?",
+            f"would remove everything from {hosts}",
+            where=name,
+            hint="add --yes",
+        )
     from raycluster.progress import progress
     from raycluster.up import down as run
 
@@ -39,14 +43,3 @@ def down(
     else:
         count = f"{len(removed)} things removed" if removed else "nothing was left to remove"
         session.out().print(f"{name} is down: {count}")
-
-
-def _ask(cluster: str, hosts: str) -> None:
-    """Return when a person says yes. Raises UsageError where there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"would remove everything from {hosts}, and there is no terminal to ask on",
-            where=cluster,
-            hint="add --yes",
-        )
-    typer.confirm(f"Remove cluster {cluster} from {hosts}?", abort=True, err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +53,13 @@ def drill(
     with opened.fleet() as fleet:
         broken, cluster = prepare(opened.spec, fleet, options)
         if not yes and not opened.spec.cluster.name.endswith("-test"):
-            _ask(opened.spec.cluster.name, broken.victim)
+            name = opened.spec.cluster.name
+            session.confirm(
+                f"Break {broken.victim} of cluster {name}?",
+                f"would break {broken.victim}",
+                where=name,
+                hint="add --yes, or give test clusters names that end in -test",
+            )
         with _targets(opened, cluster) as targets:
             report = run(
                 opened.spec,
@@ -72,17 +77,6 @@ def drill(
         missed.insert(0, f"not whole again within {limit:g} s")
     if missed:
         raise MissedLimitError("; ".join(missed), where=fault, hint="raycluster status")
-
-
-def _ask(cluster: str, victim: str) -> None:
-    """Return when a person says yes. Raises UsageError where there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"would break {victim}, and there is no terminal to ask on",
-            where=cluster,
-            hint="add --yes, or give test clusters names that end in -test",
-        )
-    typer.confirm(f"Break {victim} of cluster {cluster}?", abort=True, err=True)
 
 
 @contextmanager
