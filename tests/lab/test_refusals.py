@@ -315,7 +315,7 @@ def test_what_a_running_cluster_refuses(alone: Bench) -> None:
     running = first.check("docker", "ps", "-q", "--no-trunc")
     absent = alone.spec([first], (f'source = "{alone.lab.model}"', 'source = "/models/none"'))
     alone.refuses(absent, r"^head: the model /models/none is not there\n", within=40)
-    engine = ("replicas = 1", 'replicas = 1\nengine = "vllm"')
+    engine = ('engine = "auto"', 'engine = "vllm"')
     long = alone.spec([first], ("max_model_len = 1024", "max_model_len = 100000"), engine)
     alone.refuses(long, "^smollm2-135m: vllm: .*max_model_len", within=90)
     alone.refuses(twins(alone, first.address6), "head and docker-1 are the same machine", code=2)
