@@ -95,9 +95,9 @@ def sent_for(record: Record, server: MockServer) -> Call:
 
 BAD = [
     (Script(ending="none"), "truncated", "without [DONE]"),
-    (Script(ending="cut"), "truncated", "closed connection"),
-    (Script(ending="cut", stop_after=2), "truncated", "closed connection"),
-    (Script(status=0), "truncated", "disconnected"),
+    (Script(ending="cut"), "truncated", "closed in the middle of the answer"),
+    (Script(ending="cut", stop_after=2), "truncated", "closed in the middle of the answer"),
+    (Script(status=0), "truncated", "closed without an answer"),
     (Script(ending="error"), "stream_error", "scripted failure"),
     (Script(ending="error", stop_after=0), "stream_error", "scripted failure"),
     (Script(stop_after=0), "protocol", "no token"),

@@ -67,6 +67,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "urllib3": ("runtimes.docker*",),
     "httpcore": ("transports.http",),
     "h11": ("batch.sender",),
+    "httptools": ("openai_wire.wire",),
     "jinja2": ("templates",),
     "cryptography": ("services.certificate", "transports.ssh*"),
     "httpx": (

@@ -1,22 +1,26 @@
-"""Sends one request over httpx and records what happens."""
+"""Sends one request and records what happens."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import ssl
-from collections.abc import Callable
-
-import httpx
+from collections.abc import Callable, Mapping
 
 from raycluster.bench.answer import Answer, AnswerError
-from raycluster.bench.record import Failure, Record
+from raycluster.bench.record import Record
 from raycluster.bench.schedule import Job
 from raycluster.bench.sse import SseParser
 from raycluster.openai_wire.said import error_text
 from raycluster.openai_wire.target import Target
+from raycluster.openai_wire.wire import (
+    CONNECT_SECONDS,
+    BadHttpError,
+    ConnectError,
+    EarlyEndError,
+    Wire,
+)
 
-_CONNECT_SECONDS = 10.0
 _ERROR_BODY_BYTES = 64 * 1024
 
 
@@ -33,11 +37,7 @@ def encode(job: Job, model: str, *, salt: bool) -> bytes:
 
 
 class Sender:
-    """One connection's worth of client.
-
-    A pool shared by all requests costs CPU that grows with the requests in flight, which the
-    server would be blamed for; so each slot owns one Sender.
-    """
+    """One connection's worth of client; each slot of the load owns one."""
 
     def __init__(
         self,
@@ -52,62 +52,84 @@ class Sender:
         self._timeout = timeout
         self._salt = salt
         self._clock = clock
-        self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                verify=verify, trust_env=False, limits=httpx.Limits(max_connections=1)
-            ),
-            headers={
-                **target.headers,
-                "content-type": "application/json",
-                "accept-encoding": "identity",  # a gateway that compresses holds tokens back
-            },
-            timeout=httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout)),
-            trust_env=False,
-        )
+        self._wire = Wire(target, verify)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
-        await self._http.aclose()
+        self._wire.close()
 
     async def send(self, job: Job, intended: float, origin: float) -> Record:
         """Send once, never again; times in the record count from `origin` on the clock."""
         exchange = _Exchange(self._clock, origin)
         content = encode(job, self._target.model, salt=self._salt)
-        url = self._target.url(job.prompt.path)
-        request = self._http.build_request("POST", url, content=content)
         sent = self._clock() - origin
         failure: AnswerError | None = None
+        connect = min(CONNECT_SECONDS, self._timeout)
         try:
             async with asyncio.timeout(self._timeout):
-                await exchange.run(self._http, request)
+                await self._wire.post(job.prompt.path, content, exchange, connect=connect)
+            exchange.finish()
         except TimeoutError:
             failure = AnswerError("timeout", f"not complete after {self._timeout:g} s")
         except AnswerError as error:
             failure = error
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            failure = AnswerError(_failure(error), f"{type(error).__name__}: {error}")
+        except ConnectError as error:
+            failure = AnswerError("connect", str(error))
+        except EarlyEndError as error:
+            failure = None if exchange.complete() else AnswerError("truncated", str(error))
+        except BadHttpError as error:
+            failure = AnswerError("protocol", str(error))
         return exchange.record(job, intended, sent, failure)
 
 
 class _Exchange:
-    """One request and its answer, as far as it has come."""
+    """One answer, as far as it has come."""
 
     def __init__(self, clock: Callable[[], float], origin: float) -> None:
         self._clock = clock
         self._origin = origin
         self._answer = Answer()
+        self._parser = SseParser()
         self._headers: float | None = None
         self._status: int | None = None
+        self._kind = ""
+        self._refusal: bytearray | None = None
 
-    async def run(self, http: httpx.AsyncClient, request: httpx.Request) -> None:
-        response = await http.send(request, stream=True)
+    def begun(self, status: int, headers: Mapping[str, str]) -> None:
+        self._headers = self._now()
+        self._status = status
+        self._kind = headers.get("content-type", "")
+        if status != 200 or not self._kind.startswith("text/event-stream"):
+            self._refusal = bytearray()
+
+    def data(self, chunk: bytes) -> None:
+        if self._refusal is not None:
+            self._refusal += chunk
+            if len(self._refusal) > _ERROR_BODY_BYTES:
+                raise self._refused()
+            return
+        now = self._now()
         try:
-            self._headers = self._now()
-            self._status = response.status_code
-            await self._check(response)
-            await self._read(response)
-        finally:
-            await response.aclose()
+            for event in self._parser.feed(chunk):
+                self._answer.take(event, now)
+        except ValueError as error:
+            raise AnswerError("protocol", str(error)) from error
+
+    def finish(self) -> None:
+        """Check that the answer is complete, at its end; raises AnswerError."""
+        if self._refusal is not None:
+            raise self._refused()
+        for event in self._parser.close():
+            self._answer.done = self._answer.done or event.data == b"[DONE]"
+        self._answer.finish()
+
+    def complete(self) -> bool:
+        """Return whether nothing of the answer is missing but the end of its connection."""
+        try:
+            self.finish()
+        except AnswerError:
+            return False
+        return True
 
     def record(self, job: Job, intended: float, sent: float, failure: AnswerError | None) -> Record:
         answer = self._answer
@@ -133,49 +155,16 @@ class _Exchange:
             detail=failure.detail if failure else "",
         )
 
-    async def _check(self, response: httpx.Response) -> None:
-        kind = response.headers.get("content-type", "")
-        if response.status_code == 200 and kind.startswith("text/event-stream"):
-            return
-        body = b""
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _ERROR_BODY_BYTES:
-                break
-        if response.status_code != 200:
-            raise AnswerError("http_status", f"{response.status_code}: {_body_text(body)}")
-        text = f"{kind or 'no content type'} in place of a stream: {_body_text(body)}"
-        raise AnswerError("protocol", text)
-
-    async def _read(self, response: httpx.Response) -> None:
-        parser, answer = SseParser(), self._answer
-        try:
-            async for chunk in response.aiter_raw():
-                now = self._now()
-                for event in parser.feed(chunk):
-                    answer.take(event, now)
-        except ValueError as error:
-            raise AnswerError("protocol", str(error)) from error
-        except httpx.TransportError:
-            if not answer.done:
-                raise
-        answer.done = answer.done or any(e.data == b"[DONE]" for e in parser.close())
-        answer.finish()
+    def _refused(self) -> AnswerError:
+        text = _body_text(bytes(self._refusal or b""))
+        if self._status != 200:
+            return AnswerError("http_status", f"{self._status}: {text}")
+        return AnswerError(
+            "protocol", f"{self._kind or 'no content type'} in place of a stream: {text}"
+        )
 
     def _now(self) -> float:
         return self._clock() - self._origin
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL):
-        return "connect"
-    if isinstance(error, httpx.TimeoutException):
-        return "timeout"
-    if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.CloseError):
-        return "truncated"
-    # httpx has one class for an early end and for bytes that are not HTTP; only its text differs.
-    early = any(words in str(error) for words in ("disconnected", "closed connection"))
-    return "truncated" if early else "protocol"
 
 
 def _body_text(body: bytes) -> str:

@@ -136,7 +136,7 @@ class _Run:
         try:
             yield senders
         finally:
-            await senders.close()
+            senders.close()
 
     def _sender(self) -> Sender:
         return Sender(

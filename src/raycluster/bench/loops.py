@@ -47,8 +47,9 @@ class Senders:
     def give_back(self, sender: Sender) -> None:
         self._idle.append(sender)
 
-    async def close(self) -> None:
-        await asyncio.gather(*(sender.close() for sender in self.all))
+    def close(self) -> None:
+        for sender in self.all:
+            sender.close()
 
 
 async def closed_loop(
