@@ -26,13 +26,18 @@ class Pace:
     A round is as many attempts as the limit, sent since its beginning. In the beginning each round
     doubles the limit. Later a round adds a little; a slow round takes a fifth, and one in which
     some failed for too much load takes in proportion: one dead node of five, whose share fails
-    whatever the limit is, must not bring the others to a halt.
+    whatever the limit is, must not bring the others to a halt. What failed rounds took is doubled
+    back: up to the limit before them when all failed, for that was an outage and tells nothing
+    about load, and else up to what the first of them left. A failure on the way back takes half of
+    the rest of the way.
     """
 
     maximum: int
     limit: float = 0.0
     epoch: int = 0
     _doubling: bool = True
+    _back_to: float = 0.0
+    _falling: bool = False
     _best: float = 0.0
     _rate: float = 0.0
     _middle: float = 0.0
@@ -67,14 +72,23 @@ class Pace:
         slow, faster = self._judge(now)
         if share or slow or not faster:
             self._doubling = False
+        left = self.limit * (1 - FALL * share)
+        if slow:
+            self._back_to = 0.0
+        elif share and not self._falling:
+            kept = self.limit if share == 1 else left
+            self._back_to = (max(self._back_to, kept) + kept) / 2
+        self._falling = share > 0
         if self._doubling:
             self._set(self.limit * 2)
         elif slow:
             self._eased = self._middle
-            self._set(self.limit * min(EASE, 1 - FALL * share))
+            self._set(min(self.limit * EASE, left))
+        elif not share and self.limit < self._back_to:
+            self._set(min(self.limit * 2, self._back_to))
         else:
             step = max(1, self.maximum // 32) if share < FALL else 0
-            self._set(self.limit * (1 - FALL * share) + step)
+            self._set(left + step)
 
     def _judge(self, now: float) -> tuple[bool, bool]:
         """Return whether the round was slow, and whether it gave more answers than the last."""

@@ -58,6 +58,55 @@ def test_a_round_of_failures_alone_takes_half_down_to_one() -> None:
         assert pace.limit == expected
 
 
+def fail(pace: Pace, rounds: int, *, after: int = 0) -> None:
+    """Let rounds fail whole, the first of them but for `after` answers."""
+    for _ in range(rounds):
+        epoch = pace.epoch
+        for _ in range(after):
+            pace.answered(epoch, 1.0, 1.0)
+        after = 0
+        while pace.epoch == epoch:
+            pace.overloaded(epoch, 1.0)
+
+
+def test_after_an_outage_the_limit_is_back_within_a_few_rounds() -> None:
+    pace = Pace(64)
+    simulate(pace, 4, capacity=1000)
+    fail(pace, 10)
+    assert pace.limit == 1
+    assert simulate(pace, 7, capacity=1000) == [2, 4, 8, 16, 32, 64, 64]
+
+
+def test_after_failures_for_too_much_load_the_limit_is_back_at_what_the_first_left() -> None:
+    pace = Pace(64)
+    simulate(pace, 4, capacity=1000)
+    fail(pace, 3, after=32)
+    assert pace.limit == 64 * 3 / 4 / 4
+    assert simulate(pace, 4, capacity=1000) == [24, 48, 50, 52]
+
+
+def test_a_failure_on_the_way_back_does_not_end_it() -> None:
+    pace = Pace(64)
+    simulate(pace, 4, capacity=1000)
+    fail(pace, 4)
+    pace.overloaded(pace.epoch, 1.0)
+    limits = simulate(pace, 5, capacity=1000)
+    assert limits[0] < 6 and limits[-1] > 32
+
+
+def test_what_became_slow_is_not_doubled_back() -> None:
+    pace = Pace(64)
+    simulate(pace, 4, capacity=1000)
+    fail(pace, 4)
+    assert pace.limit == 4
+    for latency in (1.0, 9.0):
+        epoch = pace.epoch
+        while pace.epoch == epoch:
+            pace.answered(epoch, latency, 1.0)
+    assert pace.limit == 8 * 0.8
+    assert simulate(pace, 1, capacity=1000)[0] < 9
+
+
 def test_a_fifth_that_always_fails_does_not_stop_the_rest() -> None:
     pace = Pace(64)
     for number in range(20000):
