@@ -111,6 +111,11 @@ class Transport(Shell, Protocol):
         """The IP address that the host was reached at, or 127.0.0.1 for this machine."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether the connection to the host stands, as far as is known without asking it."""
+        ...
+
     def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:
         """Open a stream to an address as the host sees it. Raises HostError."""
         ...

@@ -78,8 +78,11 @@ def _forward(opened: Session) -> Forward:
 
 
 @contextmanager
-def once(opened: Session) -> Iterator[str]:
-    """Yield the address of the cluster's API, over one connection that is not renewed."""
+def once(opened: Session) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Yield the address of the cluster's API, over one connection that is not renewed.
+
+    Beside it stands a function that tells whether this connection still stands.
+    """
     from raycluster.tunnel.channels import ChannelForwarder
     from raycluster.tunnel.ports import choose_ports
 
@@ -87,11 +90,11 @@ def once(opened: Session) -> Iterator[str]:
     with opened.fleet() as fleet:
         head = fleet.open(opened.spec.hosts[0])
         if head.host.transport == "local":
-            yield api.address
+            yield api.address, lambda: True
             return
         chosen = choose_ports([api])
         with ChannelForwarder(head.transport, chosen):
-            yield chosen[0].address
+            yield chosen[0].address, lambda: head.transport.alive
 
 
 @contextmanager

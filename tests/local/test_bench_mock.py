@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from raycluster.bench.dataset import parse_dataset
 from raycluster.bench.load import run_bench
 from raycluster.bench.record import Record
-from raycluster.bench.run import Options, run
+from raycluster.bench.run import Options, Reached, run
 from raycluster.bench.schedule import Closed, Load, Open
 from raycluster.bench.summary import Summary
 from raycluster.errors import MissedLimitError, RayclusterError, UsageError
@@ -312,7 +312,7 @@ def command(
         target = Target(f"http://user:secret@127.0.0.1:{server.port}", "tiny", {"x-key": "secret"})
         summary = run(
             Options(str(source), concurrency="1", **options),
-            lambda: contextlib.nullcontext(target),
+            lambda: contextlib.nullcontext(Reached(target)),
             stdin=io.BytesIO(),
             console=Console(file=screen, width=120),
             tell=told.append,
@@ -411,7 +411,7 @@ def test_a_wrong_command_line_sends_nothing(tmp_path: Path, options: dict[str, A
     source = tmp_path / "prompts.txt"
     source.write_text("one\n")
 
-    def connect() -> contextlib.AbstractContextManager[Target]:
+    def connect() -> contextlib.AbstractContextManager[Reached]:
         raise AssertionError("it was reached")
 
     with pytest.raises(UsageError) as caught:

@@ -8,8 +8,8 @@ import ssl
 from collections.abc import Callable, Mapping
 
 from raycluster.bench.answer import Answer, AnswerError
+from raycluster.bench.jobs import Job
 from raycluster.bench.record import Record
-from raycluster.bench.schedule import Job
 from raycluster.bench.sse import SseParser
 from raycluster.openai_wire.said import error_text
 from raycluster.openai_wire.target import Target

@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from raycluster.bench.stats import Distribution, Measures
+from raycluster.bench.stats import Bound, Distribution, Measures
 from raycluster.errors import UsageError
 
 _TIMES = ("ttft", "tpot", "itl", "event_gap", "e2el", "first_text")
@@ -16,6 +16,7 @@ TIMES = (*_TIMES, "ttft_from_intended", "e2el_from_intended", "client_delay")
 PLAIN = (
     *("error_rate", "completed", "failed", "duration", "request_throughput"),
     *("output_throughput", "total_token_throughput", "total_input_tokens", "total_output_tokens"),
+    "request_goodput",
 )
 STATS = tuple(field.name for field in fields(Distribution) if field.name != "count")
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {
@@ -41,6 +42,11 @@ class Limit:
     stat: str
     sign: str
     bound: float
+
+    def from_intended(self) -> Limit:
+        """Return the limit on the latency that counts from when the request was due."""
+        name = f"{self.name}_from_intended"
+        return replace(self, name=name) if name in TIMES else self
 
     def value(self, measures: Measures) -> float | None:
         """Return the measured figure, None where it was not measured."""
@@ -80,6 +86,25 @@ def parse_limit(text: str) -> Limit:
         hint = "times take us, ms, s, m; error_rate takes %"
         raise UsageError(f"{text!r}: {error}", where="--assert", hint=hint) from error
     return Limit(text.strip(), measure, stat, sign, bound)
+
+
+def parse_limits(text: str) -> tuple[Limit, ...]:
+    """Return limits with commas between them; raises UsageError."""
+    return tuple(parse_limit(part) for part in text.split(","))
+
+
+def parse_bounds(text: str) -> tuple[Bound, ...]:
+    """Return `ttft<500ms,tpot<50ms` as bounds of one request; raises UsageError."""
+    return tuple(_bound(part) for part in text.split(","))
+
+
+def _bound(text: str) -> Bound:
+    hint = "ttft<500ms, tpot<50ms or e2el<3s, with commas between"
+    match = _LIMIT.fullmatch(text)
+    names = ("ttft", "tpot", "e2el")
+    if not match or match[1] not in names or match[2] not in {"<", "<="} or match[4] not in _TO_MS:
+        raise UsageError(f"{text.strip()!r} is not understood", where="--goodput", hint=hint)
+    return Bound(match[1], float(match[3]) * _TO_MS[match[4]])
 
 
 def split_limit(text: str, example: str, signs: Iterable[str]) -> tuple[str, str, str, str]:

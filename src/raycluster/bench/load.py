@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import math
-import secrets
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
-from raycluster.bench.client import Sender
-from raycluster.bench.loops import Progress, Senders, closed_loop, open_loop, watch_lag
+from raycluster.bench.capacity import requests_per_second
+from raycluster.bench.crew import Alone, Crew, Team
+from raycluster.bench.jobs import Jobs
+from raycluster.bench.limits import Limit
 from raycluster.bench.record import Record
-from raycluster.bench.schedule import Closed, Job, Load, Open, Queue, Shape, arrivals, check_load
-from raycluster.bench.stats import distribution, measure
+from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load, recorded
+from raycluster.bench.search import Found, found, probe
+from raycluster.bench.stats import Bound, distribution, measure
 from raycluster.bench.summary import Level, Summary
 from raycluster.bench.verdict import Circumstances, Client, judge
+from raycluster.bench.worker import Effort, Plan
 from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError, UsageError
 from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target, allow_connections, tls_context
+from raycluster.openai_wire.target import Target, allow_connections
 
 Keep = Callable[[int, Record], None]
 """Takes each record as its request ends, with the number of its level."""
@@ -31,20 +33,48 @@ _PROGRESS_SECONDS = 2.0
 _EXAMPLES = 5
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """How a run is made, apart from its load.
+
+    `goodput` are bounds that one request must keep to count as good; `find_max` limits that the
+    search for the highest rate holds every level to. `alive` tells whether the tunnel stands, where
+    there is one. `calibrate` measures afterwards how many such requests this client can send.
+    """
+
+    processes: int = 1
+    goodput: tuple[Bound, ...] = ()
+    find_max: tuple[Limit, ...] = ()
+    alive: Callable[[], bool] = lambda: True
+    calibrate: bool = False
+
+
 def run_bench(
-    prompts: Sequence[Prompt], target: Target, load: Load, *, tell: Tell, keep: Keep
+    prompts: Sequence[Prompt],
+    target: Target,
+    load: Load,
+    *,
+    tell: Tell,
+    keep: Keep,
+    conditions: Conditions | None = None,
 ) -> Summary:
     """Run every level and return the figures. An interrupt ends the run with what was measured.
 
     Raises UsageError for an impossible load, RayclusterError when nothing listens at the target.
     """
+    conditions = conditions or Conditions()
     check_load(load)
-    run = _Run(prompts, target, load, tell=tell, keep=keep)
+    for shape in load.shapes:
+        if isinstance(shape, Replay):
+            recorded(prompts, shape.speed)
+        allow_connections(shape.concurrency or 0)
     started = time.time()
     gc.collect()
     gc.freeze()  # a large file of prompts would make each collection a pause in the measurement
     try:
-        levels = asyncio.run(run.levels())
+        with _crew(prompts, target, load, conditions.processes) as crew:
+            run = _Run(prompts, target, load, crew, conditions, tell=tell, keep=keep)
+            levels = asyncio.run(run.levels())
     except ExceptionGroup as group:
         first = _foreseen(group)
         if first is None:
@@ -54,7 +84,33 @@ def run_bench(
         gc.unfreeze()
     if not levels:
         raise KeyboardInterrupt
-    return Summary(started, target.shown, target.model or prompts[0].model, load, levels)
+    if conditions.calibrate and not levels[-1].seen.interrupted:
+        levels = _calibrated(levels, conditions.processes)
+    model = target.model or prompts[0].model
+    return Summary(started, target.shown, model, load, levels, found=run.found(levels))
+
+
+def _calibrated(levels: tuple[Level, ...], processes: int) -> tuple[Level, ...]:
+    """Judge the fastest level by what the client is able to do, too."""
+    answered = [level for level in levels if level.measures.completed]
+    if not answered:
+        return levels
+    fastest = max(answered, key=lambda level: level.measures.request_throughput)
+    capacity = requests_per_second(fastest.measures, processes)
+    client = replace(fastest.seen.client, capacity=capacity)
+    seen = replace(fastest.seen, client=client)
+    judged = replace(fastest, seen=seen, verdict=judge(fastest.measures, seen))
+    return tuple(judged if level is fastest else level for level in levels)
+
+
+def _crew(
+    prompts: Sequence[Prompt], target: Target, load: Load, processes: int
+) -> AbstractContextManager[Crew]:
+    if processes < 1:
+        raise UsageError(f"{processes} is not above zero", where="--processes", hint="1 or more")
+    if processes == 1:
+        return contextlib.nullcontext(Alone(prompts, target, load))
+    return Team(prompts, target, load, processes)
 
 
 def _foreseen(group: ExceptionGroup[Exception]) -> Exception | None:
@@ -67,144 +123,157 @@ def _foreseen(group: ExceptionGroup[Exception]) -> Exception | None:
 
 class _Run:
     def __init__(
-        self, prompts: Sequence[Prompt], target: Target, load: Load, *, tell: Tell, keep: Keep
+        self,
+        prompts: Sequence[Prompt],
+        target: Target,
+        load: Load,
+        crew: Crew,
+        conditions: Conditions,
+        *,
+        tell: Tell,
+        keep: Keep,
     ) -> None:
-        self._prompts = prompts
         self._target = target
         self._load = load
+        self._crew = crew
+        self._conditions = conditions
         self._tell = tell
         self._keep = keep
-        self._queue = Queue(prompts, load)
-        self._verify = tls_context(target)
+        self._jobs = Jobs(prompts, load)
 
     async def levels(self) -> tuple[Level, ...]:
         levels: list[Level] = []
-        for shape in self._load.shapes:
+        shapes = self._shapes()
+        shape: Shape | None = next(shapes)
+        while shape is not None:
             level = await self._level(len(levels), shape)
             if level is not None:
                 levels.append(level)
             if level is None or level.seen.interrupted:
                 break
+            try:
+                shape = shapes.send(self._keeps(level))
+            except StopIteration:
+                shape = None
         return tuple(levels)
+
+    def found(self, levels: Sequence[Level]) -> Found | None:
+        """Return the end of the search, where one was asked for."""
+        limits = self._conditions.find_max
+        if not limits:
+            return None
+        tried = [(lv.shape.rate, self._keeps(lv)) for lv in levels if isinstance(lv.shape, Open)]
+        return found([limit.text for limit in limits], tried)
+
+    def _shapes(self) -> Generator[Shape, bool, None]:
+        first = self._load.shapes[0]
+        if self._conditions.find_max and isinstance(first, Open):
+            yield from probe(first, self._load.duration)
+        else:
+            for shape in self._load.shapes:  # noqa: UP028  # what is sent here has no taker
+                yield shape
+
+    def _keeps(self, level: Level) -> bool:
+        return all(limit.kept(level.measures) for limit in self._conditions.find_max)
 
     async def _level(self, number: int, shape: Shape) -> Level | None:
         """Run one level; None when it was interrupted before its first answer."""
-        allow_connections(shape.concurrency or 0)
         interrupted = False
-        progress = Progress(0.0, math.inf)
-        cpu = time.thread_time()
+        records: list[Record] = []
+        efforts: list[Effort] = []
+        plan = Plan(shape, self._jobs.level(), tuple(self._jobs.earlier))
         try:
-            async with self._senders(shape) as senders:
-                await self._warm_up(shape, senders)
-                cpu = time.thread_time()
-                progress.origin = time.monotonic()
-                progress.stop = self._load.duration or math.inf
-                await self._measured(number, shape, senders, progress)
+            async with self._reported(shape, records) as began:
+                await self._crew.level(
+                    plan,
+                    warmed=self._warmed,
+                    began=began,
+                    done=lambda record: self._done(number, record, records),
+                    efforts=efforts,
+                )
         except asyncio.CancelledError:
             # The interrupt key; asyncio.run returns what this task returns in spite of it.
             interrupted = True
-        if not progress.records and not interrupted:
+        start = plan.numbers.start
+        repeated = self._jobs.sent(range(start, start + len(records)))
+        steady = [record for record in records if record.intended >= self._load.ramp]
+        if not steady and not interrupted:
             raise UsageError(
                 "no request was due in that time", where=shape.label, hint="raise --duration"
             )
-        if not progress.records:
+        if not steady:
             return None
-        elapsed = max(record.end for record in progress.records)
-        share = (time.thread_time() - cpu) / elapsed if elapsed else 0.0
-        client = Client(distribution(progress.lags), share)
-        return self._judged(shape, progress.records, client, interrupted=interrupted)
+        lags = [lag for effort in efforts for lag in effort.lags]
+        share = max(effort.cpu_share for effort in efforts)
+        client = Client(distribution(lags), share, len(efforts))
+        return self._judged(shape, steady, client, repeated=repeated, interrupted=interrupted)
+
+    def _done(self, number: int, record: Record, records: list[Record]) -> None:
+        unanswered = record.status is None and record.failure in {"connect", "truncated"}
+        if unanswered and not self._conditions.alive():
+            record = replace(record, failure="tunnel")
+        records.append(record)
+        self._keep(number, record)
 
     def _judged(
-        self, shape: Shape, records: list[Record], client: Client, *, interrupted: bool
+        self,
+        shape: Shape,
+        records: list[Record],
+        client: Client,
+        *,
+        repeated: int,
+        interrupted: bool,
     ) -> Level:
-        measures = measure(records)
+        measures = measure(records, self._conditions.goodput)
         seen = Circumstances(
             client,
             slots=shape.concurrency if isinstance(shape, Closed) else None,
             rate=shape.rate if isinstance(shape, Open) else None,
-            repeated=self._queue.repeated,
+            repeated=repeated,
             salted=self._load.salt,
             interrupted=interrupted,
         )
         failed = tuple(replace(r, gaps=()) for r in records if not r.ok)[:_EXAMPLES]
         return Level(shape, measures, judge(measures, seen), seen, failed)
 
-    @contextlib.asynccontextmanager
-    async def _senders(self, shape: Shape) -> AsyncIterator[Senders]:
-        senders = Senders(self._sender)
-        senders.make(shape.concurrency or 1)
-        try:
-            yield senders
-        finally:
-            senders.close()
-
-    def _sender(self) -> Sender:
-        return Sender(
-            self._target,
-            timeout=self._load.timeout,
-            salt=self._load.salt,
-            verify=self._verify,
-            clock=time.monotonic,
-        )
-
-    async def _warm_up(self, shape: Shape, senders: Senders) -> None:
-        """Open the connections and wake the server, with prompts outside the measured set."""
-        count = self._load.warmups(shape)
-        jobs = iter([_warm_up_job(self._prompts[0]) for _ in range(count)])
-        progress = Progress(time.monotonic(), math.inf)
-        await closed_loop(jobs, senders.all, progress, progress.records.append)
-        failed = [record for record in progress.records if not record.ok]
+    def _warmed(self, records: list[Record]) -> None:
+        """Say how the warm-up went. Raises RayclusterError when nobody answered at all."""
+        failed = [record for record in records if not record.ok]
         if failed:
-            self._tell(f"warm-up: {len(failed)} of {count} failed: {failed[0].detail}")
+            self._tell(f"warm-up: {len(failed)} of {len(records)} failed: {failed[0].detail}")
         # A tunnel to a port where nobody listens accepts the connection, and then drops it.
         silent = [r for r in failed if r.status is None and r.failure in {"connect", "truncated"}]
-        if failed and len(silent) == count:
+        if failed and len(silent) == len(records):
             raise RayclusterError(
                 f"nothing answers: {failed[0].detail}",
                 where=self._target.base_url,
                 hint="raycluster status",
             )
 
-    async def _measured(
-        self, number: int, shape: Shape, senders: Senders, progress: Progress
-    ) -> None:
-        def done(record: Record) -> None:
-            progress.records.append(record)
-            self._keep(number, record)
+    @contextlib.asynccontextmanager
+    async def _reported(
+        self, shape: Shape, records: list[Record]
+    ) -> AsyncIterator[Callable[[float], None]]:
+        """Tell of the progress; yields what is to be called when the level begins."""
+        tasks: list[asyncio.Task[None]] = []
 
-        watchers = [
-            asyncio.create_task(watch_lag(progress.lags)),
-            asyncio.create_task(self._report(shape, progress)),
-        ]
+        def began(origin: float) -> None:
+            tasks.append(asyncio.create_task(self._report(shape, records, origin)))
+
         try:
-            jobs = self._queue.level()
-            if isinstance(shape, Closed):
-                await closed_loop(jobs, senders.all, progress, done)
-            else:
-                times = arrivals(shape.rate, self._load.seed, shape.burstiness)
-                due = zip(times, jobs, strict=False)
-                room = asyncio.Semaphore(shape.concurrency or sys.maxsize)
-                await open_loop(due, senders, progress, done, room)
+            yield began
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _report(self, shape: Shape, progress: Progress) -> None:
-        planned = self._load.planned(len(self._prompts))
+    async def _report(self, shape: Shape, records: list[Record], origin: float) -> None:
+        planned = self._load.planned(len(self._jobs.prompts))
         total = "" if planned is None else f" of {planned}"
         while True:
             await asyncio.sleep(_PROGRESS_SECONDS)
-            records, elapsed = progress.records, time.monotonic() - progress.origin
             failed = sum(not record.ok for record in records)
-            rate = (len(records) - failed) / elapsed
+            rate = (len(records) - failed) / (time.monotonic() - origin)
             self._tell(
                 f"{shape.label}: {len(records)}{total} done, {failed} failed, {rate:.1f} requests/s"
             )
-
-
-def _warm_up_job(like: Prompt) -> Job:
-    text = f"{secrets.token_hex(4)} is a warm-up request. Count from one to ten."
-    chat = {"messages": [{"role": "user", "content": text}]}
-    body = chat if like.path.endswith("chat/completions") else {"prompt": text}
-    return Job(Prompt("warm-up", 0, like.path, {**body, "max_tokens": 8}, like.model), 0)

@@ -5,25 +5,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from raycluster.bench.client import Sender
+from raycluster.bench.jobs import Job
 from raycluster.bench.record import Record
-from raycluster.bench.schedule import Job
 
 _LAG_PERIOD = 0.02
 _PAUSE = 0.1
 """Seconds that a slot rests after no connection; else a dead server would eat the file at once."""
 
 
-@dataclass
-class Progress:
-    """The records of one level, and when its time began and ends."""
+Done = Callable[[Record], None]
+"""Takes each record as its request ends."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a level's time began on the monotonic clock, and after how many seconds it ends."""
 
     origin: float
     stop: float
-    records: list[Record] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.monotonic() - self.origin
+
+    def until(self, moment: float) -> float:
+        """Return the seconds from now to a moment of the level; 0 when it is past."""
+        return max(0.0, moment - self.now())
 
 
 class Senders:
@@ -53,33 +63,34 @@ class Senders:
 
 
 async def closed_loop(
-    jobs: Iterator[Job],
-    senders: Sequence[Sender],
-    progress: Progress,
-    done: Callable[[Record], None],
+    jobs: Iterator[Job], slots: Sequence[tuple[float, Sender]], timing: Timing, done: Done
 ) -> None:
-    """Send one job after the other from each sender, until there is none or time is up."""
+    """Send one job after the other from each slot, until there is none or time is up.
 
-    async def slot(sender: Sender) -> None:
-        while (intended := time.monotonic() - progress.origin) < progress.stop:
+    A slot is the time at which it begins, and its sender.
+    """
+
+    async def slot(start: float, sender: Sender) -> None:
+        await asyncio.sleep(timing.until(start))
+        while (intended := timing.now()) < timing.stop:
             job = next(jobs, None)
             if job is None:
                 return
-            record = await sender.send(job, intended, progress.origin)
+            record = await sender.send(job, intended, timing.origin)
             done(record)
             if record.failure == "connect":
                 await asyncio.sleep(_PAUSE)
 
-    async with asyncio.TaskGroup() as slots:
-        for sender in senders:
-            slots.create_task(slot(sender))
+    async with asyncio.TaskGroup() as group:
+        for start, sender in slots:
+            group.create_task(slot(start, sender))
 
 
 async def open_loop(
     due: Iterator[tuple[float, Job]],
     senders: Senders,
-    progress: Progress,
-    done: Callable[[Record], None],
+    timing: Timing,
+    done: Done,
     room: asyncio.Semaphore,
 ) -> None:
     """Send each job when it is due, in seconds from the start, or as soon as `room` has room."""
@@ -87,15 +98,15 @@ async def open_loop(
     async def one(job: Job, intended: float) -> None:
         async with room:
             sender = senders.take()
-            done(await sender.send(job, intended, progress.origin))
+            done(await sender.send(job, intended, timing.origin))
             senders.give_back(sender)
 
     async with asyncio.TaskGroup() as requests:
         for intended, job in due:
-            if intended >= progress.stop:
+            if intended >= timing.stop:
                 return
             # The schedule is absolute: a late request does not push back those after it.
-            await asyncio.sleep(max(0.0, progress.origin + intended - time.monotonic()))
+            await asyncio.sleep(timing.until(intended))
             requests.create_task(one(job, intended))
 
 

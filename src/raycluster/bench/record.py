@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-Failure = Literal["connect", "timeout", "http_status", "stream_error", "truncated", "protocol"]
-"""connect: no connection; timeout: not done in time; http_status: another status than 200;
-stream_error: the stream said that it failed; truncated: it ended before it was complete;
-protocol: what came is not what the API promises."""
+Failure = Literal[
+    "connect", "tunnel", "timeout", "http_status", "stream_error", "truncated", "protocol"
+]
+"""connect: no connection; tunnel: the way to the cluster broke; timeout: not done in time;
+http_status: another status than 200; stream_error: the stream said that it failed;
+truncated: it ended before it was complete; protocol: what came is not what the API promises."""
 
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from raycluster.bench.stats import Distribution, Measures
 from raycluster.bench.summary import Level, Summary
+from raycluster.bench.verdict import Client
 
 _COLOURS = {"VALID": "green", "SUSPECT": "yellow", "INVALID": "red"}
 
@@ -25,6 +26,8 @@ def render(summary: Summary, *, plain: bool) -> RenderableType:
         parts += _level(level, plain=plain)
     if len(summary.levels) > 1:
         parts.append(_comparison(summary, plain=plain))
+    if summary.found is not None:
+        parts.append(Text(str(summary.found)))
     parts += [Text(line) for line in _limits(summary)]
     if summary.comparison is not None:
         parts.append(Text("\nagainst the baseline"))
@@ -35,7 +38,7 @@ def render(summary: Summary, *, plain: bool) -> RenderableType:
 
 def _level(level: Level, *, plain: bool) -> Iterator[RenderableType]:
     yield Text(f"\n{level.shape.label}", style="" if plain else "bold")
-    yield Padding(_totals(level.measures), (0, 0, 0, 2), expand=False)
+    yield Padding(_totals(level.measures, level.seen.client), (0, 0, 0, 2), expand=False)
     times = _table(["ms", "mean", "p50", "p90", "p95", "p99", "max"], plain=plain)
     for name, spread in _times(level.measures):
         if spread is not None:
@@ -51,18 +54,23 @@ def _level(level: Level, *, plain: bool) -> Iterator[RenderableType]:
         yield Text(f"    line {record.line}: {record.failure}: {record.detail}")
 
 
-def _totals(measures: Measures) -> Table:
+def _totals(measures: Measures, client: Client) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     counts = f"{measures.completed} completed, {measures.failed} failed"
     table.add_row("requests", counts)
     table.add_row("duration", f"{measures.duration:.2f} s")
     table.add_row("requests/s", f"{measures.request_throughput:.2f}")
+    if measures.request_goodput is not None:
+        table.add_row("goodput, requests/s", f"{measures.request_goodput:.2f}")
     table.add_row("output tokens/s", _number(measures.output_throughput))
     table.add_row("total tokens/s", _number(measures.total_token_throughput))
     tokens = f"{_whole(measures.total_input_tokens)} in, {_whole(measures.total_output_tokens)} out"
     table.add_row("tokens", tokens)
     flight = f"{measures.mean_in_flight:.1f} on average, {measures.max_in_flight} at most"
     table.add_row("in flight", flight)
+    if client.capacity is not None:
+        able = f"{client.capacity:,.0f} requests/s of this size"
+        table.add_row("client", f"{client.cpu_share:.0%} of a core; it can send {able}")
     if measures.tokens_per_event is not None and measures.itl_ms is None:
         table.add_row("tokens per event", f"{measures.tokens_per_event:.2f}")
     return table

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
-from raycluster.bench.limits import parse_limit
-from raycluster.bench.load import run_bench
+from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
+from raycluster.bench.load import Conditions, run_bench
 from raycluster.bench.report import render
 from raycluster.bench.results import Results
-from raycluster.bench.schedule import Closed, Load, Open, Shape, check_load
+from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load
 from raycluster.bench.summary import SCHEMA, Summary
 from raycluster.bench.synthetic import lines_of, parse_synthetic
 from raycluster.contracts import Tell
@@ -27,12 +27,16 @@ from raycluster.openai_wire.target import Target
 
 N = TypeVar("N", int, float)
 
+_PROBE_SECONDS = 20.0
+"""How long `--find-max` tries each rate, where nothing else limits it."""
+
 
 @dataclass(frozen=True)
 class Options:
     """The command line, with `prompts` or `synthetic`.
 
-    `concurrency` and `rate` are numbers with commas between them, or empty.
+    `concurrency` and `rate` are numbers with commas between them, `find_max` and `goodput` limits;
+    all may be empty.
     """
 
     prompts: str = ""
@@ -40,6 +44,12 @@ class Options:
     concurrency: str = ""
     rate: str = ""
     burstiness: float | None = None
+    replay: float | None = None
+    ramp: float = 0.0
+    find_max: str = ""
+    goodput: str = ""
+    processes: int = 1
+    calibrate: bool = True
     requests: int | None = None
     repeat: int = 1
     duration: float | None = None
@@ -57,9 +67,17 @@ class Options:
     json: bool = False
 
 
+@dataclass(frozen=True)
+class Reached:
+    """Where the load goes. `alive` tells whether the tunnel to it stands, where there is one."""
+
+    target: Target
+    alive: Callable[[], bool] = lambda: True
+
+
 def run(
     options: Options,
-    connect: Callable[[], AbstractContextManager[Target]],
+    connect: Callable[[], AbstractContextManager[Reached]],
     *,
     stdin: BinaryIO,
     console: Console,
@@ -76,6 +94,7 @@ def run(
         )
     load = load_of(options)
     check_load(load)
+    conditions = conditions_of(options)
     limits = tuple(parse_limit(text) for text in options.limits)
     defaults = Defaults(options.endpoint, options.max_tokens, options.ignore_eos)
     before = _baseline(options, load)
@@ -84,8 +103,15 @@ def run(
     for note in dataset.census.notes():
         tell(note)
     with Results(options.output) as results:
-        with connect() as target:
-            summary = run_bench(dataset.prompts, target, load, tell=tell, keep=results.keep)
+        with connect() as reached:
+            summary = run_bench(
+                dataset.prompts,
+                reached.target,
+                load,
+                tell=tell,
+                keep=results.keep,
+                conditions=replace(conditions, alive=reached.alive),
+            )
         summary = replace(summary, census=dataset.census, limits=limits)
         if before is not None:
             comparison = compare(before, summary.to_json(), load.shapes)
@@ -135,30 +161,71 @@ def show(summary: Summary, console: Console, *, as_json: bool) -> None:
         console.print(render(summary, plain=not console.is_terminal))
 
 
+def conditions_of(options: Options) -> Conditions:
+    """Return what the options say apart from the load; raises UsageError."""
+    return Conditions(
+        options.processes,
+        parse_bounds(options.goodput) if options.goodput else (),
+        tuple(limit.from_intended() for limit in parse_limits(options.find_max))
+        if options.find_max
+        else (),
+        calibrate=options.calibrate,
+    )
+
+
 def load_of(options: Options) -> Load:
     """Return the load that the options ask for; raises UsageError."""
-    slots = [_number(text, "--concurrency", int) for text in _parts(options.concurrency)]
-    rates = [_number(text, "--rate", float) for text in _parts(options.rate)]
-    if len(slots) > 1 and rates:
-        raise UsageError(
-            "several values beside --rate", where="--concurrency", hint="one value caps the rate"
-        )
-    shapes: tuple[Shape, ...] = tuple(Closed(count) for count in slots or [8])
-    if rates:
-        burstiness = 1.0 if options.burstiness is None else options.burstiness
-        shapes = tuple(Open(rate, slots[0] if slots else None, burstiness) for rate in rates)
-    elif options.burstiness is not None:
-        raise UsageError("alone", where="--burstiness", hint="give --rate too")
+    duration = options.duration
+    if options.find_max and duration is None and options.requests is None:
+        duration = _PROBE_SECONDS
     return Load(
-        shapes,
+        _shapes(options),
         requests=options.requests,
         repeat=options.repeat,
-        duration=options.duration,
+        duration=duration,
+        ramp=options.ramp,
         warmup=options.warmup,
         timeout=options.timeout,
         seed=options.seed,
         salt=options.salt,
     )
+
+
+def _shapes(options: Options) -> tuple[Shape, ...]:
+    slots = [_number(text, "--concurrency", int) for text in _parts(options.concurrency)]
+    rates = [_number(text, "--rate", float) for text in _parts(options.rate)]
+    if options.replay is not None:
+        for option, given in (
+            ("--concurrency", slots),
+            ("--rate", rates),
+            ("--find-max", options.find_max),
+            ("--ramp", options.ramp),
+            ("--repeat", options.repeat > 1),
+            ("--burstiness", options.burstiness is not None),
+        ):
+            if given:
+                what = "the file's timestamps say when requests are sent"
+                raise UsageError(what, where=option, hint="leave it or --replay out")
+        return (Replay(options.replay),)
+    if options.find_max:
+        if slots:
+            what = "a cap on the requests under way would hide what --find-max looks for"
+            raise UsageError(what, where="--concurrency", hint="leave it out")
+        if len(rates) > 1:
+            raise UsageError(
+                "several values beside --find-max", where="--rate", hint="one to begin"
+            )
+        rates = rates or [1.0]
+    if len(slots) > 1 and rates:
+        raise UsageError(
+            "several values beside --rate", where="--concurrency", hint="one value caps the rate"
+        )
+    if rates:
+        burstiness = 1.0 if options.burstiness is None else options.burstiness
+        return tuple(Open(rate, slots[0] if slots else None, burstiness) for rate in rates)
+    if options.burstiness is not None:
+        raise UsageError("alone", where="--burstiness", hint="give --rate too")
+    return tuple(Closed(count) for count in slots or [8])
 
 
 def _parts(text: str) -> list[str]:

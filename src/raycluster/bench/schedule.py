@@ -1,23 +1,15 @@
-"""What is to be sent and when: the load's shape, and the order of the jobs; no I/O, no clock."""
+"""When requests are to be sent: the load's shapes; no I/O, no clock."""
 
 from __future__ import annotations
 
-import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from raycluster.errors import UsageError
 from raycluster.openai_wire.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request to make; `repeat` counts how often its line was sent before."""
-
-    prompt: Prompt
-    repeat: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,28 @@ class Open:
         return shape if self.burstiness == 1 else {**shape, "burstiness": self.burstiness}
 
 
-Shape = Closed | Open
+@dataclass(frozen=True)
+class Replay:
+    """Requests are due when the file's timestamps say so, `speed` times as fast."""
+
+    speed: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """A short name."""
+        return f"replay x{self.speed:g}"
+
+    @property
+    def concurrency(self) -> None:
+        """As many as are due are under way."""
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shape as plain values."""
+        return {"kind": "replay", "speed": self.speed}
+
+
+Shape = Closed | Open | Replay
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,10 @@ class Load:
     """How hard and how long. One level per shape, one after the other.
 
     A level sends each prompt once, in file order; `repeat` times with that option. `requests`
-    sends that many, going on in the file from level to level and starting again at its end.
-    `duration` (seconds) stops sending then; without `requests` the file starts again until then.
+    sends that many, `duration` (seconds) stops sending then; with either, each level goes on in the
+    file where the one before has ended, and starts again at its end.
+    `ramp` (seconds) is how long a level takes to reach its full load; the requests that were due
+    before are not in its figures, and `duration` begins after it.
     `warmup` requests go first at each level (None: one per slot, or one). `timeout` is in seconds
     from sending to the end. `salt` gives repeats a `cache_salt`, which vLLM keys its cache on.
     """
@@ -80,6 +95,7 @@ class Load:
     requests: int | None = None
     repeat: int = 1
     duration: float | None = None
+    ramp: float = 0.0
     warmup: int | None = None
     timeout: float = 300.0
     seed: int = 0
@@ -91,6 +107,11 @@ class Load:
             return self.warmup
         return shape.concurrency if isinstance(shape, Closed) else 1
 
+    @property
+    def stop(self) -> float:
+        """After how many seconds a level sends no more."""
+        return math.inf if self.duration is None else self.ramp + self.duration
+
     def planned(self, prompts: int) -> int | None:
         """Return how many requests a level will send, None when only time limits it."""
         if self.requests is not None:
@@ -100,7 +121,8 @@ class Load:
     def to_json(self) -> dict[str, Any]:
         """Return what the levels have in common as plain values."""
         names = ("requests", "repeat", "duration", "warmup", "timeout", "seed", "salt")
-        return {name: getattr(self, name) for name in names}
+        plain = {name: getattr(self, name) for name in names}
+        return {**plain, "ramp": self.ramp} if self.ramp else plain
 
 
 def check_load(load: Load) -> None:
@@ -116,40 +138,15 @@ def check_load(load: Load) -> None:
         if isinstance(shape, Open):
             positive.append(("--rate", shape.rate))
             positive.append(("--burstiness", shape.burstiness))
+        if isinstance(shape, Replay):
+            positive.append(("--replay", shape.speed))
     for option, value in positive:
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
+    if not 0 <= load.ramp < float("inf"):
+        raise UsageError(f"{load.ramp:g} is below zero", where="--ramp", hint="seconds")
     if load.warmup is not None and load.warmup < 0:
         raise UsageError("less than zero", where="--warmup", hint="0 sends no warm-up requests")
-
-
-@dataclass
-class Queue:
-    """Hands out jobs, level after level, and knows what was handed out before."""
-
-    prompts: Sequence[Prompt]
-    load: Load
-    _next: int = 0
-    _seen: set[int] = field(default_factory=set)
-    _sent: dict[int, int] = field(default_factory=dict)
-    repeated: int = 0
-
-    def level(self) -> Iterator[Job]:
-        """Yield the jobs of the next level, and count in `repeated` those sent before."""
-        self.repeated = 0
-        start = self._next if self.load.requests is not None else 0
-        planned = self.load.planned(len(self.prompts))
-        for index in itertools.count(start) if planned is None else range(start, start + planned):
-            self._next = index + 1
-            yield self._job(self.prompts[index % len(self.prompts)])
-
-    def _job(self, prompt: Prompt) -> Job:
-        content = hash((prompt.path, repr(prompt.body)))
-        self.repeated += content in self._seen
-        self._seen.add(content)
-        repeat = self._sent.get(prompt.line, 0)
-        self._sent[prompt.line] = repeat + 1
-        return Job(prompt, repeat)
 
 
 def arrivals(rate: float, seed: int, burstiness: float = 1.0) -> Iterator[float]:
@@ -160,3 +157,27 @@ def arrivals(rate: float, seed: int, burstiness: float = 1.0) -> Iterator[float]
     while True:
         due += chance.gammavariate(burstiness, 1 / (rate * burstiness))
         yield due
+
+
+def ramped(times: Iterator[float], ramp: float) -> Iterator[float]:
+    """Yield the times, moved so that the rate grows from nothing to its own in `ramp` seconds."""
+    for due in times:
+        # The rate's integral is a parabola up to `ramp`, and a line from there.
+        yield due + ramp / 2 if due > ramp / 2 else math.sqrt(2 * due * ramp)
+
+
+def recorded(prompts: Sequence[Prompt], speed: float) -> list[float]:
+    """Return when the prompts' timestamps want them sent, in seconds from the first.
+
+    Raises UsageError for a prompt without one, or with one before the last.
+    """
+    due: list[float] = []
+    for prompt in prompts:
+        where = f"line {prompt.line}"
+        if prompt.at is None:
+            raise UsageError("no timestamp (ms)", where=where, hint="leave out --replay")
+        at = (prompt.at - (prompts[0].at or 0.0)) / speed
+        if due and at < due[-1]:
+            raise UsageError("earlier than the line before", where=where, hint="sort the file")
+        due.append(at)
+    return due

@@ -56,7 +56,7 @@ class Measures:
     A latency counts from sending; its twin `*_from_intended_ms` from when the schedule wanted the
     request sent, which includes `client_delay_ms`. `itl_ms` is None when events carry several
     tokens: then only `event_gap_ms` was measured. Throughputs of tokens are None where a server
-    sent no usage.
+    sent no usage. `request_goodput` counts the requests that keep their bounds.
     """
 
     completed: int
@@ -82,13 +82,22 @@ class Measures:
     ttft_from_intended_ms: Distribution | None
     e2el_from_intended_ms: Distribution | None
     client_delay_ms: Distribution | None
+    request_goodput: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
         return asdict(self)
 
 
-def measure(records: Sequence[Record]) -> Measures:
+@dataclass(frozen=True)
+class Bound:
+    """What one request may take at most, in ms: its `ttft`, `tpot` or `e2el`."""
+
+    name: str
+    most: float
+
+
+def measure(records: Sequence[Record], goodput: Sequence[Bound] = ()) -> Measures:
     """Return the figures of one level's records, of which there is at least one."""
     good = [record for record in records if record.ok]
     failures = Counter(record.failure for record in records if record.failure is not None)
@@ -122,6 +131,11 @@ def measure(records: Sequence[Record]) -> Measures:
         ttft_from_intended_ms=_from(good, "intended", "first_event"),
         e2el_from_intended_ms=_from(good, "intended", "last_event"),
         client_delay_ms=_from(records, "intended", "sent"),
+        request_goodput=(
+            _per_second(sum(_keeps(record, goodput) for record in good), duration)
+            if goodput
+            else None
+        ),
     )
 
 
@@ -133,6 +147,16 @@ def max_in_flight(records: Iterable[Record]) -> int:
         now += step
         most = max(most, now)
     return most
+
+
+def _keeps(record: Record, bounds: Iterable[Bound]) -> bool:
+    """Return whether the request keeps all bounds; an answer of one token has no TPOT to keep."""
+    taken = {
+        "ttft": [((record.first_event or 0.0) - record.sent) * 1e3],
+        "tpot": _tpot(record),
+        "e2el": [((record.last_event or 0.0) - record.sent) * 1e3],
+    }
+    return all(value <= bound.most for bound in bounds for value in taken[bound.name])
 
 
 def _tpot(record: Record) -> list[float]:

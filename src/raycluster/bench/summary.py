@@ -11,6 +11,7 @@ from raycluster.bench.dataset import Census
 from raycluster.bench.limits import Limit
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Load, Shape
+from raycluster.bench.search import Found
 from raycluster.bench.stats import Measures
 from raycluster.bench.verdict import Circumstances, Grade, Verdict, worst
 from raycluster.errors import MissedLimitError, RayclusterError
@@ -55,6 +56,7 @@ class Summary:
     census: Census = field(default_factory=Census)
     limits: tuple[Limit, ...] = ()
     comparison: Comparison | None = None
+    found: Found | None = None
 
     @property
     def grade(self) -> Grade:
@@ -78,6 +80,7 @@ class Summary:
             "verdict": self.grade,
             "levels": [level.to_json(self.limits) for level in self.levels],
             "baseline": self.comparison.to_json() if self.comparison else None,
+            "find_max": self.found.to_json() if self.found else None,
         }
 
     def check(self) -> None:
@@ -99,3 +102,5 @@ class Summary:
         if missed:
             where = missed[0][0] if len(self.levels) > 1 else ""
             raise MissedLimitError("; ".join(text for _, text in missed), where=where)
+        if self.found and self.found.kept is None and not self.interrupted:
+            raise MissedLimitError("no rate keeps the limits", where="--find-max")

@@ -1,7 +1,7 @@
 """Prompts that nobody wrote, of exactly so many tokens; pure.
 
 They are token ids, which vLLM's completions take as they are: no tokenizer is needed here, and the
-length is what was asked for. The ids are ordinary ones in the vocabularies of today's models.
+length is what was asked for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import random
 from dataclasses import dataclass, fields
 
 from raycluster.errors import UsageError
-
-IDS = range(1000, 10_000)
-"""Below are special tokens and single characters; above, small vocabularies end."""
+from raycluster.openai_wire.lines import TOKEN_IDS
 
 LARGEST = 10_000_000
 """Tokens in all: the prompts are made before the first is sent."""
@@ -64,10 +62,10 @@ def parse_synthetic(text: str) -> Synthetic:
 def lines_of(wanted: Synthetic, seed: int) -> bytes:
     """Return the prompts as the lines of a prompts file; the same seed gives the same ones."""
     chance = random.Random(seed)  # noqa: S311  # not for secrets
-    prefix = chance.choices(IDS, k=wanted.prefix)
+    prefix = chance.choices(TOKEN_IDS, k=wanted.prefix)
     lines = [
         {
-            "prompt": prefix + chance.choices(IDS, k=wanted.prompt - wanted.prefix),
+            "prompt": prefix + chance.choices(TOKEN_IDS, k=wanted.prompt - wanted.prefix),
             "max_tokens": wanted.output,
             "ignore_eos": True,
         }

@@ -16,6 +16,8 @@ SAMPLES = {"p95": 20, "p99": 100}
 """With fewer samples the percentile is little more than the slowest request."""
 BUSY_CLIENT = 0.85
 BUSIER_CLIENT = 0.97
+FULL = 0.8
+"""A client that sends more than this share of what it can is near its own limit."""
 LAG_MS = 5.0
 LAG_OF_TTFT = 0.1
 LAG_INVALID = 0.5
@@ -23,10 +25,15 @@ LAG_INVALID = 0.5
 
 @dataclass(frozen=True)
 class Client:
-    """How the client itself fared: its event loop's lag, and its thread's share of one core."""
+    """How the client itself fared: its event loops' lag, and its busiest thread's share of a core.
+
+    `capacity` is how many such requests per second it can send at all, where that was measured.
+    """
 
     loop_lag_ms: Distribution | None
     cpu_share: float
+    processes: int = 1
+    capacity: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -106,6 +113,9 @@ def _client(measures: Measures, client: Client) -> Iterator[Finding]:
     if client.cpu_share > BUSY_CLIENT:
         grade: Grade = "INVALID" if client.cpu_share > BUSIER_CLIENT else "SUSPECT"
         yield grade, f"client-bound: sending and reading took {client.cpu_share:.0%} of a core"
+    if client.capacity is not None and measures.request_throughput > FULL * client.capacity:
+        able = f"{client.capacity:,.0f} requests/s of this size"
+        yield "SUSPECT", f"client-bound: it can send {able}; more --processes may send more"
     if client.loop_lag_ms is None or measures.ttft_ms is None:
         return
     lag, ttft = client.loop_lag_ms.p99, measures.ttft_ms.p50

@@ -14,7 +14,7 @@ from raycluster import session
 from raycluster.session import Json, SpecOption
 
 if TYPE_CHECKING:
-    from raycluster.openai_wire.target import Target
+    from raycluster.bench.run import Reached
 
 Prompts = Annotated[
     str, typer.Option("--prompts", "-p", metavar="FILE", help="JSONL, text or .gz; - for stdin.")
@@ -30,6 +30,21 @@ Slots = Annotated[str, typer.Option("--concurrency", "-c", help="Closed loop: 8,
 Rate = Annotated[str, typer.Option("--rate", "-r", help="Open loop: requests per second.")]
 Burstiness = Annotated[
     float | None, typer.Option(help="Open loop: 1 is Poisson, less comes in bursts (gamma).")
+]
+Replay = Annotated[
+    float | None,
+    typer.Option(help="Send when the lines' timestamps (ms) say; 2 is twice as fast."),
+]
+Ramp = Annotated[float, typer.Option(help="Seconds to reach the full load; not in the figures.")]
+FindMax = Annotated[
+    str, typer.Option(help="Search the highest rate with such as 'ttft_p99<500ms,error_rate<1%'.")
+]
+Goodput = Annotated[
+    str, typer.Option(help="Count the requests that keep such as 'ttft<500ms,tpot<50ms'.")
+]
+Processes = Annotated[int, typer.Option(help="Send from so many processes.")]
+Calibrate = Annotated[
+    bool, typer.Option(help="Measure afterwards what this client can send at all.")
 ]
 Requests = Annotated[
     int | None, typer.Option("--num-requests", "-n", help="Per level; the file starts again.")
@@ -69,6 +84,12 @@ def bench(
     concurrency: Slots = "",
     rate: Rate = "",
     burstiness: Burstiness = None,
+    replay: Replay = None,
+    ramp: Ramp = 0.0,
+    find_max: FindMax = "",
+    goodput: Goodput = "",
+    processes: Processes = 1,
+    calibrate: Calibrate = True,
     num_requests: Requests = None,
     repeat: Repeat = 1,
     duration: Duration = None,
@@ -95,6 +116,12 @@ def bench(
         concurrency=concurrency,
         rate=rate,
         burstiness=burstiness,
+        replay=replay,
+        ramp=ramp,
+        find_max=find_max,
+        goodput=goodput,
+        processes=processes,
+        calibrate=calibrate,
         requests=num_requests,
         repeat=repeat,
         duration=duration,
@@ -124,15 +151,16 @@ def bench(
 @contextmanager
 def _target(
     spec: Path | None, url: str, model: str, headers: dict[str, str], ca_file: str
-) -> Iterator[Target]:
+) -> Iterator[Reached]:
     """Yield the endpoint given by `url`, or else the cluster's, through its head."""
     from raycluster import endpoint
+    from raycluster.bench.run import Reached
     from raycluster.openai_wire.target import Target
 
     if url:
-        yield endpoint.given(url, model, headers, ca_file)
+        yield Reached(endpoint.given(url, model, headers, ca_file))
         return
     opened = session.open_session(spec)
     served = endpoint.served_model(opened, model)
-    with endpoint.once(opened) as base_url:
-        yield Target(base_url, served, headers, ca_file)
+    with endpoint.once(opened) as (base_url, alive):
+        yield Reached(Target(base_url, served, headers, ca_file), alive)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 CHAT = "/v1/chat/completions"
@@ -36,19 +38,32 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 }
 
 
+TOKEN_IDS = range(1000, 10_000)
+"""Ordinary tokens in today's models: below are special ones, above end small vocabularies."""
+
+BLOCK = 512
+"""Tokens that one of Mooncake's hashes stands for."""
+
+_LENGTHS = ("output_tokens", "output_length")
+
+
 class RefusedError(Exception):
     """The line is not a prompt; the message says why."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A line, understood. Without `path` the body holds a bare `prompt`."""
+    """A line, understood. Without `path` the body holds a bare `prompt`.
+
+    `at` is the line's timestamp in seconds, where it has one.
+    """
 
     format: str
     body: Mapping[str, Any]
     path: str = ""
     id: str = ""
     unsent: tuple[str, ...] = ()
+    at: float | None = None
 
 
 def parse_line(line: bytes, urls: tuple[str, ...] = GENERATING) -> Request:
@@ -74,6 +89,11 @@ def parse_object(item: object, urls: tuple[str, ...] = GENERATING) -> Request:
     if not isinstance(item, dict):
         raise RefusedError(f"a JSON {type(item).__name__} is not a prompt")
     _check_limits(item.get("body", item))
+    request = _request(item, urls)
+    return replace(request, at=_timestamp(item["timestamp"])) if "timestamp" in item else request
+
+
+def _request(item: Mapping[str, Any], urls: tuple[str, ...]) -> Request:
     if "body" in item:
         return _batch(item, urls)
     if "messages" in item:
@@ -81,10 +101,12 @@ def parse_object(item: object, urls: tuple[str, ...] = GENERATING) -> Request:
     for name in ("conversations", "conversation"):
         if name in item:
             return _sharegpt(item, name)
-    for name in ("prompt", "text", "question"):
+    for name in ("prompt", "text", "question", "text_input"):
         if name in item:
             return _bare(item, name)
-    known = "prompt, messages, conversations, text, question, or a batch line's body"
+    if "hash_ids" in item:
+        return _mooncake(item)
+    known = "prompt, messages, conversations, text, question, hash_ids, or a batch line's body"
     raise RefusedError(f"no field that holds a prompt ({known})")
 
 
@@ -108,17 +130,44 @@ def _batch(item: Mapping[str, Any], urls: tuple[str, ...]) -> Request:
 
 def _messages(item: Mapping[str, Any]) -> Request:
     _check_messages(item["messages"])
-    body = {name: value for name, value in item.items() if name not in {"id", "custom_id"}}
+    ours = {"id", "custom_id", "timestamp"}
+    body = {name: value for name, value in item.items() if name not in ours}
     return Request("messages", _limited(body), CHAT, _id(item))
 
 
 def _bare(item: Mapping[str, Any], name: str) -> Request:
     body = {key: value for key, value in item.items() if key in PARAMETERS}
     body["prompt"] = _prompt(item[name], name)
-    body |= {key: item[key] for key in ("output_tokens",) if key in item}
-    known = PARAMETERS | {name, "output_tokens", "id", "custom_id"}
+    for key in _LENGTHS:
+        if key in item:
+            body["output_tokens"] = item[key]
+    known = PARAMETERS | {name, *_LENGTHS, "id", "custom_id", "timestamp"}
     unsent = tuple(key for key in item if key not in known)
     return Request(name, _limited(body), id=_id(item), unsent=unsent)
+
+
+def _mooncake(item: Mapping[str, Any]) -> Request:
+    """Take a line of a trace in Mooncake's format, which has lengths and hashes in place of text.
+
+    A hash stands for a block of 512 tokens, so equal hashes become equal tokens: what the prefix
+    cache of the traced system could share, it can share here.
+    """
+    hashes, length = item["hash_ids"], item.get("input_length")
+    if not isinstance(hashes, list) or not all(type(block) is int for block in hashes):
+        raise RefusedError("hash_ids is not a list of numbers")
+    if type(length) is not int or not 0 < length <= len(hashes) * BLOCK:
+        raise RefusedError(f"input_length is {length!r}, not 1 to {len(hashes) * BLOCK}")
+    tokens: list[int] = []
+    for block in hashes:
+        tokens += random.Random(block).choices(TOKEN_IDS, k=BLOCK)  # noqa: S311  # no secret
+    body = {"prompt": tokens[:length], "output_tokens": item.get("output_length", 1)}
+    return Request("mooncake", _limited({**body, "ignore_eos": True}), COMPLETIONS, _id(item))
+
+
+def _timestamp(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RefusedError(f"timestamp is {value!r}, not a number of ms")
+    return value / 1e3
 
 
 def _sharegpt(item: Mapping[str, Any], name: str) -> Request:

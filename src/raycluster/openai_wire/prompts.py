@@ -11,13 +11,17 @@ from raycluster.openai_wire.lines import CHAT, COMPLETIONS, EMBEDDINGS, Request
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request to send, from line `line` (1-based) of the file."""
+    """One request to send, from line `line` (1-based) of the file.
+
+    `at` is when a recorded one was sent, in seconds from some moment.
+    """
 
     id: str
     line: int
     path: str
     body: Mapping[str, Any]
     model: str = ""
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def to_prompt(number: int, request: Request, defaults: Defaults) -> Prompt:
         if defaults.ignore_eos:
             body["ignore_eos"] = True
     model = model if isinstance(model, str) else ""
-    return Prompt(request.id or f"line-{number}", number, path, body, model)
+    return Prompt(request.id or f"line-{number}", number, path, body, model, request.at)
 
 
 def _bare(body: dict[str, Any], endpoint: str) -> tuple[str, dict[str, Any]]:

@@ -32,6 +32,11 @@ class LocalTransport:
         """The IP address of this machine to itself."""
         return "127.0.0.1"
 
+    @property
+    def alive(self) -> bool:
+        """True: there is no connection that could break."""
+        return True
+
     def run(
         self,
         argv: Sequence[str],

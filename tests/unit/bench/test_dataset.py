@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
-from raycluster.bench.schedule import Load, Queue
+from raycluster.bench.jobs import Jobs
+from raycluster.bench.schedule import Load
 from raycluster.errors import UsageError
 from raycluster.openai_wire.prompts import Defaults
 
@@ -187,31 +188,76 @@ def test_says_why_a_file_cannot_be_read(tmp_path: Path) -> None:
         assert caught.value.where == str(source)
 
 
-def lines_of(queue: Queue) -> list[int]:
-    return [job.prompt.line for job in queue.level()]
+def level(jobs: Jobs, count: int | None = None) -> tuple[list[tuple[int, int]], int]:
+    """Send a level; return lines with how often each was sent before, and how many repeat."""
+    numbers = jobs.level()
+    taken = numbers if count is None else numbers[:count]
+    sent = [jobs.job(numbers, number) for number in taken]
+    return [(job.prompt.line, job.repeat) for job in sent], jobs.sent(taken)
 
 
 def test_the_file_is_sent_once_in_order_at_every_level() -> None:
-    queue = Queue(parse("a\nb\nc").prompts, Load())
-    assert lines_of(queue) == [1, 2, 3] and queue.repeated == 0
-    assert lines_of(queue) == [1, 2, 3] and queue.repeated == 3
+    jobs = Jobs(parse("a\nb\nc").prompts, Load())
+    assert level(jobs) == ([(1, 0), (2, 0), (3, 0)], 0)
+    assert level(jobs) == ([(1, 1), (2, 1), (3, 1)], 3)
 
 
 def test_a_number_of_requests_goes_on_in_the_file_from_level_to_level() -> None:
-    queue = Queue(parse("a\nb\nc").prompts, Load(requests=2))
-    assert lines_of(queue) == [1, 2] and queue.repeated == 0
-    assert lines_of(queue) == [3, 1] and queue.repeated == 1
+    jobs = Jobs(parse("a\nb\nc").prompts, Load(requests=2))
+    assert level(jobs) == ([(1, 0), (2, 0)], 0)
+    assert level(jobs) == ([(3, 0), (1, 1)], 1)
+    assert level(jobs) == ([(2, 1), (3, 1)], 2)
 
 
 def test_repeats_are_numbered_and_equal_lines_count_as_repeats() -> None:
-    queue = Queue(parse("a\na").prompts, Load(repeat=2))
-    jobs = list(queue.level())
-    assert [(job.prompt.line, job.repeat) for job in jobs] == [(1, 0), (2, 0), (1, 1), (2, 1)]
-    assert queue.repeated == 3
+    jobs = Jobs(parse("a\na").prompts, Load(repeat=2))
+    assert level(jobs) == ([(1, 0), (2, 0), (1, 1), (2, 1)], 3)
 
 
 def test_time_alone_limits_a_level_with_a_duration() -> None:
     load = Load(duration=5.0)
     assert load.planned(3) is None
-    jobs = Queue(parse("a\nb").prompts, load).level()
-    assert [next(jobs).prompt.line for _ in range(5)] == [1, 2, 1, 2, 1]
+    jobs = Jobs(parse("a\nb").prompts, load)
+    assert level(jobs, 5) == ([(1, 0), (2, 0), (1, 1), (2, 1), (1, 2)], 3)
+    assert level(jobs, 2) == ([(2, 2), (1, 3)], 2)
+
+
+def test_a_trace_of_mooncakes_becomes_prompts_of_its_lengths_and_shared_prefixes() -> None:
+    lines = [
+        {"timestamp": 27482, "input_length": 700, "output_length": 52, "hash_ids": [46, 47]},
+        {"timestamp": 27500, "input_length": 1024, "output_length": 7, "hash_ids": [46, 48]},
+    ]
+    dataset = parse("\n".join(map(json.dumps, lines)))
+    first, second = dataset.prompts
+    assert dataset.census.formats == {"mooncake": 2}
+    assert (first.at, second.at) == (27.482, 27.5)
+    assert first.path == "/v1/completions"
+    assert [len(prompt.body["prompt"]) for prompt in (first, second)] == [700, 1024]
+    assert first.body["prompt"][:512] == second.body["prompt"][:512]
+    assert first.body["prompt"][512:] != second.body["prompt"][512:700]
+    assert (first.body["max_tokens"], first.body["ignore_eos"]) == (52, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"hash_ids": [1], "input_length": 513}, "input_length is 513, not 1 to 512"),
+        ({"hash_ids": [1]}, "input_length is None"),
+        ({"hash_ids": "1", "input_length": 5}, "hash_ids is not a list of numbers"),
+        ({"prompt": "a", "timestamp": "soon"}, "timestamp is 'soon', not a number of ms"),
+        ({"prompt": "a", "timestamp": True}, "timestamp is True"),
+    ],
+)
+def test_refuses_a_line_of_a_trace_that_lacks_something(
+    line: dict[str, object], reason: str
+) -> None:
+    dataset = parse(json.dumps(line) + "\nplain")
+    ((number, said),) = dataset.census.refused
+    assert number == 1 and reason in said
+
+
+def test_a_line_of_a_trace_may_hold_its_text() -> None:
+    (prompt,) = parse(
+        json.dumps({"text_input": "hello", "timestamp": 1, "output_length": 9})
+    ).prompts
+    assert (prompt.at, prompt.body["max_tokens"]) == (0.001, 9)

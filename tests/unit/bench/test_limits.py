@@ -1,6 +1,6 @@
 import pytest
 
-from raycluster.bench.limits import parse_limit
+from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
 from raycluster.bench.record import Record
 from raycluster.bench.stats import measure
 from raycluster.errors import UsageError
@@ -81,3 +81,15 @@ def test_refuses_what_is_no_limit(text: str, message: str) -> None:
 )
 def test_tells_the_figure_that_missed(text: str, sentence: str) -> None:
     assert parse_limit(text).miss(MEASURES) == sentence
+
+
+@pytest.mark.parametrize("text", ["", "ttft>1s", "ttft_p99<1s", "tpot<5", "ttft<1s;e2el<2s"])
+def test_refuses_what_is_no_bound_of_one_request(text: str) -> None:
+    with pytest.raises(UsageError, match="is not understood") as caught:
+        parse_bounds(text)
+    assert caught.value.where == "--goodput"
+
+
+def test_a_search_holds_latencies_from_when_requests_were_due() -> None:
+    names = [limit.from_intended().name for limit in parse_limits("ttft_p99<1s,error_rate<1%")]
+    assert names == ["ttft_from_intended", "error_rate"]

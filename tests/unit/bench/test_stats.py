@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 
+from raycluster.bench.limits import parse_bounds
 from raycluster.bench.record import Failure, Record
 from raycluster.bench.stats import distribution, max_in_flight, measure, percentile
 
@@ -139,3 +140,23 @@ def test_in_flight_counts_overlaps_and_not_neighbours() -> None:
 def test_a_record_comes_back_from_its_line() -> None:
     before = record(1.25, (0.5, 0.75), failure="protocol", cached=4)
     assert Record.from_json(before.to_json()) == before
+
+
+@pytest.mark.parametrize(
+    ("bounds", "good"),
+    [
+        ("ttft<101ms", 2),
+        ("ttft<=99ms", 0),
+        ("tpot<50ms", 1),  # an answer of one token has no time between tokens
+        ("tpot<0.1s,e2el<300ms", 2),
+        ("ttft<1s,e2el<299ms", 0),
+    ],
+)
+def test_goodput_counts_answers_that_keep_every_bound(bounds: str, good: int) -> None:
+    records = [record(), record(sent=2.0, tokens=1), record(sent=3.0, failure="timeout")]
+    measures = measure(records, parse_bounds(bounds))
+    assert measures.request_goodput == pytest.approx(good / measures.duration)
+
+
+def test_no_goodput_without_bounds() -> None:
+    assert measure([record()]).request_goodput is None

@@ -10,8 +10,9 @@ import pytest
 from raycluster.bench.dataset import parse_dataset
 from raycluster.bench.run import Options, load_of
 from raycluster.bench.schedule import Open, arrivals, check_load
-from raycluster.bench.synthetic import IDS, Synthetic, lines_of, parse_synthetic
+from raycluster.bench.synthetic import Synthetic, lines_of, parse_synthetic
 from raycluster.errors import UsageError
+from raycluster.openai_wire.lines import TOKEN_IDS
 from raycluster.openai_wire.prompts import Defaults
 
 
@@ -24,7 +25,7 @@ def test_lengths_are_exact_and_the_prefix_is_shared() -> None:
     assert [len(body["prompt"]) for body in bodies] == [20, 20, 20]
     assert len({tuple(body["prompt"][:5]) for body in bodies}) == 1
     assert len({tuple(body["prompt"][5:]) for body in bodies}) == 3
-    assert all(token in IDS for body in bodies for token in body["prompt"])
+    assert all(token in TOKEN_IDS for body in bodies for token in body["prompt"])
     assert {(body["max_tokens"], body["ignore_eos"]) for body in bodies} == {(7, True)}
 
 

@@ -1,0 +1,185 @@
+"""The shapes of load, the processes that make it, and what a client that is too slow is called."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from raycluster.bench.dataset import parse_dataset
+from raycluster.bench.limits import parse_bounds, parse_limits
+from raycluster.bench.load import Conditions, run_bench
+from raycluster.bench.record import Record
+from raycluster.bench.schedule import Closed, Load, Open, Replay
+from raycluster.bench.summary import Summary
+from raycluster.errors import UsageError
+from raycluster.openai_wire.mock import Call, MockServer, Script
+from raycluster.openai_wire.prompts import Defaults
+from raycluster.openai_wire.target import Target
+
+PROGRAM = "import sys; from raycluster.cli import main; sys.argv[0] = 'raycluster'; main()"
+
+
+def measured(
+    script: Script, lines: list[dict[str, object]], load: Load, conditions: Conditions | None = None
+) -> tuple[Summary, list[Record], list[Call]]:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    prompts = parse_dataset(text.encode(), Defaults(), where="test").prompts
+    records: list[Record] = []
+    with MockServer(lambda call: script) as server:
+        summary = run_bench(
+            prompts,
+            Target(server.base_url, "tiny"),
+            load,
+            tell=lambda line: None,
+            keep=lambda level, record: records.append(record),
+            conditions=conditions,
+        )
+    return summary, records, server.measured
+
+
+def questions(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"question {number}"} for number in range(count)]
+
+
+@pytest.mark.parametrize("shape", [Closed(6), Open(200.0), Open(200.0, 6)], ids=str)
+def test_processes_send_each_prompt_once_and_share_the_slots(shape: Closed | Open) -> None:
+    summary, records, calls = measured(
+        Script(delay=0.02), questions(120), Load((shape,)), Conditions(processes=3)
+    )
+    sent = Counter(call.body["messages"][0]["content"] for call in calls)
+    assert sent == Counter(f"question {number}" for number in range(120))
+    assert sorted(record.line for record in records) == list(range(1, 121))
+    (level,) = summary.levels
+    assert (level.measures.completed, level.seen.client.processes) == (120, 3)
+    if shape.concurrency:
+        assert level.measures.max_in_flight <= 6
+
+
+def test_arrivals_are_the_same_whatever_the_number_of_processes() -> None:
+    load = Load((Open(300.0),), seed=5, warmup=0)
+    _, one, _ = measured(Script(), questions(60), load)
+    _, three, _ = measured(Script(), questions(60), load, Conditions(processes=3))
+    due = {record.line: record.intended for record in one}
+    assert {record.line: record.intended for record in three} == due
+
+
+def test_more_processes_than_slots_are_refused() -> None:
+    with pytest.raises(UsageError, match="3 processes cannot share 2 slots"):
+        measured(Script(), questions(3), Load((Closed(2),)), Conditions(processes=3))
+
+
+def test_an_interrupt_ends_all_processes_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    source, out = tmp_path / "prompts.txt", tmp_path / "out"
+    source.write_text("".join(f"question {number}\n" for number in range(5000)))
+    with MockServer(lambda call: Script(delay=0.05)) as server:
+        argv = [sys.executable, "-c", PROGRAM, "bench", "--url", server.base_url, "-m", "tiny"]
+        argv += ["-p", str(source), "-c", "4", "--processes", "2", "-o", str(out)]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 30
+        while len(server.measured) < 50 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted before the end" in told
+    summary = json.loads((out / "summary.json").read_text())
+    kept = (out / "requests.jsonl").read_text().splitlines()
+    assert summary["levels"][0]["completed"] == len(kept) >= 40
+
+
+def test_the_load_grows_and_what_came_before_it_was_full_is_not_in_the_figures() -> None:
+    load = Load((Closed(4),), duration=0.5, ramp=0.8, warmup=0)
+    summary, records, _ = measured(Script(delay=0.05), questions(50), load)
+    (level,) = summary.levels
+    early = [record for record in records if record.intended < 0.8]
+    assert level.measures.completed + len(early) == len(records)
+    assert sum(record.intended < 0.15 for record in early) <= 4  # one slot, 0.05 s each
+    assert max(record.intended for record in records) == pytest.approx(1.3, abs=0.1)
+
+
+def test_a_recorded_load_is_sent_when_it_was() -> None:
+    at = [5_000, 5_000, 5_200, 5_600]
+    lines: list[dict[str, object]] = [
+        {"prompt": f"question {n}", "timestamp": ms} for n, ms in enumerate(at)
+    ]
+    summary, records, calls = measured(Script(), lines, Load((Replay(2.0),), warmup=0))
+    due = [record.intended for record in sorted(records, key=lambda record: record.line)]
+    assert due == pytest.approx([0, 0, 0.1, 0.3])
+    assert all(0 <= record.sent - record.intended < 0.1 for record in records)
+    assert "timestamp" not in json.dumps(calls[0].body)
+    assert summary.levels[0].shape == Replay(2.0)
+
+
+@pytest.mark.parametrize("second", [{}, {"timestamp": 3}], ids=["none", "earlier"])
+def test_a_recorded_load_without_order_is_refused(second: dict[str, object]) -> None:
+    lines: list[dict[str, object]] = [{"prompt": "a", "timestamp": 5}, {"prompt": "b", **second}]
+    with pytest.raises(UsageError) as caught:
+        measured(Script(), lines, Load((Replay(),)))
+    assert caught.value.where == "line 2"
+
+
+def test_the_search_ends_at_the_highest_rate_that_keeps_the_limits() -> None:
+    """The endpoint answers one at a time, in 20 ms: above 50 requests/s a queue grows."""
+    conditions = Conditions(find_max=parse_limits("e2el_p90<400ms"))
+    load = Load((Open(10.0),), duration=1.5, warmup=0)
+    text = "".join(f"question {number}\n" for number in range(50))
+    prompts = parse_dataset(text.encode(), Defaults(), where="test").prompts
+    free = [0.0]
+
+    def one_at_a_time(call: Call) -> Script:
+        free[0] = max(free[0], time.monotonic()) + 0.02
+        return Script(tokens=1, delay=free[0] - time.monotonic())
+
+    with MockServer(one_at_a_time) as server:
+        target = Target(server.base_url, "tiny")
+        summary = run_bench(
+            prompts, target, load, tell=print, keep=lambda *_: None, conditions=conditions
+        )
+    found = summary.found
+    assert found is not None and found.kept is not None and found.missed is not None
+    assert 25 <= found.kept < found.missed <= 100
+    assert found.missed / found.kept <= 1.06
+    assert [level.shape for level in summary.levels[:2]] == [Open(10.0), Open(20.0)]
+
+
+def test_goodput_counts_what_kept_every_bound() -> None:
+    conditions = Conditions(goodput=parse_bounds("ttft<10s,e2el<1ms"))
+    summary, _, _ = measured(Script(gap=0.01), questions(5), Load((Closed(1),)), conditions)
+    assert summary.levels[0].measures.request_goodput == 0
+    conditions = Conditions(goodput=parse_bounds("ttft<10s,tpot<10s"))
+    summary, _, _ = measured(Script(gap=0.01), questions(5), Load((Closed(1),)), conditions)
+    measures = summary.levels[0].measures
+    assert measures.request_goodput == measures.request_throughput > 0
+
+
+def test_the_client_knows_what_it_can_send() -> None:
+    conditions = Conditions(calibrate=True)
+    summary, _, _ = measured(Script(delay=0.05), questions(20), Load((Closed(2),)), conditions)
+    (level,) = summary.levels
+    assert level.seen.client.capacity is not None
+    assert level.seen.client.capacity > level.measures.request_throughput
+
+
+def test_a_client_that_gets_too_little_of_a_processor_is_called_invalid(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text("".join(f"question {number}\n" for number in range(200)))
+    with MockServer(lambda call: Script(delay=0.02, gap=0.002)) as server:
+        argv = [sys.executable, "-c", PROGRAM, "bench", "--url", server.base_url, "-m", "tiny"]
+        argv += ["-p", str(source), "-c", "4", "--json", "--no-calibrate"]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        while process.poll() is None:  # a tenth of the time, as a quota of the kernel's would
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.045)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.02 if len(server.measured) < 2 else 0.005)
+        told, _ = process.communicate(timeout=30)
+    (level,) = json.loads(told)["levels"]
+    assert level["verdict"]["grade"] == "INVALID"
+    assert any("client-bound" in reason for reason in level["verdict"]["reasons"])
