@@ -138,7 +138,7 @@ class Work:
 
     async def _attempt(self, sender: Post, job: Job) -> Result | Again:
         async with self._gate:
-            epoch, sent = self.pace.epoch, time.monotonic()
+            epoch = self.pace.epoch
             self.counts.sent += 1
             try:
                 reply = await sender.post(job.path, job.content)
@@ -155,9 +155,9 @@ class Work:
             now = time.monotonic()
             if isinstance(outcome, Result):
                 self.counts.answered += 1
-                self.pace.answered(epoch, now - sent, now)
+                self.pace.answered(epoch)
             elif outcome.overloaded:
-                self.pace.overloaded(epoch, now)
+                self.pace.overloaded(epoch)
             self._note(outcome, now)
         return outcome
 
