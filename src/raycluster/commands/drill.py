@@ -13,7 +13,7 @@ from raycluster.errors import MissedLimitError, UsageError
 from raycluster.session import Json, Session, SpecOption, SpecPath
 
 if TYPE_CHECKING:
-    from raycluster.drill.faults import Cluster
+    from raycluster.drill.cluster import Cluster
     from raycluster.openai_wire.target import Target
 
 Fault = Annotated[

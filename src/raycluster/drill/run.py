@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from raycluster.connect import Fleet
 from raycluster.contracts import Tell
-from raycluster.drill.faults import FAULTS, Cluster, Fault, wait
+from raycluster.drill.cluster import Cluster, Fault
+from raycluster.drill.faults import FAULTS, wait
 from raycluster.drill.load import Load
 from raycluster.drill.report import Report
 from raycluster.errors import DegradedError, HostError, UsageError

@@ -41,11 +41,13 @@ def serving(how: str) -> Iterator[Target]:
     """Yield the address of a server that answers in this way."""
     handler = type("Handler", (Server,), {"how": how})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
-        yield Target(f"http://127.0.0.1:{server.server_address[1]}", "m")
-        server.shutdown()
-        thread.join()
+        try:
+            yield Target(f"http://127.0.0.1:{server.server_address[1]}", "m")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def nobody() -> Target:

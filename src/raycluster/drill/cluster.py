@@ -1,0 +1,79 @@
+"""What a drill sees of the cluster, and what every fault is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from raycluster.connect import Fleet
+from raycluster.contracts import Secret
+from raycluster.errors import RayclusterError
+from raycluster.ray_api import RayApi
+from raycluster.spec import ClusterSpec
+from raycluster.state import App, ClusterState, RayNode
+from raycluster.transports.http import http_client
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What faults look at: the spec, its connected hosts, and what was there before."""
+
+    spec: ClusterSpec
+    fleet: Fleet
+    before: ClusterState
+    token: Secret
+
+    @contextmanager
+    def api(self) -> Iterator[RayApi]:
+        """Yield Ray's API on the head."""
+        head = self.spec.hosts[0].name
+        transport = self.fleet[head].transport
+        port, token = self.spec.ports.dashboard, self.token.reveal()
+        with http_client(transport, port, token=token, timeout=5) as client:
+            yield RayApi(head, client)
+
+    def seen(self) -> tuple[tuple[RayNode, ...], tuple[App, ...]] | None:
+        """Return Ray's nodes and Serve's applications now, or None while the head is away."""
+        try:
+            with self.api() as api:
+                return api.nodes(), api.apps()
+        except RayclusterError:
+            return None
+
+    def whole(self, apps: tuple[App, ...]) -> bool:
+        """Tell whether every application runs as many replicas as before, and no more."""
+        now = {app.name: app for app in apps}
+        return all(
+            app.name in now
+            and now[app.name].running
+            and now[app.name].serving >= app.serving
+            and now[app.name].alive <= app.alive
+            for app in self.before.apps or ()
+        )
+
+
+class Fault(Protocol):
+    """One way to break a cluster. `victim` says what; `host` where."""
+
+    @property
+    def victim(self) -> str:
+        """What is broken, for people."""
+        ...
+
+    def inject(self) -> None:
+        """Break it. Raises RayclusterError."""
+        ...
+
+    def noticed(self) -> bool:
+        """Tell whether the cluster knows of it."""
+        ...
+
+    def recovered(self) -> bool:
+        """Tell whether all is as before."""
+        ...
+
+    def heal(self) -> None:
+        """Take back what does not heal by itself; may be called at any time."""
+        ...
