@@ -1,6 +1,6 @@
 """What a request and an event cost the client: `raycluster bench`, `vllm bench serve`, guidellm.
 
-    python -m benchmarks.client [--rounds 3] [--requests 1000]
+    python -m benchmarks.client [--rounds 3] [--requests 4000]
 
 All three ask one endpoint whose answers are known (benchmarks/streams.py), 16 at a time, with the
 same prompts. CPU seconds of the whole program, its helpers' too, are taken for few and for many
@@ -67,7 +67,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=4000, help="of short answers")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp")))
@@ -84,13 +84,8 @@ def main() -> None:
 
 def clients(folder: Path) -> list[Client]:
     """Return the three, with what they need installed and a file of prompts written."""
-    extras = folder / "extras"
-    unwanted = folder / "unwanted.txt"
-    unwanted.write_text("".join(f"{name}; python_version < '3'\n" for name in FROM_NODE))
+    env = extras(folder)
     python = f"{made_by('node-env')}/bin/python"
-    uv = (ROOT / ".venv/bin/uv", "pip", "install", "--quiet", "--python", python)
-    subprocess.run([*uv, "--target", extras, "--override", unwanted, GUIDELLM], check=True)
-    env = {"PYTHONPATH": str(extras), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     prompts = folder / "prompts.jsonl"
     lines = [{"prompt": f"question number {number}"} for number in range(5000)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -116,12 +111,26 @@ def clients(folder: Path) -> list[Client]:
     ]
 
 
+def extras(folder: Path) -> dict[str, str]:
+    """Install what the others need beside the node's environment; return the variables for it.
+
+    `vllm bench serve` reads a file of prompts with pandas, which comes with guidellm.
+    """
+    target = folder / "extras"
+    unwanted = folder / "unwanted.txt"
+    unwanted.write_text("".join(f"{name}; python_version < '3'\n" for name in FROM_NODE))
+    python = f"{made_by('node-env')}/bin/python"
+    uv = (ROOT / ".venv/bin/uv", "pip", "install", "--quiet", "--python", python)
+    subprocess.run([*uv, "--target", target, "--override", unwanted, GUIDELLM], check=True)
+    return {"PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+
 def ours(prompts: Path) -> tuple[str, ...]:
     """Return the command of our own client."""
     return (
         *(str(ROOT / ".venv/bin/raycluster"), "bench", "--url=<URL>", "--model=tiny"),
         *(f"--prompts={prompts}", "-n<COUNT>", f"-c{SLOTS}", "--max-tokens=<TOKENS>"),
-        *("--warmup=0", "--json"),
+        *("--warmup=0", "--json", "--no-calibrate"),
     )
 
 
@@ -129,11 +138,12 @@ def cost(client: Client, options: argparse.Namespace) -> dict[str, float]:
     """Return the CPU ms of one request, of one event, and of the program's start."""
     per: dict[int, float] = {}
     least = float("inf")
-    for tokens in (SHORT, LONG):
+    # Starting such a program takes up to 20 s of CPU, give or take half a second.
+    for tokens, count in ((SHORT, options.requests), (LONG, options.requests // 5)):
         with endpoint(tokens, GAP) as url:
             few = client.run(url, FEW, tokens)
-            many = client.run(url, FEW + options.requests, tokens)
-        per[tokens] = (many - few) / options.requests * 1e3
+            many = client.run(url, FEW + count, tokens)
+        per[tokens] = (many - few) / count * 1e3
         least = min(least, few * 1e3)
     event = (per[LONG] - per[SHORT]) / (LONG - SHORT)
     return {

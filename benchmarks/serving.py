@@ -88,10 +88,12 @@ def tiny_model(folder: Path) -> Path:
 
 
 @contextmanager
-def bare(node: Node, model: Path, folder: Path) -> Iterator[str]:
+def bare(
+    node: Node, model: Path, folder: Path, arguments: Mapping[str, object] = ENGINE_ARGS
+) -> Iterator[str]:
     """Run `vllm serve`; yield its URL."""
     port = free_ports(1)[0]
-    words = [f"--{key.replace('_', '-')}={value}" for key, value in ENGINE_ARGS.items()]
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items()]
     words = [word.removesuffix("=True") for word in words]
     command = ["serve", str(model), f"--served-model-name={MODEL}", f"--port={port}", *words]
     with (folder / "bare.log").open("wb") as log:

@@ -18,10 +18,12 @@ from raycluster.bench.load import Conditions, run_bench
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open, Replay
 from raycluster.bench.summary import Summary
-from raycluster.errors import UsageError
+from raycluster.errors import HostError, RayclusterError, UsageError
+from raycluster.from_head import FromHead
 from raycluster.openai_wire.mock import Call, MockServer, Script
 from raycluster.openai_wire.prompts import Defaults
 from raycluster.openai_wire.target import Target
+from raycluster.transports.local import LocalTransport
 
 PROGRAM = "import sys; from raycluster.cli import main; sys.argv[0] = 'raycluster'; main()"
 
@@ -183,3 +185,67 @@ def test_a_client_that_gets_too_little_of_a_processor_is_called_invalid(tmp_path
     (level,) = json.loads(told)["levels"]
     assert level["verdict"]["grade"] == "INVALID"
     assert any("client-bound" in reason for reason in level["verdict"]["reasons"])
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalTransport:
+    """A shell in a box of its own, as that of a node is: a root, and a `python` that has httpx."""
+    (tmp_path / "root").mkdir()
+    monkeypatch.setenv("RAYCLUSTER_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    return LocalTransport("box")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_load_is_the_same_when_it_is_made_elsewhere(
+    box: LocalTransport, tmp_path: Path, processes: int
+) -> None:
+    load = Load((Closed(2), Closed(3)), warmup=2)
+    prompts = parse_dataset(b"one\ntwo\nthree\nfour\n", Defaults(), where="test").prompts
+    kept: list[tuple[int, Record]] = []
+    with MockServer(lambda call: Script(tokens=5, status=429 if "two" in str(call) else 200)) as s:
+        summary = FromHead("box", box)(
+            prompts,
+            Target(s.base_url, "tiny"),
+            load,
+            tell=lambda line: None,
+            keep=lambda level, record: kept.append((level, record)),
+            conditions=Conditions(processes=processes, alive=lambda: True),
+        )
+    assert [(level.shape, level.measures.completed) for level in summary.levels] == [
+        (Closed(2), 3),
+        (Closed(3), 3),
+    ]
+    assert [level.measures.errors for level in summary.levels] == [{"http_status": 1}] * 2
+    assert [level.seen.repeated for level in summary.levels] == [0, 4]
+    assert [level.seen.client.processes for level in summary.levels] == [processes] * 2
+    assert sorted((level, record.line) for level, record in kept) == [
+        (level, line) for level in (0, 1) for line in (1, 2, 3, 4)
+    ]
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_what_fails_elsewhere_is_told_here(box: LocalTransport, tmp_path: Path) -> None:
+    prompts = parse_dataset(b"one\n", Defaults(), where="test").prompts
+    with MockServer(lambda call: Script()) as server:
+        url = server.base_url
+    with pytest.raises(RayclusterError, match="nothing answers") as caught:
+        FromHead("box", box)(
+            prompts, Target(url, "tiny"), Load(), tell=lambda _: None, keep=lambda *_: None
+        )
+    assert caught.value.where == url
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_place_without_the_libraries_is_named(
+    box: LocalTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\nexec /usr/bin/env python3 -S -I "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    prompts = parse_dataset(b"one\n", Defaults(), where="test").prompts
+    with pytest.raises(HostError, match=r"bench failed: .*No module named") as caught:
+        FromHead("box", box)(
+            prompts, Target("http://h", "m"), Load(), tell=lambda _: None, keep=lambda *_: None
+        )
+    assert "httptools" in caught.value.hint

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan", "versions", "payload", "ray_api"),
     ("connect",),
     ("observe",),
-    ("work", "health", "inside", "lock"),
+    ("work", "health", "inside", "lock", "scrape"),
     ("leave", "weights"),
     ("deploy",),
     ("apply",),
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report", "progress"),
     ("drill", "drill.*"),
     ("session",),
-    ("endpoint",),
+    ("endpoint", "from_head"),
     ("commands.options",),
     ("commands.*",),
     ("commands",),
@@ -53,6 +53,7 @@ PURE = (
     *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
+    *("bench.readings", "bench.server"),
 )
 IMPURE = {
     *("socket", "subprocess", "threading", "asyncio", "time", "datetime"),
@@ -77,12 +78,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "health",
         "exposure",
         "endpoint",
+        "scrape",
         "openai_wire.*",
         "bench.*",
         "drill.*",
     ),
     "typer": ("cli", "session", "commands.*"),
-    "prometheus_client": ("serve.*",),
+    "prometheus_client": ("serve.*", "bench.readings"),
     **dict.fromkeys(
         (
             "ray",

@@ -90,6 +90,20 @@ def run_bench(
     return Summary(started, target.shown, model, load, levels, found=run.found(levels))
 
 
+def judged(
+    shape: Shape, records: Sequence[Record], seen: Circumstances, goodput: Sequence[Bound] = ()
+) -> Level:
+    """Return a level with its figures and the verdict on it; `records` holds one at least."""
+    seen = replace(
+        seen,
+        slots=shape.concurrency if isinstance(shape, Closed) else None,
+        rate=shape.rate if isinstance(shape, Open) else None,
+    )
+    measures = measure(records, goodput)
+    failed = tuple(replace(r, gaps=()) for r in records if not r.ok)[:_EXAMPLES]
+    return Level(shape, measures, judge(measures, seen), seen, failed)
+
+
 def _calibrated(levels: tuple[Level, ...], processes: int) -> tuple[Level, ...]:
     """Judge the fastest level by what the client is able to do, too."""
     answered = [level for level in levels if level.measures.completed]
@@ -205,8 +219,13 @@ class _Run:
             return None
         lags = [lag for effort in efforts for lag in effort.lags]
         share = max(effort.cpu_share for effort in efforts)
-        client = Client(distribution(lags), share, len(efforts))
-        return self._judged(shape, steady, client, repeated=repeated, interrupted=interrupted)
+        seen = Circumstances(
+            Client(distribution(lags), share, len(efforts)),
+            repeated=repeated,
+            salted=self._load.salt,
+            interrupted=interrupted,
+        )
+        return judged(shape, steady, seen, self._conditions.goodput)
 
     def _done(self, number: int, record: Record, records: list[Record]) -> None:
         unanswered = record.status is None and record.failure in {"connect", "truncated"}
@@ -214,27 +233,6 @@ class _Run:
             record = replace(record, failure="tunnel")
         records.append(record)
         self._keep(number, record)
-
-    def _judged(
-        self,
-        shape: Shape,
-        records: list[Record],
-        client: Client,
-        *,
-        repeated: int,
-        interrupted: bool,
-    ) -> Level:
-        measures = measure(records, self._conditions.goodput)
-        seen = Circumstances(
-            client,
-            slots=shape.concurrency if isinstance(shape, Closed) else None,
-            rate=shape.rate if isinstance(shape, Open) else None,
-            repeated=repeated,
-            salted=self._load.salt,
-            interrupted=interrupted,
-        )
-        failed = tuple(replace(r, gaps=()) for r in records if not r.ok)[:_EXAMPLES]
-        return Level(shape, measures, judge(measures, seen), seen, failed)
 
     def _warmed(self, records: list[Record]) -> None:
         """Say how the warm-up went. Raises RayclusterError when nobody answered at all."""

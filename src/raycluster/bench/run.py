@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from rich.console import Console
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
 from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
-from raycluster.bench.load import Conditions, run_bench
+from raycluster.bench.load import Conditions, Keep, run_bench
 from raycluster.bench.report import render
 from raycluster.bench.results import Results
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load
@@ -22,7 +22,7 @@ from raycluster.bench.summary import SCHEMA, Summary
 from raycluster.bench.synthetic import lines_of, parse_synthetic
 from raycluster.contracts import Tell
 from raycluster.errors import UsageError
-from raycluster.openai_wire.prompts import Defaults
+from raycluster.openai_wire.prompts import Defaults, Prompt
 from raycluster.openai_wire.target import Target
 
 N = TypeVar("N", int, float)
@@ -67,12 +67,31 @@ class Options:
     json: bool = False
 
 
+class Bench(Protocol):
+    """Runs every level and returns the figures: `run_bench`, or what runs it elsewhere."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        target: Target,
+        load: Load,
+        *,
+        tell: Tell,
+        keep: Keep,
+        conditions: Conditions | None = None,
+    ) -> Summary: ...
+
+
 @dataclass(frozen=True)
 class Reached:
-    """Where the load goes. `alive` tells whether the tunnel to it stands, where there is one."""
+    """Where the load goes, and who makes it.
+
+    `alive` tells whether the tunnel to it stands, where there is one.
+    """
 
     target: Target
     alive: Callable[[], bool] = lambda: True
+    bench: Bench = run_bench
 
 
 def run(
@@ -104,7 +123,7 @@ def run(
         tell(note)
     with Results(options.output) as results:
         with connect() as reached:
-            summary = run_bench(
+            summary = reached.bench(
                 dataset.prompts,
                 reached.target,
                 load,

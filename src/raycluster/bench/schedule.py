@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,13 @@ class Replay:
 
 
 Shape = Closed | Open | Replay
+
+
+def shape_of(plain: Mapping[str, Any]) -> Shape:
+    """Return the shape that `to_json` gave; KeyError or TypeError when it gave none such."""
+    kinds: dict[str, type[Shape]] = {"closed": Closed, "open": Open, "replay": Replay}
+    values = dict(plain)
+    return kinds[values.pop("kind")](**values)
 
 
 @dataclass(frozen=True)

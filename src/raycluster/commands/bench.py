@@ -62,6 +62,7 @@ MaxTokens = Annotated[
     int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
 ]
 IgnoreEos = Annotated[bool, typer.Option(help="Always generate up to the limit (vLLM).")]
+From = Annotated[Literal["here", "head"], typer.Option("--from", help="Where the load is made.")]
 Limits = Annotated[
     list[str] | None, typer.Option("--assert", help="Such as 'ttft_p95<3s'; missed: exit code 4.")
 ]
@@ -100,6 +101,7 @@ def bench(
     endpoint: Endpoint = "chat",
     max_tokens: MaxTokens = 256,
     ignore_eos: IgnoreEos = False,
+    source: From = "here",
     limits: Limits = None,
     baseline: Baseline = None,
     max_regress: MaxRegress = "",
@@ -141,7 +143,11 @@ def bench(
     console = session.err()
     run(
         options,
-        lambda: _target(spec, url, model, key_headers(api_key), ca_file),
+        lambda: (
+            _target(spec, url, model, key_headers(api_key), ca_file)
+            if source == "here"
+            else _head(spec, url, model)
+        ),
         stdin=sys.stdin.buffer,
         console=session.out(),
         tell=lambda line: console.print(line, markup=False),
@@ -164,3 +170,23 @@ def _target(
     served = endpoint.served_model(opened, model)
     with endpoint.once(opened) as (base_url, alive):
         yield Reached(Target(base_url, served, headers, ca_file), alive)
+
+
+@contextmanager
+def _head(spec: Path | None, url: str, model: str) -> Iterator[Reached]:
+    """Yield the cluster's own endpoint as its head reaches it, for a load that is made there."""
+    from raycluster import endpoint
+    from raycluster.bench.run import Reached
+    from raycluster.errors import UsageError
+    from raycluster.from_head import FromHead
+    from raycluster.openai_wire.target import Target
+
+    if url:
+        raise UsageError("the head asks its own cluster", where="--url", hint="leave --from out")
+    opened = session.open_session(spec)
+    served = endpoint.served_model(opened, model)
+    with opened.fleet() as fleet:
+        head = fleet.open(opened.spec.hosts[0])
+        target = Target(f"http://127.0.0.1:{opened.spec.ports.api}", served)
+        inside = head.runtime.inside(head.host.role)
+        yield Reached(target, bench=FromHead(head.host.name, inside))

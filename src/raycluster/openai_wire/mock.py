@@ -60,6 +60,8 @@ class Call:
     received: float
     sent: list[float] = field(default_factory=list)
     """Just before each event with choices was written."""
+    written: list[float] = field(default_factory=list)
+    """Just after its last byte was."""
     ended: float = 0.0
 
 
@@ -144,6 +146,8 @@ class MockServer:
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, as clients under test do
+        except asyncio.CancelledError:
+            pass  # the server is closed; asyncio's streams would log a cancelled task
         finally:
             writer.close()
 
@@ -196,12 +200,14 @@ async def _events(call: Call, script: Script, writer: asyncio.StreamWriter) -> N
     if script.together:
         call.sent += [time.monotonic()] * len(events)
         await _write(writer, b"".join(events), script.piece)
+        call.written += [time.monotonic()] * len(events)
         return
     for index, event in enumerate(events):
         if index and script.gap:
             await asyncio.sleep(script.gap)
         call.sent.append(time.monotonic())
         await _write(writer, event, script.piece)
+        call.written.append(time.monotonic())
 
 
 def _token_events(call: Call, script: Script) -> Iterator[bytes]:

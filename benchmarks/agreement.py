@@ -1,0 +1,145 @@
+"""Whether `raycluster bench` and `vllm bench serve` say the same of one server.
+
+    python -m benchmarks.agreement [--pairs 5] [--requests 400]
+
+A bare `vllm serve` with a tiny model, without its prefix cache, gets the same prompts from both,
+taking turns (ABBA). Prints the ratios of throughput, TTFT and TPOT, and ends with 1 when a median
+ratio is off by more than is promised or a token is counted differently. Root is not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from benchmarks.client import ROOT, extras
+from benchmarks.cold_up import VLLM
+from benchmarks.figures import Limit, keep
+from benchmarks.node import open_node
+from benchmarks.serving import ENGINE_ARGS, MODEL, bare
+from tests.local.cluster import made_by
+
+SLOTS, TOKENS = 8, 32
+FIGURES = ("request_throughput", "output_throughput", "mean_ttft_ms", "mean_tpot_ms")
+COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
+THROUGHPUT, LATENCY = 0.03, 0.05
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=400)
+    options = parser.parse_args()
+    rows: list[Mapping[str, object]] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp")))
+        model = Path(made_by("tiny"))
+        prompts = write_prompts(folder, options.requests)
+        env = extras(folder)
+        node = stack.enter_context(open_node(folder))
+        arguments = {**ENGINE_ARGS, "no_enable_prefix_caching": True}
+        url = stack.enter_context(bare(node, model, folder, arguments))
+        command = vllm_command(url, prompts, options.requests, model)
+        sides: dict[str, Callable[[], dict[str, float]]] = {
+            "raycluster": partial(ours, url, prompts, options.requests),
+            "vllm": partial(theirs, command, folder / "result.json", env),
+        }
+        for side in sides.values():
+            side()  # the server's first answers are slower
+        for pair in range(options.pairs):
+            for name in list(sides) if pair % 2 == 0 else list(sides)[::-1]:
+                row = {"pair": pair, "side": name, **sides[name]()}
+                print(row, flush=True)
+                rows.append(row)
+    keep("agreement", rows, limits(rows))
+
+
+def write_prompts(folder: Path, count: int) -> Path:
+    """Write prompts of several lengths."""
+    path = folder / "prompts.jsonl"
+    lines = [
+        {"prompt": f"{number} " + "one and one is two. " * (number % 7), "temperature": 0}
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def ours(url: str, prompts: Path, count: int) -> dict[str, float]:
+    """Run our client; return its figures under vLLM's names."""
+    command = [
+        *(str(ROOT / ".venv/bin/raycluster"), "bench", f"--url={url}", f"--model={MODEL}"),
+        *(f"--prompts={prompts}", f"-n{count}", f"-c{SLOTS}", f"--max-tokens={TOKENS}"),
+        *("--ignore-eos", "--json", "--no-calibrate"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    (level,) = json.loads(done.stdout)["levels"]
+    plain = {name: level[name] for name in (*FIGURES[:2], *COUNTS)}
+    return {
+        **plain,
+        "mean_ttft_ms": level["ttft_ms"]["mean"],
+        "mean_tpot_ms": level["tpot_ms"]["mean"],
+    }
+
+
+def vllm_command(url: str, prompts: Path, count: int, model: Path) -> list[str]:
+    """Return the command of vLLM's client for the same load."""
+    return [
+        *(f"{made_by('node-env')}/bin/python", "-c", VLLM, "bench", "serve"),
+        *("--backend=openai-chat", f"--base-url={url}", "--endpoint=/v1/chat/completions"),
+        *(f"--model={MODEL}", f"--tokenizer={model}", "--dataset-name=custom"),
+        *(f"--dataset-path={prompts}", "--skip-chat-template", f"--custom-output-len={TOKENS}"),
+        *(f"--num-prompts={count}", f"--max-concurrency={SLOTS}", "--ignore-eos"),
+        *(f"--num-warmups={SLOTS}", "--temperature=0", "--disable-shuffle", "--disable-tqdm"),
+    ]
+
+
+def theirs(command: Sequence[str], result: Path, env: Mapping[str, str]) -> dict[str, float]:
+    """Run vLLM's client; return its figures."""
+    done = subprocess.run(
+        [*command, "--save-result", f"--result-filename={result}"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
+    told = json.loads(result.read_text())
+    return {name: float(told[name]) for name in (*FIGURES, *COUNTS)}
+
+
+def limits(rows: Sequence[Mapping[str, object]]) -> list[Limit]:
+    """Return what is promised of the ratios' medians, and of the counts."""
+
+    def figures(side: str, name: str) -> list[float]:
+        return [float(str(row[name])) for row in rows if row["side"] == side]
+
+    made = []
+    for name in FIGURES:
+        pairs = zip(figures("raycluster", name), figures("vllm", name), strict=True)
+        ratios = [one / other for one, other in pairs]
+        print(
+            f"{name}: raycluster / vllm {median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
+        )
+        most = THROUGHPUT if "throughput" in name else LATENCY
+        made.append(Limit(f"{name}: median ratio off by", abs(median(ratios) - 1), most))
+    for name in COUNTS:
+        values = {*figures("raycluster", name), *figures("vllm", name)}
+        made.append(Limit(f"{name}: different values", len(values), 1))
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The load made on another machine: what travels there, and what it says while it runs.
+
+As a program, `python -m raycluster.bench.away JOB`: reads a job, and prints a line of JSON for each
+note and record, and in the end for each level.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from importlib.resources.abc import Traversable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from raycluster.bench.load import Conditions, Keep, judged, run_bench
+from raycluster.bench.record import Record
+from raycluster.bench.schedule import Load, Shape, shape_of
+from raycluster.bench.search import Found
+from raycluster.bench.stats import Distribution
+from raycluster.bench.summary import Level, Summary
+from raycluster.bench.verdict import Circumstances, Client
+from raycluster.contracts import Tell
+from raycluster.errors import RayclusterError
+from raycluster.openai_wire.prompts import Prompt
+from raycluster.openai_wire.target import Target
+
+PARTS = ("__init__.py", "errors.py", "contracts.py", "bench", "openai_wire")
+"""What of this package the program needs; beyond it, httpx and httptools."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: what is sent where, and how."""
+
+    prompts: Sequence[Prompt]
+    target: Target
+    load: Load
+    conditions: Conditions
+
+    def packed(self) -> bytes:
+        """Return the job for the program, which runs the code of `code()`."""
+        return pickle.dumps(replace(self, conditions=replace(self.conditions, alive=always)))
+
+
+def always() -> bool:
+    """Return True: there is no tunnel that could break."""
+    return True
+
+
+def code() -> bytes:
+    """Return the program's code as a zip file for PYTHONPATH."""
+    packed = BytesIO()
+    package = resources.files("raycluster")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in PARTS:
+            for path, content in _walk(package / part, f"raycluster/{part}"):
+                archive.writestr(path, content)
+    return packed.getvalue()
+
+
+def _walk(place: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    if place.is_file():
+        if path.endswith(".py"):
+            yield path, place.read_bytes()
+        return
+    for entry in place.iterdir():
+        yield from _walk(entry, f"{path}/{entry.name}")
+
+
+class Listener:
+    """Takes the program's lines, and makes of them what `run_bench` would have returned."""
+
+    def __init__(self, job: Job, tell: Tell, keep: Keep) -> None:
+        self._job = job
+        self._tell = tell
+        self._keep = keep
+        self._records: dict[int, list[Record]] = {}
+        self._levels: list[Level] = []
+        self._found: Found | None = None
+
+    def take(self, line: bytes) -> None:
+        """Take one line. Raises RayclusterError when it tells an error, or cannot be understood."""
+        try:
+            message = json.loads(line)
+            self._take(message)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            hint = "raycluster bench, without --from"
+            text = line[:200].decode(errors="replace").strip()
+            raise RayclusterError(
+                f"cannot understand {text!r}", where="--from", hint=hint
+            ) from error
+
+    def summary(self, started: float, *, interrupted: bool) -> Summary:
+        """Return the run so far. Raises KeyboardInterrupt when no request has ended."""
+        levels = list(self._levels)
+        for number in range(len(levels), len(self._records)):
+            shapes = self._job.load.shapes
+            shape = shapes[min(number, len(shapes) - 1)]
+            seen = Circumstances(Client(None, 0.0), interrupted=interrupted)
+            levels += self._level(number, shape, seen)
+        if not levels:
+            raise KeyboardInterrupt
+        target = self._job.target
+        model = target.model or self._job.prompts[0].model
+        load = self._job.load
+        return Summary(started, target.shown, model, load, tuple(levels), found=self._found)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if "note" in message:
+            self._tell(str(message["note"]))
+        elif "record" in message:
+            level, record = int(message["level"]), Record.from_json(message["record"])
+            self._records.setdefault(level, []).append(record)
+            self._keep(level, record)
+        elif "levels" in message:
+            for number, told in enumerate(message["levels"]):
+                client = dict(told["client"])
+                lag = client.pop("loop_lag_ms")
+                spread = None if lag is None else Distribution(**lag)
+                seen = Circumstances(
+                    Client(spread, **client), repeated=int(told["repeated"]), salted=told["salted"]
+                )
+                self._levels += self._level(number, shape_of(told["load"]), seen)
+            if found := message["found"]:
+                self._found = Found(tuple(found["limits"]), found["kept"], found["missed"])
+        else:
+            what, where, hint = (str(part) for part in message["error"])
+            raise RayclusterError(what, where=where, hint=hint)
+
+    def _level(self, number: int, shape: Shape, seen: Circumstances) -> Iterable[Level]:
+        ramp = self._job.load.ramp
+        steady = [r for r in self._records.get(number, []) if r.intended >= ramp]
+        if steady:
+            yield judged(shape, steady, seen, self._job.conditions.goodput)
+
+
+def main(path: str) -> None:
+    """Run a job and print what happens."""
+    job = pickle.loads(Path(path).read_bytes())  # noqa: S301  # ours, beside this code
+    try:
+        summary = run_bench(
+            job.prompts,
+            job.target,
+            job.load,
+            tell=lambda line: _say(note=line),
+            keep=lambda level, record: _say(level=level, record=record.to_json()),
+            conditions=job.conditions,
+        )
+    except RayclusterError as error:
+        _say(error=[error.what, error.where, error.hint])
+        return
+    found = summary.found.to_json() if summary.found else None
+    _say(levels=[_end(level) for level in summary.levels], found=found)
+
+
+def _end(level: Level) -> dict[str, Any]:
+    seen = level.seen
+    plain = {"repeated": seen.repeated, "salted": seen.salted}
+    return {"load": level.shape.to_json(), "client": seen.client.to_json(), **plain}
+
+
+def _say(**message: object) -> None:
+    sys.stdout.write(json.dumps(message, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,73 @@
+"""`bench --from head`: the load is made beside the cluster, and no tunnel is in its figures."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from raycluster.bench.away import Job, Listener, code
+from raycluster.bench.load import Conditions, Keep
+from raycluster.bench.schedule import Load
+from raycluster.bench.summary import Summary
+from raycluster.contracts import Shell, Tell
+from raycluster.errors import CommandError, HostError
+from raycluster.observe import push_files
+from raycluster.openai_wire.prompts import Prompt
+from raycluster.openai_wire.target import Target
+from raycluster.session import ended
+
+_RUN = (
+    'cd "$RAYCLUSTER_ROOT/$0" && export PYTHONPATH="$PWD/code.zip" && '
+    "exec python -m raycluster.bench.away job"
+)
+_REMOVE = 'rm -rf "$RAYCLUSTER_ROOT/$0"'
+
+
+class FromHead:
+    """Runs `run_bench` inside of the head's node."""
+
+    def __init__(self, name: str, shell: Shell) -> None:
+        self._name = name
+        self._shell = shell
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        target: Target,
+        load: Load,
+        *,
+        tell: Tell,
+        keep: Keep,
+        conditions: Conditions | None = None,
+    ) -> Summary:
+        """Run every level there; see `run_bench`. Raises HostError when the head does not."""
+        job = Job(prompts, target, load, conditions or Conditions())
+        listener = Listener(job, tell, keep)
+        folder = f"bench-{secrets.token_hex(4)}"
+        started, interrupted = time.time(), False
+        files = {f"{folder}/code.zip": code(), f"{folder}/job": job.packed()}
+        try:
+            push_files(self._shell, files)
+            self._listen(folder, listener)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            self._shell.run(("sh", "-c", _REMOVE, folder))
+        return listener.summary(started, interrupted=interrupted)
+
+    def _listen(self, folder: str, listener: Listener) -> None:
+        rest, said = b"", b""
+        try:
+            with ended(self._shell.stream(("sh", "-c", _RUN, folder))) as output:
+                for channel, chunk in output:
+                    if channel == "stderr":
+                        said = (said + chunk)[-2000:]
+                        continue
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        listener.take(line)
+        except CommandError as error:
+            last = said.decode(errors="replace").strip().splitlines()[-1:] or [error.what]
+            hint = "the head's environment needs httpx and httptools; or leave --from out"
+            raise HostError(f"bench failed: {last[0]}", where=self._name, hint=hint) from error
