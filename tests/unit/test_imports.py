@@ -69,6 +69,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpcore": ("transports.http",),
     "h11": ("batch.sender",),
     "httptools": ("openai_wire.wire",),
+    "uvloop": ("bench.loops",),
     "jinja2": ("templates",),
     "cryptography": ("services.certificate", "transports.ssh*"),
     "httpx": (

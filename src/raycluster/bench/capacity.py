@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from raycluster.bench.crew import Alone, Team
+from raycluster.bench.loops import run_loop
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.stats import Measures
@@ -38,7 +39,7 @@ def requests_per_second(measures: Measures, processes: int) -> float:
     prompts = [Prompt("calibration", 1, CHAT, {"messages": []})]
     load = Load((Closed(max(SLOTS, processes)),), duration=SECONDS, warmup=processes)
     with _endpoint(events) as url:
-        records = asyncio.run(_send(prompts, Target(url, "calibration"), load, processes))
+        records = run_loop(_send(prompts, Target(url, "calibration"), load, processes))
     elapsed = max(record.end for record in records) - min(record.sent for record in records)
     return len(records) / elapsed
 
@@ -83,7 +84,7 @@ def _endpoint(events: int) -> Iterator[str]:
 
 def _serve(pipe: Connection, events: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_listen(pipe, canned(events)))
+    run_loop(_listen(pipe, canned(events)))
 
 
 async def _listen(pipe: Connection, answer: list[bytes]) -> None:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Protocol
 
-from raycluster.bench.loops import Done
+from raycluster.bench.loops import Done, run_loop
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open
 from raycluster.bench.worker import Effort, Plan, Share, Worker
@@ -151,7 +151,7 @@ def _work(pipe: Connection, counter: Synchronized[int], make: Callable[[], Worke
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says when to stop
     gc.freeze()
     with contextlib.suppress(EOFError, OSError):
-        asyncio.run(_Hand(pipe, counter, make()).serve())
+        run_loop(_Hand(pipe, counter, make()).serve())
 
 
 class _Hand:

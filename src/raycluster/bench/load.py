@@ -14,6 +14,7 @@ from raycluster.bench.capacity import requests_per_second
 from raycluster.bench.crew import Alone, Crew, Team
 from raycluster.bench.jobs import Jobs
 from raycluster.bench.limits import Limit
+from raycluster.bench.loops import run_loop
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load, recorded
 from raycluster.bench.search import Found, found, probe
@@ -74,7 +75,7 @@ def run_bench(
     try:
         with _crew(prompts, target, load, conditions.processes) as crew:
             run = _Run(prompts, target, load, crew, conditions, tell=tell, keep=keep)
-            levels = asyncio.run(run.levels())
+            levels = run_loop(run.levels())
     except ExceptionGroup as group:
         first = _foreseen(group)
         if first is None:
@@ -206,7 +207,7 @@ class _Run:
                     efforts=efforts,
                 )
         except asyncio.CancelledError:
-            # The interrupt key; asyncio.run returns what this task returns in spite of it.
+            # The interrupt key; the runner returns what this task returns in spite of it.
             interrupted = True
         start = plan.numbers.start
         repeated = self._jobs.sent(range(start, start + len(records)))

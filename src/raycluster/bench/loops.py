@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from raycluster.bench.client import Sender
 from raycluster.bench.jobs import Job
 from raycluster.bench.record import Record
+
+T = TypeVar("T")
 
 _LAG_PERIOD = 0.02
 _PAUSE = 0.1
@@ -32,8 +36,21 @@ class Timing:
         return time.monotonic() - self.origin
 
     def until(self, moment: float) -> float:
-        """Return the seconds from now to a moment of the level; 0 when it is past."""
-        return max(0.0, moment - self.now())
+        """Return the seconds from now to a moment of the level; 0 when it is past.
+
+        They are whole milliseconds, rounded up: loops that round to the nearest wake too early.
+        """
+        return max(0.0, math.ceil((moment - self.now()) * 1e3) / 1e3)
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, as asyncio.run does, on the cheapest event loop that is there."""
+    try:
+        import uvloop
+    except ImportError:  # a node's environment, perhaps
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 class Senders:
