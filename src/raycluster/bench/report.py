@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from raycluster.bench.server import Server
 from raycluster.bench.stats import Distribution, Measures
 from raycluster.bench.summary import Level, Summary
-from raycluster.bench.verdict import Client
 
 _COLOURS = {"VALID": "green", "SUSPECT": "yellow", "INVALID": "red"}
 
@@ -38,7 +38,7 @@ def render(summary: Summary, *, plain: bool) -> RenderableType:
 
 def _level(level: Level, *, plain: bool) -> Iterator[RenderableType]:
     yield Text(f"\n{level.shape.label}", style="" if plain else "bold")
-    yield Padding(_totals(level.measures, level.seen.client), (0, 0, 0, 2), expand=False)
+    yield Padding(_totals(level), (0, 0, 0, 2), expand=False)
     times = _table(["ms", "mean", "p50", "p90", "p95", "p99", "max"], plain=plain)
     for name, spread in _times(level.measures):
         if spread is not None:
@@ -54,7 +54,8 @@ def _level(level: Level, *, plain: bool) -> Iterator[RenderableType]:
         yield Text(f"    line {record.line}: {record.failure}: {record.detail}")
 
 
-def _totals(measures: Measures, client: Client) -> Table:
+def _totals(level: Level) -> Table:
+    measures, client = level.measures, level.seen.client
     table = Table(box=None, show_header=False, pad_edge=False)
     counts = f"{measures.completed} completed, {measures.failed} failed"
     table.add_row("requests", counts)
@@ -73,7 +74,28 @@ def _totals(measures: Measures, client: Client) -> Table:
         table.add_row("client", f"{client.cpu_share:.0%} of a core; it can send {able}")
     if measures.tokens_per_event is not None and measures.itl_ms is None:
         table.add_row("tokens per event", f"{measures.tokens_per_event:.2f}")
+    if level.seen.server is not None:
+        for name, told in _server(level.seen.server):
+            table.add_row(name, told)
     return table
+
+
+def _server(server: Server) -> Iterator[tuple[str, str]]:
+    for name, spread in (("servers run", server.running), ("servers queue", server.waiting)):
+        if spread is not None:
+            yield name, f"{spread.mean:.1f} on average, {spread.max:.0f} at most"
+    if (usage := server.kv_cache_usage) is not None:
+        yield "KV cache", f"{usage.mean:.0%} full on average, {usage.max:.0%} at most"
+    if (rate := server.prefix_cache_hit_rate) is not None:
+        yield "prefix cache", f"{rate:.0%} of {_whole(server.prefix_cache_queries)} tokens"
+    if (busy := server.gpu_utilization) is not None:
+        memory = server.gpu_memory_bytes
+        most = f"; memory {memory.max / 2**30:.1f} GiB at most" if memory else ""
+        yield "GPUs", f"{busy.mean:.0%} busy on average, {busy.max:.0%} at most{most}"
+    fewest, most_replicas = server.fewest_replicas, server.most_replicas
+    count = str(fewest) if fewest == most_replicas else f"{fewest} to {most_replicas}"
+    took = [str(r.requests) for r in server.replicas if r.requests is not None]
+    yield "replicas", f"{count} ({', '.join(took)} requests)" if len(took) > 1 else count
 
 
 def _times(measures: Measures) -> Iterator[tuple[str, Distribution | None]]:

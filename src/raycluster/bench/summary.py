@@ -21,21 +21,24 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Level:
-    """What one shape of load gave."""
+    """What one shape of load gave. `numbers` are those of its requests, ramp and all."""
 
     shape: Shape
     measures: Measures
     verdict: Verdict
     seen: Circumstances
     examples: tuple[Record, ...] = ()
+    numbers: range = range(0)
 
     def to_json(self, limits: Sequence[Limit]) -> dict[str, Any]:
         """Return the level as plain values."""
         return {
+            "label": self.shape.label,
             "load": self.shape.to_json(),
             "verdict": self.verdict.to_json(),
             **self.measures.to_json(),
             "client": self.seen.client.to_json(),
+            "server": self.seen.server.to_json() if self.seen.server else None,
             "repeated": self.seen.repeated,
             "failures": [
                 {"line": r.line, "failure": r.failure, "detail": r.detail} for r in self.examples

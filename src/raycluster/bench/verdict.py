@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from raycluster.bench.server import Server
 from raycluster.bench.stats import Distribution, Measures
 
 Grade = Literal["VALID", "SUSPECT", "INVALID"]
@@ -21,6 +22,13 @@ FULL = 0.8
 LAG_MS = 5.0
 LAG_OF_TTFT = 0.1
 LAG_INVALID = 0.5
+HITS, HITS_OF_REPEATS = 0.05, 0.01
+"""The shares of the input tokens that may come from the prefix cache."""
+UNEVEN = 1.5
+UNEVEN_FROM = 20
+"""Requests for each replica, from which on the busiest is compared with the idlest."""
+OTHERS_TOKENS, OTHERS_SHARE = 64, 0.01
+"""Tokens generated beside those of the run, which `status` and probes may have asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ class Circumstances:
 
     `slots` is the concurrency that was asked for (None: open loop), `rate` the requests per second
     that were asked for (None: closed loop), `repeated` how many requests had been sent before
-    with the same content, `salted` whether such requests carried a cache salt.
+    with the same content, `salted` whether such requests carried a cache salt; `prefix_expected`
+    that the prompts are meant to begin alike. `generated` are the output tokens of all the level's
+    requests, those of its ramp too. `server` is the servers' own side, where it was seen.
     """
 
     client: Client
@@ -55,6 +65,9 @@ class Circumstances:
     repeated: int = 0
     salted: bool = False
     interrupted: bool = False
+    prefix_expected: bool = False
+    generated: int | None = None
+    server: Server | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,8 @@ def judge(measures: Measures, seen: Circumstances) -> Verdict:
         *_load(measures, seen),
         *_cache(measures, seen),
     ]
+    if seen.server is not None:
+        findings += [*_replicas(seen.server), *_engine(measures, seen, seen.server)]
     grades = {grade for grade, _ in findings}
     grade: Grade = "VALID"
     if grades:
@@ -138,8 +153,51 @@ def _load(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
 
 
 def _cache(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
-    if seen.repeated and not seen.salted:
-        yield "SUSPECT", f"{seen.repeated} requests repeat a prompt: prefix-cache hits are possible"
-    if measures.total_cached_tokens:
+    again = seen.repeated if not seen.salted else 0
+    share = seen.server.prefix_cache_hit_rate if seen.server else None
+    if share is None and measures.total_cached_tokens is not None:
         share = measures.total_cached_tokens / (measures.total_input_tokens or 1)
-        yield "SUSPECT", f"{share:.0%} of the input tokens came from the server's prefix cache"
+    if share is None:
+        if again:
+            yield "SUSPECT", f"{again} requests repeat a prompt: prefix-cache hits are possible"
+        return
+    hits = f"{share:.0%} of the input tokens came from the prefix cache"
+    if again and share > HITS_OF_REPEATS:
+        yield "SUSPECT", f"{hits}: {again} requests repeat a prompt"
+    elif not again and not seen.prefix_expected and share > HITS:
+        but = "in spite of --salt" if seen.repeated else "though this run repeats no prompt"
+        yield "SUSPECT", f"{hits} {but}: an earlier run sent them, or they begin alike"
+
+
+def _replicas(server: Server) -> Iterator[Finding]:
+    came = [replica for replica in server.replicas if replica.came is not None]
+    went = [replica for replica in server.replicas if replica.went is not None]
+    if came and went:
+        when = f"{went[0].place} was last seen after {went[0].went:.0f} s"
+        yield "INVALID", f"a replica ended and another began: {when}"
+    elif came or went:
+        numbers = f"between {server.fewest_replicas} and {server.most_replicas}"
+        yield "SUSPECT", f"the number of replicas changed, {numbers}"
+    else:
+        yield from _uneven(server)
+
+
+def _uneven(server: Server) -> Iterator[Finding]:
+    took = sorted((r.requests, r.place) for r in server.replicas if r.requests is not None)
+    total = sum(count for count, _ in took)
+    if len(took) < 2 or total < UNEVEN_FROM * len(took):
+        return
+    (least, idlest), (most, busiest) = took[0], took[-1]
+    if most > UNEVEN * least:
+        shares = f"{busiest} took {most} of {total} requests, {idlest} {least}"
+        yield "SUSPECT", f"the load was uneven: {shares}"
+
+
+def _engine(measures: Measures, seen: Circumstances, server: Server) -> Iterator[Finding]:
+    if server.preemptions:
+        yield "SUSPECT", f"{server.preemptions} preemptions: the KV cache was full"
+    if measures.failed or seen.interrupted or seen.generated is None:
+        return
+    others = (server.generation_tokens or 0) - seen.generated
+    if others > max(OTHERS_TOKENS, OTHERS_SHARE * seen.generated):
+        yield "SUSPECT", f"the servers generated {others:,} tokens for others meanwhile"

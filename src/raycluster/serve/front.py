@@ -28,7 +28,7 @@ ENDPOINTS = frozenset(
 )
 """What the figures name; every other path is "other", so that clients cannot make series."""
 
-UNCOUNTED = frozenset({"/health", "/ping", "/metrics", "/load", "/version"})
+UNCOUNTED = frozenset({"/health", "/ping", "/metrics", "/metrics/", "/load", "/version"})
 """What machines ask all the time."""
 
 CLIENT_LEFT = 499

@@ -1,0 +1,150 @@
+"""The text of metrics endpoints -> what a replica or a node says at one moment; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+# Our name -> vLLM's, today's first.
+_VLLM: Mapping[str, tuple[str, ...]] = {
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "generation_tokens": ("vllm:generation_tokens_total",),
+    "prefix_cache_queries": (
+        "vllm:prefix_cache_queries_total",
+        "vllm:gpu_prefix_cache_queries_total",
+    ),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "preemptions": ("vllm:num_preemptions_total",),
+    "requests": ("vllm:request_success_total",),
+}
+_INFO, _REQUESTS = "raycluster_engine_info", "raycluster_requests_total"
+_TOKENS = "raycluster_tokens_total"
+_STARTED = "process_start_time_seconds"
+ENGINE_SERIES = (*(n for names in _VLLM.values() for n in names), _INFO, _REQUESTS, _TOKENS)
+ENGINE_SERIES = (*ENGINE_SERIES, _STARTED)
+"""What `read_engine` uses: an endpoint that can be asked for some series is asked for these."""
+
+_BUSY, _USED, _FREE = "ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one replica said of itself; None where its engine has no such figure.
+
+    `started` (seconds since the epoch, 0 if unknown) tells its process from another at the same
+    place, `age` is in seconds. From `prompt_tokens` on they are counts since the process began.
+    `kv_cache_usage` is between 0 and 1; the prefix cache's figures are in tokens.
+    """
+
+    started: float = 0.0
+    age: float | None = None
+    running: float | None = None
+    waiting: float | None = None
+    kv_cache_usage: float | None = None
+    prompt_tokens: float | None = None
+    generation_tokens: float | None = None
+    prefix_cache_queries: float | None = None
+    prefix_cache_hits: float | None = None
+    preemptions: float | None = None
+    requests: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU at one moment; `utilization` is between 0 and 1, None where it is not told."""
+
+    host: str
+    index: str
+    name: str
+    utilization: float | None
+    memory_bytes: float
+    total_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def read_engine(text: str, model: str = "", *, now: float | None = None) -> Reading | None:
+    """Return what a replica's metrics say, None where they are not those of an engine of `model`.
+
+    Without `model` any engine will do. `now` is the replica's own clock, in seconds since the
+    epoch. Raises ValueError for text that is no metrics.
+    """
+    points = _points(text, ENGINE_SERIES)
+    if model:
+        own = ("model_name", "model")
+        points = [p for p in points if all(p.labels.get(name, model) == model for name in own)]
+    if not any(p.name.startswith(("vllm:", _INFO)) for p in points):
+        return None
+    values = {ours: _value(points, ours) for ours in _VLLM}
+    if all(value is None for value in values.values()):
+        values |= _transformers(points)
+    started = next((p.value for p in points if p.name == _STARTED), 0.0)
+    age = now - started if now is not None and started else None
+    return Reading(started, age, **values)
+
+
+def read_gpus(text: str, host: str) -> tuple[Gpu, ...]:
+    """Return the GPUs in what a node of Ray exports. Raises ValueError for text of another kind."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for point in _points(text, (_BUSY, _USED, _FREE)):
+        gpu = point.labels.get("GpuIndex", ""), point.labels.get("GpuDeviceName", "")
+        found.setdefault(gpu, {})[point.name] = point.value
+    return tuple(
+        Gpu(
+            host,
+            index,
+            name,
+            told[_BUSY] / 100 if _BUSY in told else None,
+            told[_USED] * _MIB,  # Ray 2.60 calls them bytes
+            (told[_USED] + told[_FREE]) * _MIB if _FREE in told else None,
+        )
+        for (index, name), told in sorted(found.items())
+        if _USED in told
+    )
+
+
+def _points(text: str, names: tuple[str, ...]) -> list[_Point]:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    # A node of Ray tells half a megabyte: to look at a line's beginning costs 1/50 of parsing it.
+    lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(names))
+    return [
+        _Point(sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(lines)
+        for sample in family.samples
+        if sample.name in names and math.isfinite(sample.value)
+    ]
+
+
+def _value(points: Iterable[_Point], ours: str) -> float | None:
+    """Return the sum over the replica's engines, for a share the mean; None where nobody told."""
+    for theirs in _VLLM[ours]:
+        if found := [p.value for p in points if p.name == theirs]:
+            total = math.fsum(found)
+            return total / len(found) if ours == "kv_cache_usage" else total
+    return None
+
+
+def _transformers(points: Iterable[_Point]) -> dict[str, float | None]:
+    """Return what our own figures say of an engine that has none."""
+
+    def total(name: str, **labels: str) -> float:
+        own = (p for p in points if p.name == name and labels.items() <= p.labels.items())
+        return math.fsum(p.value for p in own)
+
+    return {
+        "prompt_tokens": total(_TOKENS, kind="prompt"),
+        "generation_tokens": total(_TOKENS, kind="generation"),
+        "requests": total(_REQUESTS, endpoint="/v1/chat/completions")
+        + total(_REQUESTS, endpoint="/v1/completions"),
+    }
