@@ -14,6 +14,7 @@ from raycluster.openai_wire.target import Target, wrong_address
 from raycluster.session import Asker, Session
 
 if TYPE_CHECKING:
+    from raycluster.connect import Fleet
     from raycluster.contracts import Tell
     from raycluster.spec import ResolvedHost
     from raycluster.tunnel.keep import Route
@@ -78,8 +79,8 @@ def _forward(opened: Session) -> Forward:
 
 
 @contextmanager
-def once(opened: Session) -> Iterator[tuple[str, Callable[[], bool]]]:
-    """Yield the address of the cluster's API, over one connection that is not renewed.
+def once(opened: Session, fleet: Fleet) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Yield the address of the cluster's API, over the fleet's connection to the head.
 
     Beside it stands a function that tells whether this connection still stands.
     """
@@ -87,14 +88,13 @@ def once(opened: Session) -> Iterator[tuple[str, Callable[[], bool]]]:
     from raycluster.tunnel.ports import choose_ports
 
     api = _forward(opened)
-    with opened.fleet() as fleet:
-        head = fleet.open(opened.spec.hosts[0])
-        if head.host.transport == "local":
-            yield api.address, lambda: True
-            return
-        chosen = choose_ports([api])
-        with ChannelForwarder(head.transport, chosen):
-            yield chosen[0].address, lambda: head.transport.alive
+    head = fleet.open(opened.spec.hosts[0])
+    if head.host.transport == "local":
+        yield api.address, lambda: True
+        return
+    chosen = choose_ports([api])
+    with ChannelForwarder(head.transport, chosen):
+        yield chosen[0].address, lambda: head.transport.alive
 
 
 @contextmanager

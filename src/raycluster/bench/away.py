@@ -30,7 +30,7 @@ from raycluster.errors import RayclusterError
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 
-PARTS = ("__init__.py", "errors.py", "contracts.py", "bench", "openai_wire")
+PARTS = ("__init__.py", "errors.py", "contracts.py", "bench", "openai_wire", "serve")
 """What of this package the program needs; beyond it, httpx and httptools."""
 
 
@@ -45,12 +45,17 @@ class Job:
 
     def packed(self) -> bytes:
         """Return the job for the program, which runs the code of `code()`."""
-        return pickle.dumps(replace(self, conditions=replace(self.conditions, alive=always)))
+        here = replace(self.conditions, alive=always, watch=None, over=_ignore)
+        return pickle.dumps(replace(self, conditions=here))
 
 
 def always() -> bool:
     """Return True: there is no tunnel that could break."""
     return True
+
+
+def _ignore(level: Level) -> None:
+    """Do nothing: levels are told of in the end."""
 
 
 def code() -> bytes:

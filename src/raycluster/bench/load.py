@@ -18,6 +18,7 @@ from raycluster.bench.loops import run_loop
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load, recorded
 from raycluster.bench.search import Found, found, probe
+from raycluster.bench.server import Server, Watch
 from raycluster.bench.stats import Bound, distribution, measure
 from raycluster.bench.summary import Level, Summary
 from raycluster.bench.verdict import Circumstances, Client, judge
@@ -41,6 +42,9 @@ class Conditions:
     `goodput` are bounds that one request must keep to count as good; `find_max` limits that the
     search for the highest rate holds every level to. `alive` tells whether the tunnel stands, where
     there is one. `calibrate` measures afterwards how many such requests this client can send.
+    `prefix_expected` says that prompts are meant to begin alike; `watch` looks at the servers.
+    `before` are levels of this run that were over already, when it was cut short; `over` takes each
+    level that was run to its end.
     """
 
     processes: int = 1
@@ -48,6 +52,10 @@ class Conditions:
     find_max: tuple[Limit, ...] = ()
     alive: Callable[[], bool] = lambda: True
     calibrate: bool = False
+    prefix_expected: bool = False
+    watch: Watch | None = None
+    before: tuple[Level, ...] = ()
+    over: Callable[[Level], None] = lambda _: None
 
 
 def run_bench(
@@ -128,6 +136,12 @@ def _crew(
     return Team(prompts, target, load, processes)
 
 
+def _generated(records: Sequence[Record]) -> int | None:
+    """Return how many tokens the servers generated for these, None where one did not say."""
+    tokens = [record.output_tokens for record in records]
+    return None if None in tokens else sum(count or 0 for count in tokens)
+
+
 def _foreseen(group: ExceptionGroup[Exception]) -> Exception | None:
     """Return the first of our own errors that tasks ended with."""
     error: Exception | None = group.subgroup(RayclusterError)
@@ -155,13 +169,16 @@ class _Run:
         self._tell = tell
         self._keep = keep
         self._jobs = Jobs(prompts, load)
+        for level in conditions.before:
+            self._jobs.sent(level.numbers)
 
     async def levels(self) -> tuple[Level, ...]:
         levels: list[Level] = []
         shapes = self._shapes()
         shape: Shape | None = next(shapes)
+        before = list(self._conditions.before)
         while shape is not None:
-            level = await self._level(len(levels), shape)
+            level = before.pop(0) if before else await self._level(len(levels), shape)
             if level is not None:
                 levels.append(level)
             if level is None or level.seen.interrupted:
@@ -194,11 +211,19 @@ class _Run:
     async def _level(self, number: int, shape: Shape) -> Level | None:
         """Run one level; None when it was interrupted before its first answer."""
         interrupted = False
+        origins: list[float] = []
         records: list[Record] = []
         efforts: list[Effort] = []
         plan = Plan(shape, self._jobs.level(), tuple(self._jobs.earlier))
+
+        def began(origin: float) -> None:
+            origins.append(origin)
+            report(origin)
+
         try:
-            async with self._reported(shape, records) as began:
+            if self._conditions.watch:
+                await asyncio.to_thread(self._conditions.watch.begin)
+            async with self._reported(shape, records) as report:
                 await self._crew.level(
                     plan,
                     warmed=self._warmed,
@@ -209,8 +234,9 @@ class _Run:
         except asyncio.CancelledError:
             # The interrupt key; the runner returns what this task returns in spite of it.
             interrupted = True
-        start = plan.numbers.start
-        repeated = self._jobs.sent(range(start, start + len(records)))
+        server = await self._watched(origins)
+        numbers = plan.numbers[: len(records)]
+        repeated = self._jobs.sent(numbers)
         steady = [record for record in records if record.intended >= self._load.ramp]
         if not steady and not interrupted:
             raise UsageError(
@@ -225,8 +251,21 @@ class _Run:
             repeated=repeated,
             salted=self._load.salt,
             interrupted=interrupted,
+            prefix_expected=self._conditions.prefix_expected,
+            generated=_generated(records),
+            server=server,
         )
-        return judged(shape, steady, seen, self._conditions.goodput)
+        level = judged(shape, steady, seen, self._conditions.goodput)
+        level = replace(level, numbers=numbers)
+        if not interrupted:
+            self._conditions.over(level)
+        return level
+
+    async def _watched(self, origins: list[float]) -> Server | None:
+        """Return what the servers did since the level began, where it began and they were seen."""
+        if self._conditions.watch is None or not origins:
+            return None
+        return await asyncio.to_thread(self._conditions.watch.end, origins[0], self._load.ramp)
 
     def _done(self, number: int, record: Record, records: list[Record]) -> None:
         unanswered = record.status is None and record.failure in {"connect", "truncated"}

@@ -18,6 +18,7 @@ from raycluster.bench.load import Conditions, Keep, run_bench
 from raycluster.bench.report import render
 from raycluster.bench.results import Results
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load
+from raycluster.bench.server import Watch
 from raycluster.bench.summary import SCHEMA, Summary
 from raycluster.bench.synthetic import lines_of, parse_synthetic
 from raycluster.contracts import Tell
@@ -86,12 +87,13 @@ class Bench(Protocol):
 class Reached:
     """Where the load goes, and who makes it.
 
-    `alive` tells whether the tunnel to it stands, where there is one.
+    `alive` tells whether the tunnel to it stands, where there is one; `watch` looks at the servers.
     """
 
     target: Target
     alive: Callable[[], bool] = lambda: True
     bench: Bench = run_bench
+    watch: Watch | None = None
 
 
 def run(
@@ -129,7 +131,7 @@ def run(
                 load,
                 tell=tell,
                 keep=results.keep,
-                conditions=replace(conditions, alive=reached.alive),
+                conditions=replace(conditions, alive=reached.alive, watch=reached.watch),
             )
         summary = replace(summary, census=dataset.census, limits=limits)
         if before is not None:
@@ -189,6 +191,7 @@ def conditions_of(options: Options) -> Conditions:
         if options.find_max
         else (),
         calibrate=options.calibrate,
+        prefix_expected=bool(options.synthetic and parse_synthetic(options.synthetic).prefix),
     )
 
 

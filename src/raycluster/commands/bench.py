@@ -140,7 +140,6 @@ def bench(
         output=output,
         json=as_json,
     )
-    console = session.err()
     run(
         options,
         lambda: (
@@ -150,7 +149,7 @@ def bench(
         ),
         stdin=sys.stdin.buffer,
         console=session.out(),
-        tell=lambda line: console.print(line, markup=False),
+        tell=_tell,
     )
 
 
@@ -159,17 +158,27 @@ def _target(
     spec: Path | None, url: str, model: str, headers: dict[str, str], ca_file: str
 ) -> Iterator[Reached]:
     """Yield the endpoint given by `url`, or else the cluster's, through its head."""
-    from raycluster import endpoint
+    from raycluster import endpoint, scrape
     from raycluster.bench.run import Reached
     from raycluster.openai_wire.target import Target
 
     if url:
-        yield Reached(endpoint.given(url, model, headers, ca_file))
+        target = endpoint.given(url, model, headers, ca_file)
+        with scrape.of_url(target, _tell) as watch:
+            yield Reached(target, watch=watch)
         return
     opened = session.open_session(spec)
     served = endpoint.served_model(opened, model)
-    with endpoint.once(opened) as (base_url, alive):
-        yield Reached(Target(base_url, served, headers, ca_file), alive)
+    with (
+        opened.fleet() as fleet,
+        endpoint.once(opened, fleet) as (base_url, alive),
+        scrape.of_cluster(opened.spec, fleet, served, _tell) as watch,
+    ):
+        yield Reached(Target(base_url, served, headers, ca_file), alive, watch=watch)
+
+
+def _tell(line: str) -> None:
+    session.err().print(line, markup=False)
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class MockServer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            while (call := await self._read(reader)) is not None:
+            while (call := await self._read(reader, writer)) is not None:
                 self._in_flight += 1
                 self.max_in_flight = max(self.max_in_flight, self._in_flight)
                 try:
@@ -151,9 +151,13 @@ class MockServer:
         finally:
             writer.close()
 
-    async def _read(self, reader: asyncio.StreamReader) -> Call | None:
+    async def _read(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Call | None:
+        """Return the next call; what is only looked at, such as /metrics, is not there."""
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
+            while (head := await reader.readuntil(b"\r\n\r\n")).startswith(b"GET "):
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
         except asyncio.IncompleteReadError:
             return None
         lines = head.decode("latin-1").split("\r\n")
