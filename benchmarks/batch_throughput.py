@@ -29,10 +29,10 @@ from statistics import median
 
 from benchmarks.figures import Limit, keep
 from benchmarks.local import API, PROGRAM, Local, made_by
-from raycluster.batch.job import Job, Shape, to_job
-from raycluster.batch.sender import Sender
+from raycluster.batch.job import Shape, to_job
 from raycluster.batch.source import items
-from raycluster.openai_wire.target import Target
+from raycluster.serve.asking.result import Job
+from raycluster.serve.asking.sender import Sender
 
 NAME = "model"
 SWEEP = (8, 16, 32, 64)
@@ -94,7 +94,7 @@ async def _whole(jobs: list[Job], concurrency: int) -> float:
     due = iter(jobs)
 
     async def slot() -> None:
-        sender = Sender(Target(URL, NAME), None, 600.0)
+        sender = Sender(URL, 600.0)
         for job in due:
             reply = await sender.post(job.path, job.content)
             if reply.status != 200:

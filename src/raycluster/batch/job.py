@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raycluster.openai_wire.lines import EVERY, RefusedError, parse_line
 from raycluster.openai_wire.prompts import Defaults, to_prompt
+from raycluster.serve.asking.result import Job, Result
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,18 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """The request of line `line`."""
-
-    line: int
-    custom_id: str
-    path: str
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
     """A line that is no request, and why."""
 
     line: int
     custom_id: str
     reason: str
+
+    @property
+    def result(self) -> Result:
+        """The error that its line of the output holds."""
+        error = ("invalid_line", f"line {self.line}: {self.reason}")
+        return Result(self.line, self.custom_id, error=error)
 
 
 def to_job(line: int, item: bytes, shape: Shape) -> Job | Refused:

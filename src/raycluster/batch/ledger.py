@@ -8,7 +8,6 @@ what is done, and there is no second file that could disagree with it.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import stat
@@ -19,48 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from raycluster.errors import LockedError, RayclusterError, UsageError
+from raycluster.serve.asking.result import Result, Stamp
 
 _ID = re.compile(rb'\{"id": "batch-([0-9a-f]{12})-([0-9a-f]{8})-([0-9]{1,18})", ')
 _OK_END = b'"error": null}\n'
 _END = b"}\n"
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What an output file belongs to."""
-
-    input: str
-    options: str
-
-    def id(self, line: int) -> str:
-        """Return the id of the result of an input line."""
-        return f"batch-{self.input}-{self.options}-{line}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a line. `body` is JSON as the server sent it; without `error` all is well."""
-
-    line: int
-    custom_id: str
-    status: int | None = None
-    request_id: str = ""
-    body: bytes = b"null"
-    error: tuple[str, str] | None = None
-
-    def encode(self, stamp: Stamp) -> bytes:
-        """Return the line of the output file."""
-        name = json.dumps(self.custom_id)
-        response = b"null"
-        if self.status is not None:
-            request = json.dumps(self.request_id)
-            head = f'{{"status_code": {self.status}, "request_id": {request}, "body": '
-            response = head.encode() + self.body + b"}"
-        error: dict[str, object] | None = None
-        if self.error is not None:
-            error = {"code": self.error[0], "message": self.error[1], "line": self.line}
-        begin = f'{{"id": "{stamp.id(self.line)}", "custom_id": {name}, "response": '.encode()
-        return begin + response + f', "error": {json.dumps(error)}}}\n'.encode()
 
 
 @dataclass(frozen=True, slots=True)

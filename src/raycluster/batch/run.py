@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TextIO
 
 from raycluster.batch.census import Census, check_lines, take_census
-from raycluster.batch.job import Job, Refused, Shape, to_job
-from raycluster.batch.ledger import Ledger, Stamp
+from raycluster.batch.job import Refused, Shape, to_job
+from raycluster.batch.ledger import Ledger
 from raycluster.batch.report import Progress, Summary
-from raycluster.batch.sender import Sender, check_address
 from raycluster.batch.source import items
-from raycluster.batch.work import Counts, Tries, Work
+from raycluster.batch.work import Work
 from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError, UsageError
-from raycluster.openai_wire.target import Target, allow_connections, tls_context
+from raycluster.openai_wire.target import Target, allow_connections, check_address, tls_context
+from raycluster.serve.asking.asker import Counts, Tries
+from raycluster.serve.asking.result import Job, Stamp
+from raycluster.serve.asking.sender import Sender
 
 Connect = Callable[[], AbstractContextManager[tuple[Target, Callable[[], None]]]]
 """Yields where to send, and a check that raises when the way there is gone for good."""
@@ -162,7 +164,7 @@ def _send(
             work = Work(
                 _due(options, census, ledger),
                 ledger,
-                lambda: Sender(target, tls, options.tries.timeout),
+                lambda: Sender(target.url(""), options.tries.timeout, target.headers, tls),
                 where=target.shown,
                 slots=slots,
                 tries=options.tries,
@@ -171,7 +173,7 @@ def _send(
             )
             began = time.monotonic()
             interrupted = _until_end(work)
-            counts, shown = work.counts, target.shown
+            counts, shown = work.asker.counts, target.shown
     return Summary(
         input=str(options.input),
         output=str(options.output),
@@ -189,8 +191,8 @@ def _send(
 
 def _line(progress: Progress, work: Work) -> str:
     ledger = work.ledger
-    limit = int(work.pace.limit)
-    return progress.line(time.monotonic(), ledger.ok, ledger.failed, limit, work.trouble)
+    limit = int(work.asker.pace.limit)
+    return progress.line(time.monotonic(), ledger.ok, ledger.failed, limit, work.asker.trouble)
 
 
 def _due(options: Options, census: Census, ledger: Ledger) -> Iterator[Job | Refused]:

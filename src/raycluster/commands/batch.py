@@ -77,8 +77,8 @@ def batch(
     from raycluster.batch.job import Shape
     from raycluster.batch.run import Options, run
     from raycluster.batch.voice import voice
-    from raycluster.batch.work import Tries
     from raycluster.endpoint import key_headers, served_model
+    from raycluster.serve.asking.asker import Tries
 
     opened = None if url else session.open_session(spec)
     own = served_model(opened, model) if opened else ""

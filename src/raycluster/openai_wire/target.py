@@ -48,6 +48,17 @@ def wrong_address(url: str) -> str:
     return "port 0 is not a port" if port == 0 else ""
 
 
+def check_address(target: Target) -> None:
+    """Raise UsageError when the base address is none."""
+    try:
+        base = urlsplit(target.base_url)
+        good = bool(base.hostname) and (base.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
+
+
 def tls_context(target: Target) -> ssl.SSLContext:
     """Return what the endpoint's certificate is held to. Raises UsageError."""
     import httpx

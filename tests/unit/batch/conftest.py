@@ -16,8 +16,8 @@ import pytest
 
 from raycluster.batch.report import Summary
 from raycluster.batch.run import Connect, Options, Voice, run
-from raycluster.batch.work import Tries
 from raycluster.openai_wire.target import Target
+from raycluster.serve.asking.asker import Tries
 
 QUICK = Tries(timeout=20.0, backoff=0.01)
 

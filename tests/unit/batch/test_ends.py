@@ -111,10 +111,11 @@ import asyncio, json, resource, sys
 from pathlib import Path
 from raycluster.batch.census import check_lines, take_census
 from raycluster.batch.job import Shape, to_job
-from raycluster.batch.ledger import Ledger, Stamp
-from raycluster.batch.sender import Reply
+from raycluster.batch.ledger import Ledger
 from raycluster.batch.source import items
-from raycluster.batch.work import Tries, Work
+from raycluster.batch.work import Work
+from raycluster.serve.asking.asker import Tries
+from raycluster.serve.asking.result import Reply, Stamp
 
 class Null:
     async def post(self, path, content):

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from raycluster.batch.job import Shape
-from raycluster.batch.ledger import Ledger, Stamp
-from raycluster.batch.work import Tries
+from raycluster.batch.ledger import Ledger
 from raycluster.contracts import Address, ByteStream
 from raycluster.errors import (
     AuthError,
@@ -24,6 +23,8 @@ from raycluster.errors import (
     UsageError,
 )
 from raycluster.openai_wire.target import Target
+from raycluster.serve.asking.asker import Tries
+from raycluster.serve.asking.result import Stamp
 from raycluster.tunnel.channels import ChannelForwarder
 from raycluster.tunnel.ports import Forward
 from tests.unit.batch.conftest import QUICK, Batch, Serve, nowhere

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raycluster.batch.pace import START, Pace
+from raycluster.serve.asking.pace import START, Pace
 
 
 def simulate(pace: Pace, rounds: int, refused: Callable[[int], bool]) -> list[float]:

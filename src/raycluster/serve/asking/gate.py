@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from raycluster.batch.pace import Pace
+from raycluster.serve.asking.pace import Pace
 
 
 class Gate:

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from raycluster.batch.job import Job
-from raycluster.batch.ledger import Result, Stamp
-from raycluster.batch.sender import Reply, UnansweredError
-from raycluster.batch.verdict import Again, failed, judge, unanswered
+from raycluster.serve.asking.result import Job, Reply, Result, Stamp, UnansweredError
+from raycluster.serve.asking.verdict import Again, failed, judge, unanswered
 
 JOB = Job(7, 'a"b', "/v1/chat/completions", b"{}")
 STAMP = Stamp("0123456789ab", "01234567")

@@ -10,46 +10,35 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import h11
 
-from raycluster.errors import UsageError
-from raycluster.openai_wire.target import Target
+from raycluster.serve.asking.result import Reply, UnansweredError
 
 _CONNECT_SECONDS = 10.0
 _READ_BYTES = 65536
 _MAX_BODY_BYTES = 256 * 1024 * 1024
 
 
-class UnansweredError(Exception):
-    """No whole answer came. `reached` tells whether any of it did."""
-
-    def __init__(self, code: str, detail: str, *, reached: bool) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.reached = reached
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole answer; the names of `headers` are in lower case."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
 class Sender:
-    """Sends one request after the other; connects when it has to."""
+    """Sends one request after the other; connects when it has to.
 
-    def __init__(self, target: Target, tls: ssl.SSLContext | None, timeout: float) -> None:
+    `base` is the address without the API's path, and may hold user and password; `timeout` in
+    seconds is for one request.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._timeout = timeout
         self._tls = tls
-        self._base = urlsplit(target.url(""))
-        self._headers = _headers(target)
+        self._base = urlsplit(base)
+        self._headers = _headers(self._base, headers or {})
         self._wire: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._http = h11.Connection(h11.CLIENT)
 
@@ -159,19 +148,7 @@ class _Reply:
         return Reply(self._head.status_code, b"".join(self._parts), names)
 
 
-def check_address(target: Target) -> None:
-    """Raise UsageError when the base address is none."""
-    try:
-        base = urlsplit(target.base_url)
-        good = bool(base.hostname) and (base.port or 1) > 0
-    except ValueError:
-        good = False
-    if not good:
-        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
-
-
-def _headers(target: Target) -> list[tuple[str, str]]:
-    base = urlsplit(target.url(""))
+def _headers(base: SplitResult, more: Mapping[str, str]) -> list[tuple[str, str]]:
     headers = {
         "host": base.netloc.rpartition("@")[2],
         "content-type": "application/json",
@@ -183,4 +160,4 @@ def _headers(target: Target) -> list[tuple[str, str]]:
 
         pair = f"{unquote(base.username)}:{unquote(base.password or '')}"
         headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
-    return list((headers | dict(target.headers)).items())
+    return list((headers | dict(more)).items())

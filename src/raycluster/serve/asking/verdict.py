@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from raycluster.batch.job import Job
-from raycluster.batch.ledger import Result
-from raycluster.batch.sender import Reply, UnansweredError
-from raycluster.openai_wire.said import error_text, printable
+from raycluster.serve.asking.result import Job, Reply, Result, UnansweredError
+from raycluster.serve.asking.said import error_text, printable
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 AWAY = frozenset({429, 502, 503, 504})
