@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from functools import cache
@@ -47,6 +48,24 @@ def as_json(value: object) -> Escaped:
     return Escaped(json.dumps(value))
 
 
+def text(value: object) -> Escaped:
+    """Return text for HTML, in an element or a quoted attribute; half characters are replaced."""
+    return Escaped(html.escape(str(value).encode("utf-8", "replace").decode()))
+
+
+def data(value: object) -> Escaped:
+    """Return JSON for a script element of HTML. Raises ValueError for NaN and infinities."""
+    plain = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Escaped(plain.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def code(script: str) -> Escaped:
+    """Return a program of ours or of a package for a script element; ValueError if it ends it."""
+    if re.search(r"</script|<!--", script, re.IGNORECASE):
+        raise ValueError("the script would end its own element")
+    return Escaped(script)
+
+
 def render(name: str, **values: object) -> bytes:
     """Return the template `name`, filled in. Raises TypeError for a value that is not escaped."""
     return _environment().get_template(name).render(values).encode()
@@ -66,6 +85,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {"number": number, "word": word, "pattern": pattern, "json": as_json}
+    made.filters |= {"text": text, "data": data, "code": code}
     return made
 
 

@@ -53,7 +53,7 @@ PURE = (
     *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
-    *("bench.readings", "bench.server"),
+    *("bench.readings", "bench.server", "bench.series", "bench.figures"),
 )
 IMPURE = {
     *("socket", "subprocess", "threading", "asyncio", "time", "datetime"),
@@ -71,6 +71,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httptools": ("openai_wire.wire",),
     "uvloop": ("bench.loops",),
     "jinja2": ("templates",),
+    "plotly": ("bench.page",),
     "cryptography": ("services.certificate", "transports.ssh*"),
     "httpx": (
         "transports.http",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from raycluster import templates
@@ -20,6 +22,27 @@ def test_a_word_is_plain(value: str) -> None:
         templates.word(value)
 
 
+def test_text_ends_no_element_and_no_attribute() -> None:
+    assert templates.text("<a href='x'>\"&\ud800") == "&lt;a href=&#x27;x&#x27;&gt;&quot;&amp;?"
+    assert templates.text(1.5) == "1.5"
+
+
+def test_data_in_a_script_is_json_that_does_not_end_it() -> None:
+    value = {"a": "</script><!--&", "b": [1, None]}
+    written = templates.data(value)
+    assert not set("<>&") & set(written)
+    assert json.loads(written) == value
+    with pytest.raises(ValueError, match="JSON compliant"):
+        templates.data(float("nan"))
+
+
+@pytest.mark.parametrize("script", ["x = '</ScRipt >'", "<!-- x"])
+def test_a_program_that_ends_its_element_is_refused(script: str) -> None:
+    assert templates.code("1 < 2 && 3 > 2") == "1 < 2 && 3 > 2"
+    with pytest.raises(ValueError, match="its own element"):
+        templates.code(script)
+
+
 def test_templates_lie_in_the_checkout_or_the_package() -> None:
     names = {entry.name for entry in templates.folder().iterdir()}
-    assert {"nginx", "prometheus"} <= names
+    assert {"bench", "nginx", "prometheus"} <= names

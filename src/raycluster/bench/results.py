@@ -1,16 +1,24 @@
-"""The files of a run: requests.jsonl grows as requests end, summary.json comes last."""
+"""The files of a run: requests.jsonl grows as requests end, the others are made in the end."""
 
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from raycluster.bench.export import write_csv
+from raycluster.bench.page import page
 from raycluster.bench.record import Record
 from raycluster.bench.summary import Summary
+from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError, UsageError
+
+REQUESTS = "requests.jsonl"
 
 
 class Results(AbstractContextManager["Results"]):
@@ -28,7 +36,7 @@ class Results(AbstractContextManager["Results"]):
             return self
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._requests = (self._folder / "requests.jsonl").open("x", encoding="utf-8")
+            self._requests = (self._folder / REQUESTS).open("x", encoding="utf-8")
         except FileExistsError as error:
             raise UsageError(
                 "results are there already", where=str(self._folder), hint="name a new folder"
@@ -50,7 +58,7 @@ class Results(AbstractContextManager["Results"]):
         empty = not self._requests.tell()
         self._requests.close()
         if empty:  # nothing was measured: the folder may be named again
-            (self._folder / "requests.jsonl").unlink(missing_ok=True)
+            (self._folder / REQUESTS).unlink(missing_ok=True)
 
     def keep(self, level: int, record: Record) -> None:
         """Append one record; raises RayclusterError when the disk refuses."""
@@ -63,18 +71,88 @@ class Results(AbstractContextManager["Results"]):
         except OSError as error:
             raise self._refused(error) from error
 
-    def finish(self, summary: Summary) -> None:
-        """Write summary.json, whole or not at all; raises RayclusterError."""
-        if self._folder is None:
+    def finish(self, summary: Summary, tell: Tell | None = None) -> None:
+        """Write summary.json, requests.csv and report.html, each whole or not at all.
+
+        Raises RayclusterError when the disk refuses. A page that cannot be made for another reason
+        is told of, and raises without `tell`: what was measured is written before it.
+        """
+        folder = self._folder
+        if folder is None:
             return
-        text = json.dumps(summary.to_json(), indent=2) + "\n"
+        figures = summary.to_json()
+        with self._draft("summary.json") as draft:
+            draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with (
+            self._draft("requests.csv") as draft,
+            draft.open("w", encoding="utf-8", errors="replace", newline="") as table,
+        ):
+            write_csv(read_levels(folder), table)
         try:
-            draft = self._folder / "summary.json.part"
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(self._folder / "summary.json")
+            made = page(figures, read_levels(folder))
+        except Exception as error:  # no mistake in a page may cost the report of a long run
+            if tell is None:
+                raise
+            tell(f"report.html was not made: {type(error).__name__}: {error}")
+            return
+        with self._draft("report.html") as draft:
+            draft.write_bytes(made)
+
+    @contextmanager
+    def _draft(self, name: str) -> Iterator[Path]:
+        """Yield where to write a file that takes its name when all of it is there."""
+        draft = (self._folder or Path()) / f"{name}.part"
+        try:
+            yield draft
+            draft.replace(draft.with_suffix(""))
         except OSError as error:
             raise self._refused(error) from error
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
     def _refused(self, error: OSError) -> RayclusterError:
         what = f"cannot write the results: {error.strerror}"
         return RayclusterError(what, where=str(self._folder), hint="free some space")
+
+
+def read_records(folder: Path) -> list[list[Record]]:
+    """Return the records of each level in the order of their ends; see `read_levels`."""
+    return list(read_levels(folder))
+
+
+def read_levels(folder: Path) -> Iterator[list[Record]]:
+    """Yield the records of one level after the other, holding no more than one.
+
+    A level that none was kept of is empty. A last line that was cut short, as by a crash, is left
+    out. Raises UsageError when the file cannot be read, or another line is not a record.
+    """
+    number = 0
+    for level, lines in groupby(_lines(folder / REQUESTS), key=itemgetter(0)):
+        yield from ([] for _ in range(number, level))
+        yield [record for _, record in lines]
+        number = level + 1
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+    hint = "name a folder that `bench -o` wrote"
+    level = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    values = json.loads(line)
+                    before, level = level, int(values["level"])
+                    record = Record.from_json(values)
+                except (ValueError, KeyError, TypeError) as error:
+                    if not file.peek(1):
+                        return
+                    where = f"{path}, line {number}"
+                    raise UsageError("not a record", where=where, hint=hint) from error
+                if level < before:
+                    where = f"{path}, line {number}"
+                    raise UsageError("a level that was over", where=where, hint=hint)
+                yield level, record
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise UsageError(what, where=str(path), hint=hint) from error
