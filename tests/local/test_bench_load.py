@@ -249,3 +249,67 @@ def test_a_place_without_the_libraries_is_named(
             prompts, Target("http://h", "m"), Load(), tell=lambda _: None, keep=lambda *_: None
         )
     assert "httptools" in caught.value.hint
+
+
+def bench(source: Path, url: str, *options: str) -> list[str]:
+    argv = [sys.executable, "-c", PROGRAM, "bench", "--url", url, "-m", "tiny", "-p", str(source)]
+    return [*argv, "--no-calibrate", *options]
+
+
+def test_a_run_that_was_killed_goes_on_where_a_level_ended(tmp_path: Path) -> None:
+    source, out = tmp_path / "prompts.txt", tmp_path / "out"
+    source.write_text("".join(f"question {number}\n" for number in range(40)))
+    options = ("-c", "1,2,4", "--warmup", "0", "-o", str(out))
+    with MockServer(lambda call: Script(delay=0.02)) as server:
+        argv = bench(source, server.base_url, *options)
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(server.measured) < 60 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (out / "summary.json").exists()
+        first = (out / "requests.jsonl").read_bytes()[: -len(b"level")]  # as a crash may leave it
+        (out / "requests.jsonl").write_bytes(first)
+        server.calls.clear()
+        other = subprocess.run(
+            [*argv, "-n", "9", "--resume"], capture_output=True, text=True, check=False
+        )
+        assert other.returncode == 2 and "another run: load differ" in other.stderr
+        again = subprocess.run([*argv, "--resume"], capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+        assert len(server.measured) == 80
+    summary = json.loads((out / "summary.json").read_text())
+    assert [level["completed"] for level in summary["levels"]] == [40, 40, 40]
+    assert [level["repeated"] for level in summary["levels"]] == [0, 40, 40]
+    kept = [json.loads(line) for line in (out / "requests.jsonl").read_text().splitlines()]
+    assert Counter(record["level"] for record in kept) == {0: 40, 1: 40, 2: 40}
+    assert (out / "requests-cut.jsonl").read_bytes().count(b"\n") >= 10
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_nothing_goes_on_where_nothing_is(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text("one\n")
+    for options in (("--resume",), ("--resume", "-o", str(tmp_path))):
+        done = subprocess.run(
+            bench(source, "http://127.0.0.1:1", *options),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "no run to go on with" in done.stderr
+
+
+def test_prints_what_vllms_client_saves(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text("one\ntwo\nthree\n")
+    with MockServer(lambda call: Script(tokens=5)) as server:
+        argv = bench(source, server.base_url, "-c", "1,2", "--format", "vllm")
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert (first["max_concurrency"], second["max_concurrency"]) == (1, 2)
+    assert first["completed"] == 3
+    assert first["output_lens"] == [5, 5, 5]
+    assert len(first["ttfts"]) == len(first["itls"]) == 3

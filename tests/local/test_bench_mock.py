@@ -322,7 +322,7 @@ def command(
 
 def test_json_is_one_object_alone_and_holds_no_secret(tmp_path: Path) -> None:
     output = io.StringIO()
-    _, told = command(tmp_path, Script(), output, json=True)
+    _, told = command(tmp_path, Script(), output, format="json")
     (line,) = output.getvalue().splitlines()
     result = json.loads(line)
     assert (result["schema"], result["kind"]) == (1, "bench")

@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Literal, TextIO
 
 from raycluster.bench.export import write_csv
 from raycluster.bench.page import page
@@ -24,11 +24,12 @@ REQUESTS = "requests.jsonl"
 class Results(AbstractContextManager["Results"]):
     """A folder of results, or nothing at all when `folder` is None.
 
-    Raises UsageError when the folder cannot be made or holds results already.
+    Raises UsageError when the folder cannot be made or, without `append`, holds results already.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, append: bool = False) -> None:
         self._folder = folder
+        self._mode: Literal["a", "x"] = "a" if append else "x"
         self._requests: TextIO | None = None
 
     def __enter__(self) -> Results:
@@ -36,7 +37,7 @@ class Results(AbstractContextManager["Results"]):
             return self
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._requests = (self._folder / REQUESTS).open("x", encoding="utf-8")
+            self._requests = (self._folder / REQUESTS).open(self._mode, encoding="utf-8")
         except FileExistsError as error:
             raise UsageError(
                 "results are there already", where=str(self._folder), hint="name a new folder"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -13,10 +14,13 @@ from rich.console import Console
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
+from raycluster.bench.export import to_vllm
 from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
 from raycluster.bench.load import Conditions, Keep, run_bench
+from raycluster.bench.record import Record
 from raycluster.bench.report import render
 from raycluster.bench.results import Results
+from raycluster.bench.resume import begin, note, restore, run_of
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load
 from raycluster.bench.server import Watch
 from raycluster.bench.summary import SCHEMA, Summary
@@ -65,7 +69,8 @@ class Options:
     baseline: Path | None = None
     max_regress: str = ""
     output: Path | None = None
-    json: bool = False
+    resume: bool = False
+    format: str = "table"
 
 
 class Bench(Protocol):
@@ -109,6 +114,9 @@ def run(
     Raises UsageError before anything is reached, RayclusterError when all requests of a level
     failed, MissedLimitError, and KeyboardInterrupt after the report of an interrupted run.
     """
+    if options.resume and options.format == "vllm":
+        what = "vLLM's format holds the requests of this run alone"
+        raise UsageError(what, where="--resume", hint="leave --format out")
     if options.endpoint not in {"chat", "completions"}:
         raise UsageError(
             f"{options.endpoint!r} is no endpoint", where="--endpoint", hint="chat or completions"
@@ -121,30 +129,54 @@ def run(
     before = _baseline(options, load)
     most = parse_share(options.max_regress) if options.max_regress else None
     dataset = _dataset(options, defaults, stdin)
-    for note in dataset.census.notes():
-        tell(note)
-    with Results(options.output) as results:
+    for line in dataset.census.notes():
+        tell(line)
+    conditions = _resumed(options, load, conditions, dataset.census.digest)
+    records: dict[int, list[Record]] = {}
+    with Results(options.output, append=options.resume) as results:
+        if options.output and not options.resume:
+            begin(options.output, run_of(load, dataset.census.digest, conditions))
+
+        def keep(level: int, record: Record) -> None:
+            results.keep(level, record)
+            if options.format == "vllm":
+                records.setdefault(level, []).append(record)
+
         with connect() as reached:
             summary = reached.bench(
                 dataset.prompts,
                 reached.target,
                 load,
                 tell=tell,
-                keep=results.keep,
+                keep=keep,
                 conditions=replace(conditions, alive=reached.alive, watch=reached.watch),
             )
         summary = replace(summary, census=dataset.census, limits=limits)
         if before is not None:
             comparison = compare(before, summary.to_json(), load.shapes)
             summary = replace(summary, comparison=comparison)
-        results.finish(summary)
-    show(summary, console, as_json=options.json)
+        results.finish(summary, tell)
+    show(summary, records, console, options)
     if summary.interrupted:
         raise KeyboardInterrupt
     summary.check()
     if summary.comparison is not None and most is not None:
         summary.comparison.check(most)
     return summary
+
+
+def _resumed(options: Options, load: Load, conditions: Conditions, digest: str) -> Conditions:
+    """Return the conditions with what the folder of results is for; raises UsageError."""
+    if options.output is None:
+        if options.resume:
+            raise UsageError("no run to go on with", where="--resume", hint="name it with -o")
+        return conditions
+    conditions = replace(conditions, over=partial(note, options.output))
+    if not options.resume:
+        return conditions
+    wanted = run_of(load, digest, conditions)
+    before = restore(options.output, wanted, load, conditions)
+    return replace(conditions, before=before)
 
 
 def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
@@ -174,12 +206,22 @@ def _baseline(options: Options, load: Load) -> Mapping[str, Any] | None:
     return read_baseline(content, load.shapes, schema=SCHEMA, where=where)
 
 
-def show(summary: Summary, console: Console, *, as_json: bool) -> None:
-    """Print one JSON object and nothing else, or the report."""
-    if as_json:
-        console.file.write(json.dumps(summary.to_json()) + "\n")
-    else:
+def show(
+    summary: Summary, records: Mapping[int, list[Record]], console: Console, options: Options
+) -> None:
+    """Print the report, or one JSON object and nothing else; in vLLM's format one a level."""
+    if options.format == "table":
         console.print(render(summary, plain=not console.is_terminal))
+        return
+    backend = "openai" if options.endpoint == "completions" else "openai-chat"
+    objects = [summary.to_json()]
+    if options.format == "vllm":
+        objects = [
+            to_vllm(summary, number, records.get(number, []), backend=backend)
+            for number in range(len(summary.levels))
+        ]
+    for each in objects:
+        console.file.write(json.dumps(each) + "\n")
 
 
 def conditions_of(options: Options) -> Conditions:

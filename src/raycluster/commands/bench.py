@@ -68,6 +68,11 @@ Limits = Annotated[
 ]
 Baseline = Annotated[Path | None, typer.Option(help="summary.json of a run to compare with.")]
 MaxRegress = Annotated[str, typer.Option(help="Such as 5%; exit code 4 when worse by more.")]
+Resume = Annotated[bool, typer.Option(help="Go on with the run in -o that was cut short.")]
+Format = Annotated[
+    Literal["table", "json", "vllm"],
+    typer.Option("--format", help="vllm: as its own client saves."),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder for summary.json, requests.jsonl.")
 ]
@@ -106,6 +111,8 @@ def bench(
     baseline: Baseline = None,
     max_regress: MaxRegress = "",
     output: Output = None,
+    resume: Resume = False,
+    form: Format = "table",
     as_json: Json = False,
 ) -> None:
     """Load the cluster with the prompts of a file. Reports latency, throughput and errors."""
@@ -138,7 +145,8 @@ def bench(
         baseline=baseline,
         max_regress=max_regress,
         output=output,
-        json=as_json,
+        resume=resume,
+        format="json" if as_json else form,
     )
     run(
         options,

@@ -1,0 +1,146 @@
+"""A run that was cut short goes on: what its folder holds of levels that were over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raycluster.bench.load import Conditions, judged
+from raycluster.bench.record import Record
+from raycluster.bench.results import REQUESTS, read_levels
+from raycluster.bench.schedule import Load, Shape, shape_of
+from raycluster.bench.stats import Distribution
+from raycluster.bench.summary import Level
+from raycluster.bench.verdict import Circumstances, Client
+from raycluster.errors import UsageError
+
+RUN, ENDS, CUT = "run.json", "levels.jsonl", "requests-cut.jsonl"
+"""What the run was to be; a line for each level that is over; records of levels that were not."""
+
+_HINT = "name another folder, or repeat the command that made it"
+
+
+@dataclass(frozen=True)
+class End:
+    """What a level's records do not tell. `numbers` are those of its requests."""
+
+    shape: Shape
+    numbers: range
+    client: Client
+    repeated: int
+    salted: bool
+
+    @classmethod
+    def of(cls, level: Level) -> End:
+        """Return the end of a level."""
+        seen = level.seen
+        return cls(level.shape, level.numbers, seen.client, seen.repeated, seen.salted)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "load": self.shape.to_json(),
+            "numbers": [self.numbers.start, self.numbers.stop],
+            "client": self.client.to_json(),
+            "repeated": self.repeated,
+            "salted": self.salted,
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> End:
+        """Return what `to_json` gave; KeyError or TypeError when it gave nothing such."""
+        client = dict(plain["client"])
+        lag = client.pop("loop_lag_ms")
+        spread = None if lag is None else Distribution(**lag)
+        return cls(
+            shape_of(plain["load"]),
+            range(*plain["numbers"]),
+            Client(spread, **client),
+            int(plain["repeated"]),
+            bool(plain["salted"]),
+        )
+
+    def level(self, records: Sequence[Record], load: Load, conditions: Conditions) -> Level:
+        """Return the level whose requests these are."""
+        seen = Circumstances(self.client, repeated=self.repeated, salted=self.salted)
+        steady = [record for record in records if record.intended >= load.ramp]
+        level = judged(self.shape, steady, seen, conditions.goodput)
+        return replace(level, numbers=self.numbers)
+
+
+def run_of(load: Load, digest: str, conditions: Conditions) -> dict[str, Any]:
+    """Return what makes two runs the same."""
+    return {
+        "load": load.to_json(),
+        "shapes": [shape.to_json() for shape in load.shapes],
+        "dataset": digest,
+        "find_max": [limit.text for limit in conditions.find_max],
+    }
+
+
+def begin(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Note in the folder what the run is to be."""
+    (folder / RUN).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+
+
+def note(folder: Path, level: Level) -> None:
+    """Note that a level is over."""
+    with (folder / ENDS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(End.of(level).to_json()) + "\n")
+
+
+def restore(
+    folder: Path, wanted: Mapping[str, Any], load: Load, conditions: Conditions
+) -> tuple[Level, ...]:
+    """Return the levels that are over; what was kept of the one that was not goes to a file apart.
+
+    Raises UsageError when the folder holds no run, or another than the wanted one.
+    """
+    check_same(folder, wanted)
+    over = ends(folder)
+    _cut(folder, len(over))
+    levels = list(read_levels(folder)) if over else []
+    if len(levels) != len(over):
+        what = f"{len(over)} levels are over, and requests are there of {len(levels)}"
+        raise UsageError(what, where=str(folder), hint=_HINT)
+    both = zip(over, levels, strict=True)
+    return tuple(end.level(records, load, conditions) for end, records in both)
+
+
+def _cut(folder: Path, levels: int) -> None:
+    """Leave in requests.jsonl the records of so many levels."""
+    path = folder / REQUESTS
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    keep = [line for line in lines if line.endswith(b"\n") and json.loads(line)["level"] < levels]
+    if len(keep) == len(lines):
+        return
+    with (folder / CUT).open("ab") as file:
+        file.writelines(lines[len(keep) :])
+    draft = folder / f"{REQUESTS}.part"
+    draft.write_bytes(b"".join(keep))
+    draft.replace(path)
+
+
+def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise UsageError when the folder holds no run, or another than the wanted one."""
+    where = str(folder)
+    try:
+        found = json.loads((folder / RUN).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError("no run to go on with", where=where, hint=_HINT) from error
+    differ = [name for name in wanted if found.get(name) != wanted[name]]
+    if differ:
+        raise UsageError(f"another run: {', '.join(differ)} differ", where=where, hint=_HINT)
+
+
+def ends(folder: Path) -> list[End]:
+    """Return the ends of the levels that are over; a last line that was cut short is none."""
+    path = folder / ENDS
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        return [End.from_json(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError("not the end of a level", where=str(path), hint=_HINT) from error
