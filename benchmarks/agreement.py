@@ -3,8 +3,10 @@
     python -m benchmarks.agreement [--pairs 5] [--requests 400]
 
 A bare `vllm serve` with a tiny model, without its prefix cache, gets the same prompts from both,
-taking turns (ABBA). Prints the ratios of throughput, TTFT and TPOT, and ends with 1 when a median
-ratio is off by more than is promised or a token is counted differently. Root is not needed.
+taking turns (ABBA). The server has one core and the clients another, so that a client which costs
+more does not slow the server down. Prints the ratios of throughput, TTFT and TPOT, and ends with 1
+when a median ratio is off by more than is promised or a token is counted differently. Root is not
+needed.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ def main() -> None:
         env = extras(folder)
         node = stack.enter_context(open_node(folder))
         arguments = {**ENGINE_ARGS, "no_enable_prefix_caching": True}
+        first, *others = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {first})
         url = stack.enter_context(bare(node, model, folder, arguments))
+        os.sched_setaffinity(0, set(others or [first]))
         command = vllm_command(url, prompts, options.requests, model)
         sides: dict[str, Callable[[], dict[str, float]]] = {
             "raycluster": partial(ours, url, prompts, options.requests),
