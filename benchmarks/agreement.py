@@ -25,10 +25,10 @@ from statistics import median
 from benchmarks.client import ROOT, extras
 from benchmarks.cold_up import VLLM
 from benchmarks.figures import Limit, keep
-from benchmarks.node import open_node
 from benchmarks.serving import ENGINE_ARGS, MODEL, bare
 from tests.local.cluster import made_by
 
+PYTHON = f"{made_by('node-env')}/bin/python"
 SLOTS, TOKENS = 8, 32
 FIGURES = ("request_throughput", "output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
@@ -47,11 +47,10 @@ def main() -> None:
         model = Path(made_by("tiny"))
         prompts = write_prompts(folder, options.requests)
         env = extras(folder)
-        node = stack.enter_context(open_node(folder))
         arguments = {**ENGINE_ARGS, "no_enable_prefix_caching": True}
         first, *others = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {first})
-        url = stack.enter_context(bare(node, model, folder, arguments))
+        url = stack.enter_context(bare(PYTHON, model, folder, arguments))
         os.sched_setaffinity(0, set(others or [first]))
         command = vllm_command(url, prompts, options.requests, model)
         sides: dict[str, Callable[[], dict[str, float]]] = {
@@ -101,7 +100,7 @@ def ours(url: str, prompts: Path, count: int) -> dict[str, float]:
 def vllm_command(url: str, prompts: Path, count: int, model: Path) -> list[str]:
     """Return the command of vLLM's client for the same load."""
     return [
-        *(f"{made_by('node-env')}/bin/python", "-c", VLLM, "bench", "serve"),
+        *(PYTHON, "-c", VLLM, "bench", "serve"),
         *("--backend=openai-chat", f"--base-url={url}", "--endpoint=/v1/chat/completions"),
         *(f"--model={MODEL}", f"--tokenizer={model}", "--dataset-name=custom"),
         *(f"--dataset-path={prompts}", "--skip-chat-template", f"--custom-output-len={TOKENS}"),

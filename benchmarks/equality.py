@@ -36,7 +36,7 @@ def main() -> None:
         model = Path(made_by("model"))
         node = stack.enter_context(open_node(folder))
         sides = {
-            "bare": stack.enter_context(bare(node, model, folder)),
+            "bare": stack.enter_context(bare(node.python, model, folder)),
             "app": deployed_app(node, model),
         }
         rows: list[dict[str, object]] = []

@@ -55,7 +55,7 @@ def main() -> None:
         env = harness(node)
         write_task(node, env, options.countries)
         sides = {
-            "bare": stack.enter_context(bare(node, model, folder)),
+            "bare": stack.enter_context(bare(node.python, model, folder)),
             "app": deployed_app(node, model),
         }
         told = {side: score(node, env, url, model) for side, url in sides.items()}

@@ -70,7 +70,7 @@ def main() -> None:
         model = tiny_model(folder)
         node = stack.enter_context(open_node(folder))
         sides = {
-            "bare": stack.enter_context(bare(node, model, folder)),
+            "bare": stack.enter_context(bare(node.python, model, folder)),
             **deployed(node, model),
         }
         rows = measure(sides, model, folder, options.rounds, options.prompts)
@@ -89,7 +89,7 @@ def tiny_model(folder: Path) -> Path:
 
 @contextmanager
 def bare(
-    node: Node, model: Path, folder: Path, arguments: Mapping[str, object] = ENGINE_ARGS
+    python: str, model: Path, folder: Path, arguments: Mapping[str, object] = ENGINE_ARGS
 ) -> Iterator[str]:
     """Run `vllm serve`; yield its URL."""
     port = free_ports(1)[0]
@@ -98,7 +98,7 @@ def bare(
     command = ["serve", str(model), f"--served-model-name={MODEL}", f"--port={port}", *words]
     with (folder / "bare.log").open("wb") as log:
         process = subprocess.Popen(
-            [node.python, "-c", VLLM, *command, "--host=127.0.0.1"],
+            [python, "-c", VLLM, *command, "--host=127.0.0.1"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **ENGINE_ENV},
