@@ -150,6 +150,53 @@ def test_bench_measures_the_example_prompts(local: Local) -> None:
     assert level["completed"] == 8
 
 
+def test_bench_tells_what_the_server_did(local: Local) -> None:
+    prompts = CHECKOUT / "examples" / "prompts.jsonl"
+    done = local(
+        *("bench", "--prompts", prompts, "--spec", local.spec, "-n", "24", "--max-tokens", "64"),
+        *("-c", "4", "--json", "--no-calibrate"),
+    )
+    assert done.returncode == 0, done.stderr
+    [level] = json.loads(done.stdout)["levels"]
+    server = level["server"]
+    counts = ("prompt_tokens", "generation_tokens", "requests", "preemptions", "unanswered")
+    told = (level["total_input_tokens"], level["total_output_tokens"], 24, 0, 0)
+    assert tuple(server[name] for name in counts) == told  # and nothing of the warm-up
+    assert server["prefix_cache_queries"] == level["total_input_tokens"]
+    [replica] = server["replicas"]
+    assert (replica["requests"], replica["came"], replica["went"]) == (24, None, None)
+    before, *during, after = server["samples"]
+    assert before["t"] < 0 < during[0]["t"] < during[-1]["t"] < after["t"]
+    assert [before["running"], after["running"]] == [0.0, 0.0]
+    assert {sample["replicas"] for sample in server["samples"]} == {1}
+    assert max(sample["running"] for sample in during) == server["running"]["max"] <= 4
+    assert server["running"]["mean"] > 1
+    assert server["kv_cache_usage"]["max"] > 0
+    assert server["gpus"] == []
+
+
+def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    question = {"role": "user", "content": "Answer with one word: What is the capital of France?"}
+    first = {"custom_id": "chat", "url": "/v1/chat/completions", "body": {"messages": [question]}}
+    lines = [json.dumps(first), '{"prompt": "torn', *(f"Say {n}." for n in range(40))]
+    source.write_text("".join(f"{line}\n" for line in lines))
+    batch = ("batch", source, "-o", output, "--spec", local.spec, "--max-tokens", "8", "--offline")
+    done = local(*batch, "--json")
+    assert (done.returncode, "1 of 42 lines failed" in done.stderr) == (1, True), done.stderr
+    summary = json.loads(done.stdout)
+    assert [summary[name] for name in ("lines", "ok", "failed", "sent")] == [42, 41, 1, 41]
+    results = {r["custom_id"]: r for r in map(json.loads, output.read_text().splitlines())}
+    assert sorted(results) == sorted(["chat", *(f"line-{n}" for n in range(2, 43))])
+    assert results.pop("line-2")["error"]["code"] == "invalid_line"
+    assert all(r["response"]["status_code"] == 200 for r in results.values())
+    said = results["chat"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert "Paris" in said
+    again = local(*batch)
+    assert "42 of 42 lines are done already" in again.stderr
+    assert list((local.home / ".raycluster" / local.name / "batch").iterdir()) == []
+
+
 def test_the_dashboard_wants_the_token(local: Local) -> None:
     refused = httpx.get(f"http://127.0.0.1:{DASHBOARD}/api/jobs/", timeout=30)
     assert refused.status_code in (401, 403)

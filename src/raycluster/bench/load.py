@@ -221,8 +221,6 @@ class _Run:
             report(origin)
 
         try:
-            if self._conditions.watch:
-                await asyncio.to_thread(self._conditions.watch.begin)
             async with self._reported(shape, records) as report:
                 await self._crew.level(
                     plan,
@@ -275,7 +273,10 @@ class _Run:
         self._keep(number, record)
 
     def _warmed(self, records: list[Record]) -> None:
-        """Say how the warm-up went. Raises RayclusterError when nobody answered at all."""
+        """Say how the warm-up went, and look at the servers from now on.
+
+        Raises RayclusterError when nobody answered at all.
+        """
         failed = [record for record in records if not record.ok]
         if failed:
             self._tell(f"warm-up: {len(failed)} of {len(records)} failed: {failed[0].detail}")
@@ -287,6 +288,8 @@ class _Run:
                 where=self._target.base_url,
                 hint="raycluster status",
             )
+        if self._conditions.watch:
+            self._conditions.watch.begin()  # now, for the warm-up's tokens do not count
 
     @contextlib.asynccontextmanager
     async def _reported(
