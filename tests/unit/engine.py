@@ -1,0 +1,94 @@
+"""Replicas as `bench` finds them: figures of vLLM's names, kept and served as vLLM keeps them."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+
+from raycluster.spec import ClusterSpec
+
+LABELS = ("model_name", "engine")
+
+
+class Engine:
+    """The figures of one replica, served at `port`."""
+
+    def __init__(self, port: int, model: str = "tiny") -> None:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.running: Any = Gauge("vllm:num_requests_running", "", LABELS, registry=registry)
+        self.tokens: Any = Counter("vllm:generation_tokens", "", LABELS, registry=registry)
+        self.done: Any = Counter("vllm:request_success", "", LABELS, registry=registry)
+        self._labels = (model, "0")
+        self.took(0)
+        self.server, self._thread = start_http_server(port, "127.0.0.1", registry)
+
+    def took(self, requests: int, *, running: int = 0) -> None:
+        """Count requests of ten tokens each."""
+        self.running.labels(*self._labels).set(running)
+        self.tokens.labels(*self._labels).inc(10 * requests)
+        self.done.labels(*self._labels).inc(requests)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def engines(*ports: int, model: str = "tiny") -> Iterator[list[Engine]]:
+    made = [Engine(port, model) for port in ports]
+    try:
+        yield made
+    finally:
+        for engine in made:
+            engine.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many ports in a row that are free."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first: int = probe.getsockname()[1]
+        ports = list(range(first, first + count))
+        try:
+            for port in ports:
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            continue
+        return ports
+
+
+class Ports:
+    """Free ports: three for the HTTP of replicas, three for their gRPC, and the node's own."""
+
+    def __init__(self) -> None:
+        ports = free_ports(7)
+        self.http = ports[:3]
+        self.replicas = ports[:6]
+        self.metrics = ports[6]
+
+    def spec(
+        self, gpus: int | str = 0, metrics: int = 0, head: Mapping[str, object] | None = None
+    ) -> ClusterSpec:
+        """Return a cluster's, whose head is this machine unless told otherwise."""
+        return ClusterSpec.model_validate(
+            {
+                "cluster": {"name": "scraped"},
+                "runtime": {"kind": "native", "python": sys.executable},
+                "head": {**(head or {"transport": "local"}), "gpus": gpus},
+                "models": [{"name": "tiny", "adapters": {"tiny-lora": "/lora"}}],
+                "ports": {
+                    "metrics": metrics or self.metrics,
+                    "replica_min": self.replicas[0],
+                    "replica_max": self.replicas[-1],
+                },
+            }
+        )
