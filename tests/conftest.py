@@ -21,7 +21,7 @@ settings.register_profile(
 )
 settings.load_profile("here")
 
-MUST_RUN = ("tests/contract/", "tests/lab/", "tests/local/")
+MUST_RUN = ("tests/browser/", "tests/contract/", "tests/lab/", "tests/local/")
 
 
 def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -15,8 +15,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 """Okabe and Ito's colours, which those who see few colours tell apart, on white and on black."""
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY)
 DASHES = ("solid", "dash", "dot", "dashdot")
-PANEL, LEGEND = 155, 36
-"""Heights in pixels: of a panel of several, and of its legend above it."""
+HEIGHT, PANEL, LEGEND = 290, 155, 36
+"""In pixels: a plot, a panel of several, and its legend above it."""
 LEAST_MS = 0.01
 """Shorter times are drawn here: a logarithmic axis has no zero."""
 
@@ -86,7 +86,7 @@ def throughput(levels: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Plot]:
             "xaxis": _axis(unit) | {"rangemode": "tozero"},
             "yaxis": _axis(f"{title} in ms") | {"rangemode": "tozero"},
         }
-        plots.append(Plot(f"{title} against throughput", _figure(traces, layout), 320))
+        plots.append(Plot(f"{title} against throughput", _figure(traces, layout), HEIGHT))
     return plots
 
 
@@ -144,7 +144,7 @@ def _curves(title: str, curves: Sequence[tuple[str, Points]], *, wide: bool = Fa
         "xaxis": _axis("ms") | {"type": "log"} | _ticks(curves),
         "yaxis": _axis("") | {"range": [0, 1.02], "tickformat": ".0%"},
     }
-    return Plot(title, _figure(traces, layout), 320, wide)
+    return Plot(title, _figure(traces, layout), HEIGHT, wide)
 
 
 def _ticks(curves: Sequence[tuple[str, Points]]) -> dict[str, Any]:
