@@ -1,6 +1,6 @@
 """Whether `raycluster bench` and `vllm bench serve` say the same of one server.
 
-    python -m benchmarks.agreement [--pairs 5] [--requests 400]
+    python -m benchmarks.agreement [--pairs 5] [--requests 200] [--concurrency 2]
 
 A bare `vllm serve` with a tiny model, without its prefix cache, gets the same prompts from both,
 taking turns (ABBA). The server has one core and the clients another, so that a client which costs
@@ -25,11 +25,11 @@ from statistics import median
 from benchmarks.client import ROOT, extras
 from benchmarks.cold_up import VLLM
 from benchmarks.figures import Limit, keep
-from benchmarks.serving import ENGINE_ARGS, MODEL, bare
+from benchmarks.serving import ENGINE_ARGS, MODEL, Load, bare
 from tests.local.cluster import made_by
 
 PYTHON = f"{made_by('node-env')}/bin/python"
-SLOTS, TOKENS = 8, 32
+TOKENS = 32
 FIGURES = ("request_throughput", "output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
 THROUGHPUT, LATENCY = 0.03, 0.05
@@ -39,7 +39,8 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--concurrency", type=int, default=2)
     options = parser.parse_args()
     rows: list[Mapping[str, object]] = []
     with ExitStack() as stack:
@@ -52,9 +53,10 @@ def main() -> None:
         os.sched_setaffinity(0, {first})
         url = stack.enter_context(bare(PYTHON, model, folder, arguments))
         os.sched_setaffinity(0, set(others or [first]))
-        command = vllm_command(url, prompts, options.requests, model)
+        load = Load(options.concurrency, options.requests, seed=0)
+        command = vllm_command(url, prompts, load, model)
         sides: dict[str, Callable[[], dict[str, float]]] = {
-            "raycluster": partial(ours, url, prompts, options.requests),
+            "raycluster": partial(ours, url, prompts, load),
             "vllm": partial(theirs, command, folder / "result.json", env),
         }
         for side in sides.values():
@@ -78,11 +80,16 @@ def write_prompts(folder: Path, count: int) -> Path:
     return path
 
 
-def ours(url: str, prompts: Path, count: int) -> dict[str, float]:
+def ours(url: str, prompts: Path, load: Load) -> dict[str, float]:
     """Run our client; return its figures under vLLM's names."""
     command = [
         *(str(ROOT / ".venv/bin/raycluster"), "bench", f"--url={url}", f"--model={MODEL}"),
-        *(f"--prompts={prompts}", f"-n{count}", f"-c{SLOTS}", f"--max-tokens={TOKENS}"),
+        *(
+            f"--prompts={prompts}",
+            f"-n{load.count}",
+            f"-c{load.concurrency}",
+            f"--max-tokens={TOKENS}",
+        ),
         *("--ignore-eos", "--json", "--no-calibrate"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,15 +104,20 @@ def ours(url: str, prompts: Path, count: int) -> dict[str, float]:
     }
 
 
-def vllm_command(url: str, prompts: Path, count: int, model: Path) -> list[str]:
+def vllm_command(url: str, prompts: Path, load: Load, model: Path) -> list[str]:
     """Return the command of vLLM's client for the same load."""
     return [
         *(PYTHON, "-c", VLLM, "bench", "serve"),
         *("--backend=openai-chat", f"--base-url={url}", "--endpoint=/v1/chat/completions"),
         *(f"--model={MODEL}", f"--tokenizer={model}", "--dataset-name=custom"),
         *(f"--dataset-path={prompts}", "--skip-chat-template", f"--custom-output-len={TOKENS}"),
-        *(f"--num-prompts={count}", f"--max-concurrency={SLOTS}", "--ignore-eos"),
-        *(f"--num-warmups={SLOTS}", "--temperature=0", "--disable-shuffle", "--disable-tqdm"),
+        *(f"--num-prompts={load.count}", f"--max-concurrency={load.concurrency}", "--ignore-eos"),
+        *(
+            f"--num-warmups={load.concurrency}",
+            "--temperature=0",
+            "--disable-shuffle",
+            "--disable-tqdm",
+        ),
     ]
 
 
