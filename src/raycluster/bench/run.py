@@ -131,6 +131,8 @@ def run(
     dataset = _dataset(options, defaults, stdin)
     for line in dataset.census.notes():
         tell(line)
+    if "mooncake" in dataset.census.formats:  # its lines share blocks
+        conditions = replace(conditions, prefix_expected=True)
     conditions = _resumed(options, load, conditions, dataset.census.digest)
     records: dict[int, list[Record]] = {}
     with Results(options.output, append=options.resume) as results:
