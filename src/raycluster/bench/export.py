@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -28,7 +28,7 @@ def write_csv(levels: Iterable[Sequence[Record]], file: TextIO) -> None:
     rows.writerow(COLUMNS)
     for number, records in enumerate(levels):
         for record in records:
-            values = record.to_json() | {"level": number}
+            values = replace(record, gaps=()).to_json() | {"level": number}
             rows.writerow([_cell(values[name]) for name in COLUMNS])
 
 
