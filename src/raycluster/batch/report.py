@@ -65,7 +65,9 @@ class Progress:
     lines: int
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def line(self, now: float, ok: int, failed: int, limit: int, trouble: str = "") -> str:
+    def line(
+        self, now: float, ok: int, failed: int, limit: int | None = None, trouble: str = ""
+    ) -> str:
         """Return the line for this moment; `now` is on a monotonic clock."""
         done = ok + failed
         self._recent.append((now, done))
@@ -76,7 +78,8 @@ class Progress:
         left = f", {duration((self.lines - done) / rate)} left" if rate > 0 else ""
         share = f"{done:,} of {self.lines:,} lines ({done / self.lines:.0%})"
         wait = f"; waiting: {trouble}" if trouble and not rate else ""
-        return f"{share}, {failed:,} failed, {rate:.1f}/s, concurrency {limit}{left}{wait}"
+        at_once = "" if limit is None else f", concurrency {limit}"
+        return f"{share}, {failed:,} failed, {rate:.1f}/s{at_once}{left}{wait}"
 
 
 def duration(seconds: float) -> str:

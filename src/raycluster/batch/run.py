@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -15,28 +11,25 @@ from typing import TextIO
 from raycluster.batch.census import Census, check_lines, take_census
 from raycluster.batch.job import Refused, Shape, to_job
 from raycluster.batch.ledger import Ledger
-from raycluster.batch.report import Progress, Summary
+from raycluster.batch.report import Summary
 from raycluster.batch.source import items
-from raycluster.batch.work import Work
 from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError, UsageError
-from raycluster.openai_wire.target import Target, allow_connections, check_address, tls_context
-from raycluster.serve.asking.asker import Counts, Tries
+from raycluster.serve.asking.asker import Tries
 from raycluster.serve.asking.result import Job, Stamp
-from raycluster.serve.asking.sender import Sender
-
-Connect = Callable[[], AbstractContextManager[tuple[Target, Callable[[], None]]]]
-"""Yields where to send, and a check that raises when the way there is gone for good."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line. `limit` counts lines of the input; `concurrency` is the most at once."""
+    """The command line. `limit` counts lines of the input.
+
+    `concurrency` is the most requests at once; None leaves it to the way.
+    """
 
     input: Path
     output: Path
     shape: Shape = field(default_factory=Shape)
-    concurrency: int = 64
+    concurrency: int | None = None
     tries: Tries = field(default_factory=Tries)
     limit: int | None = None
     strict: bool = False
@@ -54,7 +47,46 @@ class Voice:
     progress: Tell
 
 
-def run(options: Options, connect: Connect, voice: Voice) -> Summary:
+@dataclass(frozen=True)
+class Task:
+    """What a way has to do: bring each line that is due to a result in the ledger."""
+
+    options: Options
+    stamp: Stamp
+    census: Census
+    ledger: Ledger
+    voice: Voice
+
+    @property
+    def left(self) -> int:
+        """How many lines have no result yet."""
+        return self.census.lines - self.ledger.ok - self.ledger.failed
+
+    def due(self) -> Iterator[Job | Refused]:
+        """Yield what is without a result at that moment."""
+        for number, item in items(self.options.input):
+            if number > self.census.last:
+                return
+            if not self.ledger.has(number):
+                yield to_job(number, item, self.options.shape)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a way did: where to, in how many seconds, how many requests; and whether to its end."""
+
+    where: str = ""
+    seconds: float = 0.0
+    sent: int = 0
+    retried: Mapping[str, int] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+Way = Callable[[Task], Sent]
+"""Does the task; raises RayclusterError."""
+
+
+def run(options: Options, way: Way, voice: Voice) -> Summary:
     """Bring every line of the input to a result in the output.
 
     Raises UsageError before anything is reached, RayclusterError when the endpoint is away or
@@ -69,7 +101,7 @@ def run(options: Options, connect: Connect, voice: Voice) -> Summary:
             _check_input(options, census, voice.tell)
         if options.retry_errors:
             voice.tell(f"{ledger.drop_errors():,} failed lines are due again")
-        summary = _send(options, connect, voice, census, ledger)
+        summary = _go(way, Task(options, stamp, census, ledger, voice))
         if options.order and not summary.left:
             ledger.put_in_order()
     voice.out.write((json.dumps(summary.to_json()) if options.json else summary.text()) + "\n")
@@ -147,87 +179,21 @@ def _check_input(options: Options, census: Census, tell: Tell) -> None:
         tell(note)
 
 
-def _send(
-    options: Options, connect: Connect, voice: Voice, census: Census, ledger: Ledger
-) -> Summary:
-    before, began = ledger.ok + ledger.failed, time.monotonic()
-    counts, shown, interrupted = Counts(), "", False
+def _go(way: Way, task: Task) -> Summary:
+    before = task.census.lines - task.left
     if before:
-        voice.tell(f"{before:,} of {census.lines:,} lines are done already")
-    if before < census.lines:
-        with connect() as (target, check):
-            check_address(target)
-            slots = min(options.concurrency, census.lines - before)
-            allow_connections(slots)
-            tls = tls_context(target) if target.base_url.startswith("https") else None
-            progress = Progress(census.lines)
-            work = Work(
-                _due(options, census, ledger),
-                ledger,
-                lambda: Sender(target.url(""), options.tries.timeout, target.headers, tls),
-                where=target.shown,
-                slots=slots,
-                tries=options.tries,
-                check=check,
-                show=lambda work: voice.progress(_line(progress, work)),
-            )
-            began = time.monotonic()
-            interrupted = _until_end(work)
-            counts, shown = work.asker.counts, target.shown
+        task.voice.tell(f"{before:,} of {task.census.lines:,} lines are done already")
+    done = way(task) if task.left else Sent()
     return Summary(
-        input=str(options.input),
-        output=str(options.output),
-        base_url=shown,
-        lines=census.lines,
+        input=str(task.options.input),
+        output=str(task.options.output),
+        base_url=done.where,
+        lines=task.census.lines,
         before=before,
-        ok=ledger.ok,
-        failed=ledger.failed,
-        seconds=round(time.monotonic() - began, 3),
-        sent=counts.sent,
-        retried=counts.retried,
-        interrupted=interrupted,
+        ok=task.ledger.ok,
+        failed=task.ledger.failed,
+        seconds=round(done.seconds, 3),
+        sent=done.sent,
+        retried=done.retried,
+        interrupted=done.interrupted,
     )
-
-
-def _line(progress: Progress, work: Work) -> str:
-    ledger = work.ledger
-    limit = int(work.asker.pace.limit)
-    return progress.line(time.monotonic(), ledger.ok, ledger.failed, limit, work.asker.trouble)
-
-
-def _due(options: Options, census: Census, ledger: Ledger) -> Iterator[Job | Refused]:
-    for number, item in items(options.input):
-        if number > census.last:
-            return
-        if not ledger.has(number):
-            yield to_job(number, item, options.shape)
-
-
-def _until_end(work: Work) -> bool:
-    """Run to the end; return whether a person or SIGTERM ended it before."""
-    try:
-        with asyncio.Runner() as runner:
-            runner.run(_ended_by_sigterm(work))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        return True
-    return False
-
-
-async def _ended_by_sigterm(work: Work) -> None:
-    task = asyncio.ensure_future(work.run())
-    with _on_sigterm(task.cancel):
-        await task
-
-
-@contextmanager
-def _on_sigterm(end: Callable[[], object]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    try:
-        loop.add_signal_handler(signal.SIGTERM, end)
-    except (ValueError, RuntimeError):  # not in the main thread: signals are another's matter
-        yield
-        return
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)

