@@ -217,7 +217,7 @@ def test_bench_runs_through_a_tunnel_of_its_own(job: Running) -> None:
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines) + '"plain"\n')
     bench = ("bench", "--prompts", prompts, "--spec", job.spec(), "--max-tokens", "8", "--json")
     gateway = ("--url", f"http://{job.hosts[0].address}:8080/v1", "--api-key", "env:LAB_API_KEY")
-    for more in (("--concurrency", "3"), gateway):
+    for more in (("--concurrency", "3"), ("--from", "head"), gateway):
         done = job.cli(*bench, *more)
         assert done.returncode == 0, done.stderr
         [level] = json.loads(done.stdout)["levels"]

@@ -150,6 +150,16 @@ def test_bench_measures_the_example_prompts(local: Local) -> None:
     assert level["completed"] == 8
 
 
+def test_bench_loads_from_the_head_too(local: Local) -> None:
+    prompts = CHECKOUT / "examples" / "prompts.jsonl"
+    options = ("--spec", local.spec, "-n", "6", "--max-tokens", "8", "-c", "2", "--processes", "2")
+    done = local("bench", "--prompts", prompts, *options, "--from", "head", "--json")
+    assert done.returncode == 0, done.stderr
+    [level] = json.loads(done.stdout)["levels"]
+    assert (level["completed"], level["failed"]) == (6, 0)
+    assert level["client"]["processes"] == 2
+
+
 def test_bench_tells_what_the_server_did(local: Local) -> None:
     prompts = CHECKOUT / "examples" / "prompts.jsonl"
     done = local(
@@ -178,7 +188,7 @@ def test_bench_tells_what_the_server_did(local: Local) -> None:
 def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     question = {"role": "user", "content": "Answer with one word: What is the capital of France?"}
-    asks = {"messages": [question], "temperature": 0}
+    asks = {"messages": [question], "ignore_eos": True}
     first = {"custom_id": "chat", "url": "/v1/chat/completions", "body": asks}
     lines = [json.dumps(first), '{"prompt": "torn', *(f"Say {n}." for n in range(40))]
     source.write_text("".join(f"{line}\n" for line in lines))
@@ -191,8 +201,9 @@ def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
     assert sorted(results) == sorted(["chat", *(f"line-{n}" for n in range(2, 43))])
     assert results.pop("line-2")["error"]["code"] == "invalid_line"
     assert all(r["response"]["status_code"] == 200 for r in results.values())
-    said = results["chat"]["response"]["body"]["choices"][0]["message"]["content"]
-    assert "Paris" in said
+    answer = results["chat"]["response"]["body"]
+    assert answer["choices"][0]["message"]["content"].strip()
+    assert (answer["object"], answer["usage"]["completion_tokens"]) == ("chat.completion", 8)
     again = local(*batch)
     assert "42 of 42 lines are done already" in again.stderr
     assert list((local.home / ".raycluster" / local.name / "batch").iterdir()) == []
