@@ -118,7 +118,11 @@ def bench(
     """Load the cluster with the prompts of a file. Reports latency, throughput and errors."""
     from raycluster.bench.run import Options, run
     from raycluster.endpoint import key_headers
+    from raycluster.errors import UsageError
 
+    if source == "head" and resume:
+        what = "a run on the head does not note where its levels end"
+        raise UsageError(what, where="--resume", hint="name a new folder")
     options = Options(
         prompts,
         synthetic,
