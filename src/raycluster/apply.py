@@ -70,7 +70,8 @@ def apply_nodes(
         if starts and role == HEAD:
             wait_for_head(work)
     if starts:
-        wait_for_nodes(work, [h for h in work.spec.hosts if only.nodes(h)])
+        hosts = [h for h in work.spec.hosts if only.nodes(h)]
+        wait_for_nodes(work, hosts, former_nodes(work, state, starts))
     _start_services(work, [s for s in starts if s.process.role not in RAY_ROLES], versions)
     _reload(work, [a for a in actions if isinstance(a, Reload)])
     if leaving:
@@ -271,15 +272,28 @@ def wait_for_head(work: Work) -> None:
         raise _no_start(connected, HEAD, "Ray's control store did not come up")
 
 
-def wait_for_nodes(work: Work, hosts: Collection[ResolvedHost]) -> None:
-    """Wait until Ray counts these hosts among its live nodes."""
+def former_nodes(work: Work, state: ClusterState, starts: Iterable[Start]) -> frozenset[str]:
+    """Return the ids of the nodes that these starts of workers replace.
+
+    Ray counts a node that was killed among the live ones for some seconds.
+    """
+    started = {s.host for s in starts if s.process.role == WORKER}
+    nodes = (state.node(h) for h in work.spec.hosts if h.name in started)
+    return frozenset(node.node_id for node in nodes if node)
+
+
+def wait_for_nodes(
+    work: Work, hosts: Collection[ResolvedHost], former: frozenset[str] = frozenset()
+) -> None:
+    """Wait until Ray counts these hosts among its live nodes, by other ids than the former."""
     pending = {h.name for h in hosts}
     early = time.monotonic() + EARLY_S
 
     def joined() -> bool | None:
         state = observe(work.spec, work.fleet)
         for host in work.spec.hosts:
-            if host.name in pending and state.node(host):
+            node = state.node(host)
+            if host.name in pending and node and node.node_id not in former:
                 pending.discard(host.name)
                 work.listen(Event(host.name, "has joined", "done"))
         for name in pending if time.monotonic() < early else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,12 +146,21 @@ def _write(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
     all_or_raise(work.fleet.each((h.name for h in work.spec.hosts if state.runs(h)), write))
 
 
-def recover(work: Work, apps: Iterable[App]) -> None:
-    """Wait until applications that lost replicas run again. Raises AppError."""
-    names = {a.name for a in apps}
-    if names and not all(a.running for a in apps):
+def recover(work: Work, state: ClusterState) -> None:
+    """Wait until applications that lost replicas run again. Raises AppError.
+
+    Serve may not have missed them yet: a replica on a node that Ray has given up is lost too.
+    """
+    lost = frozenset(node.node_id for node in state.nodes or () if not node.alive)
+    apps = state.apps or ()
+    if apps and not all(_runs(a, lost) for a in apps):
+        names = {a.name for a in apps}
         with _api(work) as api:
-            _wait_until_running(api, names, work.listen, work.spec.cluster.app_timeout)
+            _wait_until_running(api, names, work.listen, work.spec.cluster.app_timeout, lost)
+
+
+def _runs(app_: App, lost: frozenset[str]) -> bool:
+    return app_.running and lost.isdisjoint(r.node_id for r in app_.replicas)
 
 
 def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
@@ -169,8 +178,17 @@ def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
     api.deploy(body)
 
 
-def _wait_until_running(api: RayApi, names: set[str], listen: Listener, timeout: float) -> None:
-    """Wait until Serve runs these applications; raise AppError with the root cause if one fails."""
+def _wait_until_running(
+    api: RayApi,
+    names: set[str],
+    listen: Listener,
+    timeout: float,
+    lost: frozenset[str] = frozenset(),
+) -> None:
+    """Wait until Serve runs these applications; raise AppError with the root cause if one fails.
+
+    None of their replicas is then on a node that is `lost`.
+    """
     told: dict[str, str] = {}
 
     def settled() -> bool | None:
@@ -185,7 +203,9 @@ def _wait_until_running(api: RayApi, names: set[str], listen: Listener, timeout:
             if told.get(app_.name) != line:
                 told[app_.name] = line
                 listen(Event("app", line, "done" if app_.running else "step"))
-        return True if len(apps) == len(names) and all(a.running for a in apps.values()) else None
+        return (
+            True if len(apps) == len(names) and all(_runs(a, lost) for a in apps.values()) else None
+        )
 
     if wait_for(settled, timeout=timeout, interval=0.5) is None:
         late = [a for a in api.apps() if a.name in names and not a.running]

@@ -102,7 +102,7 @@ def _up(
         started = {a.host for a in actions if isinstance(a, Start) and a.process.role in RAY_ROLES}
         if spec.models and (started or verify):  # replicas may come to a node that joined
             bring(work, state, wanted_app(work, state), verify=verify)
-        recover(work, state.apps or ())
+        recover(work, state)
     return Outcome(actions, prove(work))
 
 
