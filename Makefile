@@ -1,10 +1,13 @@
-.PHONY: demo test lint lock setup
+.PHONY: demo test test-all lint lock setup
 
 demo: ## serve a small model on this machine and ask it; needs no GPU, Docker, SSH or root
 	scripts/demo
 
-test: ## style, types and every test that this machine can run
+test: ## style, types and the tests that this machine can run, but the long ones
 	scripts/test
+
+test-all: ## the same with the long tests: more than an hour
+	RAYCLUSTER_LONG=1 scripts/test
 
 lint: setup ## style and types alone
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

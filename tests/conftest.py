@@ -24,6 +24,16 @@ settings.load_profile("here")
 MUST_RUN = ("tests/browser/", "tests/contract/", "tests/lab/", "tests/local/")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests to `make test-all`; pytest tells how many were deselected."""
+    if os.environ.get("RAYCLUSTER_LONG") == "1":
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if item not in long]
+    if long:
+        config.hook.pytest_deselected(items=long)
+
+
 def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
     forbidden = os.environ.get("RAYCLUSTER_NO_SKIPS") == "1"
     expected = hasattr(report, "wasxfail") or not report.nodeid.startswith(MUST_RUN)

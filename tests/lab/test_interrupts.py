@@ -116,8 +116,8 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
 @pytest.mark.parametrize(
     ("said", "number"),
     [
-        (r"head: \+ start head", INT),
-        (r": ready: Ray", KILL),
+        pytest.param(r"head: \+ start head", INT, marks=pytest.mark.long),
+        pytest.param(r": ready: Ray", KILL, marks=pytest.mark.long),
         (r": has joined", INT),
         (r"replicas: 1 starting", KILL),
     ],
@@ -170,9 +170,9 @@ def another_model(cut: Cut) -> None:
     ("begin", "said", "number"),
     [
         (nothing, r"head: \+ start head", KILL),
-        (lost_worker, r"docker-2: \+ start worker", INT),
+        pytest.param(lost_worker, r"docker-2: \+ start worker", INT, marks=pytest.mark.long),
         (lost_worker, r"docker-2: ready: Ray", KILL),
-        (lost_worker, r": starting the worker", INT),
+        pytest.param(lost_worker, r": starting the worker", INT, marks=pytest.mark.long),
         (another_model, r"replicas: .*1 starting", INT),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

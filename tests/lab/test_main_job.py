@@ -376,6 +376,7 @@ def test_down_leaves_nothing_and_can_be_repeated(job: Running) -> None:
     assert (again.returncode, again.stdout) == (0, "job is down: nothing was left to remove\n")
 
 
+@pytest.mark.long
 def test_a_native_head_has_a_docker_worker(job: Running) -> None:
     head, worker = job.lab.native_hosts[0], job.lab.docker_hosts[0]
     spec = job.folder / "turned.toml"

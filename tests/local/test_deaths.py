@@ -37,6 +37,7 @@ def replica(cluster: Cluster) -> int:
     return int(found[0]["pid"]) if len(found) == 1 else 0
 
 
+@pytest.mark.long
 def test_the_fourth_start_is_without_vllm(cluster: Cluster, model: str, tmp_path: Path) -> None:
     env = {"RAYCLUSTER_ROOT": str(tmp_path)}
     cluster.put(ModelSettings(NAME, model, engine_args=ARGS, env=env))

@@ -54,6 +54,7 @@ def test_no_request_fails_while_a_model_changes(served: Cluster, model: ModelSet
     assert len(load.results) >= REQUESTS
 
 
+@pytest.mark.long
 def test_a_version_that_does_not_start_leaves_the_one_before(
     served: Cluster, model: ModelSettings
 ) -> None:
@@ -97,6 +98,7 @@ def test_the_model_is_at_its_own_route_too(served: Cluster) -> None:
         assert [card["id"] for card in answer.json()["data"]] == [NAME]
 
 
+@pytest.mark.long
 def test_without_room_one_replica_after_the_other_is_away(
     served: Cluster, model: ModelSettings
 ) -> None:

@@ -163,6 +163,7 @@ def split(served: Cluster, model: str) -> Cluster:
     return served
 
 
+@pytest.mark.long
 def test_a_model_whose_heads_do_not_divide_is_refused_by_vllm_s_words(split: Cluster) -> None:
     message = until(lambda: split.failure("odd"), seconds=200, what="no failure")
     assert "attention heads (9) must be divisible by tensor parallel size (2)" in root_cause(
@@ -170,6 +171,7 @@ def test_a_model_whose_heads_do_not_divide_is_refused_by_vllm_s_words(split: Clu
     )
 
 
+@pytest.mark.long
 def test_a_replica_for_several_hosts_has_vllm_use_ray(split: Cluster) -> None:
     """Which vLLM's build for CPUs refuses: more of it runs on GPUs alone."""
     message = until(lambda: split.failure("ray"), seconds=200, what="no failure")
@@ -184,7 +186,7 @@ def test_a_replica_for_several_hosts_is_placed_by_a_bundle_for_each_gpu(split: C
     assert [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}] in bundles
 
 
-@pytest.mark.parametrize("name", ["placed", "mp"])
+@pytest.mark.parametrize("name", ["placed", pytest.param("mp", marks=pytest.mark.long)])
 def test_a_replica_of_several_workers_answers(split: Cluster, name: str) -> None:
     def running() -> bool:
         app = split.details()["applications"][name]

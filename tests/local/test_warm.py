@@ -105,6 +105,7 @@ def test_an_asked_check_reads_what_is_there(served: Served) -> None:
     assert "MB is there and checked" in done.stderr
 
 
+@pytest.mark.long
 def test_another_start_brings_nothing_again(served: Served) -> None:
     sent = served.bytes_sent()
     served.spec(1024)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import httpx
 import pytest
@@ -22,9 +21,12 @@ from tests.lab.specs import TINY
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-DRILLS = [("replica", 120), ("gateway", 10), ("partition", 240)]
-if os.environ.get("RAYCLUSTER_DRILLS") == "all":
-    DRILLS += [("hang", 240), ("worker", 240), ("head", 240)]
+LONG_DRILLS = ("hang", "worker", "head", "partition")
+DRILLS = [
+    ("replica", 120),
+    ("gateway", 10),
+    *(pytest.param(fault, 240, marks=pytest.mark.long) for fault in LONG_DRILLS),
+]
 
 START_S = 60.0
 """Seconds for an engine to start here, where everything shares two cores."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.lab.faults.cluster import Faulty
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-# `make test` takes one of them; docs/decisions/faults.md tells of all.
-FAULTS = ["off"]
-if os.environ.get("RAYCLUSTER_ENDS") == "all":
-    FAULTS = ["replica", "hang", "worker", "head", "gateway", "partition", "reboot", "up", "off"]
+LONG_FAULTS = ("replica", "hang", "worker", "head", "gateway", "partition", "reboot", "up")
+FAULTS = ["off", *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
