@@ -14,6 +14,7 @@ from raycluster.rollout import Rollout, plan_rollout, restarts, same
 from raycluster.room import Memory
 from raycluster.services import firewall
 from raycluster.services.gateway import gateway
+from raycluster.services.grafana import grafana
 from raycluster.services.head import head
 from raycluster.services.prometheus import prometheus
 from raycluster.services.ray_node import HEAD, RAY_ROLES
@@ -26,7 +27,7 @@ from raycluster.state import App, ClusterState, RayNode
 ATTEMPT = "attempt"
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
-SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus)
+SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus, grafana)
 """What may run on hosts; each returns None for a host where it does not run."""
 
 

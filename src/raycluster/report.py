@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
 from raycluster.plan import Action, Deploy, Guard, Reload, Remove, Start, roles
+from raycluster.services.grafana import HOW_TO_READ, USER
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.services import EVERYWHERE, LOOPBACK
 from raycluster.state import HostState
@@ -61,8 +62,11 @@ def _action(action: Action) -> dict[str, Any]:
             return {"action": "deploy", "reasons": list(reasons), "costs": dict(rollout.costs)}
 
 
-def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
-    """Return what `up` did, the proof, the endpoints and the next commands."""
+def outcome_text(spec: ClusterSpec, outcome: Outcome, *, private: bool = False) -> str:
+    """Return what `up` did, the proof, the endpoints and the next commands.
+
+    Where only a person reads it (`private`), a new Grafana's password is among it.
+    """
     count = len(outcome.actions)
     lines = [f"{spec.cluster.name} is up: {count} {'change' if count == 1 else 'changes'}"]
     for proof in outcome.proofs:
@@ -81,7 +85,18 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome) -> str:
         lines += [
             "next: raycluster tunnel | raycluster bench --prompts FILE | raycluster status",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_new_password(outcome, private=private)])
+
+
+def _new_password(outcome: Outcome, *, private: bool) -> list[str]:
+    secret = outcome.grafana_password
+    if secret is None:
+        return []
+    if private:
+        said = f"{secret.reveal()}, shown this once; to read it again:"
+    else:
+        said = "one of its own, made on the head; to read it:"
+    return [f"Grafana's user is {USER}, the password {said}", f"  {HOW_TO_READ}"]
 
 
 def _start(seconds: Mapping[str, float]) -> str:
@@ -128,6 +143,8 @@ def _endpoints(spec: ClusterSpec) -> dict[str, str]:
         found["gateway"] = f"{spec.gateway.scheme}://{_reached(spec)}:{spec.ports.gateway}/v1"
     if spec.monitoring and spec.monitoring.prometheus:
         found["prometheus"] = f"http://127.0.0.1:{spec.ports.prometheus}"
+    if spec.monitoring and spec.monitoring.grafana:
+        found["grafana"] = f"http://127.0.0.1:{spec.ports.grafana}"
     return found
 
 

@@ -71,6 +71,11 @@ def render(name: str, **values: object) -> bytes:
     return _environment().get_template(name).render(values).encode()
 
 
+def plain(directory: str) -> dict[str, bytes]:
+    """Return the files of a folder of templates as they are, by name: nothing is filled in."""
+    return {entry.name: entry.read_bytes() for entry in (folder() / directory).iterdir()}
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined

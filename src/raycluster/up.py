@@ -26,6 +26,7 @@ from raycluster.plan import (
     plan_nodes,
 )
 from raycluster.services.firewall import remove_script
+from raycluster.services.grafana import GRAFANA, READ_PASSWORD
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -36,10 +37,14 @@ from raycluster.work import Work, wiring
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of `up` did, and the completions that prove that the cluster serves."""
+    """What a run of `up` did, and the completions that prove that the cluster serves.
+
+    `grafana_password` is there when this run was the one that brought Grafana.
+    """
 
     actions: tuple[Action, ...]
     proofs: tuple[Proof, ...]
+    grafana_password: Secret | None = None
 
 
 def up(
@@ -92,8 +97,9 @@ def _up(
         wait_for_nodes(work, late)
         state = observe(spec, fleet)
     refresh(work, wiring(work, state), only)
+    password = _grafana_password(fleet, actions)
     if not only.app:
-        return Outcome(actions, ())
+        return Outcome(actions, (), password)
     change = plan_deploy(work, state)
     if change:
         deploy(work, change, state, verify=verify)
@@ -103,7 +109,19 @@ def _up(
         if spec.models and (started or verify):  # replicas may come to a node that joined
             bring(work, state, wanted_app(work, state), verify=verify)
         recover(work, state)
-    return Outcome(actions, prove(work))
+    return Outcome(actions, prove(work), password)
+
+
+def _grafana_password(fleet: Fleet, actions: tuple[Action, ...]) -> Secret | None:
+    """Return the password that a Grafana of this run made for itself, if there is one."""
+    for action in actions:
+        if isinstance(action, Start) and action.process.role == GRAFANA and not action.replaces:
+            try:
+                done = fleet[action.host].runtime.inside(GRAFANA).run(READ_PASSWORD)
+            except HostError:
+                return None  # it stopped meanwhile; the cluster serves without it
+            return Secret(done.text) if done.exit_code == 0 and done.text else None
+    return None
 
 
 def preview(

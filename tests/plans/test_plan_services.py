@@ -123,5 +123,18 @@ def test_only_a_part(only: Only, expected: int) -> None:
     assert len(described(A, nothing(A), only)) == expected
 
 
+def test_grafana_comes_when_asked_for_after_the_prometheus_that_it_shows() -> None:
+    shown = spec_of("a", **BESIDE | {"monitoring": {"grafana": True}})
+    assert described(shown, running(A)) == ["head: + start grafana (not there)"]
+    assert described(shown, nothing(shown))[-2:] == [
+        "head: + start prometheus (not there)",
+        "head: + start grafana (not there)",
+    ]
+    assert described(shown, running(shown)) == []
+    assert described(A, running(shown)) == [
+        "head: - remove grafana (not in the spec for this host)"
+    ]
+
+
 def test_roles_need_neither_addresses_nor_keys() -> None:
     assert [roles(A, host) for host in A.hosts] == [("head", "gateway", "prometheus"), ("worker",)]

@@ -170,7 +170,7 @@ def _own_indexes() -> Iterator[str]:
 def _files() -> Iterator[Path]:
     folders = ("src", "tests", "docs", "scripts", "requirements", "examples", "benchmarks", ".ci")
     yield from (p for p in CHECKOUT.iterdir() if p.is_file() and p.name != ".env")
-    for folder in (*folders, "templates"):
+    for folder in (*folders, "templates", "dashboards"):
         yield from (
             p
             for p in (CHECKOUT / folder).rglob("*")

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 
 import pytest
 
+from raycluster.contracts import Secret
 from raycluster.deploy import Proof
 from raycluster.plan import Deploy
 from raycluster.report import outcome_json, outcome_text
 from raycluster.rollout import Rollout
+from raycluster.services.grafana import HOW_TO_READ
 from raycluster.spec import ClusterSpec
+from raycluster.spec.services import Monitoring
 from raycluster.up import Outcome
 
+PASSWORD = "Grafana0123456789"
 SPEC = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h0"}})
 TOOK = {"import": 9.1, "engine": 0.3, "load": 2.2, "compile": 8.4, "warm_up": 3.0, "total": 23.0}
 
@@ -39,3 +43,22 @@ def test_a_new_start_is_told_by_its_parts(
 def test_programs_get_all_the_parts() -> None:
     (told,) = outcome_json(SPEC, outcome(TOOK, changed=True))["completions"]
     assert told["start_seconds"] == TOOK
+
+
+def test_a_new_password_is_shown_to_persons_alone() -> None:
+    brought = Outcome((), (), Secret(PASSWORD))
+    told = outcome_text(SPEC, brought, private=True)
+    assert f"Grafana's user is admin, the password {PASSWORD}, shown this once" in told
+    logged = outcome_text(SPEC, brought)
+    assert PASSWORD not in logged + str(outcome_json(SPEC, brought)) + repr(brought)
+    for text in (told, logged):
+        assert text.splitlines()[-1].strip() == HOW_TO_READ
+        assert len(text.splitlines()[-1]) <= 80
+    assert "Grafana" not in outcome_text(SPEC, Outcome((), ()), private=True)
+
+
+def test_grafana_is_among_the_endpoints_where_the_spec_has_it() -> None:
+    shown = SPEC.model_copy(update={"monitoring": Monitoring(grafana=True)})
+    url = "http://127.0.0.1:3000"
+    assert url in outcome_text(shown, outcome({}, changed=False))
+    assert url not in outcome_text(SPEC, outcome({}, changed=False))

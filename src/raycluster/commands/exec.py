@@ -1,4 +1,4 @@
-"""`raycluster exec`: run a command inside a node."""
+"""`raycluster exec`: run a command inside a node, or inside what runs beside it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from raycluster import session
 from raycluster.commands.options import after_dashes
 from raycluster.session import SpecOption
 
-Node = Annotated[str, typer.Argument(help="A host's name.")]
+Node = Annotated[
+    str, typer.Argument(help="A host's name for its Ray, or `gateway`, `grafana`, HOST/gateway.")
+]
 Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.")]
 
 
 def exec_(node: Node, command: Command, spec: SpecOption = None) -> None:
-    """Run a command inside a node. It sees the files, environment and user of its Ray."""
+    """Run a command inside a node. It sees the files, environment and user of what runs there."""
     opened = session.open_session(spec)
     from raycluster.errors import CommandError
-    from raycluster.inside import named_host
+    from raycluster.inside import role_of
 
-    host = named_host(opened.spec, node)
+    host, role = role_of(opened.spec, node)
     with opened.fleet() as fleet:
-        shell = fleet.open(host).runtime.inside(host.role)
+        shell = fleet.open(host).runtime.inside(role)
         try:
             with session.ended(shell.stream(after_dashes(command))) as chunks:
                 for channel, chunk in chunks:

@@ -32,6 +32,8 @@ def _on_loopback(spec: ClusterSpec) -> dict[str, int]:
     ports = {"api": spec.ports.api, "dashboard": spec.ports.dashboard}
     if spec.monitoring and spec.monitoring.prometheus:
         ports["prometheus"] = spec.ports.prometheus
+    if spec.monitoring and spec.monitoring.grafana:
+        ports["grafana"] = spec.ports.grafana
     return ports
 
 

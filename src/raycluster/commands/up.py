@@ -36,6 +36,7 @@ def up(
         if as_json:
             session.print_json(outcome_json(opened.spec, outcome))
         else:
-            session.out().print(outcome_text(opened.spec, outcome))
+            console = session.out()
+            console.print(outcome_text(opened.spec, outcome, private=console.is_terminal))
         if part == EVERYTHING:
             check(opened.spec, fleet)

@@ -343,6 +343,7 @@ class Ports(Part):
     dashboard: Port = Field(default=8265, description="Ray's dashboard, on the head's loopback.")
     gateway: Port = Field(default=8080, description="The gateway, on the head.")
     prometheus: Port = Field(default=9090, description="Prometheus, on the head's loopback.")
+    grafana: Port = Field(default=3000, description="Grafana, on the head's loopback.")
     gcs: Port = Field(default=6379, description="Ray's control store, on the head.")
     node_manager: Port = Field(default=6380, description="Ray's raylet, on every node.")
     object_manager: Port = Field(default=6381, description="Ray's objects, on every node.")

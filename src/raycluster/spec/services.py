@@ -118,3 +118,16 @@ class Monitoring(Part):
     image: ImageName = Field(
         default="prom/prometheus:v3.5.0", description="Docker: holds Prometheus."
     )
+    grafana: bool = Field(
+        default=False,
+        description="Grafana, on the head's loopback: dashboards of what Prometheus has recorded.",
+    )
+    grafana_image: ImageName = Field(
+        default="grafana/grafana:12.4.10", description="Docker: holds Grafana."
+    )
+
+    @model_validator(mode="after")
+    def _grafana_shows_prometheus(self) -> Monitoring:
+        if self.grafana and not self.prometheus:
+            raise ValueError("`grafana = true` shows what Prometheus records: leave it on")
+        return self

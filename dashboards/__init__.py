@@ -1,0 +1,1 @@
+"""Grafana's dashboards, in Python: `python -m dashboards` writes templates/grafana/dashboards."""
