@@ -49,7 +49,6 @@ def _now() -> list[AnyPanel]:
             units.PercentUnit,
             Line('sum(up{job="gateway"}) / count(up{job="gateway"})', "gateways"),
             limits=wanted(1),
-            width=6,
         ),
         figure(
             "Certificate",
@@ -58,14 +57,12 @@ def _now() -> list[AnyPanel]:
             units.Seconds,
             Line("min(raycluster_gateway_certificate_expiry_timestamp_seconds) - time()", "left"),
             limits=wanted(30 * DAY, fair=7 * DAY),
-            width=6,
         ),
         figure(
             "Requests at the ingress",
             "Per second, also those that no replica took.",
             REQUESTS_PER_SECOND,
             Line(f"sum({rate('haproxy_frontend_http_requests_total', IN)})", "requests"),
-            width=6,
         ),
         figure(
             "Failed at the ingress",
@@ -73,7 +70,6 @@ def _now() -> list[AnyPanel]:
             units.PercentUnit,
             Line(f"sum({failed}) / clamp_min({answered}, 1e-9)", "failed"),
             limits=warn(0.001, bad=0.01),
-            width=6,
         ),
     ]
 

@@ -24,9 +24,11 @@ from dashboards.queries import (
     GPU_MEMORY,
     MEMORY,
     PER,
+    READY,
     REQUESTS,
     RUNNING,
     WAITING,
+    WANTED,
     failed_share,
     quantile,
     rate,
@@ -63,10 +65,26 @@ def _now() -> list[AnyPanel]:
         ),
         figure(
             "Ready replicas",
-            "Replicas that pass Serve's checks, of all models.",
+            "Replicas of all models that pass the checks of the ingress and get requests.",
             units.Number,
-            Line("sum(ray_serve_deployment_replica_healthy)", "replicas"),
+            Line(f"sum({READY})", "replicas"),
             limits=wanted(1),
+        ),
+        figure(
+            "Alerts that fire",
+            "What each of them means and what to do stands at /alerts of Prometheus, which "
+            "`raycluster tunnel` forwards.",
+            units.Number,
+            Line('sum(ALERTS{alertstate="firing"}) or vector(0)', "alerts"),
+            limits=warn(1, bad=1),
+        ),
+        figure(
+            "Fallback engines",
+            "Replicas that a slower engine serves because vLLM does not start there. "
+            "`raycluster status` says why.",
+            units.Number,
+            Line('sum(ray_raycluster_engine_info{reason!=""}) or vector(0)', "replicas"),
+            limits=warn(1, bad=1),
         ),
         figure(
             "Requests",
@@ -90,12 +108,10 @@ def _now() -> list[AnyPanel]:
             limits=warn(2, bad=10),
         ),
         figure(
-            "Fallback engines",
-            "Replicas that are served by another engine than vLLM, which is much slower. "
-            "`raycluster status` says why.",
-            units.Number,
-            Line('sum(ray_raycluster_engine_info{engine!="vllm"}) or vector(0)', "replicas"),
-            limits=warn(1, bad=1),
+            "Tokens generated",
+            "Per second, of all models and both engines.",
+            TOKENS_PER_SECOND,
+            Line(tokens("generation"), "tokens"),
         ),
     ]
 
@@ -130,9 +146,11 @@ def _replicas() -> list[AnyPanel]:
     return [
         graph(
             "Replicas by model",
-            "Replicas that pass Serve's checks. The application's name is made from the model's.",
+            "Replicas that get requests, by the ingress's name for the model's application, and "
+            "how many Serve wants.",
             units.Number,
-            Line("sum by (application) (ray_serve_deployment_replica_healthy)", "{{application}}"),
+            Line(f"sum by (proxy) ({READY})", "{{proxy}}"),
+            Line(f"max by (application) ({WANTED})", "wanted {{application}}"),
         ),
         graph(
             "Running and waiting requests",

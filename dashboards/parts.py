@@ -69,7 +69,7 @@ def wanted(at: float, *, fair: float | None = None) -> tuple[Limit, ...]:
 
 
 def figure(
-    title: str, says: str, unit: str, line: Line, *, limits: Sequence[Limit] = (), width: int = 4
+    title: str, says: str, unit: str, line: Line, *, limits: Sequence[Limit] = (), width: int = 6
 ) -> stat.Panel:
     """Return the newest value in large digits, and how it went in the background."""
     return (

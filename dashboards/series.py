@@ -33,7 +33,7 @@ EVERYWHERE = frozenset(
         "ray_vllm_request_success_total",
         "ray_vllm_request_time_per_output_token_seconds_bucket",
         # Serve
-        "ray_serve_deployment_replica_healthy",
+        "ray_serve_autoscaling_target_replicas",
         "ray_serve_deployment_replica_starts_total",
         # Ray's agent on each node
         "ray_node_cpu_utilization",
@@ -62,7 +62,8 @@ EVERYWHERE = frozenset(
     }
 )
 SOMETIMES: Mapping[str, str] = {
-    "ray_raycluster_tokens_total": "only where transformers serves; what it adds to is always there"
+    "ALERTS": "only while an alert is pending or fires",
+    "ray_raycluster_tokens_total": "only where transformers serves",
 }
 """Series that a healthy cluster may lack while the panels that add them still show something."""
 
@@ -80,7 +81,21 @@ GPU_ONLY: Mapping[str, str] = {
 }
 """Series that are there only when ...; panels that name one are empty on hosts without GPUs."""
 
-_WORDS = frozenset({"by", "without", "on", "ignoring", "group_left", "group_right", "or", "and"})
+_WORDS = frozenset(
+    {
+        "by",
+        "without",
+        "on",
+        "ignoring",
+        "group_left",
+        "group_right",
+        "or",
+        "and",
+        "unless",
+        "offset",
+        "bool",
+    }
+)
 
 
 def named(expression: str) -> frozenset[str]:

@@ -18,10 +18,8 @@ from dashboards.parts import (
 )
 from dashboards.queries import REQUESTS, RUNNING, WAITING, mean, quantile, rate, tokens
 
-AS_REPLICA = (
-    "* on (WorkerId) group_left (replica)"
-    " group by (WorkerId, replica) (ray_serve_deployment_replica_starts_total)"
-)
+STARTS = "ray_serve_deployment_replica_starts_total"
+AS_REPLICA = f"* on (WorkerId) group_left (replica) group by (WorkerId, replica) ({STARTS})"
 """Gives vLLM's figures the name that Serve has for the replica."""
 OURS, VLLM = '{model=~"$model"}', '{model_name=~"$model"}'
 
@@ -235,10 +233,12 @@ def _engines() -> list[AnyPanel]:
         ),
         graph(
             "Starts of replicas",
-            "How many replicas were started in the last 10 minutes, restarts among them.",
+            "Replicas that began in the last 10 minutes, restarts among them. More than a rollout "
+            "or the load explains: `raycluster logs app` says why they end.",
             units.Number,
             Line(
-                "sum by (application) (increase(ray_serve_deployment_replica_starts_total[10m]))",
+                f"count by (application) (last_over_time({STARTS}[10m]) unless {STARTS} offset 10m)"
+                f" or 0 * count by (application) ({STARTS})",
                 "{{application}}",
             ),
         ),

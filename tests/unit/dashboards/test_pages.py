@@ -160,6 +160,8 @@ def test_promtool_can_read_every_query(tmp_path: Path) -> None:
         ("clamp_min(sum(rate(a[$__rate_interval])), 1e-9)", {"a"}),
         ('a{b="}"} / on (node) group_left c', {"a", "c"}),
         ("min(a) - time()", {"a"}),
+        ("group by (b) (last_over_time(a[10m]) unless a offset 10m)", {"a"}),
+        ("a * on (x) group_left (y) group by (x, y) (c)", {"a", "c"}),
     ],
 )
 def test_series_are_found_in_expressions(expression: str, series: set[str]) -> None:
