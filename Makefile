@@ -1,4 +1,4 @@
-.PHONY: demo test test-all lint lock setup
+.PHONY: demo test test-all docs lint lock setup
 
 demo: ## serve a small model on this machine and ask it; needs no GPU, Docker, SSH or root
 	scripts/demo
@@ -8,6 +8,9 @@ test: ## style, types and the tests that this machine can run, but the long ones
 
 test-all: ## the same with the long tests: more than an hour
 	RAYCLUSTER_LONG=1 scripts/test
+
+docs: ## the documentation as a site, in site/
+	scripts/docs
 
 lint: setup ## style and types alone
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

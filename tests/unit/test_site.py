@@ -1,0 +1,176 @@
+"""The site of docs/: it builds without a warning, and says all that the code has."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mkdocs.exceptions import PluginError
+
+from docs.generate.commands import commands_reference
+from docs.generate.errors import classes
+from docs.generate.hook import ADDED, relinked
+from docs.generate.results import FOLDER, results_reference
+from docs.generate.spec import spec_reference
+from raycluster.commands import COMMANDS
+from raycluster.spec import ClusterSpec
+
+CHECKOUT = Path(__file__).parents[2]
+ERRORS = (CHECKOUT / "docs" / "operations" / "errors.md").read_text()
+KNOWN = {"index.md", "security.md", "decisions/lock.md", *ADDED.values()}
+
+
+def built(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Build a site as `scripts/docs` does."""
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-f", str(config), "-d", str(site)],
+        cwd=CHECKOUT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole site, which was built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    done = built(CHECKOUT / "mkdocs.yml", folder)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+def test_every_page_loads_from_the_site_alone(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    fetching = re.compile(r"<(?:link|script|img|iframe|source)\b[^>]*?(?:href|src)=\"?([^\"\s>]+)")
+    away = {
+        f"{page.relative_to(site)}: {url}"
+        for page in pages
+        for url in fetching.findall(page.read_text())
+        if "//" in url
+    }
+    assert away == set()
+    styles = [
+        p for p in site.rglob("*.css") if re.search(r"url\(['\"]?(?:https?:)?//", p.read_text())
+    ]
+    assert styles == []
+
+
+def test_generated_pages_are_filled_in(site: Path) -> None:
+    for name, words in {
+        "reference/spec.html": "gpu_memory_utilization",
+        "reference/commands.html": "--num-requests",
+        "reference/example.html": "RAYCLUSTER__HEAD__PORT",
+        "operations/errors.html": "a measured figure missed the limit",
+        "benchmarks/results.html": "python -m benchmarks.serving",
+    }.items():
+        page = (site / name).read_text()
+        assert words.lower() in re.sub(r"<[^>]+>", "", page).lower(), name
+        assert "generate:" not in page
+
+
+def test_every_error_has_its_part_of_the_page(site: Path) -> None:
+    page = (site / "operations" / "errors.html").read_text()
+    for error in classes():
+        assert f'<h3 id="{error.__name__.lower()}"' in page, error
+        assert f"### {error.__name__}\n\n" in ERRORS
+
+
+def test_every_raw_result_is_in_the_site(site: Path) -> None:
+    told = results_reference()
+    for path in FOLDER.glob("*.json"):
+        assert f"(results/{path.name})" in told
+        assert (site / "benchmarks" / "results" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("link", ["[x](missing.md)", "[x](#nowhere)", "[x](index.md#nowhere)"])
+def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path, link: str) -> None:
+    pages = tmp_path / "docs"
+    pages.mkdir()
+    (pages / "index.md").write_text(f"# Title\n\n{link}\n")
+    config = tmp_path / "mkdocs.yml"
+    inherited = f"INHERIT: {CHECKOUT / 'mkdocs.yml'}\ndocs_dir: {pages}\n"
+    config.write_text(
+        inherited + "nav: [index.md]\nhooks: []\nplugins: []\ntheme: {name: mkdocs}\n"
+    )
+    done = built(config, tmp_path / "site")
+    assert done.returncode == 1
+    assert "in strict mode" in done.stdout + done.stderr
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    told = spec_reference()
+    schema = ClusterSpec.model_json_schema(by_alias=True)
+    tables = [schema, *schema["$defs"].values()]
+    keys = {key for one in tables for key in one["properties"]}
+    assert len(keys) > 80
+    assert [k for k in keys if f"| `{k}` |" not in told and f"[{k}]" not in told] == []
+
+
+def test_the_reference_tells_kinds_and_defaults() -> None:
+    lines = spec_reference().splitlines()
+    assert '| `on` | `"head"`, `"all"` | `"head"` | Where it runs: `all` is every host. |' in lines
+    [port] = [line for line in lines if line.startswith("| `gcs` |")]
+    assert port.startswith("| `gcs` | whole number, 1 to 65535 | `6379` |")
+    [name] = [line for line in lines if line.startswith("| `name` |") and "clients" in line]
+    assert "| required |" in name
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    told = commands_reference()
+    for name in COMMANDS:
+        assert re.search(rf"^## raycluster {name}$", told, re.M), name
+    assert "| `-n, --num-requests " in told
+    assert "| `--assert " in told
+    assert "raycluster exec [OPTIONS] {node} {command}..." in told
+
+
+def test_links_out_of_docs_lead_to_the_site() -> None:
+    def here(text: str, place: str) -> str:
+        return relinked(text, place, KNOWN)
+
+    assert here("[a](docs/security.md#x)", "index.md") == "[a](security.md#x)"
+    assert here("[a](../README.md)", "benchmarks/index.md") == "[a](../index.md)"
+    assert here("[a](../../ARCHITECTURE.md)", "decisions/lock.md") == "[a](../architecture.md)"
+    assert here("[a](#b) [c](https://d.example/)", "index.md") == "[a](#b) [c](https://d.example/)"
+    assert here("```\n[a](nowhere.md)\n```\n", "index.md") == "```\n[a](nowhere.md)\n```\n"
+    with pytest.raises(PluginError, match=r"docs/security.md: ../src/x.py is not in the site"):
+        here("[a](../src/x.py)", "security.md")
+
+
+def test_messages_that_the_page_of_errors_quotes_are_in_the_code() -> None:
+    quoted = re.findall(r"^\| `([^`]+)` \|", ERRORS, re.M)
+    assert len(quoted) > 60
+    code = list(_texts())
+    assert [m for m in quoted if not any(_fits(m, text) for text in code)] == []
+
+
+def test_a_message_that_nobody_says_is_noticed() -> None:
+    assert not any(_fits("the … is made of cheese", text) for text in _texts())
+
+
+def _fits(message: str, text: str) -> bool:
+    parts = [re.escape(part) for part in message.split("…")]
+    return re.search(".*".join(parts), text) is not None
+
+
+def _texts() -> Iterator[str]:
+    """Yield every text in the package, with `…` for what is filled in."""
+    for path in (CHECKOUT / "src" / "raycluster").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "…"
+                    for part in node.values
+                ).replace("\n", " ")
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value.replace("\n", " ")
