@@ -132,7 +132,11 @@ def _prepare(
         for start in mine:
             ours = start.replaces or name in freed
             check_facts(connected.host, replace(start, replaces=ours), facts[name])
-        found = {s.process.role: connected.runtime.prepare(s.process, tell) for s in mine}
+        login = work.secrets.registry
+        found = {
+            s.process.role: connected.runtime.prepare(replace(s.process, login=login), tell)
+            for s in mine
+        }
         if v := found.get(connected.host.role):
             tell(f"ready: Ray {v.ray}, Python {v.python}, vLLM {v.vllm or 'none'}")
         return found

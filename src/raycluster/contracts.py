@@ -138,6 +138,15 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class RegistryLogin:
+    """What a registry of images asks for; `server` is how its images' names begin."""
+
+    server: str
+    username: Secret
+    password: Secret
+
+
+@dataclass(frozen=True)
 class Process:
     """Something that shall run on a host, whatever runs it there.
 
@@ -148,6 +157,7 @@ class Process:
     they make nothing out of date. Where it does so only when it is told, `reload` is a command that
     tells it, run inside of its box, and `live_id` tells live files apart, keyed like `files_id`; it
     stands in the file `live_id_path` there. `note` is what a person should know when it starts.
+    `login` is for the registry of its image, where that asks for one.
     """
 
     role: str
@@ -164,6 +174,7 @@ class Process:
     live_id: str = ""
     reload: tuple[str, ...] = ()
     note: str = ""
+    login: RegistryLogin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if bool(self.files) != bool(self.files_id):
@@ -173,7 +184,7 @@ class Process:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits over everything above but the live files and the note."""
+        """Twelve hexadecimal digits over all that a running process is made from."""
         volumes = [(v.source, v.target, v.read_only) for v in self.volumes]
         facts = [self.role, self.argv, dict(self.env), self.gpus, dict(self.ports), volumes]
         facts += [self.image, self.shm_size, self.files_id]

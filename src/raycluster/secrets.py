@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from raycluster.contracts import Secret
+from raycluster.contracts import RegistryLogin, Secret
 from raycluster.errors import SecretError
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
 from raycluster.spec.layers import read_dotenv
+from raycluster.spec.services import Registry
 
 COMMAND_TIMEOUT = 30.0
 LARGEST = 64 * 1024
@@ -25,6 +26,8 @@ def resolve_all(
 ) -> Secrets:
     """Return the values of all that the spec names by source. Raises SecretError."""
     found = Secrets(replicas=resolve(spec.secrets, environ, dotenv=dotenv))
+    if spec.registry is not None:
+        found = replace(found, registry=_login(spec.registry, environ, dotenv))
     if spec.gateway is None:
         return found
     found = replace(found, api_keys=_api_keys(spec.gateway.api_keys, environ, dotenv))
@@ -33,6 +36,13 @@ def resolve_all(
         return found
     certificate, key = _certificate(tls.cert, tls.key, environ, dotenv)
     return replace(found, certificate=certificate, certificate_key=key)
+
+
+def _login(registry: Registry, environ: Mapping[str, str], dotenv: Path | None) -> RegistryLogin:
+    sources = {"username": registry.username, "password": registry.password}
+    named = {f"registry.{name}": source for name, source in sources.items()}
+    username, password = resolve(named, environ, dotenv=dotenv).values()
+    return RegistryLogin(registry.server, username, password)
 
 
 def _api_keys(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from raycluster.connect import Connected, all_or_raise
-from raycluster.contracts import Shell
-from raycluster.errors import AppError, CommandError, HostError
+from raycluster.errors import AppError, CommandError, HostError, RayclusterError
 from raycluster.events import Event
-from raycluster.serve.rootcause import last_exception
-from raycluster.serve.wanted import Wanted, differences, order, wanted
+from raycluster.exchange import Party, all_private, exchange, spoken
+from raycluster.observe import push_live
+from raycluster.serve.wanted import Wanted, differences, is_path, order, wanted
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState
 from raycluster.work import Work
 
+T = TypeVar("T")
 Results = Mapping[str, Mapping[str, Any]]
 """What each source came to on one node, see `serve.fetch`."""
 
@@ -41,15 +44,117 @@ def bring(
     }
     if not by_host:
         return
-    secrets_path = models[0]["secrets_path"]
+    asking = Asking(work, models[0]["secrets_path"], verify=verify)
+    if work.spec.distribution.models != "hub" and len(by_host) > 1:
+        for source in dict.fromkeys(w for needed in by_host.values() for w in needed):
+            if not is_path(source.source):
+                _hand_on(asking, source, [h for h, needed in by_host.items() if source in needed])
+    compare(all_or_raise(work.fleet.each(by_host, lambda c: asking.fetch(c, by_host[c.host.name]))))
 
-    def fetch(connected: Connected) -> Results:
+
+@dataclass(frozen=True)
+class Asking:
+    """One run's questions to the programs on the nodes."""
+
+    work: Work
+    secrets_path: str
+    verify: bool
+
+    def fetch(self, connected: Connected, needed: Sequence[Wanted]) -> Results:
+        """Bring what a node needs from the hub, and check it. Raises HostError."""
         name = connected.host.name
-        ask = order(by_host[name], verify=verify, secrets_path=secrets_path)
-        shell = connected.runtime.inside(connected.host.role)
-        return _carried_out(work, name, _lines(shell, name, ask, work.spec.env))
+        ask = order(needed, verify=self.verify, secrets_path=self.secrets_path)
+        argv = ("python", "-m", "raycluster.serve.fetch", ask)
+        try:
+            lines = spoken(connected.runtime.inside(connected.host.role), argv, self.work.spec.env)
+            return _carried_out(self.work, name, lines)
+        except CommandError as error:
+            what = f"the models cannot be looked at: {error.what}"
+            raise HostError(what, where=name) from error
 
-    compare(all_or_raise(work.fleet.each(by_host, fetch)))
+    def order(self, wanted: Wanted, listed: object = None) -> dict[str, Any]:
+        """Return what `serve.share` is told, but for its place among the others."""
+        return {
+            "secrets_path": self.secrets_path,
+            "verify": self.verify,
+            "model": asdict(wanted),
+            "listed": listed,
+        }
+
+    def party(self, connected: Connected) -> Party:
+        """Return a node as one that takes part in an exchange."""
+        shell = connected.runtime.inside(connected.host.role)
+        return Party(
+            connected.host.name,
+            connected.address,
+            shell,
+            _SHARE,
+            self.work.spec.env,
+            lambda content: push_live(shell, {ORDER_FILE: content}),
+        )
+
+    def held(self, connected: Connected, wanted: Wanted) -> Any:  # noqa: ANN401  # JSON
+        """Return what the files of a model are where all are on the node, else None."""
+        party = self.party(connected)
+        party.deliver(json.dumps(self.order(wanted)).encode())
+        with closing(spoken(party.shell, party.argv, party.env)) as lines:
+            return next((line["held"] for line in lines if "held" in line), None)
+
+
+ORDER_FILE = "share.json"
+_SHARE = ("sh", "-c", f'exec python -m raycluster.serve.share "$RAYCLUSTER_ROOT/{ORDER_FILE}"')
+
+
+def _hand_on(asking: Asking, wanted: Wanted, hosts: Sequence[str]) -> None:
+    """Let one host fetch what the others lack, and the others take it from there.
+
+    Where that fails a note says so, and every host is left to fetch for itself.
+    """
+    work = asking.work
+    fleet = work.fleet
+    if work.spec.distribution.models == "auto" and not all_private(fleet[h].address for h in hosts):
+        return
+    held = _known(fleet.each(hosts, lambda c: asking.held(c, wanted)))
+    if all(held.get(host) for host in hosts):
+        return
+    first = [h for h in hosts if held.get(h)] or [hosts[0]]
+    fetched = _known(fleet.each(first, lambda c: asking.fetch(c, [wanted])))
+    if not fetched:  # perhaps others have a way to the hub
+        rest = [h for h in hosts if h not in first]
+        fetched = _known(fleet.each(rest, lambda c: asking.fetch(c, [wanted])))
+    held = {
+        h: found
+        for h, found in _known(fleet.each(fetched, lambda c: asking.held(c, wanted))).items()
+        if found
+    }
+    if not held:
+        return
+    listed = next(iter(held.values()))
+    holders = [h for h in held if held[h] == listed]
+    takers = [h for h in hosts if h not in holders]
+    problems = exchange(
+        [asking.party(fleet[h]) for h in holders],
+        [asking.party(fleet[h]) for h in takers],
+        work.spec.ports.transfer,
+        asking.order(wanted, listed),
+        lambda host, line: _tell_taken(work, host, wanted.source, line),
+    )
+    for host, why in problems.items():
+        what = f"{wanted.source} does not come from {', '.join(holders)}: {why}; asking the hub"
+        work.listen(Event(host, what, "note"))
+
+
+def _known(results: Mapping[str, T | RayclusterError]) -> dict[str, T]:
+    """Return what came without an error: what is wrong is told by what is done afterwards."""
+    return {h: r for h, r in results.items() if not isinstance(r, RayclusterError)}
+
+
+def _tell_taken(work: Work, host: str, source: str, line: Mapping[str, Any]) -> None:
+    if line.get("done"):
+        text = f"{source}: {_in_mb(line['total'])} MB taken from other hosts and checked"
+    else:
+        text = f"{source}: {_in_mb(line['here'])} of {_in_mb(line['total'])} MB from other hosts"
+    work.listen(Event(host, text, "done" if line.get("done") else "step"))
 
 
 def holders(
@@ -64,19 +169,6 @@ def holders(
         held = [m for m in models if not m["num_gpus"] or node.gpus]
         found[host.name] = dict.fromkeys(w for model in held for w in wanted(model))
     return {name: tuple(needed) for name, needed in found.items()}
-
-
-def _lines(shell: Shell, host: str, ask: str, env: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield what `fetch` says, line by line. Raises HostError with its last words if it breaks."""
-    rest = {"stdout": b"", "stderr": b""}
-    try:
-        for channel, data in shell.stream(("python", "-m", "raycluster.serve.fetch", ask), env=env):
-            rest[channel] += data
-            *whole, rest["stdout"] = rest["stdout"].split(b"\n")
-            yield from (json.loads(line) for line in whole if line.startswith(b"{"))
-    except CommandError as error:
-        cause = last_exception(rest["stderr"].decode("utf-8", "replace")) or error.what
-        raise HostError(f"the models cannot be looked at: {cause}", where=host) from error
 
 
 def _carried_out(work: Work, host: str, lines: Iterable[dict[str, Any]]) -> Results:

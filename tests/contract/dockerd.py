@@ -31,8 +31,11 @@ _FILES = {
 
 
 @contextlib.contextmanager
-def docker_daemon(folder: Path) -> Iterator[str]:
-    """Run dockerd with all its files in `folder`; yield its socket's path."""
+def docker_daemon(folder: Path, beside: str = "") -> Iterator[str]:
+    """Run dockerd with all its files in `folder`; yield its socket's path.
+
+    `beside` is a shell command for a server that shares its network, which has no way out.
+    """
     for reason in _lacks():
         pytest.skip(reason)
     socket = folder / "docker.sock"
@@ -45,7 +48,8 @@ def docker_daemon(folder: Path) -> Iterator[str]:
         ]
     )
     script = (
-        f"mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && {daemon}"
+        "mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && "
+        f"{f'({beside} & ) && ' if beside else ''}{daemon}"
     )
     apart = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     with (

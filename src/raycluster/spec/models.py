@@ -32,7 +32,7 @@ from raycluster.spec.sections import (
     Ssh,
     Worker,
 )
-from raycluster.spec.services import Firewall, Gateway, Monitoring, Tls
+from raycluster.spec.services import Distribution, Firewall, Gateway, Monitoring, Registry, Tls
 from raycluster.spec.types import (
     EnvName,
     GpuCount,
@@ -103,6 +103,13 @@ class ClusterSpec(BaseSettings):
     )
     firewall: Firewall = Field(
         default=Firewall(), description="Who reaches the cluster's ports on its hosts."
+    )
+    registry: Registry | None = Field(
+        default=None, description="The login of the registry that images come from."
+    )
+    distribution: Distribution = Field(
+        default=Distribution(),
+        description="How what is large comes to many hosts.",
     )
     monitoring: Monitoring | None = Field(
         default=None, description="What records how the cluster does."

@@ -351,6 +351,9 @@ class Ports(Part):
     dashboard_agent_http: Port = Field(default=6383, description="Ray's agent, on every node.")
     runtime_env_agent: Port = Field(default=6384, description="Ray's agent, on every node.")
     metrics: Port = Field(default=6385, description="Ray's Prometheus metrics, on every node.")
+    transfer: Port = Field(
+        default=6386, description="Files from host to host, while they are handed on."
+    )
     ray_client: Port = Field(default=10001, description="Ray's client server, on the head.")
     ingress_metrics: Port = Field(
         default=9101, description="Metrics of Serve's HAProxy, on the head."

@@ -16,6 +16,7 @@ from raycluster.spec.types import (
     IpAddress,
     KeyOwner,
     Operand,
+    RegistryName,
     Seconds,
     SecretSource,
 )
@@ -104,6 +105,32 @@ class Firewall(Part):
     check: Literal["public", "always", "never"] = Field(
         default="public",
         description="After `up`, try the ports from here: hosts with public addresses, or all.",
+    )
+
+
+class Registry(Part):
+    """The login of the registry that images come from."""
+
+    server: RegistryName = Field(
+        default="docker.io", description="How the images' names begin; `docker.io` if they do not."
+    )
+    username: SecretSource = Field(
+        description="`env:NAME`, `file:PATH` or `cmd:COMMAND`.", examples=["env:REGISTRY_USERNAME"]
+    )
+    password: SecretSource = Field(
+        description="A password or token, from such a source; it goes to the hosts' Docker with "
+        "each pull and is not kept there.",
+        examples=["env:REGISTRY_PASSWORD"],
+    )
+
+
+class Distribution(Part):
+    """How what is large comes to many hosts: from outside once, and then from host to host."""
+
+    models: Literal["auto", "peer", "hub"] = Field(
+        default="auto",
+        description="Hosts take a model from one another (`peer`), each from the hub (`hub`), or "
+        "from one another where all their addresses are private (`auto`).",
     )
 
 

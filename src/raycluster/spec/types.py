@@ -227,6 +227,10 @@ HttpPath = Annotated[
     ),
 ]
 ImageName = Annotated[Operand, Worded(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", "an image's name is")]
+RegistryName = Annotated[
+    Text,
+    Worded(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", "a registry's `HOST` or `HOST:PORT` is"),
+]
 ModelName = Annotated[
     Operand,
     Worded(

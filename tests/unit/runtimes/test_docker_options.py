@@ -14,7 +14,7 @@ from raycluster.errors import HostError, ImageError, RuntimeUnavailableError
 from raycluster.runtimes.docker_errors import Edge, _explain
 from raycluster.runtimes.docker_gpus import gpu_options
 from raycluster.runtimes.docker_http import open_client
-from raycluster.runtimes.docker_image import Progress, _interpreters
+from raycluster.runtimes.docker_image import Progress, _interpreters, registry_of
 from raycluster.runtimes.docker_options import archive, container_options, labels, owner
 from raycluster.transports.local import LocalTransport
 
@@ -175,3 +175,17 @@ def test_the_interpreter_beside_the_program_is_tried_first(
     argv: tuple[str, ...], expected: list[str]
 ) -> None:
     assert _interpreters(argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("nginx:1.29", "docker.io"),
+        ("rayproject/ray-llm:2.60.0", "docker.io"),
+        ("ghcr.io/acme/serving@sha256:00", "ghcr.io"),
+        ("Registry.Example.org:5000/serving", "registry.example.org:5000"),
+        ("localhost/serving", "localhost"),
+    ],
+)
+def test_a_name_tells_its_registry(image: str, expected: str) -> None:
+    assert registry_of(image) == expected

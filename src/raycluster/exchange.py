@@ -1,0 +1,181 @@
+"""Hands files on from hosts that hold them to hosts that do not, over the hosts' own network.
+
+On each of them `serve.transfer` runs while this goes on, over the connections that are there. A
+token that is made for one exchange, and goes to the hosts by SSH, is what lets hosts take from one
+another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from raycluster.contracts import Shell
+from raycluster.errors import CommandError, RayclusterError
+from raycluster.serve.rootcause import last_exception
+
+BEGIN_S = 60.0
+"""Seconds for those who hold the files to begin to serve."""
+PARTING_S = 10.0
+
+Line = Mapping[str, Any]
+Told = Callable[[str, Line], None]
+"""Takes a host's name and a line that its program wrote, such as `here` and `total` bytes."""
+
+
+@dataclass(frozen=True)
+class Party:
+    """A host in an exchange: what others dial, where its program runs, and how it is started.
+
+    `deliver` writes the order, which holds the token, where only the program's user reads it.
+    """
+
+    name: str
+    address: str
+    shell: Shell
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    deliver: Callable[[bytes], None]
+
+
+def ways(holders: Sequence[str], takers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return whom each taker asks, the best first.
+
+    The takers stand in one row behind each holder, and each asks the one before it: so every host
+    sends about as much as it receives. Holders are asked when that one fails.
+    """
+    found = {}
+    for number, holder in enumerate(holders):
+        before = holder
+        others = (*holders[number:], *holders[:number])
+        for taker in takers[number :: len(holders)]:
+            found[taker] = tuple(dict.fromkeys((before, *others)))
+            before = taker
+    return found
+
+
+def all_private(addresses: Iterable[str]) -> bool:
+    """Tell whether no address is one of the public internet."""
+    return all(not ip_address(address).is_global for address in addresses)
+
+
+def exchange(
+    holders: Sequence[Party],
+    takers: Sequence[Party],
+    port: int,
+    order: Mapping[str, Any],
+    told: Told,
+) -> dict[str, str]:
+    """Hand on what `order` names, and return why it failed for those where it did."""
+    run = _Run(port, {**order, "token": secrets.token_hex(32)}, told)
+    with run:
+        run.begin(holders, {holder.name: () for holder in holders})
+        serving = [h for h in holders if run.serves(h.name)]
+        if not serving:
+            return {**dict.fromkeys((t.name for t in takers), "no host serves"), **run.problems}
+        addresses = {party.name: party.address for party in (*serving, *takers)}
+        found = ways([h.name for h in serving], [t.name for t in takers])
+        peers = {name: [(addresses[p], port) for p in way] for name, way in found.items()}
+        run.begin(takers, peers)
+        run.wait_for([t.name for t in takers])
+    return run.problems
+
+
+class _Run:
+    """The programs of one exchange, each with a thread that reads it; ended together."""
+
+    def __init__(self, port: int, order: Mapping[str, Any], told: Told) -> None:
+        self.problems: dict[str, str] = {}
+        self._port, self._order, self._told = port, order, told
+        self._over = threading.Event()
+        self._change = threading.Condition()
+        self._settled: set[str] = set()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PARTING_S)
+
+    def begin(self, parties: Sequence[Party], peers: Mapping[str, Sequence[object]]) -> None:
+        """Start the program of each."""
+        for party in parties:
+            order = {**self._order, "listen": party.address, "port": self._port}
+            content = json.dumps({**order, "peers": peers[party.name]}).encode()
+            thread = threading.Thread(target=self._attend, args=(party, content), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def serves(self, name: str) -> bool:
+        """Wait until a holder has begun to serve; False where it does not."""
+        with self._change:
+            self._change.wait_for(lambda: name in self._settled, BEGIN_S)
+            if name not in self._settled:
+                self.problems.setdefault(name, f"did not begin to serve within {BEGIN_S:.0f} s")
+            return name not in self.problems
+
+    def wait_for(self, names: Sequence[str]) -> None:
+        """Return when all of these have everything, or have failed."""
+        with self._change:
+            while not self._settled.issuperset(names):
+                self._change.wait(1.0)  # seconds; so that Ctrl-C comes through
+
+    def _attend(self, party: Party, order: bytes) -> None:
+        try:
+            party.deliver(order)
+            self._follow(party)
+        except RayclusterError as error:
+            self.problems.setdefault(party.name, error.what)
+        self._settle(party.name)
+
+    def _follow(self, party: Party) -> None:
+        with contextlib.closing(spoken(party.shell, party.argv, party.env)) as lines:
+            for line in lines:
+                if "error" in line:
+                    self.problems[party.name] = str(line["error"])
+                    return
+                if not line.get("done") or party.name not in self._settled:
+                    self._told(party.name, line)
+                if line.get("done"):
+                    self._settle(party.name)
+                if self._over.is_set():
+                    return
+        if party.name not in self._settled:
+            self.problems.setdefault(party.name, "its program ended early")
+
+    def _settle(self, name: str) -> None:
+        with self._change:
+            self._settled.add(name)
+            self._change.notify_all()
+
+
+def spoken(
+    shell: Shell, argv: Sequence[str], env: Mapping[str, str]
+) -> Generator[dict[str, Any], None, None]:
+    """Yield what a program of `serve/` writes, line by line; closing this ends the program.
+
+    Raises CommandError with its last words if it breaks.
+    """
+    rest = {"stdout": b"", "stderr": b""}
+    stream = shell.stream(argv, env=env)
+    try:
+        for channel, data in stream:
+            rest[channel] += data
+            *whole, rest["stdout"] = rest["stdout"].split(b"\n")
+            yield from (json.loads(line) for line in whole if line.startswith(b"{"))
+    except CommandError as error:
+        words = rest["stderr"].decode("utf-8", "replace")
+        cause = last_exception(words) or words.strip()[-300:] or error.what
+        raise CommandError(cause, where=error.where, status=error.status) from error
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()

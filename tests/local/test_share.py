@@ -1,0 +1,168 @@
+"""A model goes from node to node: the nodes' own huggingface_hub finds it, and no hub is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycluster.exchange import Party, exchange, spoken
+from raycluster.serve.wanted import Wanted, order
+from raycluster.transports.local import LocalTransport
+from tests.local.hub import Hub, open_hub
+
+pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+WANTED = Wanted("acme/tiny")
+FILES = {
+    "config.json": b'{"model_type": "qwen2"}',
+    "extra/tokenizer.json": random.Random(1).randbytes(5_000),
+    "model.safetensors": random.Random(2).randbytes(20_000_000),
+}
+NO_HUB = "http://127.0.0.1:9"
+
+
+@dataclass
+class Node:
+    """A node's folder and environment; its address is one of 127.0.0.0/8."""
+
+    number: int
+    root: Path
+    python: str
+    hub: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        env = {"HOME": str(self.root), "PYTHONPATH": str(ROOT / "src"), "HF_ENDPOINT": self.hub}
+        env |= {"RAYCLUSTER_ROOT": str(self.root), "HF_HOME": str(self.root / "cache/huggingface")}
+        return {"PATH": os.environ["PATH"], **env}
+
+    def fetch(self, *, verify: bool = False) -> dict[str, Any]:
+        ask = order([WANTED], verify=verify, secrets_path="$RAYCLUSTER_ROOT/secrets.json")
+        argv = [self.python, "-m", "raycluster.serve.fetch", ask]
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, check=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def party(self) -> Party:
+        path = self.root / "share.json"
+
+        def deliver(content: bytes) -> None:
+            path.touch(0o600)
+            path.write_bytes(content)
+
+        name = f"node-{self.number}"
+        argv = (self.python, "-m", "raycluster.serve.share", str(path))
+        address = f"127.0.0.{self.number}"
+        return Party(name, address, LocalTransport(name), argv, self.env, deliver)
+
+    def ask(self, listed: object = None) -> dict[str, Any]:
+        secrets_path = "$RAYCLUSTER_ROOT/secrets.json"
+        told = {"secrets_path": secrets_path, "verify": False}
+        return {**told, "model": asdict(WANTED), "listed": listed}
+
+    def held(self) -> Any:
+        party = self.party()
+        party.deliver(json.dumps(self.ask()).encode())
+        with closing(spoken(party.shell, party.argv, party.env)) as lines:
+            return next(lines)["held"]
+
+    def content(self, commit: str) -> Mapping[str, bytes]:
+        folder = self.root / f"cache/huggingface/hub/models--acme--tiny/snapshots/{commit}"
+        return {
+            str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        }
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    done = subprocess.run(
+        [ROOT / "scripts" / "node-env"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.split("\n")[-2] + "/bin/python"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with open_hub(Hub(WANTED.source, dict(FILES))) as opened:
+        yield opened
+
+
+def make_node(folder: Path, number: int, python: str, hub: str) -> Node:
+    root = folder / str(number)
+    root.mkdir()
+    (root / "secrets.json").write_text("{}")
+    return Node(number, root, python, hub)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def test_one_node_fetches_and_the_others_take_it_from_there(
+    tmp_path: Path, python: str, hub: Hub
+) -> None:
+    first = make_node(tmp_path, 1, python, hub.url)
+    others = [make_node(tmp_path, n, python, NO_HUB) for n in (2, 3)]
+    first.fetch()
+    assert [node.held() for node in others] == [None, None]
+    listed = first.held()
+    assert {file["name"] for file in listed["files"]} == FILES.keys()
+    sent = dict(hub.sent)
+    parties = [first.party(), *(node.party() for node in others)]
+    told: list[str] = []
+    problems = exchange(
+        parties[:1],
+        parties[1:],
+        free_port(),
+        first.ask(listed),
+        lambda host, line: told.append(host) if line.get("done") else None,
+    )
+    assert problems == {}
+    assert {"node-2", "node-3"} <= {*told}
+    for node in others:
+        assert node.content(hub.commit) == FILES
+        assert node.held() == listed
+        result = node.fetch(verify=True)["result"]  # reads every byte again
+        assert (result["version"], result["fetched"]) == (hub.commit, False)
+        assert not (node.root / "share.json").exists()
+    assert hub.sent == sent
+
+
+def test_a_damaged_model_is_not_handed_on(tmp_path: Path, python: str, hub: Hub) -> None:
+    first, second = (make_node(tmp_path, n, python, hub.url) for n in (1, 2))
+    first.fetch()
+    listed = first.held()
+    folder = first.root / "cache/huggingface/hub/models--acme--tiny/snapshots" / hub.commit
+    weights = (folder / "model.safetensors").resolve()
+    weights.write_bytes(b"x" * len(FILES["model.safetensors"]))
+    problems = exchange(
+        [first.party()], [second.party()], free_port(), first.ask(listed), lambda *_: None
+    )
+    assert problems["node-1"] == "model.safetensors of acme/tiny is damaged"
+    assert problems["node-2"] == "no host serves"
+    assert second.held() is None
+
+
+def test_names_from_another_node_lead_nowhere_else(tmp_path: Path, python: str, hub: Hub) -> None:
+    second = make_node(tmp_path, 2, python, hub.url)
+    strange = {"name": "../../../../evil", "size": 1, "digest": "0" * 64}
+    order = second.ask({"commit": "a" * 40, "files": [strange]})
+    party = second.party()
+    party.deliver(
+        json.dumps(
+            {**order, "token": "t", "listen": "127.0.0.2", "port": 9, "peers": [["127.0.0.1", 9]]}
+        ).encode()
+    )
+    with closing(spoken(party.shell, party.argv, party.env)) as lines:
+        assert next(lines) == {"error": "acme/tiny names files outside of its folder"}
