@@ -56,7 +56,7 @@ def _now() -> list[AnyPanel]:
             "run `raycluster up`; one of the cluster's own lasts until 2036.",
             units.Seconds,
             Line("min(raycluster_gateway_certificate_expiry_timestamp_seconds) - time()", "left"),
-            limits=wanted(30 * DAY, fair=7 * DAY),
+            limits=wanted(30 * DAY, fair=14 * DAY),
         ),
         figure(
             "Requests at the ingress",

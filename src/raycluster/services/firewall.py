@@ -21,8 +21,17 @@ def table(cluster: str) -> str:
 
 
 def cluster_ports(spec: ClusterSpec) -> tuple[tuple[int, int], ...]:
-    """Return first and last of all ports that only the cluster's own hosts have to reach."""
-    single = {port for name, port in spec.ports.single.items() if name != "gateway"}
+    """Return first and last of all ports that only the cluster's own hosts have to reach.
+
+    Where Prometheus or Grafana is not asked for, its port may be some other program's.
+    """
+    seen = spec.monitoring
+    runs = {
+        "gateway": False,
+        "prometheus": seen is not None and seen.prometheus,
+        "grafana": seen is not None and seen.grafana,
+    }
+    single = {port for name, port in spec.ports.single.items() if runs.get(name, True)}
     alone = [(port, port) for port in sorted(single | set(HEAD_PORTS.values()))]
     return (*alone, *spec.ports.ranges.values())
 

@@ -59,11 +59,23 @@ def test_a_gateway_on_loopback_is_nobody_elses() -> None:
     assert "8080" not in ruleset(spec, spec.hosts[0], WIRING)[0]
 
 
-def test_every_port_of_the_spec_is_closed() -> None:
-    spec = spec_of()
+@pytest.mark.parametrize(
+    ("monitoring", "others"),
+    [
+        (None, {"prometheus", "grafana"}),
+        ({}, {"grafana"}),
+        ({"prometheus": False}, {"prometheus", "grafana"}),
+        ({"grafana": True}, set()),
+    ],
+)
+def test_every_port_of_what_runs_is_closed(
+    monitoring: dict[str, Any] | None, others: set[str]
+) -> None:
+    spec = spec_of(**({} if monitoring is None else {"monitoring": monitoring}))
     closed = cluster_ports(spec)
     for name, port in spec.ports.single.items():
-        assert any(a <= port <= b for a, b in closed) == (name != "gateway"), name
+        inside = name not in {"gateway", *others}
+        assert any(a <= port <= b for a, b in closed) == inside, name
 
 
 def test_what_tells_rules_apart_changes_with_the_hosts() -> None:
