@@ -91,8 +91,9 @@ def _exporter() -> list[AnyPanel]:
             limits=warn(1, bad=4),
         ),
         graph(
-            "GPU memory bandwidth in use",
-            "Generating tokens is limited by it more often than by arithmetic.",
+            "GPU memory at work",
+            "The share of time in which memory was read or written. Generating tokens is limited "
+            "by that more often than by arithmetic.",
             units.PercentUnit,
             Line(f"DCGM_FI_DEV_MEM_COPY_UTIL{NODE} / 100", name),
             top=1,

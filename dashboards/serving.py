@@ -214,7 +214,7 @@ def _engines() -> list[AnyPanel]:
     return [
         bars(
             "Engines",
-            "How many replicas each engine serves. Another one than vLLM is a fallback.",
+            "How many replicas each engine serves. Any other than vLLM is much slower.",
             units.Number,
             Line(
                 f"sum by (model, engine) (ray_raycluster_engine_info{OURS})",

@@ -20,6 +20,7 @@ from dashboards.__main__ import FOLDER, PAGES, written
 from dashboards.panels import Query, evaluable, queries
 from dashboards.parts import COLUMNS, Line, figure, page
 from dashboards.series import EVERYWHERE, GPU_ONLY, SOMETIMES, named
+from docs.generate.panels import dashboards_reference
 from raycluster.services.grafana import SOURCE_UID
 
 UNITS = {value for name, value in vars(units).items() if isinstance(value, str) and name[0] != "_"}
@@ -34,6 +35,13 @@ def panels(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", PAGES)
 def test_what_is_committed_is_what_is_made(name: str) -> None:
     assert (FOLDER / name).read_text() == written(PAGES[name]), "run scripts/dashboards"
+
+
+def test_the_reference_tells_of_all_panels() -> None:
+    text = dashboards_reference()
+    for name in PAGES:
+        assert f"## {FILES[name]['title']}\n" in text
+        assert all(f"| {panel['title']} | " in text for panel in panels(name))
 
 
 def test_no_other_files_are_committed() -> None:
