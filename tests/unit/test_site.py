@@ -19,10 +19,13 @@ from docs.generate.hook import ADDED, relinked
 from docs.generate.results import FOLDER, results_reference
 from docs.generate.spec import spec_reference
 from raycluster.commands import COMMANDS
+from raycluster.services.prometheus import HEAD_PORTS
 from raycluster.spec import ClusterSpec
+from raycluster.spec.sections import Ports
 
 CHECKOUT = Path(__file__).parents[2]
 ERRORS = (CHECKOUT / "docs" / "operations" / "errors.md").read_text()
+CLOSE_LIST = re.compile(r"^(?![-*#>|\s]|\d+\.)(.+)\n(?:[-*]|\d+\.) ", re.M)
 KNOWN = {"index.md", "security.md", "decisions/lock.md", *ADDED.values()}
 
 
@@ -145,6 +148,24 @@ def test_links_out_of_docs_lead_to_the_site() -> None:
     assert here("```\n[a](nowhere.md)\n```\n", "index.md") == "```\n[a](nowhere.md)\n```\n"
     with pytest.raises(PluginError, match=r"docs/security.md: ../src/x.py is not in the site"):
         here("[a](../src/x.py)", "security.md")
+
+
+def test_lists_stand_apart_from_what_is_before_them() -> None:
+    """In mkdocs a list that follows a line of text without a gap is part of that line."""
+    assert CLOSE_LIST.search("words:\n- one")
+    added = (CHECKOUT / path for path in ADDED if path.endswith(".md"))
+    close = {
+        f"{page.relative_to(CHECKOUT)}: {found[1]}"
+        for page in (*(CHECKOUT / "docs").rglob("*.md"), *added)
+        for found in CLOSE_LIST.finditer(page.read_text())
+    }
+    assert close == set()
+
+
+def test_every_port_is_on_the_page_of_security() -> None:
+    page = (CHECKOUT / "docs" / "security.md").read_text()
+    assert [name for name in Ports.model_fields if f"`{name}`" not in page] == []
+    assert [port for port in HEAD_PORTS.values() if str(port) not in page] == []
 
 
 def test_messages_that_the_page_of_errors_quotes_are_in_the_code() -> None:
