@@ -25,7 +25,7 @@ T = TypeVar("T")
 SpecPath = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[SPEC]",
+        metavar="SPEC",
         help="The cluster's TOML file; default: $RAYCLUSTER_SPEC, then ./cluster.toml.",
         show_default=False,
     ),
