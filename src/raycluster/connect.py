@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -115,12 +117,18 @@ def connect(host: ResolvedHost, cluster: str, ask: Ask | None = None) -> Connect
 class Fleet:
     """Hosts that are worked on together, at most `parallel` at once; a context manager.
 
-    A host that cannot be reached is remembered with its error and costs the others nothing.
+    A host that cannot be reached is remembered with its error and costs the others nothing. One
+    whose connection broke is connected to again; with `beside`, every attempt but the first is
+    made beside the caller, for whom the host keeps its error meanwhile.
     """
 
-    def __init__(self, cluster: str, parallel: int, ask: Ask | None = None) -> None:
+    def __init__(
+        self, cluster: str, parallel: int, ask: Ask | None = None, *, beside: bool = False
+    ) -> None:
         self._cluster = cluster
         self._ask = ask
+        self._beside = beside
+        self._attempts: dict[str, Thread] = {}
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="host")
         self._reached: dict[str, Connected | RayclusterError] = {}
 
@@ -144,17 +152,35 @@ class Fleet:
         """Connect to hosts that are not connected yet, and call `then` with each."""
 
         def work(host: ResolvedHost) -> T:
-            reached = self._reached.get(host.name)
-            if not isinstance(reached, Connected):
-                try:
-                    reached = connect(host, self._cluster, self._ask)
-                except RayclusterError as error:
-                    self._reached[host.name] = error
-                    raise
-                self._reached[host.name] = reached
-            return then(reached)
+            return then(self._connected(host))
 
         return self._gather({h.name: self._pool.submit(work, h) for h in hosts})
+
+    def _connected(self, host: ResolvedHost) -> Connected:
+        reached = self._reached.get(host.name)
+        if isinstance(reached, Connected):
+            if reached.transport.alive:
+                return reached
+            reached.transport.close()
+        if isinstance(reached, RayclusterError) and self._beside:
+            if not (attempt := self._attempts.get(host.name)) or not attempt.is_alive():
+                self._attempts[host.name] = Thread(target=self._attempt, args=(host,), daemon=True)
+                self._attempts[host.name].start()
+            raise reached
+        return self._connect(host)
+
+    def _attempt(self, host: ResolvedHost) -> None:
+        with suppress(RayclusterError):  # it is remembered
+            self._connect(host)
+
+    def _connect(self, host: ResolvedHost) -> Connected:
+        try:
+            reached = connect(host, self._cluster, self._ask)
+        except RayclusterError as error:
+            self._reached[host.name] = error
+            raise
+        self._reached[host.name] = reached
+        return reached
 
     def open(self, host: ResolvedHost) -> Connected:
         """Connect to one host. Raises HostError."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
-from raycluster.connect import Fleet
+from raycluster.connect import Connected, Fleet
 from raycluster.errors import RayclusterError
+from raycluster.judge import Health, ModelHealth, judge
 from raycluster.observe import observe
-from raycluster.plan import roles, still_serving
+from raycluster.plan import still_serving
 from raycluster.ray_api import RayApi
-from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
-from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
@@ -23,51 +22,28 @@ from raycluster.transports.http import http_client
 _READY_S = 15.0  # longer than the replica's own patience
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong: where, what, and the next step."""
+def look(
+    spec: ClusterSpec,
+    fleet: Fleet,
+    met: Callable[[Connected], object] = lambda _: None,
+    asking: Callable[[], object] = lambda: None,
+) -> Health:
+    """Observe the cluster and judge it.
 
-    where: str
-    what: str
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class ModelHealth:
-    """A model of the spec, its application and the engine that serves it.
-
-    `unready` says why it did not answer a request for one token; `seconds` are the parts of the
-    start of one of its replicas.
+    `met` is called with each host as soon as it is connected and shall return at once; `asking`
+    before the models are asked for a token.
     """
-
-    name: str
-    app: App | None
-    engine: str = ""
-    reason: str = ""
-    url: str = ""
-    unready: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Health:
-    """All that `status` shows; `usage` is Ray's figures by node id."""
-
-    spec: ClusterSpec
-    state: ClusterState
-    usage: Mapping[str, Mapping[str, Any]]
-    models: tuple[ModelHealth, ...]
-    problems: tuple[Problem, ...]
-
-
-def look(spec: ClusterSpec, fleet: Fleet) -> Health:
-    """Observe the cluster and judge it."""
-    state = observe(spec, fleet)
+    state = observe(spec, fleet, met)
     usage: Mapping[str, Mapping[str, Any]] = {}
     models = tuple(ModelHealth(m.name, None) for m in spec.models)
     if state.apps is not None and state.token:
-        usage = _usage(spec, fleet, state)
-        models = _models(spec, fleet, state)
+        with ThreadPoolExecutor(1 + len(models)) as beside:
+            asked = beside.submit(_usage, spec, fleet, state)
+            asking()
+            models = _models(spec, fleet, state, beside)
+            usage = asked.result()
+    else:
+        asking()
     return Health(spec, state, usage, models, judge(spec, state, models))
 
 
@@ -81,15 +57,19 @@ def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str,
             return {}  # figures only: the nodes themselves were seen
 
 
-def _models(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> tuple[ModelHealth, ...]:
+def _models(
+    spec: ClusterSpec, fleet: Fleet, state: ClusterState, beside: ThreadPoolExecutor
+) -> tuple[ModelHealth, ...]:
+    """Ask all models at once."""
     names = slugs([m.name for m in spec.models])
     apps = {a.name: a for a in state.apps or ()}
     transport = fleet[spec.hosts[0].name].transport
     with http_client(transport, spec.ports.api, timeout=5) as client:
-        return tuple(
-            _model(client, m.name, apps.get(names[m.name]), f"/m/{names[m.name]}")
-            for m in spec.models
-        )
+
+        def ask(name: str) -> ModelHealth:
+            return _model(client, name, apps.get(names[name]), f"/m/{names[name]}")
+
+        return tuple(beside.map(ask, (m.name for m in spec.models)))
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
@@ -116,69 +96,3 @@ def _unready(client: httpx.Client, route: str) -> str:
         return "" if answer.is_success else str(answer.json()["error"]["message"])
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         return f"readiness cannot be asked: {error}"
-
-
-def judge(
-    spec: ClusterSpec, state: ClusterState, models: tuple[ModelHealth, ...]
-) -> tuple[Problem, ...]:
-    """Return what is wrong, the worst first."""
-    if not state.exists and not any(h.problem for h in state.hosts.values()):
-        return (Problem(spec.cluster.name, "is not up", "raycluster up"),)
-    problems = [p for host in spec.hosts if (p := _host_problem(state, host.name, host.role))]
-    problems += [
-        p
-        for host in spec.hosts
-        if not state.hosts[host.name].problem
-        for role in roles(spec, host)
-        if role != host.role and (p := _host_problem(state, host.name, role))
-    ]
-    if state.head_problem:
-        problems.append(
-            Problem(spec.hosts[0].name, state.head_problem.what, "raycluster logs head")
-        )
-    head = state.hosts[spec.hosts[0].name].role(HEAD)
-    if head and head.health == "running" and state.nodes is None and not state.head_problem:
-        problems.append(Problem(spec.hosts[0].name, "its records cannot be read", "raycluster up"))
-    if state.nodes is not None:
-        problems += [
-            Problem(h.name, "runs, and is not a live node of Ray", f"raycluster logs {h.name}")
-            for h in spec.hosts
-            if state.runs(h) and state.node(h) is None
-        ]
-    if state.apps is not None:
-        problems += [p for m in models if (p := _model_problem(m))]
-    return tuple(problems)
-
-
-def _host_problem(state: ClusterState, name: str, role: str) -> Problem | None:
-    host = state.hosts[name]
-    if host.problem:
-        return Problem(name, host.problem.what, host.problem.hint)
-    found = host.role(role)
-    if found is None:
-        return Problem(name, f"has no {role}", "raycluster up")
-    if found.health != "running":
-        detail = f": {found.detail}" if found.detail else ""
-        target = name if role in RAY_ROLES else f"{name}/{role}"
-        return Problem(name, f"the {role} is {found.health}{detail}", f"raycluster logs {target}")
-    return None
-
-
-def _model_problem(model: ModelHealth) -> Problem | None:
-    if model.app is None:
-        return Problem(model.name, "is not deployed", "raycluster up")
-    if not model.app.running:
-        cause = root_cause(model.app.message) if model.app.message else ""
-        what = f"is {model.app.status.lower().replace('_', ' ')}"
-        if before := still_serving(model.app):
-            what = f"its new version did not start, {before}"
-        return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
-    if model.unready:
-        return Problem(model.name, model.unready, "raycluster logs app")
-    if model.reason:
-        return Problem(
-            model.name,
-            f"is served by {model.engine}, not by vLLM: {model.reason}",
-            'set engine = "transformers" if that is meant',
-        )
-    return None

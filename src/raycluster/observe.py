@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -33,9 +34,19 @@ true
 """
 
 
-def observe(spec: ClusterSpec, fleet: Fleet) -> ClusterState:
-    """Return what is there now; a host that cannot be seen carries its problem."""
-    hosts = fleet.reach(spec.hosts, lambda connected: _see(spec, connected))
+def observe(
+    spec: ClusterSpec, fleet: Fleet, met: Callable[[Connected], object] = lambda _: None
+) -> ClusterState:
+    """Return what is there now; a host that cannot be seen carries its problem.
+
+    `met` is called with each host as soon as it is connected, and shall return at once.
+    """
+
+    def see(connected: Connected) -> HostState:
+        met(connected)
+        return _see(spec, connected)
+
+    hosts = fleet.reach(spec.hosts, see)
     states = {
         name: seen if isinstance(seen, HostState) else HostState(name, problem=seen)
         for name, seen in hosts.items()
@@ -87,7 +98,10 @@ def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secre
     with http_client(fleet[head].transport, spec.ports.dashboard, token=token.reveal()) as client:
         api = RayApi(head, client)
         try:
-            return replace(state, nodes=api.nodes(), apps=api.apps())
+            with ThreadPoolExecutor(1) as beside:
+                nodes = beside.submit(api.nodes)
+                apps = api.apps()
+                return replace(state, nodes=nodes.result(), apps=apps)
         except RayclusterError as error:
             return replace(state, head_problem=error)
 

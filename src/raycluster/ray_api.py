@@ -91,12 +91,14 @@ def _app(name: str, data: Mapping[str, Any]) -> App:
     deployments = data.get("deployments") or {}
     messages = [d.get("message", "") for d in deployments.values()] + [data.get("message", "")]
     replicas = [r for d in deployments.values() for r in d.get("replicas") or ()]
+    targets = [n for d in deployments.values() if (n := d.get("target_num_replicas")) is not None]
     return App(
         name=name,
         status=data.get("status", "UNKNOWN"),
         message="\n".join(m for m in messages if m),
         config=data.get("deployed_app_config") or {},
         replicas=tuple(_replica(r) for r in replicas),
+        wanted=sum(targets) if targets else None,
     )
 
 

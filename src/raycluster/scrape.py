@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from raycluster.bench.readings import ENGINE_SERIES, Gpu, Reading, read_engine, read_gpus
 from raycluster.bench.server import Look, Server, summarize
 from raycluster.errors import RayclusterError
+from raycluster.readings import ENGINE_SERIES, Gpu, Reading, read_engine, read_gpus
+from raycluster.replicas import LISTENING, Place, http_ports, listening
 
 if TYPE_CHECKING:
     import httpx
@@ -38,8 +38,6 @@ _GPU_S = 5.0  # Ray's own period
 _TIMEOUT_S = 4.0
 _LEAVE_S = 10.0
 _THREADS = 2  # a look shall take nothing from the loop that measures
-
-_LISTENING = "awk '$4 == \"0A\" {print $2}' /proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
 
 
 class Watcher:
@@ -100,7 +98,7 @@ def of_url(target: Target, tell: Tell) -> Iterator[Watcher]:
 
     from raycluster.openai_wire.target import tls_context
 
-    place = _Place(target.url(""))
+    place = Place(target.url(""))
     with httpx.Client(
         headers=dict(target.headers),
         verify=tls_context(target),
@@ -111,7 +109,7 @@ def of_url(target: Target, tell: Tell) -> Iterator[Watcher]:
         def look(closely: bool) -> Look:  # noqa: ARG001
             at = time.monotonic()
             try:
-                reading = place.read(client, "")
+                reading = _read(place, client, "")
             except (httpx.HTTPError, ValueError):
                 return Look(at, {}, silent=frozenset({target.shown}))
             return Look(at, {target.shown: reading} if reading else {})
@@ -138,7 +136,7 @@ def of_cluster(spec: ClusterSpec, fleet: Fleet, served: str, tell: Tell) -> Iter
             tell(f"{name}: its metrics are not read: {reached.what}")
             continue
         client = http_client(reached.transport, spec.ports.metrics, timeout=_TIMEOUT_S)
-        nodes.append(_Node(reached, client, _http_ports(spec), has_gpus=reached.host.gpus != 0))
+        nodes.append(_Node(reached, client, http_ports(spec), has_gpus=reached.host.gpus != 0))
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="scrape") as pool:
         watcher = Watcher(_Cluster(nodes, model, pool, tell).look, tell)
         try:
@@ -149,27 +147,10 @@ def of_cluster(spec: ClusterSpec, fleet: Fleet, served: str, tell: Tell) -> Iter
                 node.client.close()
 
 
-def _http_ports(spec: ClusterSpec) -> range:
-    first, last = spec.ports.ranges["replica"]
-    return range(first, (first + last) // 2 + 1)
-
-
-@dataclass
-class _Place:
-    """An address that tells metrics. vLLM gives single series below /metrics/, all at /metrics."""
-
-    base: str
-    path: str = "/metrics/"
-
-    def read(self, client: httpx.Client, model: str) -> Reading | None:
-        """Return what it says, None where that is not about the model. Raises httpx's errors."""
-        answer = client.get(self.base + self.path, params={"name[]": ENGINE_SERIES})
-        if not answer.is_success and self.path.endswith("/"):
-            self.path = "/metrics"
-            return self.read(client, model)
-        date = answer.headers.get("date")
-        now = parsedate_to_datetime(date).timestamp() if date else None
-        return read_engine(answer.text, model, now=now) if answer.is_success else None
+def _read(place: Place, client: httpx.Client, model: str) -> Reading | None:
+    """Return what a place says, None where that is not about the model. Raises httpx's errors."""
+    text, now = place.ask(client, ENGINE_SERIES)
+    return read_engine(text, model, now=now) if text else None
 
 
 @dataclass
@@ -180,7 +161,7 @@ class _Node:
     client: httpx.Client
     replica_ports: range
     has_gpus: bool
-    places: dict[str, _Place] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     gpus: tuple[Gpu, ...] = ()
     _found: float = -math.inf
     _asked: float = -math.inf
@@ -193,9 +174,9 @@ class _Node:
         """Find replicas that came, and read the GPUs, where it is time. Raises HostError."""
         if closely or at - self._found > _FIND_S:
             self._found = at
-            done = self.connected.transport.run(("sh", "-c", _LISTENING), timeout=_TIMEOUT_S)
+            done = self.connected.transport.run(("sh", "-c", LISTENING), timeout=_TIMEOUT_S)
             bases = {p: b for p, b in listening(done.text) if p in self.replica_ports}
-            now = {f"{self.name}:{port}": _Place(base) for port, base in bases.items()}
+            now = {f"{self.name}:{port}": Place(base) for port, base in bases.items()}
             self.places = now | {name: p for name, p in self.places.items() if name in now}
         if self.has_gpus and at - self._asked >= _GPU_S:
             self._asked = at
@@ -232,7 +213,7 @@ class _Cluster:
 
         def read(name: str) -> Reading | None:
             node, place = places[name]
-            return asked(name, lambda: place.read(node.client, self.model))
+            return asked(name, lambda: _read(place, node.client, self.model))
 
         list(self.pool.map(refresh, self.nodes))
         places = {name: (node, p) for node in self.nodes for name, p in node.places.items()}
@@ -248,14 +229,3 @@ class _Cluster:
         if name not in self._told:
             self._told.add(name)
             self.tell(f"{name}: its metrics cannot be read: {error}")
-
-
-def listening(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the ports in addresses of /proc/net/tcp and tcp6, and how the host itself asks there.
-
-    A port that listens for both kinds comes twice, IPv4 last.
-    """
-    for word in reversed(text.split()):
-        address, _, port = word.partition(":")
-        four = len(address) == 8 or not address.strip("0")
-        yield int(port, 16), f"http://{'127.0.0.1' if four else '[::1]'}:{int(port, 16)}"

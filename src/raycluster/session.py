@@ -50,12 +50,12 @@ class Session:
     spec: ClusterSpec
 
     @contextmanager
-    def fleet(self) -> Iterator[Fleet]:
-        """Yield connections to the spec's hosts, closed at the end."""
+    def fleet(self, *, beside: bool = False) -> Iterator[Fleet]:
+        """Yield connections to the spec's hosts, closed at the end; for `beside` see Fleet."""
         from raycluster.connect import Fleet
 
         cluster = self.spec.cluster
-        with Fleet(cluster.name, int(cluster.parallel), Asker()) as fleet:
+        with Fleet(cluster.name, int(cluster.parallel), Asker(), beside=beside) as fleet:
             yield fleet
 
     def secrets(self) -> Secrets:

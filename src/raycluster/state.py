@@ -58,13 +58,17 @@ class Replica:
 
 @dataclass(frozen=True)
 class App:
-    """One Serve application: `status` is Serve's word, `config` what it was deployed from."""
+    """One Serve application: `status` is Serve's word, `config` what it was deployed from.
+
+    `wanted` is how many replicas Serve wants now, None where it does not tell.
+    """
 
     name: str
     status: str
     message: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     replicas: tuple[Replica, ...] = ()
+    wanted: int | None = None
 
     @property
     def running(self) -> bool:

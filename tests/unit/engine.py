@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
+from raycluster.serve.metrics import Metrics
 from raycluster.spec import ClusterSpec
 
 LABELS = ("model_name", "engine")
@@ -24,6 +25,7 @@ class Engine:
         self.running: Any = Gauge("vllm:num_requests_running", "", LABELS, registry=registry)
         self.tokens: Any = Counter("vllm:generation_tokens", "", LABELS, registry=registry)
         self.done: Any = Counter("vllm:request_success", "", LABELS, registry=registry)
+        self._ours = Metrics(model, registry)
         self._labels = (model, "0")
         self.took(0)
         self.server, self._thread = start_http_server(port, "127.0.0.1", registry)
@@ -33,6 +35,13 @@ class Engine:
         self.running.labels(*self._labels).set(running)
         self.tokens.labels(*self._labels).inc(10 * requests)
         self.done.labels(*self._labels).inc(requests)
+        for _ in range(requests):
+            self._ours.ended("vllm", "/v1/completions", 200, 0.1)
+
+    def ask_ready(self) -> None:
+        """Count the token of the question whether it is ready."""
+        self.tokens.labels(*self._labels).inc()
+        self._ours.asked("vllm")
 
     def close(self) -> None:
         self.server.shutdown()

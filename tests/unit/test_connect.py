@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 
 from raycluster import connect
-from raycluster.connect import Fleet
+from raycluster.connect import Connected, Fleet
+from raycluster.errors import UnreachableError
+from raycluster.poll import wait_for
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.transports.local import LocalTransport
+
+DOCUMENT: dict[str, Any] = {
+    "cluster": {"name": "c"},
+    "runtime": {"kind": "native", "python": "python3"},
+    "head": {"transport": "local"},
+    "workers": [{"host": "127.0.0.2", "name": "late"}],
+    "models": [{"name": "m"}],
+}
+SPEC = ClusterSpec.model_validate(DOCUMENT)
 
 
 class Meeting(LocalTransport):
@@ -26,6 +37,24 @@ class Meeting(LocalTransport):
             assert self.reached.acquire(timeout=20)
 
 
+class Breaking(LocalTransport):
+    """This machine, over a connection that can break, and be refused while `away`."""
+
+    away = threading.Event()
+    attempts = 0
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        Breaking.attempts += 1
+        if self.away.is_set():
+            raise UnreachableError("is off", where=name)
+        self.whole = True
+
+    @property
+    def alive(self) -> bool:
+        return self.whole
+
+
 def reach(host: ResolvedHost, ask: connect.Ask | None) -> Meeting:
     """Reach the head at once, and the others while the head is being closed."""
     if host.role != "head":
@@ -35,14 +64,7 @@ def reach(host: ResolvedHost, ask: connect.Ask | None) -> Meeting:
 
 def test_hosts_that_are_still_being_reached_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "TRANSPORTS", {"local": reach, "ssh": reach})
-    document: dict[str, Any] = {
-        "cluster": {"name": "c"},
-        "runtime": {"kind": "native"},
-        "head": {"transport": "local"},
-        "workers": [{"host": "127.0.0.2", "name": "late"}],
-        "models": [{"name": "m"}],
-    }
-    spec = ClusterSpec(**document)
+    spec = SPEC
 
     def interrupt(fleet: Fleet) -> None:
         with fleet:
@@ -56,3 +78,33 @@ def test_hosts_that_are_still_being_reached_at_the_end(monkeypatch: pytest.Monke
 
     with pytest.raises(KeyboardInterrupt):
         interrupt(Fleet("c", 4))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_host_that_was_away_is_reached_again(
+    monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    monkeypatch.setattr(connect, "TRANSPORTS", {"local": lambda host, _: Breaking(host.name)})
+    monkeypatch.setattr(Breaking, "attempts", 0)
+    Breaking.away.clear()
+    head = SPEC.hosts[:1]
+
+    def reached(fleet: Fleet) -> Connected | Exception:
+        return fleet.reach(head, lambda connected: connected)["head"]
+
+    def comes_back(fleet: Fleet) -> bool:
+        return isinstance(reached(fleet), Connected)
+
+    with Fleet("c", 4, beside=beside) as fleet:
+        first = reached(fleet)
+        assert isinstance(first, Connected)
+        assert reached(fleet) is first
+        assert isinstance(first.transport, Breaking)
+        Breaking.away.set()
+        first.transport.whole = False
+        for _ in range(3):
+            assert isinstance(reached(fleet), UnreachableError)
+        Breaking.away.clear()
+        assert wait_for(lambda: comes_back(fleet) or None, timeout=20, interval=0.01)
+        assert fleet["head"] is not first
+        assert Breaking.attempts >= 3

@@ -20,6 +20,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("raycluster", "errors", "contracts", "events", "poll", "templates", "serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
+    ("readings",),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
     ("state", "services", "services.wiring", "services.data_path"),
     ("secrets", "services.ray_node", "room"),
@@ -29,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("services.firewall",),
     ("plan", "versions", "payload", "ray_api", "ray_jobs"),
     ("connect",),
-    ("observe",),
+    ("observe", "replicas", "judge"),
     ("work", "health", "inside", "lock", "scrape"),
     ("exchange",),
     ("leave", "weights"),
@@ -37,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("apply",),
     ("up", "checks", "exposure"),
     ("report", "progress"),
-    ("drill", "drill.*"),
+    ("drill", "drill.*", "status", "status.*"),
     ("session",),
     ("endpoint", "from_head", "site"),
     ("commands.options",),
@@ -46,15 +47,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 FAMILIES = (
-    *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill"),
+    *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
     *("transports.ssh", "runtimes.docker", "runtimes.native"),
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
     *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
-    *("room", "rollout", "plan", "versions", "payload", "templates", "report"),
+    *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
-    *("bench.readings", "bench.server", "bench.series", "bench.figures"),
+    *("bench.server", "bench.series", "bench.figures", "judge"),
+    *("status.figures", "status.gpus", "status.json", "status.view", "status.warnings"),
 )
 IMPURE = {
     *("socket", "subprocess", "threading", "asyncio", "time", "datetime"),
@@ -83,12 +85,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "exposure",
         "endpoint",
         "scrape",
+        "replicas",
         "openai_wire.*",
         "bench.*",
         "drill.*",
+        "status.*",
     ),
     "typer": ("cli", "session", "commands.*"),
-    "prometheus_client": ("serve.*", "bench.readings"),
+    "prometheus_client": ("serve.*", "readings"),
     **dict.fromkeys(
         (
             "ray",

@@ -12,14 +12,14 @@ from threading import Thread
 
 import pytest
 
-from raycluster import scrape
+from raycluster import replicas, scrape
 from raycluster.bench.server import Look, Server
 from raycluster.connect import Fleet
 from raycluster.openai_wire.target import Target
 from raycluster.spec import ClusterSpec
 from tests.unit.engine import Ports, engines, free_ports
 
-NODE = (Path(__file__).parent / "bench" / "data" / "node.txt").read_text()
+NODE = (Path(__file__).parent / "data" / "node.txt").read_text()
 
 
 @contextmanager
@@ -220,4 +220,4 @@ def test_whatever_goes_wrong_the_run_goes_on() -> None:
     ],
 )
 def test_reads_the_kernels_table_of_listeners(table: str, found: dict[int, str]) -> None:
-    assert dict(scrape.listening(table)) == found
+    assert dict(replicas.listening(table)) == found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from raycluster.bench.readings import Gpu, Reading
+from raycluster.readings import Gpu, Reading
 
 MOST_SAMPLES = 300
 NEW_S = 5.0

@@ -1,10 +1,10 @@
-"""`raycluster status`: is it serving, on what, and what is wrong."""
+"""`raycluster status`: is it serving, how well, what is wrong, and what to do."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +13,7 @@ from raycluster import session
 from raycluster.session import Json, SpecOption, SpecPath
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-    from raycluster.health import Health
+    from raycluster.status.ask import Standing
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")]
 Interval = Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.2)]
@@ -28,38 +26,36 @@ def status(
     interval: Interval = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show nodes, models, engines and endpoints. Exit code 3: something is wrong."""
+    """Show nodes, models, figures, costs and endpoints. Exit code 3: something is wrong."""
     opened = session.open_session(spec, named)
-    from raycluster.health import look
-    from raycluster.report import status_json, status_view
+    from raycluster.status.ask import Watcher
 
-    with opened.fleet() as fleet:
-        health = look(opened.spec, fleet)
-        if as_json:
-            session.print_json(status_json(health))
-        elif watch:
-            with _shown(session.out()) as show:
-                while True:
-                    show(status_view(health))
-                    time.sleep(interval)
-                    health = look(opened.spec, fleet)
-        else:
-            session.out().print(status_view(health))
-    _end(health)
+    Thread(target=_load, daemon=True).start()  # while hosts are waited for
+    with opened.fleet(beside=watch) as fleet, Watcher(opened.spec, fleet) as watcher:
+        if watch and not as_json:
+            _watch(watcher.look, interval)
+        standing = watcher.look()
+    if as_json:
+        from raycluster.status.json import status_json
 
+        session.print_json(status_json(standing))
+    else:
+        from raycluster.status.view import status_view
 
-@contextmanager
-def _shown(console: Console) -> Iterator[Callable[[RenderableType], object]]:
-    """Yield what shows a view in place of the one before it, or after it where nobody looks on."""
-    if not console.is_terminal:
-        yield console.print
-        return
-    from rich.live import Live
-
-    with Live(console=console, screen=True) as live:
-        yield live.update
-
-
-def _end(health: Health) -> None:
-    if health.problems:
+        session.out().print(status_view(standing), end="")
+    if standing.health.problems:
         raise typer.Exit(3)
+
+
+def _watch(look: Callable[[], Standing], interval: float) -> None:
+    from raycluster.status import live
+
+    console = session.out()
+    show = live.watch if console.is_terminal else live.print_each
+    show(look, console, interval)
+
+
+def _load() -> None:
+    """Import what will be needed: together these take longer than most answers of a cluster."""
+    for name in ("prometheus_client.parser", "rich.table", "raycluster.status.view"):
+        import_module(name)

@@ -17,14 +17,17 @@ def tunnel(spec: SpecPath = None, named: SpecOption = None) -> None:
     opened = session.open_session(spec, named)
     from raycluster.endpoint import route
     from raycluster.inside import check_up
+    from raycluster.tunnel.record import noted
     from raycluster.tunnel.run import endpoints, run
 
     check_up(opened.spec)
     console = session.out()
+    name, head = opened.spec.cluster.name, opened.spec.hosts[0]
     run(
-        route(opened.spec.hosts[0]),
+        route(head),
         (*endpoints(_on_loopback(opened.spec)), *_gateway(opened.spec)),
         lambda line: console.print(line, markup=False),
+        lambda forwards: noted(name, head.address, forwards),
     )
 
 

@@ -73,7 +73,11 @@ class Model:
             "seconds": {phase: round(took, 2) for phase, took in phases.items()},
         }
         metrics.started(self._engine.name, reason, phases)
-        readiness = Readiness(self._app, question(self._engine.tasks, settings.name))
+        readiness = Readiness(
+            self._app,
+            question(self._engine.tasks, settings.name),
+            generated=partial(metrics.asked, self._engine.name),
+        )
         self._front = Front(self._app, self._report, metrics, readiness)
         self._mirror = asyncio.ensure_future(Mirror(ray_gauge).run())
         logger.info("raycluster: %s", json.dumps(self._report))

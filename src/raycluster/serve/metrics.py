@@ -66,6 +66,12 @@ class Metrics:
             ("model", "engine", "kind"),
             registry=registry,
         )
+        self._readiness = Counter(
+            "raycluster_readiness_tokens",
+            "Tokens that were generated only to find out whether the replica is ready.",
+            ("model", "engine"),
+            registry=registry,
+        )
         self._engine = Gauge(
             "raycluster_engine_info",
             "1 for the engine that serves; reason: why it is not the one that comes first.",
@@ -102,6 +108,10 @@ class Metrics:
         """Count a request whose answer has ended."""
         self._requests.labels(self._model, engine, endpoint, str(status)).inc()
         self._duration.labels(self._model, engine, endpoint).observe(seconds)
+
+    def asked(self, engine: str) -> None:
+        """Count the token of a good answer to the question whether the replica is ready."""
+        self._readiness.labels(self._model, engine).inc()
 
     def tokens(self, engine: str, prompt: int, generated: int) -> None:
         """Count the tokens of one request."""

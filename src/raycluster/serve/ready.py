@@ -11,6 +11,7 @@ from typing import Any
 from raycluster.serve.engines import ASGI, Message
 
 PATIENCE_S = 10.0
+GENERATES = "/v1/completions"
 GOOD_FOR_S = 2.0
 
 Question = tuple[str, Mapping[str, Any]]
@@ -19,7 +20,7 @@ Question = tuple[str, Mapping[str, Any]]
 def question(tasks: Sequence[str], model: str) -> Question:
     """Return the path and body of the smallest request that a model for these tasks answers."""
     if "generate" in tasks:
-        return "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}
+        return GENERATES, {"model": model, "prompt": "a", "max_tokens": 1}
     if "embed" in tasks:
         return "/v1/embeddings", {"model": model, "input": "a"}
     if "classify" in tasks:
@@ -28,14 +29,23 @@ def question(tasks: Sequence[str], model: str) -> Question:
 
 
 class Readiness:
-    """Asks the application; callers at the same time share one request, a good answer lasts 2 s."""
+    """Asks the application; callers at the same time share one request, a good answer lasts 2 s.
+
+    `generated` is called for each token that this costs.
+    """
 
     def __init__(
-        self, app: ASGI, asked: Question, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGI,
+        asked: Question,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        generated: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
         self._asked = asked
         self._clock = clock
+        self._generated = generated
         self._good_until = -1.0
         self._asking: asyncio.Task[str] | None = None
 
@@ -57,6 +67,8 @@ class Readiness:
         if status != 200:
             return f"answered {status}: {body[:300].decode('utf-8', 'replace')}"
         self._good_until = self._clock() + GOOD_FOR_S
+        if self._asked[0] == GENERATES:
+            self._generated()
         return ""
 
 

@@ -37,6 +37,7 @@ from raycluster.spec.types import (
     EnvName,
     GpuCount,
     Line,
+    Price,
     SecretSource,
 )
 
@@ -190,6 +191,7 @@ class ClusterSpec(BaseSettings):
             private_address=host.private_address,
             gpus=host.gpus,
             num_cpus=host.num_cpus,
+            price_per_hour=_first(host.price_per_hour, self.cluster.price_per_hour),
             ssh=_over(self.ssh, Ssh(**{k: getattr(host, k) for k in Ssh.model_fields})),
             runtime=_over(self.runtime, host.runtime),
         )
@@ -198,6 +200,10 @@ class ClusterSpec(BaseSettings):
 def _repeated(names: Iterable[str]) -> str | None:
     counted = Counter(names)
     return next((name for name, count in counted.items() if count > 1), None)
+
+
+def _first(*prices: float | None) -> float | None:
+    return next((price for price in prices if price is not None), None)
 
 
 def _over(base: _P, override: _P) -> _P:
@@ -218,6 +224,7 @@ class ResolvedHost(Part):
     private_address: str | None
     gpus: GpuCount
     num_cpus: int | None
+    price_per_hour: Price | None = None
     ssh: Ssh
     runtime: Runtime
 
@@ -227,6 +234,11 @@ class ResolvedHost(Part):
         if self.transport == "local":
             return ("local",)
         return (self.host.lower().removesuffix("."), self.ssh.port, self.ssh.proxy_jump)
+
+    @property
+    def address(self) -> str:
+        """Names the machine to a person: `host:port`, or `local`."""
+        return ":".join(str(part) for part in self.place[:2] if part)
 
     @property
     def kind(self) -> str:

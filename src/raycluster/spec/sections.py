@@ -16,6 +16,7 @@ from pydantic import (
 from raycluster.spec.types import (
     AtLeastOne,
     Count,
+    Currency,
     Delay,
     EngineArgs,
     EnvName,
@@ -32,6 +33,7 @@ from raycluster.spec.types import (
     ModelName,
     Operand,
     Port,
+    Price,
     Seconds,
     Share,
     Size,
@@ -65,6 +67,12 @@ class Cluster(Part):
     app_timeout: Seconds = Field(
         default=1800, description="Seconds for the models to load and answer."
     )
+    price_per_hour: Price | None = Field(
+        default=None,
+        description="What each host costs per hour; every host may override this.",
+        examples=[2.5],
+    )
+    currency: Currency = Field(default="USD", description="The currency of all prices.")
 
 
 class Ssh(Part):
@@ -174,6 +182,11 @@ class Host(Ssh):
     gpus: GpuCount = Field(default="all", description="`all`, a number, or 0.")
     num_cpus: Count | None = Field(
         default=None, description="Default: what Ray counts.", examples=[8]
+    )
+    price_per_hour: Price | None = Field(
+        default=None,
+        description="What this host costs per hour; default: `cluster.price_per_hour`.",
+        examples=[2.5],
     )
     runtime: Runtime = Field(default=Runtime(), description="Overrides of `[runtime]`.")
 

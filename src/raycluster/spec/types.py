@@ -182,6 +182,8 @@ AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000), _IS_NUMBER]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
 Delay = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
 Share = Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False), _IS_NUMBER]
+Price = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
+Currency = Annotated[Text, Worded(r"[A-Z]{3}", "three capital letters such as `USD` are")]
 GpuCount = Annotated[
     Literal["all"] | Annotated[int, Field(ge=0, le=MOST_GPUS)], BeforeValidator(_gpus)
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from queue import SimpleQueue
 from threading import Event, Thread
 from types import FrameType
@@ -45,8 +45,19 @@ def endpoints(
     )
 
 
-def run(route: Route, forwards: Sequence[Forward], tell: Tell) -> None:
-    """Forward until Ctrl-C or a request to end, which is the normal way out; raises HostError."""
+Note = Callable[[Sequence[Forward]], AbstractContextManager[None]]
+
+
+def run(
+    route: Route,
+    forwards: Sequence[Forward],
+    tell: Tell,
+    note: Note = lambda _: nullcontext(),
+) -> None:
+    """Forward until Ctrl-C or a request to end, which is the normal way out; raises HostError.
+
+    `note` is entered for that time with what is forwarded, where there is anything to forward.
+    """
     chosen = tuple(forwards) if route.local else choose_ports(forwards)
     events: SimpleQueue[Exception | None] = SimpleQueue()
     stop = Event()
@@ -60,7 +71,7 @@ def run(route: Route, forwards: Sequence[Forward], tell: Tell) -> None:
             events.put(None)
 
     worker = Thread(target=work, daemon=True)
-    with _ends_reported_to(events):
+    with _ends_reported_to(events), nullcontext() if route.local else note(chosen):
         worker.start()
         outcome = events.get()
         stop.set()

@@ -19,9 +19,9 @@ from raycluster.bench.baseline import compare
 from raycluster.bench.dataset import Census
 from raycluster.bench.limits import parse_limit
 from raycluster.bench.page import page
-from raycluster.bench.readings import Gpu, Reading
 from raycluster.bench.record import Record
 from raycluster.bench.server import Look, summarize
+from raycluster.readings import Gpu, Reading
 from tests.unit.bench.level import requests, summary
 
 EVIL = """</script><script>alert(1)</script><img src=x onerror="alert(2)">'"&<!--\ud800\0"""

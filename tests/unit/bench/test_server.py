@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from raycluster.bench.readings import Gpu, Reading
 from raycluster.bench.report import render
 from raycluster.bench.server import MOST_SAMPLES, Look, Replica, Server, Spread, summarize
+from raycluster.readings import Gpu, Reading
 from tests.unit.bench.level import requests, summary
 
 FIRST = Reading(

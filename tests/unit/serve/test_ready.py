@@ -91,3 +91,14 @@ def test_an_engine_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert asyncio.run(ask()).startswith("no token came within")
     assert engine.cancelled
+
+
+@pytest.mark.parametrize(("tasks", "tokens"), [(("generate",), 1), (("embed",), 0)])
+def test_a_token_that_was_generated_for_it_is_counted(tasks: tuple[str, ...], tokens: int) -> None:
+    counted: list[None] = []
+    count = counted.append
+    asked = question(tasks, "m")
+    for engine in (Engine(500), Engine()):
+        readiness = Readiness(engine, asked, generated=lambda: count(None))
+        asyncio.run(readiness.problem())
+    assert len(counted) == tokens

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from raycluster.bench.readings import ENGINE_SERIES, Gpu, Reading, read_engine, read_gpus
+from raycluster.readings import (
+    ENGINE_SERIES,
+    Gpu,
+    Reading,
+    read_engine,
+    read_gpus,
+    read_service,
+)
 from raycluster.serve.metrics import Metrics
 
 DATA = Path(__file__).with_name("data")
@@ -113,3 +120,20 @@ def test_a_node_without_gpus_has_none() -> None:
     without = "".join(f"{line}\n" for line in NODE.splitlines() if "ray_node_g" not in line)
     assert "ray_node_cpu_utilization" in without
     assert read_gpus(without, "head") == ()
+
+
+def test_reads_what_a_replica_did_for_its_clients() -> None:
+    registry = CollectorRegistry()
+    ours = Metrics("SmolLM2-135M-Instruct", registry)
+    for endpoint, status in (("/v1/completions", 200), ("/v1/completions", 500), ("other", 404)):
+        ours.ended("vllm", endpoint, status, 0.1)
+    for seconds in (0.03, 0.03, 3.0):
+        ours.first_token("vllm", "/v1/completions", seconds)
+    ours.asked("vllm")
+    own = "\n".join(line for line in REPLICA.splitlines() if "raycluster_requests" not in line)
+    service = read_service(own + "\n" + generate_latest(registry).decode(), "SmolLM2-135M-Instruct")
+    assert service is not None
+    assert (service.requests, service.errors, service.tokens) == (2.0, 1.0, 2505.0)
+    counts = service.first_token
+    assert (counts[0.02], counts[0.04], counts[2.5], counts[float("inf")]) == (0, 2, 2, 3)
+    assert read_service(REPLICA, "tiny") is None

@@ -28,6 +28,12 @@ ENGINE_SERIES = (*(n for names in _VLLM.values() for n in names), _INFO, _REQUES
 ENGINE_SERIES = (*ENGINE_SERIES, _STARTED)
 """What `read_engine` uses: an endpoint that can be asked for some series is asked for these."""
 
+_FIRST, _OWN = "raycluster_time_to_first_token_seconds_bucket", "raycluster_readiness_tokens_total"
+SERVICE_SERIES = (*ENGINE_SERIES, _FIRST, _OWN)
+"""What `read_service` uses."""
+_LISTS = frozenset({"/v1/models", "other"})
+"""Endpoints whose requests no engine works on."""
+
 _BUSY, _USED, _FREE = "ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"
 _MIB = 1024 * 1024
 
@@ -67,6 +73,23 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What one replica did for its clients since its process began, beside its `engine`'s figures.
+
+    `requests` have ended, `errors` of them with a status of 500 or more. `tokens` were generated,
+    without those of questions whether it is ready; None where the engine does not count them.
+    `first_token` counts streamed answers by the seconds to their first token: upper bounds, rising
+    to infinity, with how many took at most so long.
+    """
+
+    engine: Reading
+    requests: float
+    errors: float
+    tokens: float | None
+    first_token: Mapping[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class _Point:
     name: str
     labels: Mapping[str, str]
@@ -79,10 +102,45 @@ def read_engine(text: str, model: str = "", *, now: float | None = None) -> Read
     Without `model` any engine will do. `now` is the replica's own clock, in seconds since the
     epoch. Raises ValueError for text that is no metrics.
     """
-    points = _points(text, ENGINE_SERIES)
-    if model:
-        own = ("model_name", "model")
-        points = [p for p in points if all(p.labels.get(name, model) == model for name in own)]
+    return _reading(_of(_points(text, ENGINE_SERIES), model), now)
+
+
+def read_service(text: str, model: str, *, now: float | None = None) -> Service | None:
+    """Return what a replica of `model` did for its clients; None, `now` and errors as above."""
+    points = _of(_points(text, SERVICE_SERIES), model)
+    engine = _reading(points, now)
+    if engine is None:
+        return None
+    ended = [p for p in points if p.name == _REQUESTS and p.labels.get("endpoint") not in _LISTS]
+    own = math.fsum(p.value for p in points if p.name == _OWN)
+    tokens = engine.generation_tokens
+    return Service(
+        engine,
+        math.fsum(p.value for p in ended),
+        math.fsum(p.value for p in ended if p.labels.get("status", "") >= "500"),
+        None if tokens is None else max(0.0, tokens - own),
+        _buckets(points),
+    )
+
+
+def _buckets(points: Iterable[_Point]) -> dict[float, float]:
+    counts: dict[float, float] = {}
+    for point in points:
+        if point.name == _FIRST:
+            bound = float(point.labels["le"])
+            counts[bound] = counts.get(bound, 0.0) + point.value
+    return dict(sorted(counts.items()))
+
+
+def _of(points: list[_Point], model: str) -> list[_Point]:
+    """Return the points that are about `model`, or about none."""
+    if not model:
+        return points
+    own = ("model_name", "model")
+    return [p for p in points if all(p.labels.get(name, model) == model for name in own)]
+
+
+def _reading(points: list[_Point], now: float | None) -> Reading | None:
     if not any(p.name.startswith(("vllm:", _INFO)) for p in points):
         return None
     values = {ours: _value(points, ours) for ours in _VLLM}

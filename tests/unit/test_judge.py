@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from raycluster.contracts import Found
-from raycluster.health import ModelHealth, judge
+from raycluster.judge import ModelHealth, judge
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState, HostState, RayNode, Replica
 

@@ -1,0 +1,116 @@
+"""What is wrong with a cluster that was looked at: where, what, and the next step; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycluster.plan import roles, still_serving
+from raycluster.serve.rootcause import root_cause
+from raycluster.services.ray_node import HEAD, RAY_ROLES
+from raycluster.spec import ClusterSpec
+from raycluster.state import App, ClusterState
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong: where, what, and the next step."""
+
+    where: str
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """A model of the spec, its application and the engine that serves it.
+
+    `unready` says why it did not answer a request for one token; `seconds` are the parts of the
+    start of one of its replicas.
+    """
+
+    name: str
+    app: App | None
+    engine: str = ""
+    reason: str = ""
+    url: str = ""
+    unready: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Health:
+    """All that `status` shows; `usage` is Ray's figures by node id."""
+
+    spec: ClusterSpec
+    state: ClusterState
+    usage: Mapping[str, Mapping[str, Any]]
+    models: tuple[ModelHealth, ...]
+    problems: tuple[Problem, ...]
+
+
+def judge(
+    spec: ClusterSpec, state: ClusterState, models: tuple[ModelHealth, ...]
+) -> tuple[Problem, ...]:
+    """Return what is wrong, the worst first."""
+    if not state.exists and not any(h.problem for h in state.hosts.values()):
+        return (Problem(spec.cluster.name, "is not up", "raycluster up"),)
+    problems = [p for host in spec.hosts if (p := _host_problem(state, host.name, host.role))]
+    problems += [
+        p
+        for host in spec.hosts
+        if not state.hosts[host.name].problem
+        for role in roles(spec, host)
+        if role != host.role and (p := _host_problem(state, host.name, role))
+    ]
+    if state.head_problem:
+        problems.append(
+            Problem(spec.hosts[0].name, state.head_problem.what, "raycluster logs head")
+        )
+    head = state.hosts[spec.hosts[0].name].role(HEAD)
+    if head and head.health == "running" and state.nodes is None and not state.head_problem:
+        problems.append(Problem(spec.hosts[0].name, "its records cannot be read", "raycluster up"))
+    if state.nodes is not None:
+        problems += [
+            Problem(h.name, "runs, and is not a live node of Ray", f"raycluster logs {h.name}")
+            for h in spec.hosts
+            if state.runs(h) and state.node(h) is None
+        ]
+    if state.apps is not None:
+        problems += [p for m in models if (p := _model_problem(m))]
+    return tuple(problems)
+
+
+def _host_problem(state: ClusterState, name: str, role: str) -> Problem | None:
+    host = state.hosts[name]
+    if host.problem:
+        return Problem(name, host.problem.what, host.problem.hint)
+    found = host.role(role)
+    if found is None:
+        return Problem(name, f"has no {role}", "raycluster up")
+    if found.health != "running":
+        detail = f": {found.detail}" if found.detail else ""
+        target = name if role in RAY_ROLES else f"{name}/{role}"
+        return Problem(name, f"the {role} is {found.health}{detail}", f"raycluster logs {target}")
+    return None
+
+
+def _model_problem(model: ModelHealth) -> Problem | None:
+    if model.app is None:
+        return Problem(model.name, "is not deployed", "raycluster up")
+    if not model.app.running:
+        cause = root_cause(model.app.message) if model.app.message else ""
+        what = f"is {model.app.status.lower().replace('_', ' ')}"
+        if before := still_serving(model.app):
+            what = f"its new version did not start, {before}"
+        return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
+    if model.unready:
+        return Problem(model.name, model.unready, "raycluster logs app")
+    if model.reason:
+        return Problem(
+            model.name,
+            f"is served by {model.engine}, not by vLLM: {model.reason}",
+            'set engine = "transformers" if that is meant',
+        )
+    return None

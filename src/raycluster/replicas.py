@@ -1,0 +1,54 @@
+"""Finds the replicas that run on a host and asks them at their own ports for their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx
+
+    from raycluster.spec import ClusterSpec
+
+LISTENING = "awk '$4 == \"0A\" {print $2}' /proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
+"""Prints the addresses on which the host listens, for `listening`."""
+
+
+def http_ports(spec: ClusterSpec) -> range:
+    """Return the ports among which replicas choose those of their HTTP."""
+    first, last = spec.ports.ranges["replica"]
+    return range(first, (first + last) // 2 + 1)
+
+
+def listening(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the ports in addresses of /proc/net/tcp and tcp6, and how the host itself asks there.
+
+    A port that listens for both kinds comes twice, IPv4 last.
+    """
+    for word in reversed(text.split()):
+        address, _, port = word.partition(":")
+        four = len(address) == 8 or not address.strip("0")
+        yield int(port, 16), f"http://{'127.0.0.1' if four else '[::1]'}:{int(port, 16)}"
+
+
+@dataclass
+class Place:
+    """An address that tells metrics. vLLM gives single series below /metrics/, all at /metrics."""
+
+    base: str
+    path: str = "/metrics/"
+
+    def ask(self, client: httpx.Client, series: Sequence[str]) -> tuple[str, float | None]:
+        """Return the text of these series, "" where it has none, and the clock there.
+
+        The clock is in seconds since the epoch. Raises httpx's errors.
+        """
+        answer = client.get(self.base + self.path, params={"name[]": series})
+        if not answer.is_success and self.path.endswith("/"):
+            self.path = "/metrics"
+            return self.ask(client, series)
+        date = answer.headers.get("date")
+        now = parsedate_to_datetime(date).timestamp() if date else None
+        return (answer.text if answer.is_success else ""), now

@@ -1,0 +1,248 @@
+"""Looks at everything that `status` shows, once or again and again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from raycluster import health
+from raycluster.errors import RayclusterError
+from raycluster.judge import Health
+from raycluster.readings import SERVICE_SERIES, read_service
+from raycluster.replicas import LISTENING, Place, http_ports, listening
+from raycluster.status import gpus, prometheus
+from raycluster.status.figures import Cost, Figures, Look, Seen, Told, cost, figures
+from raycluster.status.gpus import Gpu
+from raycluster.tunnel.record import Opened, opened
+
+if TYPE_CHECKING:
+    from raycluster.connect import Connected, Fleet
+    from raycluster.spec import ClusterSpec
+
+WINDOW_S = 10.0
+"""What `--watch` shows happened in so many seconds; its first look knows less."""
+APART_S = 0.4
+"""Between two looks at the counters, where there is no earlier one and no Prometheus."""
+_TIMEOUT_S = 3.0
+_GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the cluster stood when the look at it began, `taken` (ISO 8601).
+
+    `figures` are by model, `gpus` by host.
+    """
+
+    health: Health
+    figures: Mapping[str, Figures]
+    gpus: Mapping[str, tuple[Gpu, ...]]
+    tunnels: tuple[Opened, ...]
+    cost: Cost | None
+    taken: str
+
+
+class Watcher:
+    """Looks at one cluster, and remembers what replicas said; a context manager."""
+
+    def __init__(self, spec: ClusterSpec, fleet: Fleet) -> None:
+        self._spec = spec
+        self._fleet = fleet
+        self._pool = ThreadPoolExecutor(2 * int(spec.cluster.parallel), "figures")
+        self._hosts: dict[str, _Host] = {}
+        self._lock = Lock()
+        self._looks: deque[Look] = deque()
+        self._records = bool(spec.monitoring and spec.monitoring.prometheus)
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ask nothing more; the fleet closes the connections."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def look(self) -> Standing:
+        """Look at everything now."""
+        taken = datetime.now(UTC).isoformat(timespec="milliseconds")
+        asked = _Asked(self, self._pool, self._spec)
+        first = not self._looks
+
+        def met(connected: Connected) -> None:
+            on_head = connected.host.name == self._spec.hosts[0].name
+            asked.met(connected, prometheus=on_head and first and self._records)
+
+        seen = health.look(self._spec, self._fleet, met, asked.wait)
+        self._remember(asked.look)
+        told = asked.told()
+        if first and asked.look and not told:
+            self._look_again(asked)
+        models = {
+            model.name: figures(list(self._looks), model.name, told.get(model.name))
+            for model in self._spec.models
+        }
+        return Standing(
+            seen,
+            models,
+            self._gpus(seen, asked),
+            opened(self._spec.cluster.name, self._spec.hosts[0].address),
+            cost(self._spec, models),
+            taken,
+        )
+
+    def _look_again(self, asked: _Asked) -> None:
+        earliest = min(seen.at for seen in asked.look.values())
+        time.sleep(max(0.0, earliest + APART_S - time.monotonic()))
+        again = _Asked(self, self._pool, self._spec)
+        again.again(asked.hosts)
+        again.wait()
+        self._remember(again.look)
+
+    def _remember(self, look: Look) -> None:
+        """Keep a look, and those of the window before it."""
+        self._looks.append(look)
+        now = time.monotonic()
+        while len(self._looks) > 2 and _moment(self._looks[1]) <= now - WINDOW_S:
+            self._looks.popleft()
+
+    def _gpus(self, seen: Health, asked: _Asked) -> dict[str, tuple[Gpu, ...]]:
+        found: dict[str, tuple[Gpu, ...]] = {}
+        for host in self._spec.hosts:
+            node = seen.state.node(host)
+            usage = seen.usage.get(node.node_id, {}) if node else {}
+            found[host.name] = asked.gpus(host.name) or gpus.from_ray(usage.get("gpus") or ())
+        return found
+
+    def host(self, connected: Connected) -> _Host:
+        """Return what is known of a connected host."""
+        with self._lock:
+            host = self._hosts.get(connected.host.name)
+            if host is None or host.connected is not connected:
+                host = self._hosts[connected.host.name] = _Host(connected, self._spec)
+            return host
+
+
+def _moment(look: Look) -> float:
+    return max((seen.at for seen in look.values()), default=-math.inf)
+
+
+class _Asked:
+    """One round of questions to the hosts' replicas and GPUs, beside the look at the cluster."""
+
+    def __init__(self, watcher: Watcher, pool: ThreadPoolExecutor, spec: ClusterSpec) -> None:
+        self.look: dict[str, Seen] = {}
+        self.hosts: list[_Host] = []
+        self._watcher = watcher
+        self._pool = pool
+        self._models = [model.name for model in spec.models]
+        self._futures: list[Future[None]] = []
+        self._gpus: dict[str, Future[tuple[Gpu, ...]]] = {}
+        self._told: Future[Mapping[str, Told]] | None = None
+        self._began = time.monotonic()
+
+    def met(self, connected: Connected, *, prometheus: bool = False) -> None:
+        """Ask a host; returns at once."""
+        host = self._watcher.host(connected)
+        self.hosts.append(host)
+        self._futures.append(self._pool.submit(self._find, host))
+        if connected.host.gpus != 0:
+            self._gpus[host.name] = self._pool.submit(host.gpus)
+        if prometheus:
+            self._told = self._pool.submit(host.prometheus)
+
+    def again(self, hosts: Iterable[_Host]) -> None:
+        """Ask the same replicas of hosts that were met in an earlier round."""
+        for host in hosts:
+            self._read(host)
+
+    def wait(self) -> None:
+        """Return when all replicas have answered, or will not."""
+        while pending := [future for future in list(self._futures) if not future.done()]:
+            wait(pending)  # what finds replicas adds those that ask them
+
+    def told(self) -> Mapping[str, Told]:
+        """Return what Prometheus said, nothing where it was not asked."""
+        return self._told.result() if self._told else {}
+
+    def gpus(self, name: str) -> tuple[Gpu, ...]:
+        """Return what the host itself said of its GPUs, nothing where it takes too long."""
+        if (future := self._gpus.get(name)) is None:
+            return ()
+        try:
+            return future.result(max(0.0, self._began + _GPUS_S - time.monotonic()))
+        except TimeoutError:
+            return ()
+
+    def _find(self, host: _Host) -> None:
+        host.find()
+        self._read(host)
+
+    def _read(self, host: _Host) -> None:
+        for port in list(host.places):
+            self._futures.append(self._pool.submit(self._ask, host, port))
+
+    def _ask(self, host: _Host, port: int) -> None:
+        if seen := host.read(port, self._models):
+            self.look[f"{host.name}:{port}"] = seen
+
+
+class _Host:
+    """A connected host: where its replicas are, and how its programs are asked."""
+
+    def __init__(self, connected: Connected, spec: ClusterSpec) -> None:
+        from raycluster.transports.http import http_client
+
+        transport, ports = connected.transport, spec.ports
+        self.connected = connected
+        self.name = connected.host.name
+        self.places: dict[int, Place] = {}
+        self._ports = http_ports(spec)
+        self._client = http_client(transport, ports.metrics, timeout=_TIMEOUT_S)
+        self._prometheus = http_client(transport, ports.prometheus, timeout=_TIMEOUT_S)
+
+    def find(self) -> None:
+        """Find the replicas by the ports on which the host listens."""
+        text = self._run(LISTENING)
+        found = {port: base for port, base in listening(text) if port in self._ports}
+        self.places = {
+            port: place if (place := self.places.get(port)) and place.base == base else Place(base)
+            for port, base in found.items()
+        }
+
+    def read(self, port: int, models: Sequence[str]) -> Seen | None:
+        """Return what a replica says, None where it says nothing of any of the models."""
+        import httpx
+
+        try:
+            text, now = self.places[port].ask(self._client, SERVICE_SERIES)
+            for model in models if text else ():
+                if service := read_service(text, model, now=now):
+                    return Seen(time.monotonic(), model, service)
+        except (httpx.HTTPError, RayclusterError, ValueError):
+            pass
+        return None
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Return what the host says of its GPUs."""
+        return gpus.from_smi(self._run(gpus.ASK))
+
+    def prometheus(self) -> Mapping[str, Told]:
+        """Return what the Prometheus of this host knows of the models."""
+        import httpx
+
+        try:
+            return prometheus.ask(self._prometheus)
+        except (httpx.HTTPError, RayclusterError, ValueError, LookupError, TypeError):
+            return {}
+
+    def _run(self, script: str) -> str:
+        try:
+            return self.connected.transport.run(("sh", "-c", script), timeout=_TIMEOUT_S).text
+        except RayclusterError:
+            return ""  # the look at the cluster tells of it

@@ -1,0 +1,166 @@
+"""How the cluster stands, for programs: versioned, null where a figure is not known; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from raycluster.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
+from raycluster.judge import Health, ModelHealth, Problem
+from raycluster.plan import roles
+from raycluster.report import endpoints
+from raycluster.spec import ResolvedHost
+from raycluster.state import HostState
+from raycluster.status.figures import Figures
+from raycluster.status.gpus import Gpu
+from raycluster.status.warnings import warnings
+
+if TYPE_CHECKING:
+    from raycluster.status.ask import Standing
+
+SCHEMA = 1
+"""Grows when a key goes or changes its meaning, not when one is added."""
+UNREACHED = (UnreachableError, HostKeyError, AuthError, ConnectionLostError)
+
+
+def status_json(standing: Standing) -> dict[str, Any]:
+    """Return all that is known."""
+    health = standing.health
+    return {
+        "schema": SCHEMA,
+        "cluster": health.spec.cluster.name,
+        "taken": standing.taken,
+        "healthy": not health.problems,
+        "problems": _problems(health.problems),
+        "warnings": _problems(warnings(standing)),
+        "nodes": [node(standing, host) for host in health.spec.hosts],
+        "models": [model(standing, each) for each in health.models],
+        "endpoints": endpoints(health.spec),
+        "tunnels": [
+            {"pid": t.pid, "since": t.since, "endpoints": dict(t.urls)} for t in standing.tunnels
+        ],
+        "cost": _cost(standing),
+    }
+
+
+def _problems(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"where": p.where, "what": p.what, "hint": p.hint} for p in problems]
+
+
+def node(standing: Standing, host: ResolvedHost) -> dict[str, Any]:
+    """Return what is known of a host."""
+    health = standing.health
+    seen = health.state.hosts[host.name]
+    found = seen.role(host.role)
+    joined = health.state.node(host)
+    usage = health.usage.get(joined.node_id, {}) if joined else {}
+    memory = usage.get("mem") or []
+    return {
+        "name": host.name,
+        "role": host.role,
+        "runtime": host.kind,
+        "address": seen.address or None,
+        "process": _process(seen, host.role),
+        "started": (found.started or None) if found else None,
+        "joined": joined is not None,
+        "services": [
+            {"role": role, "process": _process(seen, role)}
+            for role in roles(health.spec, host)
+            if role != host.role
+        ],
+        "versions": (
+            {"python": v.python, "ray": v.ray, "vllm": v.vllm, "transformers": v.transformers}
+            if found and (v := found.versions)
+            else None
+        ),
+        "cpus": joined.cpus if joined else None,
+        "cpu_percent": usage.get("cpu"),
+        "memory_bytes": {"used": memory[3], "total": memory[0]} if len(memory) == 4 else None,
+        "gpus": [_gpu(g) for g in standing.gpus.get(host.name, ())],
+        "gpus_total": joined.gpus if joined else None,
+    }
+
+
+def _process(seen: HostState, role: str) -> str:
+    """Return what is known of a process, in one word."""
+    if isinstance(seen.problem, UNREACHED):
+        return "unreachable"
+    found = seen.role(role)
+    if found:
+        return found.health
+    return "unknown" if seen.problem else "absent"
+
+
+def _gpu(gpu: Gpu) -> dict[str, Any]:
+    told = asdict(gpu)
+    errors = told.pop("errors")
+    return {**told, "name": gpu.name or None, "uncorrected_memory_errors": errors}
+
+
+def model(standing: Standing, health: ModelHealth) -> dict[str, Any]:
+    """Return what is known of a model."""
+    app = health.app
+    return {
+        "name": health.name,
+        "status": _status(standing.health, health),
+        "engine": health.engine or None,
+        "fallback_reason": health.reason or None,
+        "start_seconds": dict(health.seconds) or None,
+        "replicas_wanted": app.wanted if app else None,
+        "replicas": [
+            {"id": r.replica_id, "state": r.state.lower(), "address": r.address}
+            for r in (app.replicas if app else ())
+        ],
+        "figures": _figures(standing.figures.get(health.name, Figures())),
+    }
+
+
+def _figures(seen: Figures) -> dict[str, Any]:
+    rates, latency = seen.rates, seen.first_token
+    return {
+        "replicas_answered": seen.answered,
+        "running_requests": seen.running,
+        "waiting_requests": seen.waiting,
+        "kv_cache_usage": seen.kv_cache_usage,
+        "rates": {
+            "source": rates.source,
+            "window_seconds": round(rates.window_s, 3),
+            "requests_per_second": _finite(rates.requests),
+            "errors_per_second": _finite(rates.errors),
+            "generated_tokens_per_second": _finite(rates.tokens),
+        }
+        if rates
+        else None,
+        "time_to_first_token": {
+            "window_seconds": _finite(latency.window_s),
+            "p50_seconds": _finite(latency.p50),
+            "p95_seconds": _finite(latency.p95),
+        }
+        if latency
+        else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return round(value, 4) if value is not None and math.isfinite(value) else None
+
+
+def _cost(standing: Standing) -> dict[str, Any] | None:
+    if (cost := standing.cost) is None:
+        return None
+    return {
+        "currency": cost.currency,
+        "per_hour": cost.per_hour,
+        "per_million_generated_tokens": _finite(cost.per_million),
+        "hosts_without_price": list(cost.unpriced),
+    }
+
+
+def _status(health: Health, model: ModelHealth) -> str:
+    if model.app:
+        return model.app.status.lower()
+    state = health.state
+    unseen = state.hosts[health.spec.hosts[0].name].problem or state.head_problem
+    return "unknown" if unseen else "absent"

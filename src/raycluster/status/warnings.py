@@ -1,0 +1,53 @@
+"""What is not wrong yet, and should be known; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from raycluster.judge import ModelHealth, Problem
+from raycluster.status.figures import Figures
+
+if TYPE_CHECKING:
+    from raycluster.status.ask import Standing
+
+FULL = 0.9  # of the KV cache
+
+
+def warnings(standing: Standing) -> tuple[Problem, ...]:
+    """Return what does not make the cluster degraded, each with its next step."""
+    return (*_models(standing), *_gpus(standing))
+
+
+def _models(standing: Standing) -> Iterator[Problem]:
+    for model in standing.health.models:
+        yield from _model(model, standing.figures.get(model.name, Figures()))
+
+
+def _model(model: ModelHealth, seen: Figures) -> Iterator[Problem]:
+    app = model.app
+    if app is None or not app.running:
+        return  # that is a problem already
+    if app.wanted is not None and app.serving < app.wanted:
+        starting = app.alive - app.serving
+        what = f"{app.serving} of {app.wanted} replicas are ready, {starting} start"
+        yield Problem(model.name, what, "raycluster logs app")
+    if seen.answered < app.serving:
+        what = f"its figures are those of {seen.answered} of {app.serving} replicas"
+        yield Problem(model.name, what, "raycluster logs app")
+    if seen.rates and seen.rates.errors:
+        what = f"{seen.rates.errors:.2g} requests/s end with an error of the server"
+        yield Problem(model.name, what, "raycluster logs app")
+    if seen.waiting and (seen.kv_cache_usage or 0) >= FULL:
+        full = f"{seen.kv_cache_usage:.0%}"
+        what = f"{seen.waiting:.0f} requests wait, and the KV cache is {full} full"
+        yield Problem(model.name, what, "more `replicas`, or a smaller `max_model_len`")
+
+
+def _gpus(standing: Standing) -> Iterator[Problem]:
+    for host, gpus in standing.gpus.items():
+        for gpu in gpus:
+            if gpu.errors:
+                what = f"GPU {gpu.index} had {gpu.errors} memory errors that could not be corrected"
+                hint = f"raycluster exec {host} -- nvidia-smi -q -d ECC; its reset clears them"
+                yield Problem(host, what, hint)
