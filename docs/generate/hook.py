@@ -24,6 +24,7 @@ if str(CHECKOUT) not in sys.path:
 
 from docs.generate.commands import commands_reference  # noqa: E402
 from docs.generate.errors import error_classes, exit_codes  # noqa: E402
+from docs.generate.messages import messages_reference  # noqa: E402
 from docs.generate.panels import dashboards_reference  # noqa: E402
 from docs.generate.results import FOLDER, results_reference  # noqa: E402
 from docs.generate.spec import spec_reference  # noqa: E402
@@ -33,6 +34,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "commands": commands_reference,
     "exit-codes": exit_codes,
     "error-classes": error_classes,
+    "messages": messages_reference,
     "results": results_reference,
     "dashboards": dashboards_reference,
     "example": lambda: f"```toml\n{(CHECKOUT / 'cluster.toml.example').read_text()}```",

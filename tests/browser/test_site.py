@@ -91,7 +91,7 @@ def test_another_host_is_heard_of(address: str, folder: Path, tmp_path: Path) ->
 
 
 def test_pages_fit_a_phone(address: str, folder: Path, tmp_path: Path) -> None:
-    pages = ("index", "reference/spec", "reference/commands", "security", "comparison")
+    pages = ("index", "reference/spec", "operations/messages", "security", "comparison")
     wide = {}
     for page in pages:
         (folder / "frame.html").write_text(FRAME.replace("PAGE", f"{page}.html"))

@@ -16,6 +16,7 @@ from mkdocs.exceptions import PluginError
 from docs.generate.commands import commands_reference
 from docs.generate.errors import classes
 from docs.generate.hook import ADDED, relinked
+from docs.generate.messages import messages, messages_reference, plain, texts
 from docs.generate.results import FOLDER, results_reference
 from docs.generate.spec import spec_reference
 from raycluster.commands import COMMANDS
@@ -166,6 +167,40 @@ def test_every_port_is_on_the_page_of_security() -> None:
     page = (CHECKOUT / "docs" / "security.md").read_text()
     assert [name for name in Ports.model_fields if f"`{name}`" not in page] == []
     assert [port for port in HEAD_PORTS.values() if str(port) not in page] == []
+
+
+def test_every_message_is_found_with_its_next_step() -> None:
+    said = messages()
+    assert ("no such file", "write one with: raycluster init") in said["SpecError"]
+    assert ("… refused the connection", "start sshd there, or correct port") in said[
+        "UnreachableError"
+    ]  # assigned before, one pair for each case
+    assert ("two hosts are called …", "") in said["SpecError"]  # of a model's validator
+    assert ("is not deployed", "raycluster up") in said["Problem"]
+    assert sum(len(told) for told in said.values()) > 250
+    page = messages_reference()
+    assert "| no such file | write one with: raycluster init |" in page
+    assert [error.__name__ for error in classes() if f"## {error.__name__}\n" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "may_be"),
+    [
+        ("'a'", ["a"]),
+        ("f'a {b} c'", ["a … c"]),
+        ("'a' + f'{b}'", ["a…"]),
+        ("'a' if b else known", ["a", "x", "y"]),
+        ("unknown", ["…"]),
+        ("call()", ["…"]),
+    ],
+)
+def test_a_text_is_read_from_the_source(code: str, may_be: list[str]) -> None:
+    assert texts(ast.parse(code, mode="eval").body, {"known": ["x", "y"]}) == may_be
+
+
+def test_signs_of_markdown_are_plain_but_in_code() -> None:
+    assert plain("a_b <c> [d] `e_f`") == r"a\_b &lt;c> \[d\] `e_f`"
+    assert plain("a `b") == "a 'b"
 
 
 def test_messages_that_the_page_of_errors_quotes_are_in_the_code() -> None:
