@@ -10,6 +10,7 @@ from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import Facts, Files, Process, Versions
 from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
 from raycluster.events import Event
+from raycluster.images import bring_images
 from raycluster.leave import drain, forget
 from raycluster.observe import observe, push_live, read_facts
 from raycluster.payload import code_files, members_file, secret_files
@@ -125,6 +126,10 @@ def _prepare(
     if facts.keys() == {h.name for h in work.spec.hosts}:
         check_gpus(work.spec, {h.name: gpus_of(h, facts[h.name]) for h in work.spec.hosts})
 
+    login = work.secrets.registry
+    starts = [replace(s, process=replace(s.process, login=login)) for s in starts]
+    bring_images(work, {h: [s.process for s in starts if s.host == h] for h in hosts})
+
     def prepare(connected: Connected) -> dict[str, Versions]:
         name = connected.host.name
         tell = work.tell(name)
@@ -132,11 +137,7 @@ def _prepare(
         for start in mine:
             ours = start.replaces or name in freed
             check_facts(connected.host, replace(start, replaces=ours), facts[name])
-        login = work.secrets.registry
-        found = {
-            s.process.role: connected.runtime.prepare(replace(s.process, login=login), tell)
-            for s in mine
-        }
+        found = {s.process.role: connected.runtime.prepare(s.process, tell) for s in mine}
         if v := found.get(connected.host.role):
             tell(f"ready: Ray {v.ray}, Python {v.python}, vLLM {v.vllm or 'none'}")
         return found

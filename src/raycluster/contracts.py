@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -248,6 +248,26 @@ def file_mode(content: bytes) -> int:
 
 Tell = Callable[[str], None]
 """Takes one short line of progress about the host at hand."""
+
+
+@runtime_checkable
+class ImageStore(Protocol):
+    """A runtime that keeps images. All errors are HostErrors that name the host."""
+
+    socket: str
+    """Where the host's own programs reach what keeps the images."""
+
+    def layers(self, image: str) -> tuple[str, ...]:
+        """Return the digests of an image's layers; none where it is not there."""
+        ...
+
+    def save(self, image: str) -> Iterator[bytes]:
+        """Yield an archive of an image."""
+        ...
+
+    def load(self, archive: Iterable[bytes]) -> None:
+        """Take the images of an archive."""
+        ...
 
 
 class Runtime(Protocol):

@@ -71,8 +71,13 @@ def exchange(
     port: int,
     order: Mapping[str, Any],
     told: Told,
+    *,
+    feed: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
-    """Hand on what `order` names, and return why it failed for those where it did."""
+    """Hand on what `order` names, and return why it failed for those where it did.
+
+    `feed` is called when all have begun: it may append to what a holder has (`grows`).
+    """
     run = _Run(port, {**order, "token": secrets.token_hex(32)}, told)
     with run:
         run.begin(holders, {holder.name: () for holder in holders})
@@ -83,7 +88,8 @@ def exchange(
         found = ways([h.name for h in serving], [t.name for t in takers])
         peers = {name: [(addresses[p], port) for p in way] for name, way in found.items()}
         run.begin(takers, peers)
-        run.wait_for([t.name for t in takers])
+        feed()
+        run.wait_for([p.name for p in (*serving, *takers)])
     return run.problems
 
 
@@ -95,6 +101,7 @@ class _Run:
         self._port, self._order, self._told = port, order, told
         self._over = threading.Event()
         self._change = threading.Condition()
+        self._begun: set[str] = set()
         self._settled: set[str] = set()
         self._threads: list[threading.Thread] = []
 
@@ -118,8 +125,8 @@ class _Run:
     def serves(self, name: str) -> bool:
         """Wait until a holder has begun to serve; False where it does not."""
         with self._change:
-            self._change.wait_for(lambda: name in self._settled, BEGIN_S)
-            if name not in self._settled:
+            self._change.wait_for(lambda: name in self._begun, BEGIN_S)
+            if name not in self._begun:
                 self.problems.setdefault(name, f"did not begin to serve within {BEGIN_S:.0f} s")
             return name not in self.problems
 
@@ -143,6 +150,7 @@ class _Run:
                 if "error" in line:
                     self.problems[party.name] = str(line["error"])
                     return
+                self._begin(party.name)
                 if not line.get("done") or party.name not in self._settled:
                     self._told(party.name, line)
                 if line.get("done"):
@@ -152,8 +160,14 @@ class _Run:
         if party.name not in self._settled:
             self.problems.setdefault(party.name, "its program ended early")
 
+    def _begin(self, name: str) -> None:
+        with self._change:
+            self._begun.add(name)
+            self._change.notify_all()
+
     def _settle(self, name: str) -> None:
         with self._change:
+            self._begun.add(name)
             self._settled.add(name)
             self._change.notify_all()
 

@@ -30,6 +30,7 @@ from raycluster.services.grafana import GRAFANA, READ_PASSWORD
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spool import clear_spool
 from raycluster.state import ClusterState
 from raycluster.weights import bring
 from raycluster.work import Work, wiring
@@ -207,6 +208,7 @@ def _clean(
     spec: ClusterSpec, connected: Connected, listen: Listener, *, purge: bool
 ) -> tuple[str, ...]:
     removed = connected.runtime.remove(None, purge=purge)
+    removed += clear_spool(connected, spec.distribution.folder, spec.cluster.name)
     done = connected.transport.run(("sh", "-c", remove_script(spec.cluster.name)))
     if done.exit_code != 0:
         said = done.stderr.decode(errors="replace").strip()[-300:]

@@ -37,18 +37,16 @@ def bring(
     HostError with what is wrong on which host, and AppError where hosts hold different files.
     """
     models = [app["args"]["model"] for app in body["applications"] if "model" in app["args"]]
-    by_host = {
-        name: needed
-        for name, needed in holders(work.spec, state, models).items()
-        if needed and (hosts is None or name in hosts)
-    }
+    every = {name: needed for name, needed in holders(work.spec, state, models).items() if needed}
+    by_host = {n: needed for n, needed in every.items() if hosts is None or n in hosts}
     if not by_host:
         return
     asking = Asking(work, models[0]["secrets_path"], verify=verify)
-    if work.spec.distribution.models != "hub" and len(by_host) > 1:
+    if work.spec.distribution.models != "hub" and len(every) > 1:
         for source in dict.fromkeys(w for needed in by_host.values() for w in needed):
             if not is_path(source.source):
-                _hand_on(asking, source, [h for h, needed in by_host.items() if source in needed])
+                those = [h for h, needed in every.items() if source in needed]
+                _hand_on(asking, source, those, [h for h in those if h in by_host])
     compare(all_or_raise(work.fleet.each(by_host, lambda c: asking.fetch(c, by_host[c.host.name]))))
 
 
@@ -105,43 +103,58 @@ ORDER_FILE = "share.json"
 _SHARE = ("sh", "-c", f'exec python -m raycluster.serve.share "$RAYCLUSTER_ROOT/{ORDER_FILE}"')
 
 
-def _hand_on(asking: Asking, wanted: Wanted, hosts: Sequence[str]) -> None:
-    """Let one host fetch what the others lack, and the others take it from there.
+def _hand_on(asking: Asking, wanted: Wanted, those: Sequence[str], hosts: Sequence[str]) -> None:
+    """Let `hosts` take a model from one of `those` that has it, or from one of them that fetches.
 
     Where that fails a note says so, and every host is left to fetch for itself.
     """
     work = asking.work
-    fleet = work.fleet
-    if work.spec.distribution.models == "auto" and not all_private(fleet[h].address for h in hosts):
+    fleet, auto = work.fleet, work.spec.distribution.models == "auto"
+    if len(those) < 2 or (auto and not all_private(fleet[h].address for h in those)):
         return
-    held = _known(fleet.each(hosts, lambda c: asking.held(c, wanted)))
-    if all(held.get(host) for host in hosts):
+    held = _held(asking, wanted, those)
+    if held.keys() >= {*hosts}:
         return
-    first = [h for h in hosts if held.get(h)] or [hosts[0]]
-    fetched = _known(fleet.each(first, lambda c: asking.fetch(c, [wanted])))
-    if not fetched:  # perhaps others have a way to the hub
-        rest = [h for h in hosts if h not in first]
-        fetched = _known(fleet.each(rest, lambda c: asking.fetch(c, [wanted])))
-    held = {
-        h: found
-        for h, found in _known(fleet.each(fetched, lambda c: asking.held(c, wanted))).items()
-        if found
-    }
+    if not any(h in held for h in those if h not in hosts):  # those serve, and are not changed
+        held = _fetched(asking, wanted, hosts, [h for h in hosts if h in held])
     if not held:
         return
     listed = next(iter(held.values()))
     holders = [h for h in held if held[h] == listed]
     takers = [h for h in hosts if h not in holders]
+
+    def told(host: str, line: Mapping[str, Any]) -> None:
+        if host in takers:
+            _tell_taken(work, host, wanted.source, line)
+
     problems = exchange(
         [asking.party(fleet[h]) for h in holders],
         [asking.party(fleet[h]) for h in takers],
         work.spec.ports.transfer,
         asking.order(wanted, listed),
-        lambda host, line: _tell_taken(work, host, wanted.source, line),
+        told,
     )
-    for host, why in problems.items():
-        what = f"{wanted.source} does not come from {', '.join(holders)}: {why}; asking the hub"
-        work.listen(Event(host, what, "note"))
+    for host in (h for h in takers if h in problems):
+        what = f"{wanted.source} does not come from {', '.join(holders)}: {problems[host]}"
+        work.listen(Event(host, f"{what}; asking the hub", "note"))
+
+
+def _held(asking: Asking, wanted: Wanted, hosts: Iterable[str]) -> dict[str, Any]:
+    """Return what the files of a model are on the hosts that hold all of them."""
+    found = _known(asking.work.fleet.each(hosts, lambda c: asking.held(c, wanted)))
+    return {host: listed for host, listed in found.items() if listed}
+
+
+def _fetched(
+    asking: Asking, wanted: Wanted, hosts: Sequence[str], ready: Sequence[str]
+) -> dict[str, Any]:
+    """Let the hosts that have a model ask the hub, or one fetch it; return what they hold then."""
+    first = ready or hosts[:1]
+    for some in (first, [h for h in hosts if h not in first]):
+        done = _known(asking.work.fleet.each(some, lambda c: asking.fetch(c, [wanted])))
+        if done:  # or else others may have a way to the hub
+            return _held(asking, wanted, done)
+    return {}
 
 
 def _known(results: Mapping[str, T | RayclusterError]) -> dict[str, T]:

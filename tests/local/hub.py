@@ -135,12 +135,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def open_hub(hub: Hub) -> Iterator[Hub]:
+def open_hub(hub: Hub, address: str = "127.0.0.1") -> Iterator[Hub]:
     """Serve until the end of the body."""
     handler = type("Handler", (_Handler,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer((address, 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        hub.url = f"http://127.0.0.1:{server.server_port}"
+        hub.url = f"http://{address}:{server.server_port}"
         try:
             yield hub
         finally:

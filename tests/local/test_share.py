@@ -7,18 +7,29 @@ import os
 import random
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from raycluster import connect
+from raycluster.connect import Fleet
+from raycluster.contracts import Runtime, Secret, Transport
+from raycluster.events import Event
 from raycluster.exchange import Party, exchange, spoken
+from raycluster.serve.settings import ModelSettings
 from raycluster.serve.wanted import Wanted, order
+from raycluster.services.wiring import Secrets
+from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.transports.local import LocalTransport
+from raycluster.weights import bring
+from raycluster.work import Work
 from tests.local.hub import Hub, open_hub
+from tests.local.nodes import Inside, Nodes, state_of
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
 
@@ -166,3 +177,53 @@ def test_names_from_another_node_lead_nowhere_else(tmp_path: Path, python: str, 
     )
     with closing(spoken(party.shell, party.argv, party.env)) as lines:
         assert next(lines) == {"error": "acme/tiny names files outside of its folder"}
+
+
+@pytest.fixture
+def spec(tmp_path: Path, python: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> ClusterSpec:
+    """Three hosts that are folders here; the last ones have no way to the hub."""
+    numbers = {"head": 1, "second": 2, "third": 3}
+    made = {
+        name: make_node(tmp_path, number, python, hub.url if number == 1 else NO_HUB)
+        for name, number in numbers.items()
+    }
+
+    def nodes(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
+        path = f"{Path(python).parent}:{os.environ['PATH']}"
+        return cast(Runtime, Nodes(Inside(transport, {**made[host.name].env, "PATH": path})))
+
+    local = {"ssh": lambda host, ask: LocalTransport(host.name)}
+    monkeypatch.setattr(connect, "TRANSPORTS", local)
+    monkeypatch.setattr(connect, "RUNTIMES", {"docker": nodes})
+    hosts = [{"host": n, "private_address": f"127.0.0.{i}"} for n, i in numbers.items()]
+    workers = [{**hosts[1], "name": "second"}, {**hosts[2], "name": "third"}]
+    table = {"cluster": {"name": "q"}, "head": hosts[0], "workers": workers}
+    return ClusterSpec.model_validate({**table, "ports": {"transfer": free_port()}})
+
+
+def brought(spec: ClusterSpec, *hosts: str) -> list[Event]:
+    settings = ModelSettings("m", WANTED.source, secrets_path="$RAYCLUSTER_ROOT/secrets.json")
+    body = {"applications": [{"args": {"model": settings.to_json()}}]}
+    told: list[Event] = []
+    with Fleet("q", 4) as fleet:
+        fleet.reach(spec.hosts, lambda connected: connected.address)
+        work = Work(spec, fleet, Secret("t"), Secrets(), told.append)
+        bring(work, state_of(work), body, hosts=hosts or None)
+    return told
+
+
+def test_up_brings_a_model_to_one_host_and_on_from_there(
+    tmp_path: Path, spec: ClusterSpec, hub: Hub
+) -> None:
+    brought(spec, "head")
+    assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}
+    told = brought(spec)
+    assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}
+    taken = {e.subject for e in told if "taken from other hosts and checked" in e.text}
+    assert taken == {"second", "third"}
+    notes = {e.subject: e.text for e in told if e.kind == "note"}
+    assert all("the hub does not answer" in text for text in notes.values())
+    assert notes.keys() == {"second", "third"}
+    assert not [e for e in brought(spec) if "from other hosts" in e.text], "once is enough"
+    files = sorted(p.name for p in tmp_path.glob("?/cache/huggingface/hub/models--*/blobs/*"))
+    assert len(files) == 3 * len(FILES)

@@ -33,7 +33,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("observe", "replicas", "judge"),
     ("work", "health", "inside", "lock", "scrape"),
     ("exchange",),
-    ("leave", "weights"),
+    ("spool",),
+    ("leave", "weights", "images"),
     ("deploy",),
     ("apply",),
     ("up", "checks", "exposure"),
@@ -117,7 +118,8 @@ SHARED = {
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
-    *("runtimes.native_processes", "runtimes.supervisor", "serve.transfer"),
+    *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
+    "serve.transfer",
 )
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cached_property
@@ -63,6 +63,7 @@ class DockerRuntime:
         self._cluster = cluster
         self._transport = transport
         self._pull: Literal["always", "missing", "never"] = pull
+        self.socket = socket
         self._edge = Edge(host, transport, socket)
 
     @cached_property
@@ -102,6 +103,24 @@ class DockerRuntime:
                 hint="choose an image that holds ray and an engine, such as rayproject/ray-llm",
             )
         return versions
+
+    def layers(self, image: str) -> tuple[str, ...]:
+        """Return the digests of an image's layers, the same whatever store Docker has."""
+        with self._edge.translated(f"looking at {image}"):
+            return self._images.layers(image)
+
+    def save(self, image: str) -> Iterator[bytes]:
+        """Yield what `docker save` writes."""
+        with self._edge.translated(f"saving {image}"):
+            yield from self._client.get_image(image)
+
+    def load(self, archive: Iterable[bytes]) -> None:
+        """Take what `docker save` wrote."""
+        with self._edge.translated("loading an image"):
+            events = self._client.load_image(archive)  # type: ignore[no-untyped-call]
+            for event in events:
+                if "error" in event:
+                    raise ImageError(f"cannot load an image: {event['error']}", where=self._host)
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
         """Replace the role's container; one that ends at once is an error with its last line."""

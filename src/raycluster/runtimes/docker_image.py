@@ -151,6 +151,11 @@ class Images:
         self._check_architecture(image, held)
         return held
 
+    def layers(self, image: str) -> tuple[str, ...]:
+        """Return the digests of the image's layers; none where it is not on the host."""
+        held = self._inspect(image)
+        return tuple((held or {}).get("RootFS", {}).get("Layers") or ())
+
     def user(self, image: str) -> str:
         """Return the user that the image names, as it names it; ImageError without the image."""
         held = self._inspect(image)

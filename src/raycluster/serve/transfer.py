@@ -1,10 +1,11 @@
 """Hands files from host to host: each takes from the one before it, and serves while it takes.
 
 It needs a Python 3.8 and its standard library, so that it runs on hosts as well as in nodes:
-`python3 transfer.py ORDER`, with ORDER a file of JSON that is removed once it was read:
-`token`, `listen`, `port`, `items` (path, size, digest) and `peers` (address and port, the best
-first; none where all items are here). Every line of the output is JSON: `here` and `total` bytes,
-`done`, or `error`; lines go on until nobody reads them, or nobody takes anything any more.
+`python3 transfer.py ORDER`, with ORDER a file of JSON that is removed once it was read: `token`,
+`listen`, `port`, `items` (path, size, digest) and `peers` (address and port, the best first; none
+where all items are here, or come as `grows` says: somebody appends to them). Every line of the
+output is JSON: `here` and `total` bytes, `done`, or `error`; lines go on until nobody reads them,
+or nobody takes anything any more.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ EARLY_S = 5.0
 IDLE_S = 120.0
 """Seconds without a taker after which a sender that nobody ended ends by itself."""
 EVERY_S = 0.5
+GROW_S = 600.0
+"""Seconds in which nothing is appended to an item that grows, after which it is given up."""
 PART = ".raycluster-part"
 
 
@@ -301,6 +304,35 @@ class Taker:
             connection.close()
 
 
+def grow(shelf: Shelf) -> None:
+    """Follow items that somebody else appends to, and check them. Raises TransferError, OSError."""
+    for index, item in enumerate(shelf.items):
+        if not item.whole:
+            _follow(shelf, index, item)
+        shelf.set(index, item.size)
+
+
+def _follow(shelf: Shelf, index: int, item: Item) -> None:
+    digest, here, end = digest_of(item.digest, item.size), 0, time.monotonic() + GROW_S
+    item.part.touch()
+    with item.part.open("rb", buffering=0) as part:
+        while here < item.size:
+            data = part.read(CHUNK)
+            digest.update(data)
+            here += len(data)
+            shelf.set(index, here)
+            if data:
+                end = time.monotonic() + GROW_S
+            elif time.monotonic() > end:
+                raise TransferError(f"nothing more of {item.path.name} comes")
+            else:
+                time.sleep(0.02)
+    if here != item.size or digest.hexdigest() != item.digest:
+        item.part.unlink()
+        raise TransferError(f"{item.path.name} came with a wrong SHA-256 or size")
+    item.part.replace(item.path)
+
+
 def _write(part: BinaryIO, data: memoryview) -> None:
     while data:  # a raw file may take a part alone
         data = data[part.write(data) :]
@@ -329,7 +361,9 @@ def run(
 
     def bring() -> None:
         try:
-            if peers:
+            if order.get("grows"):
+                grow(shelf)
+            elif peers:
                 Taker(shelf, peers, order["token"]).take()
             else:
                 for index, item in enumerate(items):

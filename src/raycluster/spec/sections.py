@@ -123,6 +123,12 @@ class Runtime(Part):
         description="Docker: when to pull the image (`always`, `never`); default `missing`.",
         examples=["missing"],
     )
+    archive: Operand | None = Field(
+        default=None,
+        description="Docker: a file of `docker save` here, with `image` in it, for hosts that "
+        "lack it.",
+        examples=["./image.tar"],
+    )
     volumes: tuple[VolumeText, ...] | None = Field(
         default=None,
         description="Docker: `SOURCE:/TARGET[:ro]` besides the cluster's own volume.",
@@ -158,6 +164,12 @@ class Runtime(Part):
         description="Native: start again after a reboot (crontab); default true.",
         examples=[True],
     )
+
+    @model_validator(mode="after")
+    def _archive_is_enough(self) -> Runtime:
+        if self.archive and self.pull == "always":
+            raise ValueError('`archive` brings the image, and pull = "always" asks a registry: one')
+        return self
 
 
 class Host(Ssh):

@@ -11,6 +11,7 @@ from raycluster.spec.types import (
     AtLeastOne,
     Bytes,
     Days,
+    Folder,
     HttpPath,
     ImageName,
     IpAddress,
@@ -131,6 +132,15 @@ class Distribution(Part):
         default="auto",
         description="Hosts take a model from one another (`peer`), each from the hub (`hub`), or "
         "from one another where all their addresses are private (`auto`).",
+    )
+    images: Literal["registry", "peer"] = Field(
+        default="registry",
+        description="Every host pulls an image (`registry`), or one does, and the others take it "
+        "from there (`peer`).",
+    )
+    folder: Folder = Field(
+        default="/var/tmp",  # noqa: S108  # a folder of each user's own is made in it
+        description="On Docker hosts: where an image lies on its way to Docker.",
     )
 
 

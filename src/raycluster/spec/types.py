@@ -211,6 +211,7 @@ VolumeText = Annotated[
         "`/FOLDER:/TARGET` or `VOLUME:/TARGET`, with `:ro` or without, is",
     ),
 ]
+Folder = Annotated[Operand, Worded(r"/[^\0\n]*", "a folder's absolute path is")]
 Size = Annotated[Text, Worded(r"[0-9]{1,15}[bkmg]?", "a size such as `8g` or `512m` is")]
 Bytes = Annotated[Text, Worded(r"[1-9][0-9]{0,8}[kmg]?", "a size such as `64m` or `2g` is")]
 Days = Annotated[Text, Worded(r"[1-9][0-9]{0,4}[hdw]", "a time such as `12h`, `15d` or `8w` is")]

@@ -1,0 +1,178 @@
+"""A host's folder for image archives on their way to its Docker, and our programs there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+from raycluster.connect import Connected
+from raycluster.contracts import ImageStore, Transport
+from raycluster.errors import CommandError, HostError, ImageError
+from raycluster.exchange import Party, spoken
+
+PIECE = 16 << 20
+"""Bytes of an archive that go to a host at once: what a break costs at most."""
+PROGRAMS = (("raycluster.serve", "transfer.py"), ("raycluster.runtimes", "docker_spool.py"))
+LOOPBACK = "127.0.0.1"
+
+_MAKE = """
+umask 077
+mkdir -p -m 700 "$1" && [ -O "$1" ] && [ ! -L "$1" ] || exit 1
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null && echo python || echo none
+"""
+_SIZE = """
+if [ -f "$1" ]; then echo whole; else wc -c <"$1.raycluster-part" 2>/dev/null || echo 0; fi
+"""
+_APPEND = """
+umask 077
+touch "$1.raycluster-part"
+[ "$(wc -c <"$1.raycluster-part")" -eq "$2" ] && cat >>"$1.raycluster-part"
+"""
+_CLOSE = """
+cd "$1" && rm -f -- *.py *.json saved.tar* && cd / && rmdir "$1" 2>/dev/null
+true
+"""
+_CLEAR = '[ -d "$1" ] && [ -O "$1" ] && [ ! -L "$1" ] && rm -rf "$1" && echo removed; true'
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file of `docker save`: its bytes and SHA-256, and the layers of the image in it."""
+
+    size: int
+    digest: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A host's folder for archives; `python` tells whether programs of ours can run there."""
+
+    host: Connected
+    folder: str
+    python: bool
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.host.name
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the host."""
+        return self.host.transport
+
+    def file(self, archive: Archive) -> str:
+        """Return where an archive lies."""
+        return f"{self.folder}/image-{archive.digest[:16]}.tar"
+
+    def party(self, archive: Archive, *, alone: bool) -> Party:
+        """Return the host as one that takes part in an exchange, or has nobody to serve."""
+        item = {"path": self.file(archive), "size": archive.size, "digest": archive.digest}
+        path = f"{self.folder}/order.json"
+
+        def deliver(content: bytes) -> None:
+            order = {**json.loads(content), "items": [item]}
+            order["grows"] = bool(order.get("grows")) and not order["peers"]
+            self.transport.put(path, json.dumps(order).encode(), mode=0o600)
+
+        address = LOOPBACK if alone else self.host.address
+        argv = self._program("transfer.py", path)
+        return Party(self.name, address, self.transport, argv, {}, deliver)
+
+    def upload(self, path: Path, archive: Archive) -> Iterator[int]:
+        """Append to the archive here what it lacks; yield how much is there. Raises HostError."""
+        target = self.file(archive)
+        said = self.transport.run(("sh", "-c", _SIZE, "size", target)).text.strip()
+        if said == "whole":
+            return
+        here = int(said or 0)
+        with path.open("rb") as file:
+            file.seek(here)
+            while piece := file.read(PIECE):
+                argv = ("sh", "-c", _APPEND, "append", target, str(here))
+                done = self.transport.run(argv, input=piece, timeout=None)
+                if done.exit_code:
+                    said = done.stderr.decode(errors="replace").strip()[-300:]
+                    raise CommandError(
+                        f"cannot write {target}: {said or 'it was changed meanwhile'}",
+                        where=self.name,
+                        hint="see the room there, or set distribution.folder to another disk",
+                        status=done.exit_code,
+                    )
+                here += len(piece)
+                yield here
+
+    def save(self, image: str) -> Iterator[Mapping[str, Any]]:
+        """Let Docker write an image here; the last line has its `size` and `digest`."""
+        argv = ("save", store(self.host).socket, f"{self.folder}/saved.tar", image)
+        yield from self._said(self._program("docker_spool.py", *argv))
+
+    def keep_saved(self, archive: Archive) -> None:
+        """Give what was saved its name."""
+        self.transport.run(("mv", "-f", f"{self.folder}/saved.tar", self.file(archive)))
+
+    def load(self, archive: Archive) -> None:
+        """Give an archive to Docker, and remove it here. Raises ImageError."""
+        argv = ("load", store(self.host).socket, self.file(archive))
+        for _ in self._said(self._program("docker_spool.py", *argv)):
+            pass
+        self.remove(archive)
+
+    def remove(self, archive: Archive) -> None:
+        """Remove an archive here."""
+        self.transport.run(("rm", "-f", self.file(archive)))
+
+    def close(self) -> None:
+        """Remove our programs; what a later run can go on with stays."""
+        self.transport.run(("sh", "-c", _CLOSE, "close", self.folder))
+
+    def _program(self, name: str, *arguments: str) -> tuple[str, ...]:
+        return ("python3", "-I", f"{self.folder}/{name}", *arguments)
+
+    def _said(self, argv: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        with closing(spoken(self.transport, argv, {})) as lines:
+            for line in lines:
+                if "error" in line:
+                    raise ImageError(str(line["error"]), where=self.name)
+                yield line
+
+
+def store(connected: Connected) -> ImageStore:
+    """Return the runtime of a host that is known to keep images."""
+    return cast(ImageStore, connected.runtime)
+
+
+def open_spool(connected: Connected, base: str, cluster: str) -> Spool:
+    """Make a host's folder, with our programs in it. Raises HostError."""
+    transport, folder = connected.transport, _folder(connected.transport, base, cluster)
+    done = transport.run(("sh", "-c", _MAKE, "make", folder))
+    if done.exit_code:
+        raise HostError(
+            f"{folder} cannot be made, or is somebody else's",
+            where=connected.host.name,
+            hint="set distribution.folder to a folder that the user may write to",
+        )
+    spool = Spool(connected, folder, done.text.strip() == "python")
+    for package, program in PROGRAMS if spool.python else ():
+        content = (resources.files(package) / program).read_bytes()
+        transport.put(f"{folder}/{program}", content, mode=0o600)
+    return spool
+
+
+def clear_spool(connected: Connected, base: str, cluster: str) -> tuple[str, ...]:
+    """Remove what an interrupted run has left on a host, and return it."""
+    folder = _folder(connected.transport, base, cluster)
+    done = connected.transport.run(("sh", "-c", _CLEAR, "clear", folder))
+    return (f"folder {folder}",) if done.text.strip() == "removed" else ()
+
+
+def _folder(transport: Transport, base: str, cluster: str) -> str:
+    """Return the folder of this user and cluster: others may write to what is above it."""
+    user = transport.run(("id", "-u")).text.strip()
+    return f"{base.rstrip('/')}/raycluster-{user}-{cluster}"
