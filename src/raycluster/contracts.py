@@ -237,6 +237,24 @@ class Facts:
     epoch: float = 0.0
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What `prepare` would find on a host, and where paths of the process lie there.
+
+    `what` names what the process runs from, an image or an environment, and `there` says whether it
+    is on the host and is taken as it is; `folder` is where it lies. `image` is what its registry
+    can be asked for. `held_bytes` are those of what is there, where they can be told. `places` are
+    paths of the host by those that were asked for, empty for what lies in an image.
+    """
+
+    what: str
+    there: bool
+    folder: str = ""
+    image: str = ""
+    held_bytes: int | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
 Files = Mapping[str, bytes]
 """Relative path under ROOT -> content. Owned by who runs the process, with `file_mode`."""
 
@@ -279,6 +297,13 @@ class Runtime(Protocol):
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Bring the image or environment to the host and return what is in it; starts nothing."""
+        ...
+
+    def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:
+        """Return what `prepare` would bring, and where `paths`, as the process has them, lie.
+
+        A path may begin with ROOT. Changes nothing, and needs no process to run.
+        """
         ...
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raycluster.forecast.whole import Forecast
 from raycluster.plan import Action, Deploy, Guard, Reload, Remove, Start
+from raycluster.report_forecast import forecast_json
 from raycluster.services.grafana import HOW_TO_READ, USER
 from raycluster.spec import ClusterSpec
 from raycluster.spec.services import EVERYWHERE, LOOPBACK
@@ -33,10 +35,13 @@ def _lines(action: Action) -> list[str]:
     return [action.describe(), *(f"    {cost}" for cost in costs)]
 
 
-def plan_json(spec: ClusterSpec, actions: Iterable[Action]) -> dict[str, Any]:
-    """Return the plan for a program."""
+def plan_json(
+    spec: ClusterSpec, actions: Iterable[Action], forecast: Forecast | None = None
+) -> dict[str, Any]:
+    """Return the plan for a program, with what it needs and costs."""
     changes = [_action(a) for a in actions]
-    return {"schema": SCHEMA, "cluster": spec.cluster.name, "changes": changes}
+    known = forecast_json(forecast) if forecast else {}
+    return {"schema": SCHEMA, "cluster": spec.cluster.name, "changes": changes, **known}
 
 
 def _action(action: Action) -> dict[str, Any]:

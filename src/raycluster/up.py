@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -13,12 +13,14 @@ from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
 from raycluster.errors import CommandError, HostError, RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.forecast.whole import Forecast, at_rest, refuse
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
 from raycluster.plan import (
     APP,
     EVERYTHING,
     Action,
+    Deploy,
     Only,
     Start,
     check_machines,
@@ -32,6 +34,7 @@ from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spool import clear_spool
 from raycluster.state import ClusterState
+from raycluster.survey import look_ahead
 from raycluster.weights import bring
 from raycluster.work import Work, wiring
 
@@ -89,6 +92,9 @@ def _up(
         check_up(spec, state)
     work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
     actions = plan_nodes(spec, state, wiring(work, state), only)
+    starts = any(isinstance(action, Start) for action in actions)
+    if starts and only.app:
+        _refuse_what_cannot_work(work, state, actions)
     for action in actions:
         listen(Event(action.host, action.describe().partition(": ")[2]))
     if actions:
@@ -103,6 +109,8 @@ def _up(
         return Outcome(actions, (), password)
     change = plan_deploy(work, state)
     if change:
+        if not starts:
+            _refuse_what_cannot_work(work, state, (change,))
         deploy(work, change, state, verify=verify)
         actions = (*actions, change)
     else:
@@ -125,15 +133,27 @@ def _grafana_password(fleet: Fleet, actions: tuple[Action, ...]) -> Secret | Non
     return None
 
 
+def _refuse_what_cannot_work(work: Work, state: ClusterState, actions: Sequence[Action]) -> None:
+    """Raise SpecError or HostError where models cannot fit on the hosts, before any is started."""
+    refuse(look_ahead(work, state, actions), state.hosts)
+
+
 def preview(
     spec: ClusterSpec, fleet: Fleet, secrets: Secrets, only: Only = EVERYTHING
-) -> tuple[Action, ...]:
-    """Return what `up` would do now; changes nothing. Raises what keeps hosts from being seen."""
+) -> tuple[tuple[Action, ...], Forecast]:
+    """Return what `up` would do now, and what that needs and costs; changes nothing.
+
+    Raises what keeps hosts from being seen.
+    """
     state = _seen(spec, fleet, only)
     work = Work(spec, fleet, state.token or _new_token(), secrets, lambda _: None)
     actions = plan_nodes(spec, state, wiring(work, state), only)
     change = plan_deploy(work, state) if only.app else None
-    return (*actions, change) if change else actions
+    if change:
+        actions = (*actions, change)
+    if any(isinstance(action, Start | Deploy) for action in actions):
+        return actions, look_ahead(work, state, actions, models=only.app)
+    return actions, at_rest(spec, state, actions)
 
 
 def _reach(spec: ClusterSpec, fleet: Fleet, only: Only) -> None:

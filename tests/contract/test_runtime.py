@@ -6,10 +6,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Found, Process, Runtime, Versions
+from raycluster.contracts import ROOT, Found, Process, Runtime, Versions
 from raycluster.errors import CommandError, HostError
 from tests.contract.conftest import Kind
 
@@ -70,6 +71,19 @@ def test_a_started_process_is_observed_with_what_it_was_started_from(
     assert (found.role, found.fingerprint, found.health) == ("head", process.fingerprint, "running")
     assert found.versions == VERSIONS
     assert found.started
+
+
+def test_the_outlook_finds_what_a_process_runs_from_and_where_its_files_lie(
+    kind: Kind, runtime: Runtime
+) -> None:
+    process = loop(kind)
+    before = runtime.outlook(process, [f"{ROOT}/x"])
+    assert before.there
+    assert runtime.observe() == ()
+    begin(runtime, process, x=b"content")
+    after = runtime.outlook(process, [f"{ROOT}/x"])
+    assert before == after
+    assert Path(after.places[f"{ROOT}/x"]).read_bytes() == b"content"
 
 
 def test_starting_a_role_again_replaces_it(kind: Kind, runtime: Runtime) -> None:

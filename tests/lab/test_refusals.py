@@ -5,6 +5,7 @@ In every case the first host is in order, so that something could have been star
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -249,6 +250,32 @@ def other_ray(lab: Lab, host: Host, folder: Path) -> Iterator[str]:
         host.check("rm", "-rf", home, f"/tmp/{wheel.name}")
 
 
+HUGE = {
+    **{"hidden_size": 16384, "intermediate_size": 53248, "vocab_size": 128256},
+    **{"num_attention_heads": 128, "num_key_value_heads": 8, "num_hidden_layers": 126},
+    **{"hidden_act": "silu", "tie_word_embeddings": False, "max_position_embeddings": 131072},
+}
+
+
+def test_a_model_that_no_host_has_memory_for(bench: Bench) -> None:
+    (bench.folder / "config.json").write_text(json.dumps(HUGE))
+    hosts = bench.lab.docker_hosts[:2]
+    volume = ("volumes = [", f'volumes = ["{bench.folder}:/huge:ro", ')
+    spec = bench.spec(hosts, volume, (f'source = "{bench.lab.model}"', 'source = "/huge"'))
+    said = "^smollm2-135m: fits on no host; on head: its weights take 755.* of memory"
+    error = bench.refuses(spec, said, "smaller or a quantized model", code=2)
+    planned = bench.cli("plan", spec)
+    assert planned.returncode == 0, planned.stderr
+    assert error.partition("\n")[0] in planned.stdout
+    length = ("max_model_len = 1024", "max_model_len = 100000")
+    bench.refuses(
+        bench.spec(hosts, length),
+        "one request of 100,000 tokens takes 2.1 GiB, and 1.0 GiB are kept",
+        "set max_model_len = 46080",
+        code=2,
+    )
+
+
 def test_nodes_with_different_rays(bench: Bench) -> None:
     native = bench.lab.native_hosts[0]
     with other_ray(bench.lab, native, bench.folder) as python:
@@ -316,7 +343,7 @@ def test_what_a_running_cluster_refuses(alone: Bench) -> None:
     absent = alone.spec([first], (f'source = "{alone.lab.model}"', 'source = "/models/none"'))
     alone.refuses(absent, r"^head: the model /models/none is not there\n", within=40)
     engine = ('engine = "auto"', 'engine = "vllm"')
-    long = alone.spec([first], ("max_model_len = 1024", "max_model_len = 100000"), engine)
+    long = alone.spec([first], ("max_model_len = 1024", "max_model_len = 20000"), engine)
     alone.refuses(long, "^smollm2-135m: vllm: .*max_model_len", within=90)
     alone.refuses(twins(alone, first.address6), "head and docker-1 are the same machine", code=2)
     assert first.check("docker", "ps", "-q", "--no-trunc") == running

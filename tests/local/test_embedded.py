@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -51,11 +52,14 @@ class Local:
         own = {"HOME": str(self.home), "RAYCLUSTER__CLUSTER__NAME": self.name}
         return {**os.environ, **ports, **own}
 
-    def __call__(self, *args: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run the program to its end."""
+    def __call__(
+        self, *args: str | Path, timeout: float = 300, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the program to its end, with `settings` of the spec in its environment."""
+        own = {f"RAYCLUSTER__{name}": value for name, value in settings.items()}
         return subprocess.run(
             [PROGRAM, *args],
-            env=self.env(),
+            env=self.env() | own,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -114,6 +118,22 @@ def test_up_ends_with_a_real_completion(local: Local) -> None:
 
 def test_a_second_up_changes_nothing(local: Local) -> None:
     assert local.up()["changes"] == []
+
+
+def test_plan_knows_the_room_that_vllm_found(local: Local) -> None:
+    done = local("plan", local.spec, "--json", MODELS__0__ENGINE_ARGS__MAX_NUM_SEQS="64")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert [c["action"] for c in planned["changes"]] == ["deploy"]
+    [model] = planned["models"]
+    assert (model["requests_at_once"], model["hosts"]["head"]["fits"]) == (64, True)
+    planned_tokens = model["hosts"]["head"]["kv_bytes"] / model["kv_bytes_per_token"]
+    metrics = httpx.get(f"http://127.0.0.1:{API}/metrics", follow_redirects=True).text
+    found = re.search(r"vllm:cache_config_info\{(.*)\}", metrics)
+    assert found
+    told = dict(re.findall(r'(\w+)="([^"]*)"', found[1]))
+    block = int(told["block_size"])
+    assert 0 <= planned_tokens - int(told["num_gpu_blocks"]) * block < block
 
 
 def test_deploy_without_a_change_ends_with_a_completion(local: Local) -> None:

@@ -22,22 +22,25 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings",),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
-    ("state", "services", "services.wiring", "services.data_path"),
+    ("state", "services", "services.wiring", "services.data_path", "sizing", "sizing.*"),
     ("secrets", "services.ray_node", "room"),
     ("rollout",),
     ("services.certificate",),
     ("services.*",),
     ("services.firewall",),
     ("plan", "versions", "payload", "ray_api", "ray_jobs"),
+    ("forecast", "forecast.*"),
+    ("hub_api", "registry_api"),
     ("connect",),
     ("observe", "replicas", "judge"),
     ("work", "health", "inside", "lock", "scrape"),
     ("exchange",),
     ("spool",),
-    ("leave", "weights", "images"),
+    ("leave", "weights", "images", "survey"),
     ("deploy",),
     ("apply",),
     ("up", "checks", "exposure"),
+    ("report_forecast",),
     ("report", "progress"),
     ("drill", "drill.*", "status", "status.*"),
     ("session",),
@@ -49,12 +52,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 FAMILIES = (
     *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
+    *("sizing", "forecast"),
     *("transports.ssh", "runtimes.docker", "runtimes.native"),
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
     *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
+    *("sizing", "sizing.*", "forecast", "forecast.*", "report_forecast"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
     *("bench.server", "bench.series", "bench.figures", "judge"),
     *("status.figures", "status.gpus", "status.json", "status.view", "status.warnings"),
@@ -81,6 +86,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "transports.http",
         "ray_api",
         "ray_jobs",
+        "hub_api",
+        "registry_api",
+        "survey",
         "deploy",
         "health",
         "exposure",
@@ -112,7 +120,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 }
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
-    *("serve.settings", "serve.rootcause", "serve.wanted", "serve.asking.said"),
+    *("serve.settings", "serve.rootcause", "serve.wanted", "serve.needed", "serve.asking.said"),
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.

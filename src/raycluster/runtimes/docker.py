@@ -12,7 +12,7 @@ import json
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,7 +21,17 @@ from typing import Any, Literal
 import docker
 import docker.errors
 
-from raycluster.contracts import Files, Found, Health, Process, Shell, Tell, Transport, Versions
+from raycluster.contracts import (
+    Files,
+    Found,
+    Health,
+    Outlook,
+    Process,
+    Shell,
+    Tell,
+    Transport,
+    Versions,
+)
 from raycluster.errors import HostError, ImageError
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_gpus import gpu_options
@@ -39,6 +49,7 @@ from raycluster.runtimes.docker_options import (
     labels,
     needs_home,
     owner,
+    place,
 )
 from raycluster.runtimes.docker_shell import DockerShell
 
@@ -121,6 +132,24 @@ class DockerRuntime:
             for event in events:
                 if "error" in event:
                     raise ImageError(f"cannot load an image: {event['error']}", where=self._host)
+
+    def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:
+        """Return whether the image is there, and where on the host the container's paths lie."""
+        with self._edge.translated(f"looking for {process.image}"):
+            held = self._images.held(process.image)
+            root = str(self._looker.info().get("DockerRootDir") or "")
+            home = self._home(process)
+            places = {path: place(path, self._cluster, process, home, root) for path in paths}
+        size = int(held["Size"]) if held and "Size" in held else None
+        there = held is not None and self._pull != "always"
+        return Outlook(
+            what=f"image {process.image}",
+            there=there,
+            folder=root,
+            image="" if self._pull == "never" else process.image,
+            held_bytes=size,
+            places=places,
+        )
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
         """Replace the role's container; one that ends at once is an error with its last line."""

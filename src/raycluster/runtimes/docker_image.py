@@ -156,6 +156,10 @@ class Images:
         held = self._inspect(image)
         return tuple((held or {}).get("RootFS", {}).get("Layers") or ())
 
+    def held(self, image: str) -> dict[str, Any] | None:
+        """Return the description of an image that is on the host, or None."""
+        return self._inspect(image)
+
     def user(self, image: str) -> str:
         """Return the user that the image names, as it names it; ImageError without the image."""
         held = self._inspect(image)

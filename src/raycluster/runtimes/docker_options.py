@@ -96,6 +96,24 @@ def needs_home(process: Process) -> bool:
     return any(volume.source.startswith("~") for volume in process.volumes)
 
 
+def place(path: str, cluster: str, process: Process, home: str, data_root: str) -> str:
+    """Return where on the host a path of the container lies, or "" where it is in the image.
+
+    `data_root` is the daemon's own folder, `home` the user's where a volume names it.
+    """
+    inside = PurePosixPath(_rooted(path))
+    own = {FOLDER: volume_name(cluster)}
+    targets = {**own, **{v.target: _expanded(v, home) for v in process.volumes}}
+    mounted = [t for t in targets if inside.is_relative_to(t)]
+    if not mounted:
+        return ""
+    target = max(mounted, key=len)
+    source = targets[target]
+    if not source.startswith("/"):
+        source = f"{data_root}/volumes/{source}/_data"
+    return str(PurePosixPath(source, inside.relative_to(target)))
+
+
 def owner(user: str, passwd: str, group: str) -> tuple[int, int]:
     """Given an image's USER and its account files, return the uid and gid that Docker uses."""
     name, _, group_name = (user or "0").partition(":")

@@ -18,6 +18,7 @@ from raycluster.contracts import (
     Completed,
     Files,
     Found,
+    Outlook,
     Process,
     Shell,
     Tell,
@@ -75,6 +76,17 @@ class NativeRuntime:
                 hint='install "ray[serve]" there, or leave [runtime] python out',
             )
         return versions
+
+    def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
+        """Return whether the environment is there; the process sees the host's own paths."""
+        facts = self._remote.ask("where")
+        root, home = facts["root"], facts["home"]
+        places = {
+            path: home + path[1:] if path.startswith("~") else path.replace(ROOT, root)
+            for path in paths
+        }
+        there = self._environment.complete(facts)
+        return Outlook("the Python environment", there, root, places=places)
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
         """Replace whatever has this role by `process`, with `files` in place before it runs."""

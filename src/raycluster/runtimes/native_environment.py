@@ -69,7 +69,7 @@ class Environment:
 
     def ensure(self, facts: Mapping[str, Any], tell: Tell) -> None:
         """Make the environment unless it is given or complete."""
-        if self.python or self.name in facts["complete"]:
+        if self.complete(facts):
             return
         root = facts["root"]
         home = f"{root}/{self.name}"
@@ -88,6 +88,10 @@ class Environment:
         self.transport.put(f"{home}/{COMPLETE}", b"\n".join(r.encode() for r in self.requirements))
         if cache:
             self._run(("rm", "-rf", cache), env, tell)
+
+    def complete(self, facts: Mapping[str, Any]) -> bool:
+        """Tell whether `ensure` has nothing to make."""
+        return bool(self.python) or self.name in facts["complete"]
 
     def versions(self, facts: Mapping[str, Any]) -> Versions:
         """Return what the environment holds."""

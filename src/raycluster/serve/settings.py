@@ -25,6 +25,10 @@ DEPLOYMENT = "Model"
 
 DEFAULT_ONGOING = 256
 QUEUED_PER_ONGOING = 4
+GPU_MEMORY = 0.8
+"""The share of a GPU's memory that a replica takes unless `engine_args` say so; vLLM's is more."""
+CPU_KV_GIB = 1
+"""Memory for keys and values on a CPU unless VLLM_CPU_KVCACHE_SPACE says so."""
 DRAIN_S = 600.0
 """Seconds that a replica that ends gives its requests; a stream that takes longer is cut."""
 ONE_AT_A_TIME = 0.01

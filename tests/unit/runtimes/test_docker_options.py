@@ -9,13 +9,13 @@ import tarfile
 import docker
 import pytest
 
-from raycluster.contracts import ByteStream, Process, Versions, Volume
+from raycluster.contracts import ROOT, ByteStream, Process, Versions, Volume
 from raycluster.errors import HostError, ImageError, RuntimeUnavailableError
 from raycluster.runtimes.docker_errors import Edge, _explain
 from raycluster.runtimes.docker_gpus import gpu_options
 from raycluster.runtimes.docker_http import open_client
 from raycluster.runtimes.docker_image import Progress, _interpreters, registry_of
-from raycluster.runtimes.docker_options import archive, container_options, labels, owner
+from raycluster.runtimes.docker_options import archive, container_options, labels, owner, place
 from raycluster.transports.local import LocalTransport
 
 PASSWD = "root:x:0:0::/root:/bin/sh\nray:x:1000:100::/home/ray:/bin/bash\nodd\n"
@@ -189,3 +189,27 @@ def test_the_interpreter_beside_the_program_is_tried_first(
 )
 def test_a_name_tells_its_registry(image: str, expected: str) -> None:
     assert registry_of(image) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "on_host"),
+    [
+        (f"{ROOT}/cache/x", "/var/lib/docker/volumes/raycluster-q/_data/cache/x"),
+        ("/models/a/b", "/data/models/a/b"),
+        ("/models", "/data/models"),
+        ("/models/deep/b", "/deep/b"),
+        ("/home/x", "/home/me/kept/x"),
+        ("/named/x", "/var/lib/docker/volumes/weights/_data/x"),
+        ("/modelsandmore/a", ""),
+        ("~/a", ""),
+    ],
+)
+def test_where_on_the_host_a_path_of_the_container_lies(path: str, on_host: str) -> None:
+    volumes = (
+        Volume("/data/models", "/models", read_only=True),
+        Volume("/deep", "/models/deep"),
+        Volume("~/kept", "/home"),
+        Volume("weights", "/named"),
+    )
+    process = Process("head", ("ray",), volumes=volumes)
+    assert place(path, "q", process, "/home/me", "/var/lib/docker") == on_host

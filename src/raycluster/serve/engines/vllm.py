@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from raycluster.serve.capture import Capture
 from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.engines.vllm_log import phases
-from raycluster.serve.settings import ModelSettings
+from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, ModelSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -35,7 +35,7 @@ ENVIRONMENT = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_NO_USAGE_STATS": "1"
 """Our defaults; what the replica's environment already says goes first."""
 
 CPU_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_GIB),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Ray's num_cpus sets OMP_NUM_THREADS
     # Keeps the model in the engine's process; a worker of its own imports vLLM a third time. vLLM
     # wants one only to bind OpenMP threads, which "nobind" does not.
@@ -45,9 +45,6 @@ CPU_ENVIRONMENT = {
     "VLLM_USE_AOT_COMPILE": "0",
 }
 """Our defaults where vLLM is the build for CPUs."""
-
-GPU_MEMORY = 0.8
-"""The share of a GPU's memory that a replica takes unless `engine_args` say so; vLLM's is more."""
 
 PRIVATE = {
     "AsyncEngineArgs": "vllm.engine.arg_utils",

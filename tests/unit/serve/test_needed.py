@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycluster.serve.hub import needed
+from raycluster.serve.needed import needed
 
 PLAIN = ("config.json", "tokenizer.json", "chat_template.jinja")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

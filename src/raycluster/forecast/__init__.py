@@ -1,0 +1,1 @@
+"""What a change needs and costs: memory, downloads, interruption, price; pure."""

@@ -1,0 +1,170 @@
+"""Whether each model fits on the hosts that may hold it; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raycluster.contracts import Facts
+from raycluster.forecast.seen import Files, Seen
+from raycluster.plan import gpus_of
+from raycluster.serve.wanted import Wanted
+from raycluster.sizing.memory import Fit, Load, ask_of, fit, in_gib, load_of
+from raycluster.sizing.shape import Shape, read_shape
+from raycluster.spec import ClusterSpec, Model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that cannot work, or that may not: where, what, and the next step."""
+
+    where: str
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class ModelForecast:
+    """What one replica of a model takes, and how it fits on each host that may hold one.
+
+    `requests` are those at once that the spec allows; `kept` are the bytes that are kept for them
+    from the start. `doubts` say why something is unknown.
+    """
+
+    name: str
+    gpus: float
+    replicas: int
+    requests: int
+    load: Load
+    fits: Mapping[str, Fit]
+    kept: int = 0
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> Problem | None:
+        """What keeps a replica from every host that may hold one, or None."""
+        if not self.fits or not all(f.problem for f in self.fits.values()):
+            return None
+        host, most = max(self.fits.items(), key=lambda item: item[1].budget or 0)
+        place = "fits on no host; on" if len(self.fits) > 1 else "does not fit on"
+        return Problem(self.name, f"{place} {host}: {most.problem}", most.hint)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What is wrong with some hosts of those that Ray may choose."""
+        if self.problem:
+            return ()
+        return tuple(
+            Problem(
+                self.name,
+                f"does not fit on {host}, where a replica may be placed: {seen.problem}",
+                f"{seen.hint}; or set gpus = 0 for that host" if self.gpus else seen.hint,
+            )
+            for host, seen in self.fits.items()
+            if seen.problem
+        )
+
+
+def forecast_models(
+    spec: ClusterSpec, seen: Seen, wanted: Mapping[str, Wanted], only: Sequence[str] | None = None
+) -> tuple[ModelForecast, ...]:
+    """Return the forecast of the spec's models, or of `only` those.
+
+    `wanted` tells what each model's weights are looked for as.
+    """
+    gpus = {
+        host.name: gpus_of(host, there.facts)
+        for host in spec.hosts
+        if (there := seen.hosts.get(host.name))
+    }
+    return tuple(
+        _forecast(spec, model, wanted.get(model.name), seen, gpus)
+        for model in spec.models
+        if only is None or model.name in only
+    )
+
+
+def _forecast(
+    spec: ClusterSpec, model: Model, wanted: Wanted | None, seen: Seen, gpus: Mapping[str, int]
+) -> ModelForecast:
+    each = model.each_gpus if any(gpus.values()) else 0
+    files, why = _files(wanted, seen)
+    shape = read_shape(files.config) if files.config else Shape()
+    fits: dict[str, Fit] = {}
+    load = Load(None, None, None, None, ())
+    ask = ask_of(model, gpus=each, env=spec.env)
+    for host in spec.hosts:
+        there = seen.hosts.get(host.name)
+        if there is None:
+            fits[host.name] = Fit()
+            continue
+        if gpus[host.name] < 1 if each else host.num_cpus == 0:
+            continue
+        ask = ask_of(model, gpus=each, env={**(host.runtime.env or {}), **spec.env})
+        load = load_of(ask, shape, files.weights(_load_format(model)))
+        memory = gpu_memory(there.facts, gpus[host.name]) if each else there.facts.memory_bytes
+        fits[host.name] = fit(ask, shape, load, memory, gpu=bool(each))
+    doubts = (why,) if why else load.doubts
+    return ModelForecast(
+        name=model.name,
+        gpus=each,
+        replicas=model.least_replicas,
+        requests=ask.requests,
+        load=load,
+        fits=fits,
+        kept=ask.kv_bytes or 0,
+        doubts=doubts,
+    )
+
+
+def _load_format(model: Model) -> str:
+    return str(model.engine_args.get("load_format") or "auto")
+
+
+def _files(wanted: Wanted | None, seen: Seen) -> tuple[Files, str]:
+    """Return a model's files from where they are known best, or why nothing is known."""
+    if wanted is None:
+        return Files(), "its source is left to the engine"
+    if told := seen.hub.get(wanted):
+        return told, ""
+    placed = [there.models[wanted] for there in seen.hosts.values() if wanted in there.models]
+    known = [p.files for p in placed if p.files.config]
+    if known:
+        return max(known, key=lambda files: files.weights(wanted.load_format) or 0), ""
+    if any(p.hidden for p in placed):
+        return Files(), "its folder on the hosts may not be read"
+    return Files(), "its config was found neither on the hosts nor on the hub"
+
+
+def gpu_memory(facts: Facts, used: int) -> int | None:
+    """Return the bytes of the smallest of the GPUs that are used, as nvidia-smi tells them."""
+    sizes = [
+        int(match[1]) << 20
+        for gpu in facts.gpus[: used or None]
+        if (match := re.search(r"(\d+) MiB\s*$", gpu))
+    ]
+    return min(sizes, default=None)
+
+
+def gpu_name(facts: Facts) -> str:
+    """Return what the host's first GPU is called, or "" without one."""
+    return facts.gpus[0].rpartition(",")[0].removeprefix("NVIDIA ") if facts.gpus else ""
+
+
+def together(spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]) -> Problem | None:
+    """Return what is wrong where all models on CPUs take more memory than all hosts have."""
+    held = [h for h in spec.hosts if h.name in seen.hosts and h.num_cpus != 0]
+    if len(held) < len([h for h in spec.hosts if h.num_cpus != 0]):
+        return None
+    memory = sum(seen.hosts[h.name].facts.memory_bytes for h in held)
+    on_cpu = [m for m in models if not m.gpus and m.load.weights]
+    needed = sum(m.replicas * ((m.load.weights or 0) + m.kept) for m in on_cpu)
+    if not memory or needed <= memory or any(m.problem for m in models):
+        return None
+    return Problem(
+        "models",
+        f"their replicas take {in_gib(needed)} of memory at least, and the hosts have "
+        f"{in_gib(memory)}",
+        "lower `replicas`, or add hosts",
+    )

@@ -1,0 +1,114 @@
+"""Asks an image's registry how many bytes a pull of it brings, by the OCI distribution API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import httpx
+
+from raycluster.contracts import RegistryLogin
+
+ANSWER_S = 5.0
+"""Seconds for each answer: without the registry a plan says less, and is not held up."""
+DOCKER_HUB = "registry-1.docker.io"
+INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+MANIFESTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+ARCHITECTURE = "amd64"
+
+
+def image_sizes(images: Iterable[str], login: RegistryLogin | None) -> dict[str, int]:
+    """Return the compressed bytes of each image, without those that no registry tells.
+
+    Of an image for several machines those for x86-64 count, or else the first.
+    """
+    found: dict[str, int] = {}
+    silent: set[str] = set()
+    for image in images:
+        server, name, reference = parse(image)
+        if server in silent:
+            continue
+        own = login is not None and login.server.lower() in (server.lower(), _short(server))
+        try:
+            with httpx.Client(timeout=ANSWER_S, follow_redirects=True) as client:
+                found[image] = _size(
+                    _Repository(client, server, name, login if own else None), reference
+                )
+        except httpx.TransportError:
+            silent.add(server)
+        except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError):
+            continue  # unknown there, or it wants another login: the pull says it better
+    return found
+
+
+def parse(image: str) -> tuple[str, str, str]:
+    """Return an image's registry, its name there, and its digest or tag."""
+    first, slash, rest = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        server, path = first, rest
+    else:
+        server, path = "docker.io", image
+    path, _, digest = path.partition("@")
+    name, colon, tag = path.rpartition(":")
+    name, tag = (name, tag) if colon else (path, "latest")
+    if server in ("docker.io", "index.docker.io"):
+        server, name = DOCKER_HUB, name if "/" in name else f"library/{name}"
+    return server, name, digest or tag
+
+
+def _short(server: str) -> str:
+    return "docker.io" if server == DOCKER_HUB else server
+
+
+class _Repository:
+    """One image's part of a registry; logs in when it is asked to."""
+
+    def __init__(
+        self, client: httpx.Client, server: str, name: str, login: RegistryLogin | None
+    ) -> None:
+        self._client = client
+        near = re.fullmatch(r"(localhost|127(\.\d+){3})(:\d+)?", server)
+        self._url = f"{'http' if near else 'https'}://{server}/v2/{name}"
+        self._login = (login.username.reveal(), login.password.reveal()) if login else None
+        self._headers: dict[str, str] = {"Accept": ", ".join((*INDEXES, *MANIFESTS))}
+
+    def manifest(self, reference: str) -> dict[str, Any]:
+        """Return an index or a manifest. Raises httpx.HTTPError."""
+        url = f"{self._url}/manifests/{reference}"
+        answer = self._client.get(url, headers=self._headers)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            how = answer.headers.get("WWW-Authenticate", "")
+            if how.lower().startswith("bearer "):
+                self._headers["Authorization"] = f"Bearer {self._token(how)}"
+                answer = self._client.get(url, headers=self._headers)
+            elif self._login:
+                answer = self._client.get(url, headers=self._headers, auth=self._login)
+        found = answer.raise_for_status().json()
+        return dict(found)
+
+    def _token(self, how: str) -> str:
+        asked = dict(re.findall(r'(\w+)="([^"]*)"', how))
+        realm = asked.pop("realm")
+        told = self._client.get(realm, params=asked, auth=self._login).raise_for_status().json()
+        return str(told.get("token") or told["access_token"])
+
+
+def _size(repository: _Repository, reference: str) -> int:
+    found = repository.manifest(reference)
+    if "manifests" in found:
+        found = repository.manifest(_chosen(found["manifests"])["digest"])
+    return int(found["config"]["size"]) + sum(int(layer["size"]) for layer in found["layers"])
+
+
+def _chosen(manifests: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the manifest for x86-64, or else the first that is for a machine at all."""
+    known = [m for m in manifests if m.get("platform", {}).get("os") == "linux"]
+    exact = [m for m in known if m["platform"].get("architecture") == ARCHITECTURE]
+    return (exact or known or manifests)[0]

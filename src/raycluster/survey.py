@@ -1,0 +1,188 @@
+"""Looks at hosts, and asks the hub, before a change: what it needs, and what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+
+from raycluster.connect import Connected, all_or_raise
+from raycluster.contracts import ROOT, Outlook, Process, Shell
+from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed, Seen
+from raycluster.forecast.whole import Forecast, forecast, starting_models
+from raycluster.hub_api import read_hub
+from raycluster.observe import read_facts
+from raycluster.plan import Action, Start, desired
+from raycluster.registry_api import image_sizes
+from raycluster.serve.wanted import Wanted, is_path, wanted
+from raycluster.services.app import app
+from raycluster.services.ray_node import RAY_ROLES
+from raycluster.spec import ClusterSpec
+from raycluster.state import ClusterState
+from raycluster.transports.http import http_client
+from raycluster.work import Work, wiring
+
+HUB = "https://huggingface.co"
+ASK_S = 5.0
+INDEX = "model.safetensors.index.json"
+
+_LOOK = """
+case "$1" in
+  "{root}"*) p="$RAYCLUSTER_ROOT${1#??????}" ;;
+  "~"*) p="$HOME${1#?}" ;;
+  *) p="$1" ;;
+esac
+dir="$p"
+[ -z "$2" ] || dir="$p/snapshots/$(cat "$p/refs/$2" 2>/dev/null || echo "$2")"
+up="$p"; while [ ! -e "$up" ]; do up=$(dirname "$up"); done
+df -Pk "$up" | awk 'NR == 2 {printf "free %.0f\\n", $4 * 1024}'
+echo "device $(stat -c %d "$up")"
+[ -d "$up" ] && [ ! -x "$up" ] && echo hidden
+if [ -d "$dir" ]; then
+  for each in "$dir"/*; do [ -f "$each" ] && stat -Lc "file %s %n" "$each"; done
+  grep -o '"total_size": *[0-9]*' "$dir/INDEX" 2>/dev/null | sed 's/.*: */indexed /'
+  echo config; cat "$dir/config.json" 2>/dev/null
+fi
+true
+""".replace("INDEX", INDEX)
+
+
+def look_ahead(
+    work: Work, state: ClusterState, actions: Sequence[Action], *, models: bool = True
+) -> Forecast:
+    """Return what the actions need and cost; without `models`, of the nodes alone.
+
+    Raises HostError where a host cannot be read.
+    """
+    spec = work.spec
+    starting = starting_models(spec, state, actions) if models else ()
+    read = {name: found for name, found in reads(spec).items() if name in starting}
+    every = tuple(dict.fromkeys(w for found in read.values() for w in found))
+    names = [name for name, host in state.hosts.items() if not host.problem]
+
+    def look(connected: Connected) -> HostSeen:
+        starts = [
+            a.process for a in actions if isinstance(a, Start) and a.host == connected.host.name
+        ]
+        return _host(work, state, connected, starts, every)
+
+    hosts = all_or_raise(work.fleet.each(names, look))
+    lacking = {b.image: None for h in hosts.values() for b in h.bases if b.image and not b.there}
+    seen = Seen(
+        hosts=hosts,
+        hub=_from_hub(work, every),
+        seconds=_seconds(work, state, actions),
+        images=image_sizes(lacking, work.secrets.registry),
+    )
+    return forecast(spec, state, actions, seen, read)
+
+
+def reads(spec: ClusterSpec) -> dict[str, tuple[Wanted, ...]]:
+    """Return what each model of the spec reads, the model itself first."""
+    applications = app(spec, gpus={}, fingerprint="")["applications"]
+    models = [a["args"]["model"] for a in applications if "model" in a["args"]]
+    return {model["name"]: wanted(model) for model in models}
+
+
+def _host(
+    work: Work,
+    state: ClusterState,
+    connected: Connected,
+    starts: Sequence[Process],
+    models: Sequence[Wanted],
+) -> HostSeen:
+    host = connected.host
+    process = next(p for p in desired(work.spec, host, wiring(work, state)) if p.role in RAY_ROLES)
+    env = {**process.env, **work.spec.env}
+    folders = {w: _folder(w, env) for w in models}
+    facts = read_facts(connected.transport)
+    outlook = connected.runtime.outlook(process, list(folders.values()))
+    # Who runs the daemon may read what the user may not; so a running node is asked.
+    inside = connected.runtime.inside(host.role) if state.runs(host) else None
+    placed = {
+        each: replace(
+            _placed(inside or connected.transport, folder if inside else place, each), folder=place
+        )
+        for each, folder in folders.items()
+        for place in (outlook.places[folder],)
+    }
+    others = [connected.runtime.outlook(p, ()) for p in starts if p.role not in RAY_ROLES]
+    needed = outlook.there or any(p.role in RAY_ROLES for p in starts)
+    looks = (*([outlook] if needed else []), *others)
+    return HostSeen(facts, placed, tuple(_base(connected, seen) for seen in looks))
+
+
+def _folder(model: Wanted, env: Mapping[str, str]) -> str:
+    """Return where a process with this environment finds the model; it may begin with ROOT."""
+    if is_path(model.source):
+        return model.source
+    home = env.get("HF_HOME") or f"{ROOT}/cache/huggingface"
+    cache = model.cache_dir or env.get("HF_HUB_CACHE") or f"{home}/hub"
+    return f"{cache}/models--{model.source.replace('/', '--')}"
+
+
+def _placed(shell: Shell, folder: str, model: Wanted) -> Placed:
+    """Return what lies in a folder of the shell; nothing is known of one in an image."""
+    if not folder:
+        return Placed(hidden=True)
+    revision = "" if is_path(model.source) else model.revision
+    done = shell.run(("sh", "-c", _LOOK, "look", folder, revision))
+    facts, _, config = done.text.partition("config\n")
+    lines = [line.partition(" ") for line in facts.splitlines()]
+    values = {key: value for key, _, value in lines if key != "file"}
+    files = [value.partition(" ") for key, _, value in lines if key == "file"]
+    disk = None
+    if values.get("free", "").isdecimal():
+        disk = Disk(int(values["free"]), values.get("device", ""))
+    sizes = {name.rpartition("/")[2]: int(size) for size, _, name in files}
+    seen = Files(sizes, _config(config), int(values.get("indexed") or 0))
+    return Placed(seen, disk, folder, "hidden" in values)
+
+
+def _config(text: str) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _base(connected: Connected, seen: Outlook) -> Base:
+    """Return what a process runs from, and the disk where it goes if it is not there."""
+    disk = None
+    if not seen.there and seen.folder:
+        disk = _placed(connected.transport, seen.folder, Wanted("/")).disk
+    return Base(seen.what, seen.there, seen.held_bytes, seen.folder, seen.image, disk)
+
+
+def _from_hub(work: Work, models: Sequence[Wanted]) -> dict[Wanted, Files]:
+    """Return what the hub tells; nothing where it does not answer, or shall not be asked."""
+    runtime = work.head.runtime.env or {}
+    env = {**os.environ, **runtime, **work.spec.env}
+    asked = [m for m in models if not is_path(m.source)]
+    if not asked or env.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return {}
+    token = work.secrets.replicas.get("HF_TOKEN")
+    return read_hub(env.get("HF_ENDPOINT") or HUB, token, asked)
+
+
+def _seconds(work: Work, state: ClusterState, actions: Sequence[Action]) -> dict[str, float]:
+    """Return how long the last start of each engine took that the actions start again."""
+    restarts = [a for a in actions if isinstance(a, Start) and a.process.role in RAY_ROLES]
+    serving = [a.name for a in state.apps or () if a.serving]
+    if not restarts or not serving:
+        return {}
+    transport = work.fleet[work.head.name].transport
+    found: dict[str, float] = {}
+    with http_client(transport, work.spec.ports.api, timeout=ASK_S) as client:
+        for name in serving:
+            try:
+                told = client.get(f"/m/{name}/raycluster/engine").raise_for_status().json()
+                found[name] = float(told["seconds"]["total"])
+            except (httpx.HTTPError, LookupError, TypeError, ValueError):
+                continue  # the router, or a replica that tells nothing
+    return found

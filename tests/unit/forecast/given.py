@@ -1,0 +1,49 @@
+"""What tests of the forecast are given: a spec, hosts that were seen, a model's files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raycluster.contracts import Facts
+from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed
+from raycluster.serve.wanted import Wanted
+from raycluster.spec import ClusterSpec
+from raycluster.state import ClusterState, HostState
+
+GIB = 1 << 30
+LLAMA = Wanted("meta/llama")
+CARD = "NVIDIA A100-SXM4-80GB, 81920 MiB"
+SMALL_CARD = "NVIDIA L4, 23034 MiB"
+
+
+def spec_of(*workers: dict[str, Any], **parts: Any) -> ClusterSpec:
+    hosts = [{"name": f"gpu-{i}", "host": f"h{i}", **w} for i, w in enumerate(workers, start=1)]
+    return ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "head": {"host": "h0"},
+            "workers": hosts,
+            "models": [{"name": "llama", "source": "meta/llama"}],
+            **parts,
+        }
+    )
+
+
+def state_of(spec: ClusterSpec, **parts: Any) -> ClusterState:
+    """Nothing runs on any host."""
+    hosts = {host.name: HostState(host.name, f"10.0.0.{i}") for i, host in enumerate(spec.hosts)}
+    return ClusterState(hosts, **parts)
+
+
+def host_seen(
+    *gpus: str,
+    memory: int = 64 * GIB,
+    free: int = 10**12,
+    sizes: dict[str, int] | None = None,
+    config: dict[str, Any] | None = None,
+    hidden: bool = False,
+    bases: tuple[Base, ...] = (),
+) -> HostSeen:
+    files = Files(sizes or {}, config)
+    placed = Placed(files, Disk(free, "8:1"), "/hub/models--meta--llama", hidden)
+    return HostSeen(Facts(gpus, 8, memory), {LLAMA: placed}, bases)

@@ -1,0 +1,115 @@
+"""Which models fit on which hosts, and what is said where none, some or all hold them."""
+
+from __future__ import annotations
+
+import pytest
+
+from raycluster.contracts import Facts
+from raycluster.forecast.fits import ModelForecast, forecast_models, gpu_memory, together
+from raycluster.forecast.seen import Files, HostSeen, Seen
+from raycluster.spec import ClusterSpec
+from tests.unit.forecast.given import CARD, GIB, LLAMA, SMALL_CARD, host_seen, spec_of
+from tests.unit.sizing.published import LLAMA_31_8B, MIXTRAL_8X7B, QWEN25_05B
+
+READ = {"llama": LLAMA}
+
+
+def the_one(spec: ClusterSpec, seen: Seen) -> ModelForecast:
+    (found,) = forecast_models(spec, seen, READ)
+    return found
+
+
+def test_every_host_with_gpus_may_hold_a_replica() -> None:
+    spec = spec_of({}, {"gpus": 0})
+    hosts = {"head": host_seen(CARD), "gpu-1": host_seen(CARD), "gpu-2": host_seen()}
+    found = the_one(spec, Seen(hosts, {LLAMA: Files({}, LLAMA_31_8B)}))
+    assert list(found.fits) == ["head", "gpu-1"]
+    assert (found.problem, found.warnings, found.doubts) == (None, (), ())
+    assert found.fits["head"].budget == int(81920 * (1 << 20) * 0.8)
+
+
+def test_a_host_that_is_too_small_is_a_warning_while_another_one_fits() -> None:
+    hosts = {"head": host_seen(CARD), "gpu-1": host_seen(SMALL_CARD)}
+    found = the_one(spec_of({}), Seen(hosts, {LLAMA: Files({}, LLAMA_31_8B)}))
+    assert found.problem is None
+    (warning,) = found.warnings
+    assert warning.what.startswith("does not fit on gpu-1, where a replica may be placed: one ")
+    assert warning.hint.endswith("; or set gpus = 0 for that host")
+
+
+def test_a_model_that_fits_nowhere_names_the_host_that_comes_closest() -> None:
+    hosts = {"head": host_seen(SMALL_CARD), "gpu-1": host_seen(CARD)}
+    found = the_one(spec_of({}), Seen(hosts, {LLAMA: Files({}, MIXTRAL_8X7B)}))
+    assert found.problem
+    assert found.problem.what == (
+        "fits on no host; on gpu-1: its weights take 87.0 GiB on each GPU, "
+        "of which it may take 64.0 GiB of 80.0 GiB"
+    )
+    assert found.problem.hint.startswith("set tensor_parallel_size = 2 under engine_args")
+
+
+def test_a_host_that_was_not_seen_may_hold_it() -> None:
+    found = the_one(
+        spec_of({}), Seen({"head": host_seen(SMALL_CARD)}, {LLAMA: Files({}, MIXTRAL_8X7B)})
+    )
+    assert found.problem is None
+
+
+def test_without_gpus_a_model_takes_the_hosts_memory() -> None:
+    seen = Seen({"head": host_seen(memory=GIB)}, {LLAMA: Files({}, QWEN25_05B)})
+    found = the_one(spec_of(), seen)
+    assert found.gpus == 0
+    assert found.problem
+    assert found.problem.what.startswith("does not fit on head: its weights take 942.2 MiB and 1.0")
+
+
+def test_the_room_on_a_cpu_is_that_of_the_hosts_or_the_specs_environment() -> None:
+    seen = Seen({"head": host_seen()}, {LLAMA: Files({}, LLAMA_31_8B)})
+    wide = {"VLLM_CPU_KVCACHE_SPACE": "16"}
+    assert the_one(spec_of(), seen).problem
+    assert not the_one(spec_of(env=wide), seen).problem
+    assert not the_one(spec_of(runtime={"env": wide}), seen).problem
+
+
+@pytest.mark.parametrize(
+    ("seen", "doubt"),
+    [
+        (host_seen(CARD), "its config was found neither on the hosts nor on the hub"),
+        (host_seen(CARD, hidden=True), "its folder on the hosts may not be read"),
+        (host_seen(CARD, config={"num_hidden_layers": 2}), "its config does not tell layers"),
+    ],
+)
+def test_what_is_not_known_is_said(seen: HostSeen, doubt: str) -> None:
+    found = the_one(spec_of(), Seen({"head": seen}))
+    assert found.problem is None
+    assert found.fits["head"].at_once is None
+    assert found.doubts[0].startswith(doubt)
+
+
+def test_files_on_a_host_tell_the_size_and_an_index_what_is_still_missing() -> None:
+    part = {"config.json": 700, "model-00001-of-00002.safetensors": GIB}
+    seen = Seen({"head": host_seen(CARD, sizes=part, config=LLAMA_31_8B)})
+    assert the_one(spec_of(), seen).load.weights == GIB
+    assert Files(part, LLAMA_31_8B, indexed=3 * GIB).weights("auto") == 3 * GIB
+    assert Files({"config.json": 700}).weights("auto") is None
+
+
+def test_models_on_cpus_share_the_hosts_memory() -> None:
+    models = [{"name": "llama", "source": "meta/llama", "replicas": 3}]
+    spec = spec_of({}, models=models, env={"VLLM_CPU_KVCACHE_SPACE": "16"})
+    hosts = {name: host_seen(memory=32 * GIB) for name in ("head", "gpu-1")}
+    seen = Seen(hosts, {LLAMA: Files({}, LLAMA_31_8B)})
+    problem = together(spec, seen, forecast_models(spec, seen, READ))
+    assert problem
+    assert (
+        problem.what
+        == "their replicas take 92.9 GiB of memory at least, and the hosts have 64.0 GiB"
+    )
+    enough = Seen({name: host_seen() for name in hosts}, seen.hub)
+    assert together(spec, enough, forecast_models(spec, enough, READ)) is None
+
+
+def test_the_smallest_gpu_that_is_used_counts() -> None:
+    assert gpu_memory(Facts((CARD, SMALL_CARD)), 2) == 23034 << 20
+    assert gpu_memory(Facts((CARD, SMALL_CARD)), 1) == 81920 << 20
+    assert gpu_memory(Facts(("AMD Instinct",)), 1) is None

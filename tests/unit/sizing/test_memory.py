@@ -1,0 +1,180 @@
+"""Whether models fit, at the edges, and what to change where they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raycluster.sizing.memory import GIB, Fit, ask_of, fit, load_of, request_bytes
+from raycluster.sizing.shape import read_shape
+from raycluster.spec import Model
+from tests.unit.sizing import published
+
+A100 = 80 * GIB
+SMALL = 24 * GIB
+
+
+def fitted(
+    config: dict[str, Any],
+    memory: int | None,
+    *,
+    gpus: float = 1,
+    stored: int | None = None,
+    env: dict[str, str] | None = None,
+    engine: str = "vllm",
+    **args: Any,
+) -> Fit:
+    """Return how a model with these engine arguments fits."""
+    model = Model.model_validate({"name": "m", "engine": engine, "engine_args": args})
+    shape = read_shape(config)
+    ask = ask_of(model, gpus=gpus and model.each_gpus * gpus, env=env or {})
+    return fit(ask, shape, load_of(ask, shape, stored), memory, gpu=bool(gpus))
+
+
+@pytest.mark.parametrize(
+    ("config", "per_token"),
+    [
+        (published.LLAMA_3_8B, 131_072),
+        (published.QWEN25_05B, 12_288),
+        (published.MIXTRAL_8X7B, 131_072),
+        (published.DEEPSEEK_V3, 70_272),
+    ],
+    ids=["Llama-3-8B", "Qwen2.5-0.5B", "Mixtral-8x7B", "DeepSeek-V3"],
+)
+def test_bytes_of_a_token_in_the_cache(config: dict[str, Any], per_token: int) -> None:
+    shape = read_shape(config)
+    ask = ask_of(Model(name="m"), gpus=1, env={})
+    assert load_of(ask, shape, None).per_token == per_token
+    assert request_bytes(ask, shape, 1) == per_token
+
+
+def test_a_fitting_model_says_how_many_requests_fit_beside_its_weights() -> None:
+    seen = fitted(published.LLAMA_3_8B, A100, gpu_memory_utilization=0.9)
+    assert seen.problem == ""
+    assert seen.weights == pytest.approx(8_030_261_248 * 2, rel=0.001)
+    assert seen.request == GIB  # 8192 tokens of 128 KiB
+    assert seen.at_once == pytest.approx(72 - 8_030_261_248 * 2 / GIB, rel=0.001)
+
+
+def test_without_a_share_a_replica_takes_eight_tenths_of_its_part_of_a_gpu() -> None:
+    assert fitted(published.QWEN25_05B, A100).budget == int(A100 * 0.8)
+    half = Model(name="m", num_gpus=0.5)
+    assert ask_of(half, gpus=0.5, env={}).share == pytest.approx(0.4)
+
+
+def test_a_length_that_does_not_fit_names_one_that_does() -> None:
+    seen = fitted(published.LLAMA_31_8B, SMALL)
+    assert seen.problem == (
+        "one request of 131,072 tokens takes 16.0 GiB, and 4.2 GiB are left beside the weights"
+    )
+    assert seen.hint == ('set max_model_len = 33792 under engine_args, or kv_cache_dtype = "fp8"')
+    assert fitted(published.LLAMA_31_8B, SMALL, max_model_len=33792).problem == ""
+    assert fitted(published.LLAMA_31_8B, SMALL, max_model_len=36864).problem != ""
+
+
+def test_weights_that_do_not_fit_name_the_number_of_gpus() -> None:
+    seen = fitted(published.MIXTRAL_8X7B, SMALL)
+    assert seen.problem == (
+        "its weights take 87.0 GiB on each GPU, of which it may take 19.2 GiB of 24.0 GiB"
+    )
+    assert seen.hint == (
+        "set tensor_parallel_size = 8 under engine_args, or take a smaller or a quantized model"
+    )
+    assert fitted(published.MIXTRAL_8X7B, SMALL, tensor_parallel_size=8).problem == ""
+
+
+def test_tensor_and_pipeline_parallel_split_weights_and_keys() -> None:
+    whole = fitted(published.LLAMA_3_8B, A100)
+    for axis in ("tensor_parallel_size", "pipeline_parallel_size"):
+        split: dict[str, Any] = {axis: 4}
+        part = fitted(published.LLAMA_3_8B, A100, **split)
+        assert (part.weights, part.request) == (whole.weights // 4, whole.request // 4)  # type: ignore[operator]
+
+
+def test_heads_are_not_split_further_than_there_are() -> None:
+    eight = fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=8).request
+    assert fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=16).request == eight
+
+
+def test_latent_attention_is_not_split_by_tensor_parallelism() -> None:
+    seen = fitted(published.DEEPSEEK_V3, 2 * A100, tensor_parallel_size=8, max_model_len=1024)
+    assert seen.request == 70_272 * 1024
+    assert seen.weights == pytest.approx(671_026_419_200 / 8, rel=0.001)
+
+
+def test_windows_bound_what_a_request_takes() -> None:
+    shape = read_shape(published.GPT_OSS_20B)
+    ask = ask_of(Model(name="m"), gpus=1, env={})
+    assert request_bytes(ask, shape, 1000) == 12 * (1000 + 128) * 2 * 8 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "factor"),
+    [({"kv_cache_dtype": "fp8"}, 0.5), ({"dtype": "float32"}, 2), ({"dtype": "float16"}, 1)],
+)
+def test_the_dtype_of_the_cache(args: dict[str, Any], factor: float) -> None:
+    assert fitted(published.LLAMA_3_8B, A100, **args).request == GIB * factor
+
+
+def test_the_size_on_disk_counts_before_the_config_and_float32_is_halved() -> None:
+    assert fitted(published.LLAMA_3_8B, A100, stored=4 * GIB).weights == 4 * GIB
+    single = {**published.LLAMA_3_8B, "torch_dtype": "float32"}
+    assert fitted(single, A100, stored=4 * GIB).weights == 2 * GIB
+    assert fitted(single, A100, stored=4 * GIB, dtype="float32").weights == 4 * GIB
+
+
+@pytest.mark.parametrize("length", [-1, "auto"])
+def test_an_engine_that_chooses_its_length_is_not_refused_for_it(length: object) -> None:
+    assert fitted(published.LLAMA_31_8B, SMALL, max_model_len=length).problem == ""
+
+
+@pytest.mark.parametrize(("length", "tokens"), [("4k", 4000), ("4K", 4096), ("2048", 2048)])
+def test_lengths_are_read_as_vllm_reads_them(length: str, tokens: int) -> None:
+    assert fitted(published.LLAMA_3_8B, A100, max_model_len=length).request == tokens * 131_072
+
+
+def test_transformers_reserves_nothing_for_requests() -> None:
+    assert fitted(published.LLAMA_31_8B, SMALL, engine="transformers").problem == ""
+    assert "weights take" in fitted(published.MIXTRAL_8X7B, SMALL, engine="transformers").problem
+
+
+def test_a_cpu_keeps_a_fixed_room_for_requests() -> None:
+    seen = fitted(published.QWEN25_05B, SMALL, gpus=0, max_model_len=32768)
+    assert (seen.room, seen.request) == (GIB, 32768 * 12_288)
+    seen = fitted(published.LLAMA_3_8B, SMALL, gpus=0, max_model_len=16384)
+    assert seen.problem == (
+        "one request of 16,384 tokens takes 2.0 GiB, and 1.0 GiB are kept for them"
+    )
+    assert seen.hint == (
+        'set max_model_len = 8192 under engine_args, or VLLM_CPU_KVCACHE_SPACE = "2" under [env]'
+    )
+    more = {"VLLM_CPU_KVCACHE_SPACE": "2"}
+    assert not fitted(published.LLAMA_3_8B, SMALL, gpus=0, max_model_len=16384, env=more).problem
+    assert fitted(published.LLAMA_3_8B, 16 * GIB, gpus=0, env=more).problem == (
+        "its weights take 15.0 GiB and 2.0 GiB for keys and values of memory, and the host has "
+        "16.0 GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"quantization": "bitsandbytes"},
+        {"hf_overrides": {"num_hidden_layers": 1}},
+        {"load_format": "gguf"},
+    ],
+)
+def test_what_changes_while_it_is_loaded_is_unknown(args: dict[str, Any]) -> None:
+    seen = fitted(published.MIXTRAL_8X7B, SMALL, **args)
+    assert (seen.weights, seen.problem) == (None, "")
+
+
+def test_memory_that_is_not_known_is_no_problem() -> None:
+    assert fitted(published.MIXTRAL_8X7B, None) == Fit()
+
+
+def test_a_model_that_keeps_something_else_is_judged_by_its_weights_alone() -> None:
+    seen = fitted(published.QWEN3_NEXT, SMALL, stored=10 * GIB)
+    assert (seen.weights, seen.at_once, seen.problem) == (10 * GIB, None, "")
+    assert "weights take" in fitted(published.QWEN3_NEXT, SMALL, stored=40 * GIB).problem
