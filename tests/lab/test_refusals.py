@@ -271,7 +271,7 @@ def test_a_model_that_no_host_has_memory_for(bench: Bench) -> None:
     bench.refuses(
         bench.spec(hosts, length),
         "one request of 100,000 tokens takes 2.1 GiB, and 1.0 GiB are kept",
-        "set max_model_len = 46080",
+        "set max_model_len = 8192",
         code=2,
     )
 

@@ -223,10 +223,13 @@ def _with_requests(ask: Ask, shape: Shape, load: Load, seen: Fit, *, gpu: bool) 
 
 
 def _too_heavy(seen: Fit, fixed: int | None, *, gpu: bool) -> str:
-    kept = f" and {in_gib(fixed)} for keys and values" if fixed else ""
-    place = "on each GPU, of which it may take" if gpu else "of memory, and the host has"
-    of = f" of {in_gib(seen.memory)}" if gpu and seen.budget != seen.memory else ""
-    return f"its weights take {in_gib(seen.weights)}{kept} {place} {in_gib(seen.budget)}{of}"
+    kept = f", and {in_gib(fixed)} are kept for requests" if fixed else ""
+    if not gpu:
+        weights = f"its weights take {in_gib(seen.weights)} of memory"
+        return f"{weights}{kept}; the host has {in_gib(seen.memory)}"
+    of = f" of {in_gib(seen.memory)}" if seen.budget != seen.memory else ""
+    weights = f"its weights take {in_gib(seen.weights)} on each GPU"
+    return f"{weights}{kept}; it may take {in_gib(seen.budget)}{of}"
 
 
 def _lighter(ask: Ask, shape: Shape, load: Load, budget: int, *, gpu: bool) -> str:
@@ -248,7 +251,7 @@ def _shorter(ask: Ask, shape: Shape, length: int, room: int, *, gpu: bool) -> st
         middle = (low + high) // 2
         small = (request_bytes(ask, shape, middle) or 0) <= room
         low, high = (middle, high) if small else (low, middle)
-    fitting = low // ROUND * ROUND or low
+    fitting = min(low // ROUND * ROUND or low, shape.context or low)
     more = 'kv_cache_dtype = "fp8"' if gpu else ""
     if not gpu:
         needed = math.ceil((request_bytes(ask, shape, length) or 0) / GIB)

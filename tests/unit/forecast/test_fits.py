@@ -42,8 +42,8 @@ def test_a_model_that_fits_nowhere_names_the_host_that_comes_closest() -> None:
     found = the_one(spec_of({}), Seen(hosts, {LLAMA: Files({}, MIXTRAL_8X7B)}))
     assert found.problem
     assert found.problem.what == (
-        "fits on no host; on gpu-1: its weights take 87.0 GiB on each GPU, "
-        "of which it may take 64.0 GiB of 80.0 GiB"
+        "fits on no host; on gpu-1: its weights take 87.0 GiB on each GPU; "
+        "it may take 64.0 GiB of 80.0 GiB"
     )
     assert found.problem.hint.startswith("set tensor_parallel_size = 2 under engine_args")
 
@@ -60,7 +60,9 @@ def test_without_gpus_a_model_takes_the_hosts_memory() -> None:
     found = the_one(spec_of(), seen)
     assert found.gpus == 0
     assert found.problem
-    assert found.problem.what.startswith("does not fit on head: its weights take 942.2 MiB and 1.0")
+    assert found.problem.what.startswith(
+        "does not fit on head: its weights take 942.2 MiB of memory, and 1.0"
+    )
 
 
 def test_the_room_on_a_cpu_is_that_of_the_hosts_or_the_specs_environment() -> None:

@@ -73,10 +73,15 @@ def test_a_length_that_does_not_fit_names_one_that_does() -> None:
     assert fitted(published.LLAMA_31_8B, SMALL, max_model_len=36864).problem != ""
 
 
+def test_no_length_is_proposed_that_the_model_was_not_made_for() -> None:
+    seen = fitted(published.QWEN25_05B, SMALL, gpus=0, max_model_len=200_000)
+    assert "set max_model_len = 32768 under engine_args" in seen.hint
+
+
 def test_weights_that_do_not_fit_name_the_number_of_gpus() -> None:
     seen = fitted(published.MIXTRAL_8X7B, SMALL)
     assert seen.problem == (
-        "its weights take 87.0 GiB on each GPU, of which it may take 19.2 GiB of 24.0 GiB"
+        "its weights take 87.0 GiB on each GPU; it may take 19.2 GiB of 24.0 GiB"
     )
     assert seen.hint == (
         "set tensor_parallel_size = 8 under engine_args, or take a smaller or a quantized model"
@@ -152,8 +157,8 @@ def test_a_cpu_keeps_a_fixed_room_for_requests() -> None:
     more = {"VLLM_CPU_KVCACHE_SPACE": "2"}
     assert not fitted(published.LLAMA_3_8B, SMALL, gpus=0, max_model_len=16384, env=more).problem
     assert fitted(published.LLAMA_3_8B, 16 * GIB, gpus=0, env=more).problem == (
-        "its weights take 15.0 GiB and 2.0 GiB for keys and values of memory, and the host has "
-        "16.0 GiB"
+        "its weights take 15.0 GiB of memory, and 2.0 GiB are kept for requests; "
+        "the host has 16.0 GiB"
     )
 
 
