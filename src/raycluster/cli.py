@@ -13,6 +13,7 @@ import typer
 from raycluster import __version__
 from raycluster.commands import COMMANDS
 from raycluster.errors import RayclusterError
+from raycluster.tested import sentence
 
 INTERRUPTED = 130
 
@@ -28,14 +29,14 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"raycluster {__version__}")
+        typer.echo(f"raycluster {__version__}\n{sentence()}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
     ] = False,
 ) -> None:
     pass

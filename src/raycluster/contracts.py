@@ -324,5 +324,8 @@ class Runtime(Protocol):
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:
-        """Yield what the process wrote; `tail` in lines, `since` in seconds before now."""
+        """Yield what the process wrote; `tail` in lines, `since` in seconds before now.
+
+        A piece may be empty, so that who follows can end it while nothing is written.
+        """
         ...

@@ -194,6 +194,7 @@ def test_the_next_up_converges(
         ("exec", "native-1", "--", "sh", "-c", "echo begun; exec sleep 1234"),
         ("status", "--watch"),
         ("logs", "--follow", "app"),
+        ("logs", "--follow", "all"),
     ],
     ids=" ".join,
 )
@@ -211,7 +212,8 @@ def test_ctrl_c_ends_what_goes_on_for_ever(cut: Cut, command: tuple[str, ...]) -
 
 
 def _all_ended(host: Host) -> bool:
-    return not any(line.startswith(("tail ", "sleep 1234")) for line in host.processes())
+    ran = ("tail ", "sleep 1234", "python -u -c")
+    return not any(line.startswith(ran) for line in host.processes())
 
 
 def test_the_next_down_finishes_what_a_cut_one_began(cut: Cut) -> None:

@@ -5,12 +5,15 @@ A third host with Docker comes and goes; then a host without Docker is the head 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import secrets
 import signal
 import subprocess
+import tarfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from typing import Any
 import openai
 import pytest
 
+from raycluster.tested import DOCKER_API
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for
@@ -232,6 +236,65 @@ def test_logs_of_nodes_and_of_the_app(job: Running) -> None:
     assert re.search(r"^\S+  .*raycluster: \{.*\"engine\": \"vllm\"", app, re.MULTILINE)
     gateway = job.cli("logs", "--spec", spec, "gateway").stdout
     assert '"key":"alice"' in gateway
+
+
+def test_logs_of_one_replica_and_of_all_by_time_and_words(job: Running) -> None:
+    logs = ("logs", "--spec", job.spec())
+    [model] = json.loads(job.cli("status", job.spec(), "--json").stdout)["models"]
+    [replica] = model["replicas"]
+    started = ("--grep", r'"ENGINE": "vllm"', "-i")
+    for target in (replica["id"][:5], f"{MODEL}#1"):
+        [line] = job.cli(*logs, target, *started).stdout.splitlines()
+        assert re.match(rf"\S+/{MODEL}:{replica['id']}  ", line)
+    assert job.cli(*logs, "app", "--since", "1h", *started).stdout.splitlines() == [line]
+    assert job.cli(*logs, "app", "--since", "1s", *started).stdout == ""
+    done = job.cli(*logs, "all", "--tail", "1")
+    assert done.returncode == 0, done.stderr
+    native = job.hosts[2].name
+    labels = {line.partition("  ")[0] for line in done.stdout.splitlines()}
+    assert {"head", "head/gateway", job.hosts[1].name, native} <= labels
+    unknown = job.cli(*logs, "zzzzzzzz")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "no service, model or replica" in unknown.stderr
+
+
+def test_a_support_bundle_holds_no_secret(job: Running) -> None:
+    path = job.folder / "bundle.tar.gz"
+    began = time.monotonic()
+    done = job.cli("support-bundle", job.spec(), "-o", path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 60
+    with tarfile.open(path) as tar:
+        files = {m.name.partition("/")[2]: _content(tar, m) for m in tar}
+    failed = json.loads(files["manifest.json"])["failed"]
+    assert failed == [], failed
+    for host in ("head", *(each.name for each in job.hosts[1:])):
+        role = "head" if host == "head" else "worker"
+        at = f"hosts/{host}"
+        assert b"Ray runtime started" in files[f"{at}/logs/{role}.log"]
+        assert b"ray==" in files[f"{at}/{role}/packages.txt"]
+        assert b"RAY_AUTH_MODE" in files[f"{at}/{role}/environment.json"]
+        assert files[f"{at}/{role}/ray/raylet.out"]
+        assert b"ray_node_" in files[f"{at}/metrics/node.txt"]
+    assert b"listen" in files["hosts/head/gateway/config.txt"]
+    assert any(re.match(r"hosts/\S+/metrics/replica-\d+", name) for name in files)
+    assert any("/ray/serve/controller_" in name for name in files)
+    assert files["plan.txt"] == b"nothing to change\n"
+    assert json.loads(files["status.json"])["healthy"] is True
+    versions = re.findall(rb"API version: +([\d.]+)", files["hosts/head/docker.txt"])
+    assert versions[-1].decode() == DOCKER_API  # the server's
+    wanted = {HF_TOKEN: "HF token", API_KEY: "API key", PASSWORD: "proxy's password"}
+    wanted[job.token()] = "Ray's token"
+    for secret, what in wanted.items():
+        encoded = [base64.b64encode(n * b":" + secret.encode())[4:-4] for n in range(3)]
+        for form in (secret.encode(), secret.encode().hex().encode(), *encoded):
+            assert [name for name, data in files.items() if form in data] == [], what
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file
+    return file.read()
 
 
 def test_a_removed_container_is_repaired_and_nothing_else(job: Running) -> None:

@@ -18,7 +18,8 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # From the bottom up. A module may import what stands on a lower line, and its own family.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("raycluster", "errors", "contracts", "events", "poll", "templates", "serve", "serve.*"),
+    ("raycluster", "errors", "contracts", "events", "poll", "templates", "tested"),
+    ("serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings",),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
@@ -35,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("observe", "replicas", "judge"),
     ("work", "health", "inside", "lock", "scrape"),
     ("exchange",),
+    ("logs", "logs.*"),
     ("spool",),
     ("leave", "weights", "images", "survey"),
     ("deploy",),
@@ -43,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report_forecast",),
     ("report", "progress"),
     ("drill", "drill.*", "status", "status.*"),
+    ("bundle", "bundle.*"),
     ("session",),
     ("endpoint", "from_head", "site"),
     ("commands.options",),
@@ -52,12 +55,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 FAMILIES = (
     *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
+    *("logs", "bundle"),
     *("sizing", "forecast"),
     *("transports.ssh", "runtimes.docker", "runtimes.native"),
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
-    *("errors", "contracts", "events", "spec", "spec.*", "state", "services", "services.*"),
+    *("errors", "contracts", "events", "tested", "spec", "spec.*", "state"),
+    *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
     *("sizing", "sizing.*", "forecast", "forecast.*", "report_forecast"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
@@ -99,6 +104,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "bench.*",
         "drill.*",
         "status.*",
+        "bundle.*",
     ),
     "typer": ("cli", "session", "commands.*"),
     "prometheus_client": ("serve.*", "readings"),
@@ -127,7 +133,7 @@ SHARED = {
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
-    "serve.transfer",
+    *("serve.transfer", "logs.on_node", "bundle.on_node"),
 )
 
 

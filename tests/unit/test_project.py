@@ -78,7 +78,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 def test_every_command_is_in_the_table_of_the_readme() -> None:
     rows = re.findall(r"^\| (`raycluster .+?) \|", (CHECKOUT / "README.md").read_text(), re.M)
-    named = [name for row in rows for name in re.findall(r"`(?:raycluster )?([a-z]+)", row)]
+    named = [name for row in rows for name in re.findall(r"`(?:raycluster )?([a-z-]+)", row)]
     assert sorted(named) == sorted(COMMANDS)
 
 

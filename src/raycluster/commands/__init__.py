@@ -19,6 +19,7 @@ from raycluster.commands.plan import plan
 from raycluster.commands.schema import schema
 from raycluster.commands.ssh import ssh
 from raycluster.commands.status import status
+from raycluster.commands.support_bundle import support_bundle
 from raycluster.commands.tunnel import tunnel
 from raycluster.commands.up import up
 
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, Command] = {
     "bench": Command(bench),
     "batch": Command(batch),
     "logs": Command(logs),
+    "support-bundle": Command(support_bundle),
     "exec": Command(exec_, _PASS_ON),
     "ssh": Command(ssh, _PASS_ON),
     "drill": Command(drill),

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from raycluster import session
-from raycluster.commands.options import after_dashes
+from raycluster.commands.options import after_dashes, complete_processes
 from raycluster.session import SpecOption
 
 Node = Annotated[
-    str, typer.Argument(help="A host's name for its Ray, or `gateway`, `grafana`, HOST/gateway.")
+    str,
+    typer.Argument(
+        help="A host's name for its Ray, or `gateway`, `grafana`, HOST/gateway.",
+        autocompletion=complete_processes,
+    ),
 ]
 Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.")]
 

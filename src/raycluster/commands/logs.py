@@ -1,48 +1,139 @@
-"""`raycluster logs`: what a node or the app wrote."""
+"""`raycluster logs`: what nodes, services and replicas wrote."""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raycluster import session
+from raycluster.commands.options import complete_targets
 from raycluster.session import SpecOption
 
-Target = Annotated[
-    str,
+if TYPE_CHECKING:
+    from raycluster.logs.lines import View
+    from raycluster.logs.read import Line
+
+LINES = 100  # of each source, where nothing else is asked for
+
+Targets = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="[NODE|app]",
-        help="A host's name, `app` for the replicas, `gateway`, `prometheus` or HOST/gateway.",
+        metavar="[TARGET]...",
+        help=(
+            "`app` for all replicas (the default), a model, MODEL#NUMBER or a replica's id for"
+            " some of them; a host's name for its Ray; `gateway` or another service for all of"
+            " its kind, HOST/gateway for one; `all`."
+        ),
+        autocompletion=complete_targets,
+        show_default=False,
     ),
 ]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
-Tail = Annotated[int, typer.Option("--tail", "-n", help="Lines from the end.", min=0)]
+Tail = Annotated[
+    int | None,
+    typer.Option(
+        "--tail",
+        "-n",
+        help=f"Lines from the end of each; default {LINES}, and all with --since or --grep.",
+        min=0,
+        show_default=False,
+    ),
+]
 Since = Annotated[
-    float | None, typer.Option(help="Only what is younger than this many seconds (Docker).")
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Only what is younger: 10m, 1h30m, 90 (seconds), or 2026-11-26T10:00:00Z.",
+        show_default=False,
+    ),
+]
+Grep = Annotated[
+    str | None,
+    typer.Option(
+        "--grep",
+        "-g",
+        metavar="REGEX",
+        help="Only lines in which this is found.",
+        show_default=False,
+    ),
+]
+IgnoreCase = Annotated[
+    bool, typer.Option("--ignore-case", "-i", help="With --grep: capitals do not matter.")
 ]
 
 
 def logs(
-    target: Target = "app",
+    targets: Targets = None,
+    *,
     follow: Follow = False,
-    tail: Tail = 100,
+    tail: Tail = None,
     since: Since = None,
+    grep: Grep = None,
+    ignore_case: IgnoreCase = False,
     spec: SpecOption = None,
 ) -> None:
-    """Print the log of a node, or of the app's replicas."""
+    """Print logs: of the replicas, of nodes, of services, or of all; the cause of a failure first.
+
+    Exit code 1 where one of several sources could not be read.
+    """
     opened = session.open_session(spec)
-    from raycluster.inside import app_logs, role_of
+    from raycluster.logs.cause import causes
+    from raycluster.logs.choose import unknown
+    from raycluster.logs.cluster import find
+    from raycluster.logs.lines import View, pattern
+    from raycluster.logs.read import Asked, read
+    from raycluster.logs.when import seconds_ago
+
+    wanted = pattern(grep, ignore_case=ignore_case) if grep is not None else None
+    young = None if since is None else seconds_ago(since, time.time())
+    if tail is None and since is None and grep is None:
+        tail = LINES
+    problems: list[str] = []
+
+    def fail(text: str) -> None:
+        problems.append(text)
+        _tell(text)
 
     with opened.fleet() as fleet:
-        if target == "app":
-            lines = app_logs(opened.spec, fleet, follow=follow, tail=tail)
-        else:
-            host, role = role_of(opened.spec, target)
-            runtime = fleet.open(host).runtime
-            lines = runtime.logs(role, follow=follow, tail=tail, since=since)
-        with session.ended(lines):
-            for chunk in lines:
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
+        found = find(opened.spec, fleet, targets or ["app"], fail)
+        if found.guess and follow:
+            raise unknown(opened.spec, found.guess)
+        if found.state:
+            apps = {each.app for each in found.chosen.replicas}
+            for cause in causes(opened.spec, found.state, fleet, apps):
+                _tell(f"cause: {cause}")
+        colour = session.out().is_terminal and "NO_COLOR" not in os.environ
+        view = View(prefix=found.mixed, colour=colour, grep=wanted)
+        with session.ended(read(found.sources, Asked(follow, tail, young), fail)) as lines:
+            heard = _show(lines, view, at_once=follow)
+    if found.guess and not heard:
+        raise unknown(opened.spec, found.guess)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _show(lines: Iterable[Line], view: View, *, at_once: bool) -> bool:
+    """Write the lines; return whether there was any, shown or not."""
+    heard = False
+    out = sys.stdout.buffer
+    for line in lines:
+        heard = True
+        if line.note:
+            _tell(f"{line.label}: {line.text.decode(errors='replace')}")
+        elif (shown := view.line(line.label, line.text)) is not None:
+            out.write(shown)
+            if at_once:
+                out.flush()
+    out.flush()
+    return heard
+
+
+def _tell(text: str) -> None:
+    """Write what is not a log beside it, after what came before."""
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")

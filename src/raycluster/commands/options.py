@@ -10,12 +10,58 @@ if TYPE_CHECKING:
     from raycluster.plan import Only
     from raycluster.spec import ClusterSpec
 
+
+def complete_hosts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the spec's hosts that begin like this, for the shell; none without a spec."""
+    found = _spec_at_hand(ctx)
+    names = [host.name for host in found.hosts] if found else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_parts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the parts that `--only` takes and that begin like this, for the shell."""
+    parts = ["head", "workers", "app", *complete_hosts(ctx, "")]
+    return [part for part in dict.fromkeys(parts) if part.startswith(incomplete)]
+
+
+def complete_processes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of processes that begin like this, for the shell; none without a spec."""
+    found = _spec_at_hand(ctx)
+    if found is None:
+        return []
+    from raycluster.inside import processes
+
+    return [name for name in processes(found) if name.startswith(incomplete)]
+
+
+def complete_targets(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return what `logs` can be asked for and begins like this, for the shell."""
+    found = _spec_at_hand(ctx)
+    if found is None:
+        return []
+    from raycluster.logs.choose import targets
+
+    return [name for name in targets(found) if name.startswith(incomplete)]
+
+
+def _spec_at_hand(ctx: typer.Context) -> ClusterSpec | None:
+    """Return the spec that the line names so far, or else the folder; a shell wants no errors."""
+    from raycluster.errors import RayclusterError
+    from raycluster.spec import locate, read_spec
+
+    try:
+        return read_spec(locate(ctx.params.get("spec")))
+    except (RayclusterError, OSError):
+        return None
+
+
 OnlyOption = Annotated[
     str | None,
     typer.Option(
         metavar="PART",
         help="Only this part: head, workers, app, or a host's name.",
         show_default=False,
+        autocompletion=complete_parts,
     ),
 ]
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from raycluster import session
-from raycluster.commands.options import after_dashes
+from raycluster.commands.options import after_dashes, complete_hosts
 from raycluster.session import SpecOption
 
-Node = Annotated[str, typer.Argument(help="A host's name.")]
+Node = Annotated[str, typer.Argument(help="A host's name.", autocompletion=complete_hosts)]
 Command = Annotated[
     list[str] | None, typer.Argument(help="A command instead of a shell.", show_default=False)
 ]

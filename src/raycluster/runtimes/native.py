@@ -34,6 +34,8 @@ from raycluster.runtimes.native_remote import Remote, entering
 SCHEMA = 1  # of launch.json
 
 _PART = 'tail -c "$1" "$2" | head -c "$0"'  # what is written meanwhile belongs to the next look
+# A line on stderr every second: the reader notices that it shall end, and this that nobody reads.
+_FOLLOW = 'tail -c "$0" -F "$1" 2>/dev/null & while sleep 1; do echo >&2 || exit; done'
 
 _Output = Generator[tuple[Channel, bytes], None, None]
 
@@ -128,18 +130,20 @@ class NativeRuntime:
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:
-        """Yield what the process wrote, across restarts; `since` is true to about a second."""
+        """Yield what the process wrote, across restarts; `since` is true to about a second.
+
+        While it is followed, an empty piece comes every second.
+        """
         told = self._remote.ask("logs", role=role, tail=tail, since=since)
         begin, size = f"+{told['begin'] + 1}", str(told["end"] - told["begin"])
-        last = ("tail", "-c", begin, "-F") if follow else ("sh", "-c", _PART, size, begin)
+        last = ("sh", "-c", _FOLLOW, begin) if follow else ("sh", "-c", _PART, size, begin)
         for argv in [*(("cat", old) for old in told["older"]), (*last, told["log"])]:
             yield from self._output(argv)
 
     def _output(self, argv: Sequence[str]) -> Iterator[bytes]:
         with closing(cast("_Output", self._transport.stream(argv))) as output:
             for channel, chunk in output:
-                if channel == "stdout":
-                    yield chunk
+                yield chunk if channel == "stdout" else b""
 
     def _refuse_volumes(self, process: Process) -> None:
         for volume in process.volumes:

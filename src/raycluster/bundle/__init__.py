@@ -1,0 +1,1 @@
+"""One archive of what tells how a cluster is, without its secrets."""

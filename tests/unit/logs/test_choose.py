@@ -1,0 +1,108 @@
+"""Which processes and replicas a word stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from raycluster.contracts import Found
+from raycluster.errors import UsageError
+from raycluster.logs.choose import Chosen, Replicas, choose, ids, numbered, targets
+from raycluster.spec import ClusterSpec
+from raycluster.state import App, ClusterState, HostState, Replica
+
+SPEC = ClusterSpec.model_validate(
+    {
+        "schema": 1,
+        "cluster": {"name": "c"},
+        "head": {"host": "a"},
+        "workers": [{"host": "b", "name": "b"}],
+        "models": [{"name": "Org/Big"}, {"name": "tiny"}],
+        "gateway": {"on": "all"},
+        "monitoring": {"prometheus": True},
+    }
+)
+STATE = ClusterState(
+    {"head": HostState("head", "10.0.0.1", (Found("head", "", "running"),))},
+    apps=(
+        App("tiny", "RUNNING"),
+        App(
+            "org-big",
+            "RUNNING",
+            replicas=(
+                Replica("aaaa1111", "RUNNING", address="10.0.0.1", pid=7),
+                Replica("bbbb2222", "RUNNING", address="10.0.0.2", pid=8),
+            ),
+        ),
+    ),
+)
+
+
+def processes(chosen: Chosen) -> list[tuple[str, str]]:
+    """Return the names alone."""
+    return [(host.name, role) for host, role in chosen.processes]
+
+
+@pytest.mark.parametrize(
+    ("word", "there", "replicas"),
+    [
+        ("head", [("head", "head")], []),
+        ("b", [("b", "worker")], []),
+        ("gateway", [("head", "gateway"), ("b", "gateway")], []),
+        ("b/gateway", [("b", "gateway")], []),
+        ("b/worker", [("b", "worker")], []),
+        ("prometheus", [("head", "prometheus")], []),
+        ("app", [], [Replicas()]),
+        ("Org/Big", [], [Replicas("org-big")]),
+        ("Org/Big#2", [], [Replicas("org-big", "#2")]),
+        ("aaaa1111", [], [Replicas(replica="aaaa1111")]),
+    ],
+)
+def test_a_word_stands_for_processes_or_replicas(
+    word: str, there: list[tuple[str, str]], replicas: list[Replicas]
+) -> None:
+    chosen = choose(SPEC, [word])
+    assert processes(chosen) == there
+    assert list(chosen.replicas) == replicas
+
+
+def test_all_is_every_process_and_every_replica() -> None:
+    chosen = choose(SPEC, ["all", "head"])
+    assert processes(chosen) == [
+        ("head", "head"),
+        ("head", "gateway"),
+        ("head", "prometheus"),
+        ("b", "worker"),
+        ("b", "gateway"),
+    ]
+    assert chosen.replicas == (Replicas(),)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("b/head", "one of b/worker, b/gateway"),
+        ("c/x", "all, app, head, b, gateway, prometheus, head/gateway"),
+        ("x", "one of all, app"),
+        ("tiny#0", "tiny#1 is the first"),
+        ("tiny#first", "tiny#1 is the first"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(word: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        choose(SPEC, [word])
+    assert hint in caught.value.hint
+
+
+def test_every_target_that_a_shell_completes_is_taken() -> None:
+    for word in targets(SPEC):
+        assert choose(SPEC, [word]) != Chosen(), word
+
+
+def test_a_number_is_the_place_in_the_list_of_status() -> None:
+    assert numbered(SPEC, STATE, Replicas("org-big", "#2")) == Replicas("org-big", "bbbb2222")
+    with pytest.raises(UsageError, match="#3: Org/Big has 2 replicas"):
+        numbered(SPEC, STATE, Replicas("org-big", "#3"))
+
+
+def test_replicas_are_known_by_the_processes_of_their_node() -> None:
+    assert ids(STATE.apps or (), "10.0.0.2") == {"8": "bbbb2222"}
