@@ -88,7 +88,7 @@ def watch(look: Callable[[], Standing], console: Console, every: float) -> None:
                         ages.failed(str(error.what))
                     looking = None
                 line = ages.line(time.monotonic(), looking=looking is not None)
-                live.update(status_view(shown, line) if shown else line, refresh=True)
+                live.update(status_view(shown, line, screen=True) if shown else line, refresh=True)
                 left = _TICK_S if looking else max(0.0, begins - time.monotonic())
                 wake.wait(min(_TICK_S, left))
                 wake.clear()

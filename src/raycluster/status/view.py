@@ -43,23 +43,25 @@ _STYLES = {
 }
 
 
-def status_view(standing: Standing, *below: Text) -> RenderableType:
+def status_view(standing: Standing, *below: Text, screen: bool = False) -> RenderableType:
     """Return warnings first, then nodes, models and endpoints; `below` goes under the headline.
 
-    Where the height is limited, healthy nodes are the first to be left out.
+    With `screen` it takes no more lines than the terminal has: healthy nodes go first.
     """
-    return _View(standing, below)
+    return _View(standing, below, screen=screen)
 
 
 class _View:
-    def __init__(self, standing: Standing, below: Sequence[Text]) -> None:
+    def __init__(self, standing: Standing, below: Sequence[Text], *, screen: bool) -> None:
         self._standing = standing
         self._below = below
+        self._screen = screen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.console import Group
 
-        height, options = options.height, options.update(height=None)
+        height = options.size.height if self._screen else None
+        options = options.update(height=None)
 
         def lines(part: RenderableType) -> Lines:
             return console.render_lines(part, options, pad=False)
@@ -74,11 +76,14 @@ class _View:
             room = height - len(top) - len(models)
             told = _cut(told, max(2, room // 3), "more to be told of")
             room -= len(told)
-            if len(nodes) > room - len(end):
-                end = end if room - len(end) > len(standing.health.spec.hosts) // 4 + 2 else []
-                nodes = lines(_table_of_nodes(standing, most=max(1, room - len(end) - 2)))
-        every = [*top, *lines(Group(*told)), *nodes, *models, *end]
-        for line in every[:height]:
+            if len(nodes) > room:
+                nodes = lines(_table_of_nodes(standing, most=max(1, room - 2)))
+            end = end[: max(0, room - len(nodes))]
+        parts = [part for part in ([*top, *lines(Group(*told))], nodes, models, end) if part]
+        every = [line for part in parts for line in ([], *part)][1:]  # an empty line between them
+        if height is not None and len(every) > height:
+            every = [line for part in parts for line in part][:height]
+        for line in every:
             yield from line
             yield _newline()
 
@@ -330,12 +335,12 @@ def _stacked(row: Row) -> Text:
     )
     told = [f"{row[title]} {word}" for title, word in figures if row[title] != _NONE]
     first = [row["STATE"], *(row[title] for title in ("ENGINE", "REPLICAS") if row[title] != _NONE)]
-    lines = [row["MODEL"], "  " + ", ".join(first)]
+    lines = [", ".join(first)]
     if told:
-        lines.append("  " + ", ".join(told))
+        lines.append(", ".join(told))
     if row["TTFT"] != _NONE:
-        lines.append(f"  TTFT {row['TTFT']}")
-    return Text("\n".join(lines))
+        lines.append(f"TTFT {row['TTFT']}")
+    return Text.assemble((row["MODEL"], "bold"), *(f"\n  {line}" for line in lines))
 
 
 def _note(seen: Figures) -> str:

@@ -23,9 +23,8 @@ def shown(standing: Standing, width: int) -> list[str]:
 
 
 def on_screen(standing: Standing, width: int, height: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width)
-    view = status_view(standing, Text("every 2 s"))
-    lines = console.render_lines(view, console.options.update(width=width, height=height))
+    console = Console(file=io.StringIO(), width=width, height=height)
+    lines = console.render_lines(status_view(standing, Text("every 2 s"), screen=True))
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
@@ -102,6 +101,9 @@ def test_a_full_screen_leaves_out_healthy_hosts_first() -> None:
     standing = broken()
     ill = replace(standing, health=replace(whole(16).health, problems=standing.health.problems))
     assert sum(line.startswith("gpu-machine") for line in on_screen(ill, 80, 60)) == 15
+    (tight,) = [n for n in range(20, 40) if "cost" in on_screen(ill, 80, n)[-1]][:1]
+    assert len(on_screen(ill, 80, tight)) == tight  # the whole screen is used, without gaps
+    assert "" not in on_screen(ill, 80, tight)
     lines = on_screen(ill, 80, 20)
     assert len(lines) <= 20
     assert all(len(line) <= 80 for line in lines)
