@@ -16,8 +16,9 @@ from mkdocs.exceptions import PluginError
 from docs.generate.commands import commands_reference
 from docs.generate.errors import classes
 from docs.generate.hook import ADDED, relinked
-from docs.generate.messages import messages, messages_reference, plain, texts
+from docs.generate.messages import messages, messages_reference, plain
 from docs.generate.results import FOLDER, results_reference
+from docs.generate.source import calls, texts
 from docs.generate.spec import spec_reference
 from raycluster.commands import COMMANDS
 from raycluster.services.prometheus import HEAD_PORTS
@@ -196,6 +197,29 @@ def test_every_message_is_found_with_its_next_step() -> None:
 )
 def test_a_text_is_read_from_the_source(code: str, may_be: list[str]) -> None:
     assert texts(ast.parse(code, mode="eval").body, {"known": ["x", "y"]}) == may_be
+
+
+def test_a_name_is_what_it_was_last_made_or_on_each_way() -> None:
+    source = """
+if a:
+    what, hint = "one", "first"
+elif b:
+    what, hint = f"two {c}", "second"
+else:
+    raise Gone("three")
+Said(what, hint)
+what = "four"
+if d:
+    what = "five"
+Said(what)
+def inside():
+    Said(what)
+"""
+    said = [[texts(a, values) for a in call.args] for call, values in calls(ast.parse(source))]
+    assert [["three"]] in said
+    assert [["one", "two …"], ["first", "second"]] in said
+    assert said.count([["five", "four"]]) == 2
+    assert len(said) == 4
 
 
 def test_signs_of_markdown_are_plain_but_in_code() -> None:
