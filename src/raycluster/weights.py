@@ -74,7 +74,6 @@ class Asking:
         """Return what `serve.share` is told, but for its place among the others."""
         return {
             "secrets_path": self.secrets_path,
-            "verify": self.verify,
             "model": asdict(wanted),
             "listed": listed,
         }

@@ -78,8 +78,7 @@ class Node:
 
     def ask(self, listed: object = None) -> dict[str, Any]:
         secrets_path = "$RAYCLUSTER_ROOT/secrets.json"
-        told = {"secrets_path": secrets_path, "verify": False}
-        return {**told, "model": asdict(WANTED), "listed": listed}
+        return {"secrets_path": secrets_path, "model": asdict(WANTED), "listed": listed}
 
     def held(self) -> Any:
         party = self.party()

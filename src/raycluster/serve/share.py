@@ -1,8 +1,8 @@
 """Hands a model of the hub's cache from node to node: `python -m raycluster.serve.share ORDER`.
 
 ORDER is a file of JSON that is removed once it was read: what `transfer` is told but for the items,
-and `model`, `listed` (what the model's files are, of a node that has them), `secrets_path` and
-`verify`. Without `listed` it only tells what is here: `held`, whole or None.
+and `model`, `listed` (what the model's files are, of a node that has them) and `secrets_path`.
+Without `listed` it only tells what is here: `held`, whole or None.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
             return
         listed = Listing.from_json(order["listed"])
         if not order["peers"]:
-            _refuse_wrong(wanted, listed, record, again=order["verify"])
+            _refuse_wrong(wanted, listed, record)
             paths = hub.cached(wanted, listed)
             run(order, _items(listed, paths), say, lambda: None)
             return
@@ -99,9 +99,10 @@ def _place(wanted: Wanted, file: File) -> Path:
     return hub.model_folder(wanted) / "blobs" / file.digest
 
 
-def _refuse_wrong(wanted: Wanted, listed: Listing, record: Record, *, again: bool) -> None:
+def _refuse_wrong(wanted: Wanted, listed: Listing, record: Record) -> None:
+    """Raise ProblemError where a file is not as it was checked."""
     paths: Mapping[str, Path] = hub.cached(wanted, listed)
-    bad = wrong(record, [(f.name, f.size, f.digest) for f in listed.files], paths, again=again)
+    bad = wrong(record, [(f.name, f.size, f.digest) for f in listed.files], paths, again=False)
     if bad:
         raise ProblemError(f"{', '.join(bad)} of {wanted.source} is damaged")
     record.save()

@@ -34,8 +34,9 @@ AT_ONCE = 4
 """Files that are taken side by side."""
 STALL_S = 20.0
 """Seconds without a byte after which a peer is given up for another."""
-PATIENCE_S = 60.0
-"""Seconds in which no peer hands anything on, after which a transfer has failed."""
+CONNECT_S = 5.0
+PATIENCE_S = 30.0
+"""Seconds in which no peer answers, after which a transfer has failed."""
 EARLY_S = 5.0
 """Seconds in which the best peer is asked again: it may not have begun to serve yet."""
 IDLE_S = 120.0
@@ -212,6 +213,8 @@ class Taker:
     shelf: Shelf
     peers: Sequence[tuple[str, int]]
     token: str
+    heard: float = field(default_factory=time.monotonic)
+    failed: threading.Event = field(default_factory=threading.Event)
 
     def take(self) -> None:
         """Bring every item. Raises TransferError and OSError."""
@@ -235,8 +238,15 @@ class Taker:
                 )
 
     def _take(self, index: int) -> None:
+        """Bring one item; the others are given up where it does not come."""
+        try:
+            self._bring(index, self.shelf.items[index])
+        except (TransferError, OSError):
+            self.failed.set()
+            raise
+
+    def _bring(self, index: int, item: Item) -> None:
         """Bring one item; what came wrong is brought once more, from those who had it first."""
-        item = self.shelf.items[index]
         if item.whole:
             self.shelf.set(index, item.size)
             return
@@ -254,25 +264,26 @@ class Taker:
         with item.part.open("ab+", buffering=0) as part:
             here = self._resumed(item, part, digest)
             self.shelf.set(index, here)
-            end, turn, why = time.monotonic() + PATIENCE_S, 0, ""
+            self.heard = time.monotonic()  # reading what was there may have taken long
+            turn, begun, why = 0, self.heard, ""
             while here < item.size:
-                peer = peers[turn % len(peers)]
+                peer, before = peers[turn % len(peers)], here
                 try:
                     for data in self._stream(peer, index, here):
                         _write(part, data)
                         digest.update(data)
                         here += len(data)
                         self.shelf.set(index, here)
-                        end = time.monotonic() + PATIENCE_S
+                        begun = time.monotonic()
                 except (OSError, http.client.HTTPException) as error:
                     if isinstance(error, OSError) and error.errno == 28:  # no space left
                         raise
                     why = f"{peer[0]}:{peer[1]}: {error or type(error).__name__}"
                 if here < item.size:
-                    if time.monotonic() > end:
+                    silent = time.monotonic() - self.heard > PATIENCE_S
+                    if silent or self.failed.is_set():
                         raise TransferError(f"no host hands on what is missing ({why})")
-                    late = time.monotonic() > end - PATIENCE_S + EARLY_S
-                    turn += 1 if turn or late else 0
+                    turn += here == before and time.monotonic() - begun > EARLY_S
                     time.sleep(0.1)
         return str(digest.hexdigest())
 
@@ -290,14 +301,17 @@ class Taker:
 
     def _stream(self, peer: tuple[str, int], index: int, offset: int) -> Iterator[memoryview]:
         """Yield what a peer sends of an item, from `offset` on; it may end early."""
-        connection = http.client.HTTPConnection(*peer, timeout=STALL_S)
+        connection = http.client.HTTPConnection(*peer, timeout=CONNECT_S)
         buffer = memoryview(bytearray(CHUNK))
         try:
+            connection.connect()
+            connection.sock.settimeout(STALL_S)
             headers = {"Authorization": f"Bearer {self.token}", "Range": f"bytes={offset}-"}
             connection.request("GET", f"/{index}", headers=headers)
             answer = connection.getresponse()
             if answer.status != 206:
                 raise http.client.HTTPException(f"answers {answer.status}")
+            self.heard = time.monotonic()
             while count := answer.readinto(buffer):
                 yield buffer[:count]
         finally:

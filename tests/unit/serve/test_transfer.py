@@ -8,6 +8,7 @@ import http.client
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,6 +159,17 @@ def test_where_nobody_serves_the_error_says_whom_it_asked(
         pytest.raises(TransferError, match=rf"no host hands on .*127\.0\.0\.9:{port}.*refused"),
     ):
         take(second, port, 9)
+
+
+def test_many_files_fail_as_fast_as_one(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PATIENCE_S", 0.3)
+    shelf = Shelf([Item(tmp_path / str(n), 1, "0" * 64) for n in range(200)])
+    begun = time.monotonic()
+    with pytest.raises(TransferError, match="no host hands on"):
+        Taker(shelf, [("127.0.0.9", port)], TOKEN).take()
+    assert time.monotonic() - begun < 15  # seconds; one after the other would take 60
 
 
 def test_room_is_asked_for_before_anything_comes(tmp_path: Path, port: int) -> None:
