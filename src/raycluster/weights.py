@@ -42,12 +42,22 @@ def bring(
     if not by_host:
         return
     asking = Asking(work, models[0]["secrets_path"], verify=verify)
+    brought: dict[tuple[str, Wanted], Mapping[str, Any]] = {}
     if work.spec.distribution.models != "hub" and len(every) > 1:
         for source in dict.fromkeys(w for needed in by_host.values() for w in needed):
             if not is_path(source.source):
                 those = [h for h, needed in every.items() if source in needed]
-                _hand_on(asking, source, those, [h for h in those if h in by_host])
-    compare(all_or_raise(work.fleet.each(by_host, lambda c: asking.fetch(c, by_host[c.host.name]))))
+                found = _hand_on(asking, source, those, [h for h in those if h in by_host])
+                brought.update({(host, source): result for host, result in found.items()})
+    results: dict[str, dict[str, Any]] = {host: {} for host in by_host}
+    for (host, source), result in brought.items():
+        results[host][source.source] = result
+    left = {h: [w for w in needed if (h, w) not in brought] for h, needed in by_host.items()}
+    asked = [host for host, needed in left.items() if needed]
+    fetched = work.fleet.each(asked, lambda c: asking.fetch(c, left[c.host.name]))
+    for host, more in all_or_raise(fetched).items():
+        results[host].update(more)
+    compare(results)
 
 
 @dataclass(frozen=True)
@@ -102,22 +112,27 @@ ORDER_FILE = "share.json"
 _SHARE = ("sh", "-c", f'exec python -m raycluster.serve.share "$RAYCLUSTER_ROOT/{ORDER_FILE}"')
 
 
-def _hand_on(asking: Asking, wanted: Wanted, those: Sequence[str], hosts: Sequence[str]) -> None:
+def _hand_on(
+    asking: Asking, wanted: Wanted, those: Sequence[str], hosts: Sequence[str]
+) -> dict[str, Mapping[str, Any]]:
     """Let `hosts` take a model from one of `those` that has it, or from one of them that fetches.
 
-    Where that fails a note says so, and every host is left to fetch for itself.
+    Returns what it came to on the hosts where it did. Where it failed a note says so, and the host
+    is left to fetch for itself.
     """
     work = asking.work
     fleet, auto = work.fleet, work.spec.distribution.models == "auto"
     if len(those) < 2 or (auto and not all_private(fleet[h].address for h in those)):
-        return
+        return {}
     held = _held(asking, wanted, those)
     if held.keys() >= {*hosts}:
-        return
+        return {}
+    done: dict[str, Mapping[str, Any]] = {}
     if not any(h in held for h in those if h not in hosts):  # those serve, and are not changed
-        held = _fetched(asking, wanted, hosts, [h for h in hosts if h in held])
+        done = _fetched(asking, wanted, hosts, [h for h in hosts if h in held])
+        held = _held(asking, wanted, done)
     if not held:
-        return
+        return done
     listed = next(iter(held.values()))
     holders = [h for h in held if held[h] == listed]
     takers = [h for h in hosts if h not in holders]
@@ -136,6 +151,9 @@ def _hand_on(asking: Asking, wanted: Wanted, those: Sequence[str], hosts: Sequen
     for host in (h for h in takers if h in problems):
         what = f"{wanted.source} does not come from {', '.join(holders)}: {problems[host]}"
         work.listen(Event(host, f"{what}; asking the hub", "note"))
+    size = sum(file["size"] for file in listed["files"])
+    taken = {"version": listed["commit"], "bytes": size, "fetched": True, "note": ""}
+    return {**done, **{h: taken for h in takers if h not in problems}}
 
 
 def _held(asking: Asking, wanted: Wanted, hosts: Iterable[str]) -> dict[str, Any]:
@@ -146,13 +164,13 @@ def _held(asking: Asking, wanted: Wanted, hosts: Iterable[str]) -> dict[str, Any
 
 def _fetched(
     asking: Asking, wanted: Wanted, hosts: Sequence[str], ready: Sequence[str]
-) -> dict[str, Any]:
-    """Let the hosts that have a model ask the hub, or one fetch it; return what they hold then."""
+) -> dict[str, Mapping[str, Any]]:
+    """Let the hosts that have a model ask the hub, or one fetch it; return what it came to."""
     first = ready or hosts[:1]
     for some in (first, [h for h in hosts if h not in first]):
         done = _known(asking.work.fleet.each(some, lambda c: asking.fetch(c, [wanted])))
         if done:  # or else others may have a way to the hub
-            return _held(asking, wanted, done)
+            return {host: results[wanted.source] for host, results in done.items()}
     return {}
 
 

@@ -220,9 +220,7 @@ def test_up_brings_a_model_to_one_host_and_on_from_there(
     assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}
     taken = {e.subject for e in told if "taken from other hosts and checked" in e.text}
     assert taken == {"second", "third"}
-    notes = {e.subject: e.text for e in told if e.kind == "note"}
-    assert all("the hub does not answer" in text for text in notes.values())
-    assert notes.keys() == {"second", "third"}
+    assert not [e for e in told if e.kind == "note"], "and need no hub for it"
     assert not [e for e in brought(spec) if "from other hosts" in e.text], "once is enough"
     files = sorted(p.name for p in tmp_path.glob("?/cache/huggingface/hub/models--*/blobs/*"))
     assert len(files) == 3 * len(FILES)

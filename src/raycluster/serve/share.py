@@ -51,6 +51,8 @@ def main() -> None:
 
 def held(wanted: Wanted, record: Record) -> dict[str, Any] | None:
     """Return the listing of what is here without asking the hub, where all of it is."""
+    if not hub.model_folder(wanted).exists():
+        return None
     known = record.kept.get("listings", {}).get(wanted.key)
     listed = Listing.from_json(known) if known else hub.found(wanted)
     if listed is None or not hub.complete(wanted, listed):
