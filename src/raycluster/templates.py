@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -34,6 +35,18 @@ def word(value: str) -> Escaped:
     if not re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+", value):
         raise ValueError("not a plain word")
     return Escaped(value)
+
+
+def line(value: str) -> Escaped:
+    """Return a line of Markdown of our own, also for a table. Raises ValueError for several."""
+    if re.search(r"[\x00-\x1f]", value):
+        raise ValueError("more than a line")
+    return Escaped(value.replace("|", "\\|"))
+
+
+def shell(value: str) -> Escaped:
+    """Return one word for sh."""
+    return Escaped(shlex.quote(value))
 
 
 def pattern(value: str) -> Escaped:
@@ -90,6 +103,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {"number": number, "word": word, "pattern": pattern, "json": as_json}
+    made.filters |= {"line": line, "shell": shell}
     made.filters |= {"text": text, "data": data, "code": code}
     return made
 

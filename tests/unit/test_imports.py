@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("leave", "weights", "images", "survey"),
     ("deploy",),
     ("apply",),
+    ("export", "export.*"),
     ("up", "checks", "exposure"),
     ("report_forecast",),
     ("report", "progress"),
@@ -54,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 FAMILIES = (
+    "export",
     *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
     *("logs", "bundle"),
     *("sizing", "forecast"),
@@ -61,6 +63,8 @@ FAMILIES = (
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
+    *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
+    *("export.systemd", "export.kuberay"),
     *("errors", "contracts", "events", "tested", "spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
@@ -86,6 +90,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "uvloop": ("bench.loops",),
     "jinja2": ("templates",),
     "plotly": ("bench.page",),
+    "yaml": ("export.written",),
     "cryptography": ("services.certificate", "transports.ssh*"),
     "httpx": (
         "transports.http",

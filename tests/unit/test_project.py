@@ -25,7 +25,11 @@ CHECKOUT = Path(__file__).parents[2]
 PACKAGE = CHECKOUT / "src" / "raycluster"
 PROJECT: dict[str, Any] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 # A package's import name, where that is not its name in the index.
-DISTRIBUTIONS = {"dotenv": "python-dotenv", "prometheus_client": "prometheus-client"}
+DISTRIBUTIONS = {
+    "dotenv": "python-dotenv",
+    "yaml": "pyyaml",
+    "prometheus_client": "prometheus-client",
+}
 BROUGHT = {
     "starlette": "Ray Serve",
     "aiohttp": "Ray Serve",

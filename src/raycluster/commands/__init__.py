@@ -13,6 +13,7 @@ from raycluster.commands.deploy import deploy
 from raycluster.commands.down import down
 from raycluster.commands.drill import drill
 from raycluster.commands.exec import exec_
+from raycluster.commands.export import export
 from raycluster.commands.init import init
 from raycluster.commands.logs import logs
 from raycluster.commands.plan import plan
@@ -51,5 +52,6 @@ COMMANDS: Mapping[str, Command] = {
     "drill": Command(drill),
     "down": Command(down),
     "teardown": Command(down, {"help": "The same as `down`.", "hidden": False}),
+    "export": Command(export),
     "schema": Command(schema),
 }

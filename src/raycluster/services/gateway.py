@@ -42,12 +42,15 @@ echo "nginx started no new processes within 10 s" >&2
 exit 1
 """
 
+KEYS_FILE = "keys.conf"
+"""Where the keys stand when they are apart from the configuration."""
+
 
 def gateway(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
     """Return the process that lets clients in; a changed configuration reaches it by a reload."""
     if spec.gateway is None or spec.gateway.on not in (host.role, "all"):
         return None
-    files = _files(spec, host, wiring)
+    files = {**_files(spec, host, wiring), **_keys_apart(spec.gateway, wiring)}
     live_id = wiring.seal(files)
     return Process(
         role=GATEWAY,
@@ -60,6 +63,14 @@ def gateway(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | 
         reload=("sh", "-c", _RELOAD),
         note=_note(spec.gateway),
     )
+
+
+def _keys_apart(gate: Gateway, wiring: Wiring) -> dict[str, bytes]:
+    if not wiring.apart or not gate.api_keys:
+        return {}
+    known = sorted(wiring.secrets.api_keys.items())
+    keys = [(name, key.reveal()) for name, key in known if name in gate.api_keys]
+    return {f"{GATEWAY}/{KEYS_FILE}": templates.render("nginx/keys.conf", api_keys=keys)}
 
 
 def _note(gate: Gateway) -> str:
@@ -99,7 +110,7 @@ def _ingresses(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> list[st
 
 
 def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
-    """Return nginx's configuration for the gateway on `host`; it holds the keys."""
+    """Return nginx's configuration for the gateway on `host`; unless `apart`, it holds the keys."""
     gate = spec.gateway
     if gate is None:
         raise ValueError("the spec has no gateway")
@@ -109,6 +120,7 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         listen=f"[{gate.address}]" if ":" in gate.address else gate.address,
         port=spec.ports.gateway,
         ingresses=_ingresses(spec, host, wiring),
+        keys_file=KEYS_FILE if wiring.apart else "",
         guarded=bool(gate.api_keys),
         api_keys=[(name, keys[name].reveal()) for name in sorted(gate.api_keys) if name in keys],
         tls=gate.tls is not None,

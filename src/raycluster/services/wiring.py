@@ -23,11 +23,15 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the spec does not hold: the nodes' addresses by host name, the token, the secrets."""
+    """What the spec does not hold: the nodes' addresses by host name, the token, the secrets.
+
+    `apart` puts API keys into a file of their own, for somebody who fills it in.
+    """
 
     addresses: Mapping[str, str]
     token: Secret
     secrets: Secrets = Secrets()
+    apart: bool = False
 
     @property
     def token_id(self) -> str:

@@ -1,0 +1,79 @@
+"""`raycluster export`: the cluster's design as files for another tool."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycluster import session
+from raycluster.session import SpecOption, SpecPath
+
+if TYPE_CHECKING:
+    from raycluster.export.design import Design
+    from raycluster.session import Session
+
+
+class Format(StrEnum):
+    """For which tool."""
+
+    compose = "compose"
+    systemd = "systemd"
+    kuberay = "kuberay"
+
+
+FormatArgument = Annotated[Format, typer.Argument(help="For which tool.", show_default=False)]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="The folder to make; default: CLUSTER-FORMAT here.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export.")]
+WithSecrets = Annotated[
+    bool,
+    typer.Option("--with-secrets", help="Write secrets too, as files for their owner alone."),
+]
+
+
+def export(  # noqa: PLR0917  # typer calls it by keyword
+    format: FormatArgument,
+    spec: SpecPath = None,
+    named: SpecOption = None,
+    output: Output = None,
+    force: Force = False,
+    with_secrets: WithSecrets = False,
+) -> None:
+    """Write the cluster as files that work without raycluster."""
+    opened = session.open_session(spec, named)
+    folder = output or Path(f"{opened.spec.cluster.name}-{format}")
+    from raycluster.export.formats import FORMATS
+    from raycluster.export.tree import check_free, write
+
+    check_free(folder, force=force)
+    tree = FORMATS[format](_design(opened, with_secrets=with_secrets))
+    paths = [str(path) for path in write(tree, folder, force=force)]
+    sys.stdout.write("".join(f"{path}\n" for path in paths))
+    sys.stderr.write(f"next: read {folder / 'README.md'}\n")
+
+
+def _design(opened: Session, *, with_secrets: bool) -> Design:
+    import secrets as randomness
+
+    from raycluster.contracts import Secret
+    from raycluster.export.design import Design, Given
+    from raycluster.export.look import look
+
+    given = None
+    if with_secrets:
+        given = Given(Secret(randomness.token_hex(32)), opened.secrets())
+    with opened.fleet() as fleet:
+        addresses, gpus = look(opened.spec, fleet)
+    return Design(opened.spec, addresses, gpus, given)

@@ -1,0 +1,1 @@
+"""The design of a cluster as files for other tools: Docker Compose, systemd, KubeRay."""

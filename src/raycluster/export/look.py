@@ -1,0 +1,40 @@
+"""What a spec leaves to the hosts: addresses and numbers of GPUs."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from raycluster.connect import Connected, Fleet, all_or_raise
+from raycluster.observe import read_facts
+from raycluster.plan import gpus_of
+from raycluster.spec import ClusterSpec, ResolvedHost
+
+
+def look(spec: ClusterSpec, fleet: Fleet) -> tuple[dict[str, str], dict[str, int]]:
+    """Return each host's address and its number of GPUs.
+
+    Only hosts whose table in the spec does not say both are connected to. Raises HostError.
+    """
+    addresses = {host.name: _address(spec, host) for host in spec.hosts}
+    gpus = {host.name: host.gpus for host in spec.hosts}
+    unknown = [h for h in spec.hosts if not addresses[h.name] or h.gpus == "all"]
+
+    def ask(connected: Connected) -> tuple[str, int]:
+        return connected.address, gpus_of(connected.host, read_facts(connected.transport))
+
+    seen = all_or_raise(fleet.reach(unknown, ask))
+    told = {name: address or seen[name][0] for name, address in addresses.items()}
+    counts = {name: seen[name][1] if count == "all" else count for name, count in gpus.items()}
+    return told, counts
+
+
+def _address(spec: ClusterSpec, host: ResolvedHost) -> str:
+    """Return the address that the spec fixes, or ""."""
+    if host.private_address:
+        return host.private_address
+    if host.transport == "local" and len(spec.hosts) == 1:
+        return "127.0.0.1"
+    try:
+        return str(ip_address(host.host))
+    except ValueError:
+        return ""

@@ -1,0 +1,90 @@
+"""Files of an export: what they hold, and a folder that is written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raycluster.errors import UsageError
+
+MARK = ".raycluster-export"
+"""A file that tells an export from other folders, which are never replaced."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: what it holds, and its mode."""
+
+    content: bytes = field(repr=False)
+    mode: int = 0o644
+
+
+Tree = Mapping[str, Entry]
+"""Relative path -> file."""
+
+
+def script(content: bytes) -> Entry:
+    """Return a file that can be run."""
+    return Entry(content, 0o755)
+
+
+def secret(content: bytes) -> Entry:
+    """Return a file that its owner alone reads."""
+    return Entry(content, 0o600)
+
+
+def write(tree: Tree, folder: Path, *, force: bool = False) -> tuple[Path, ...]:
+    """Make `folder` of the files and return their paths; with `force` in place of a former export.
+
+    Nothing is left half made. Raises UsageError.
+    """
+    check_free(folder, force=force)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, entry in {**tree, MARK: Entry(b"")}.items():
+                _write(making / name, entry)
+            making.chmod(0o755)
+            _put_in_place(making, folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+    return tuple(folder / name for name in sorted(tree))
+
+
+def check_free(folder: Path, *, force: bool) -> None:
+    """Raise UsageError where `folder` may not be made."""
+    if not folder.is_symlink() and not folder.exists():
+        return
+    if not force:
+        raise UsageError("is there already", where=str(folder), hint="add --force, or name another")
+    if folder.is_symlink() or not (folder / MARK).is_file():
+        raise UsageError(
+            "is there, and no earlier export",
+            where=str(folder),
+            hint="name another folder with --output",
+        )
+
+
+def _write(path: Path, entry: Entry) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(entry.content)
+    path.chmod(entry.mode)
+
+
+def _put_in_place(making: Path, folder: Path) -> None:
+    if not folder.exists():
+        making.rename(folder)
+        return
+    former = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(former / "export")
+        making.rename(folder)
+    finally:
+        shutil.rmtree(former, ignore_errors=True)
