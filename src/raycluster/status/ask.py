@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WINDOW_S = 10.0
 """What `--watch` shows happened in so many seconds; its first look knows less."""
-APART_S = 0.4
+APART_S = 0.25
 """Between two looks at the counters, where there is no earlier one and no Prometheus."""
 _TIMEOUT_S = 3.0
 _GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
