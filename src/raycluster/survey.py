@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +24,7 @@ from raycluster.serve.wanted import Wanted, is_path, wanted
 from raycluster.services.app import app
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec
+from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.state import ClusterState
 from raycluster.transports.http import http_client
 from raycluster.work import Work, wiring
@@ -71,12 +74,16 @@ def look_ahead(
         return _host(work, state, connected, starts, every)
 
     hosts = all_or_raise(work.fleet.each(names, look))
-    lacking = {b.image: None for h in hosts.values() for b in h.bases if b.image and not b.there}
+    lacking = {b.image for h in hosts.values() for b in h.bases if b.image and not b.there}
+    archived = _archived(spec)
     seen = Seen(
         hosts=hosts,
         hub=_from_hub(work, every),
         seconds=_seconds(work, state, actions),
-        images=image_sizes(lacking, work.secrets.registry),
+        images={
+            **image_sizes(sorted(lacking - archived.keys()), work.secrets.registry),
+            **archived,
+        },
     )
     return forecast(spec, state, actions, seen, read)
 
@@ -157,6 +164,17 @@ def _base(connected: Connected, seen: Outlook) -> Base:
     if not seen.there and seen.folder:
         disk = _placed(connected.transport, seen.folder, Wanted("/")).disk
     return Base(seen.what, seen.there, seen.held_bytes, seen.folder, seen.image, disk)
+
+
+def _archived(spec: ClusterSpec) -> dict[str, int]:
+    """Return the bytes of the images that come from a file of this machine, by name."""
+    found: dict[str, int] = {}
+    for runtime in (host.runtime for host in spec.hosts):
+        with suppress(OSError):  # a missing file is told when it is to be sent
+            if runtime.archive:
+                size = Path(runtime.archive).expanduser().stat().st_size
+                found[runtime.image or DEFAULT_IMAGE] = size
+    return found
 
 
 def _from_hub(work: Work, models: Sequence[Wanted]) -> dict[Wanted, Files]:

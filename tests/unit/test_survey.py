@@ -13,7 +13,7 @@ from raycluster.forecast.seen import Files
 from raycluster.hub_api import read_hub
 from raycluster.serve.wanted import Wanted
 from raycluster.spec import ClusterSpec
-from raycluster.survey import _folder, _placed, reads
+from raycluster.survey import _archived, _folder, _placed, reads
 from raycluster.transports.local import LocalTransport
 from tests.local.hub import Hub, open_hub
 
@@ -102,6 +102,19 @@ def test_a_models_own_tokenizer_is_read_too() -> None:
         "a": ["meta/llama", "meta/tokens"],
         "b": [],
     }
+
+
+def test_an_image_from_a_file_is_as_large_as_the_file(tmp_path: Path) -> None:
+    (tmp_path / "ray.tar").write_bytes(b"t" * 300)
+    hosts = [
+        {"host": "a", "runtime": {"image": "ray:1", "archive": str(tmp_path / "ray.tar")}},
+        {"host": "b", "runtime": {"image": "ray:2", "archive": str(tmp_path / "none.tar")}},
+        {"host": "c", "runtime": {"image": "ray:3"}},
+    ]
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": hosts[0], "workers": hosts[1:]}
+    )
+    assert _archived(spec) == {"ray:1": 300}
 
 
 def test_the_hub_tells_files_and_config() -> None:

@@ -147,11 +147,6 @@ def gpu_memory(facts: Facts, used: int) -> int | None:
     return min(sizes, default=None)
 
 
-def gpu_name(facts: Facts) -> str:
-    """Return what the host's first GPU is called, or "" without one."""
-    return facts.gpus[0].rpartition(",")[0].removeprefix("NVIDIA ") if facts.gpus else ""
-
-
 def together(spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]) -> Problem | None:
     """Return what is wrong where all models on CPUs take more memory than all hosts have."""
     held = [h for h in spec.hosts if h.name in seen.hosts and h.num_cpus != 0]
