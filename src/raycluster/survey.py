@@ -108,8 +108,11 @@ def _host(
     folders = {w: _folder(w, env) for w in models}
     facts = read_facts(connected.transport)
     outlook = connected.runtime.outlook(process, list(folders.values()))
-    # Who runs the daemon may read what the user may not; so a running node is asked.
-    inside = connected.runtime.inside(host.role) if state.runs(host) else None
+    starts_anew = any(p.role in RAY_ROLES for p in starts)
+    # Who runs the daemon may read what the user may not; so a node that runs on is asked. One that
+    # starts anew may see other folders then.
+    stays = state.runs(host) and not starts_anew
+    inside = connected.runtime.inside(host.role) if stays else None
     placed = {
         each: replace(
             _placed(inside or connected.transport, folder if inside else place, each), folder=place
@@ -118,8 +121,7 @@ def _host(
         for place in (outlook.places[folder],)
     }
     others = [connected.runtime.outlook(p, ()) for p in starts if p.role not in RAY_ROLES]
-    needed = outlook.there or any(p.role in RAY_ROLES for p in starts)
-    looks = (*([outlook] if needed else []), *others)
+    looks = (*([outlook] if outlook.there or starts_anew else []), *others)
     return HostSeen(facts, placed, tuple(_base(connected, seen) for seen in looks))
 
 

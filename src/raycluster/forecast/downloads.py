@@ -15,7 +15,7 @@ class Download:
     """Something that a host lacks: its bytes, None where nobody tells, and the disk it goes to.
 
     `stored` are the bytes that it takes there, where they are others. `certain` says that all of it
-    is written there; of an image, a part may be there.
+    is written there: a part of an image, or of what cannot be looked at, may be there.
     """
 
     host: str
@@ -68,7 +68,8 @@ def _models(seen: Seen, host: str, wanted: Sequence[Wanted]) -> Iterator[Downloa
         needed = listed.needed(each).items()
         size = sum(n for name, n in needed if placed.files.sizes.get(name) != n)
         if size:
-            yield Download(host, each.source, size, _above(placed.folder), placed.disk)
+            folder, seen_there = _above(placed.folder), not placed.hidden
+            yield Download(host, each.source, size, folder, placed.disk, certain=seen_there)
 
 
 def _above(folder: str) -> str:
@@ -120,7 +121,7 @@ def _problem(host: str, held: Sequence[Download]) -> Problem:
         f"{names} {needs} {in_gb(size)}, and {in_gb(free)} are free in {first.folder}",
         "make room, or set HF_HOME under [runtime.env] to a folder on a larger disk"
         if first.certain
-        else "make room: `docker system prune`",
+        else "make room on the host, or see what is there already",
     )
 
 

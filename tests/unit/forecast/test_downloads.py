@@ -93,6 +93,13 @@ def test_a_registry_tells_what_a_pull_brings() -> None:
     assert tight([found])[0].what.startswith("image ray:1 needs up to 4.0 GB, and 0 MB are free")
 
 
+def test_what_cannot_be_looked_at_may_be_there() -> None:
+    (found,) = downloads(Seen({"head": host_seen(hidden=True, free=1)}, HUB), [LLAMA])
+    assert (found.size, found.certain) == (10_000_001_500, False)
+    assert too_little_room([found]) == ()
+    assert tight([found])[0].what == "meta/llama needs up to 10.0 GB, and 0 MB are free in /hub"
+
+
 def test_a_path_is_never_fetched_and_its_absence_is_told() -> None:
     path = Wanted("/models/llama")
 
