@@ -18,9 +18,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from raycluster.contracts import ROOT, Process, Secret
-from raycluster.services.gateway import gateway
+from raycluster.services.gateway import FIGURES_PATH, gateway
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
 
@@ -413,3 +414,35 @@ def test_what_nginx_refuses_is_its_last_word(root: Path, api: int) -> None:
         running(folder, api, secrets, tls={"cert": "c.pem", "key": "file:k.pem"}),
     ):
         pass
+
+
+def test_figures_are_for_prometheus_alone(root: Path, api: int) -> None:
+    port = free_port()
+    spec = ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "head": {"host": "h"},
+            "gateway": {"tls": {"self_signed": True}, "paths": ["/"]},
+            "ports": {"gateway": port, "api": api},
+            "monitoring": {},
+        }
+    )
+    with served(root, process_of(spec, Secrets()), {}, port, "https") as client:
+        answer = client.get(FIGURES_PATH)
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4"
+        figures = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+        }
+        assert figures["nginx_connections_active"] == 1
+        assert figures["raycluster_gateway_certificate_expiry_timestamp_seconds"] == 2082758400
+        elsewhere = httpx.HTTPTransport(local_address="127.0.0.2", verify=False)
+        with httpx.Client(base_url=client.base_url, transport=elsewhere) as stranger:
+            assert stranger.get(FIGURES_PATH).status_code == 404
+            assert stranger.get("/v1/models").status_code == 200
+
+
+def test_without_monitoring_there_are_no_figures(root: Path, api: int) -> None:
+    with running(root, api) as client:
+        assert client.get(FIGURES_PATH).status_code == 404

@@ -168,7 +168,7 @@ def test_the_tunnel_brings_the_gateway_and_prometheus_with_figures_of_ray(served
         def values(expression: str) -> list[str]:
             return [result["value"][1] for result in query(expression)]
 
-        wait_for(lambda: values("up") == ["1"] * 5, "all targets to be up", 60)
+        wait_for(lambda: values("up") == ["1"] * 6, "all targets to be up", 60)
         [ray] = query('up{job="ray"}')
         assert (ray["metric"]["node"], ray["metric"]["role"]) == ("head", "head")
         wait_for(lambda: bool(query("ray_serve_deployment_replica_healthy")), "Serve's figures", 60)

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("secrets", "services.ray_node", "room"),
     ("rollout",),
     ("services.certificate",),
+    ("services.gateway",),
     ("services.*",),
     ("services.firewall",),
     ("plan", "versions", "payload", "ray_api", "ray_jobs"),

@@ -54,6 +54,17 @@ def self_signed(token: Secret, name: str, hosts: Iterable[str]) -> tuple[bytes, 
     return made.public_bytes(serialization.Encoding.PEM), Secret(pem.decode())
 
 
+def expiry(pem: bytes) -> int | None:
+    """Return when the first of these certificates ends, in seconds since 1970; None for no PEM."""
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        return None  # nginx says what is wrong with it
+    return min(int(made.not_valid_after_utc.timestamp()) for made in found)
+
+
 def _number(token: Secret, purpose: str) -> int:
     """Return 512 bits that only the token's holder can make."""
     words = f"raycluster gateway {purpose}".encode()

@@ -7,13 +7,15 @@ from ipaddress import ip_address
 
 from raycluster import templates
 from raycluster.contracts import ROOT, Process, Secret, live_id_path
-from raycluster.services.certificate import self_signed
+from raycluster.services.certificate import expiry, self_signed
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.services import LOOPBACK, Gateway
 from raycluster.spec.types import in_bytes
 
 GATEWAY = "gateway"
+FIGURES_PATH = "/.raycluster/metrics"
+"""Where the gateway tells Prometheus how it does; `paths` of a spec cannot name such a path."""
 
 # Started by root, nginx works as another user, who must reach its temporary files. It reads the
 # whole configuration before it listens, and says in one line what is wrong with it.
@@ -82,15 +84,18 @@ def _note(gate: Gateway) -> str:
 
 
 def _files(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> dict[str, bytes]:
-    secrets = wiring.secrets
     files = {f"{GATEWAY}/nginx.conf": nginx_conf(spec, host, wiring)}
-    certificate, key = secrets.certificate, secrets.certificate_key
-    if spec.gateway and spec.gateway.tls and spec.gateway.tls.self_signed:
-        certificate, key = own_certificate(spec, wiring)
+    certificate, key = _certificate(spec, wiring)
     if key:
         files[f"{GATEWAY}/cert.pem"] = certificate
         files[f"{GATEWAY}/key.pem"] = key.reveal().encode()
     return files
+
+
+def _certificate(spec: ClusterSpec, wiring: Wiring) -> tuple[bytes, Secret | None]:
+    if spec.gateway and spec.gateway.tls and spec.gateway.tls.self_signed:
+        return own_certificate(spec, wiring)
+    return wiring.secrets.certificate, wiring.secrets.certificate_key
 
 
 def own_certificate(spec: ClusterSpec, wiring: Wiring) -> tuple[bytes, Secret]:
@@ -109,6 +114,16 @@ def _ingresses(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> list[st
     return [f"{place}:{spec.ports.api}" for place in (LOOPBACK, *shown)]
 
 
+def _readers(spec: ClusterSpec, wiring: Wiring) -> list[str]:
+    """Return the addresses that may read the gateway's figures: this host's and Prometheus's."""
+    if not (spec.gateway and spec.monitoring and spec.monitoring.prometheus):
+        return []
+    known = {LOOPBACK, "::1", spec.gateway.address, wiring.addresses.get(spec.hosts[0].name)}
+    return sorted(
+        address for address in known if address and not ip_address(address).is_unspecified
+    )
+
+
 def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
     """Return nginx's configuration for the gateway on `host`; unless `apart`, it holds the keys."""
     gate = spec.gateway
@@ -124,6 +139,9 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         guarded=bool(gate.api_keys),
         api_keys=[(name, keys[name].reveal()) for name in sorted(gate.api_keys) if name in keys],
         tls=gate.tls is not None,
+        figures_path=FIGURES_PATH,
+        readers=_readers(spec, wiring),
+        certificate_ends=expiry(_certificate(spec, wiring)[0]) if gate.tls else None,
         paths=sorted(set(gate.paths)),
         max_body=in_bytes(gate.max_body),
         rate_limit=gate.rate_limit,

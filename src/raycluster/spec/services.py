@@ -12,11 +12,13 @@ from raycluster.spec.types import (
     Bytes,
     Days,
     Folder,
+    HostAndPort,
     HttpPath,
     ImageName,
     IpAddress,
     KeyOwner,
     Operand,
+    Port,
     RegistryName,
     Seconds,
     SecretSource,
@@ -152,6 +154,19 @@ class Monitoring(Part):
     )
     retention: Days = Field(default="15d", description="How long figures are kept.")
     retention_size: Bytes = Field(default="10g", description="How much room they may take.")
+    alertmanagers: tuple[HostAndPort, ...] = Field(
+        default=(),
+        description="Alertmanagers that alerts are sent to, as the head reaches them.",
+        examples=[["10.0.0.9:9093"]],
+    )
+    time_to_first_token: Seconds = Field(
+        default=10, description="Alert when 1 of 20 streams begins later than this many seconds."
+    )
+    gpu_exporter_port: Port | None = Field(
+        default=None,
+        description="Where each host with GPUs runs an exporter of yours, such as DCGM's.",
+        examples=[9400],
+    )
     image: ImageName = Field(
         default="prom/prometheus:v3.5.0", description="Docker: holds Prometheus."
     )

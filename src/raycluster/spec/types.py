@@ -123,6 +123,18 @@ def _ip(value: str) -> str:
     raise ValueError(f"an IPv4 or IPv6 address is expected, not {shown(value)}")
 
 
+def _host_and_port(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if "/" in value:
+        raise ValueError(f"`host:port` alone is expected, not {shown(value)}")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("an IPv6 address needs brackets before its port: `[fd00::1]:9093`")
+    if not (colon and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise ValueError(f"`host:port` is expected, not {shown(value)}")
+    _host(host)
+    return value
+
+
 def _secret_source(value: str) -> str:
     kind, _, rest = value.partition(":")
     if kind not in {"env", "file", "cmd"} or not rest.strip():
@@ -188,6 +200,7 @@ GpuCount = Annotated[
     Literal["all"] | Annotated[int, Field(ge=0, le=MOST_GPUS)], BeforeValidator(_gpus)
 ]
 HostName = Annotated[Operand, AfterValidator(_host)]
+HostAndPort = Annotated[Operand, AfterValidator(_host_and_port)]
 UserName = Annotated[Operand, AfterValidator(_user)]
 JumpHosts = Annotated[Operand, AfterValidator(_jumps)]
 IpAddress = Annotated[Text, AfterValidator(_ip)]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
 from raycluster.contracts import Secret
-from raycluster.services.certificate import self_signed
+from raycluster.services.certificate import expiry, self_signed
 from raycluster.services.gateway import gateway
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
@@ -68,3 +72,20 @@ def test_the_gateway_has_it_where_it_is_asked_for() -> None:
 def test_half_a_certificate_is_refused(tls: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="self_signed = true"):
         Tls.model_validate(tls)
+
+
+def test_the_end_of_a_chain_is_that_of_its_first_to_end() -> None:
+    own, _ = self_signed(Secret("t"), "q", HOSTS)
+    assert expiry(own) == datetime(2036, 1, 1, tzinfo=UTC).timestamp()
+    assert expiry(short_lived() + own) == datetime(2027, 1, 1, tzinfo=UTC).timestamp()
+    assert expiry(b"no certificate") is None
+
+
+def short_lived() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "q")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.public_key(key.public_key())
+    builder = builder.not_valid_before(datetime(2026, 1, 1, tzinfo=UTC))
+    made = builder.not_valid_after(datetime(2027, 1, 1, tzinfo=UTC)).sign(key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM)
