@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from raycluster.logs.on_node import causes
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import ModelSettings, out_of_date
 from tests.local.cluster import Cluster, until
@@ -213,3 +214,15 @@ def test_replaced_applications_leave_no_process(broken: Broken) -> None:
 def test_the_root_cause_comes_first(broken: Broken, name: str, cause: str) -> None:
     message = until(lambda: broken.cluster.failure(name), seconds=200, what="no failure")
     assert root_cause(message).startswith(cause)
+
+
+def test_what_replicas_wrote_tells_which_of_them_could_not_start(broken: Broken) -> None:
+    """What `raycluster logs` names beside the cause."""
+    logs = broken.cluster.folder / "session_latest/logs"
+
+    def told() -> dict[str, str]:
+        return {each["app"]: each["cause"] for each in causes(logs) if each["replica"]}
+
+    until(lambda: {"typo", "hungry"} <= told().keys(), seconds=60, what="no cause in the logs")
+    assert told()["typo"].startswith("engine_args: vLLM has no argument 'max_modle_len'")
+    assert told()["hungry"].startswith("ValueError: Available memory on node 0")

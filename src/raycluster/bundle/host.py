@@ -69,11 +69,11 @@ def gather(connected: Connected, spec: ClusterSpec, limit: int) -> Parts:
     _script(parts, "system.txt", connected.transport, ("sh", "-c", _SYSTEM))
     name = spec.cluster.name
     _script(parts, "docker.txt", connected.transport, ("sh", "-c", _DOCKER, name))
-    there = list(roles(spec, host))
+    there: list[str] = []  # what cannot even be listed would let each look at it wait in vain
     with parts.trying("processes.json"):
         found = connected.runtime.observe()
         parts.add("processes.json", _json([asdict(each) for each in found]))
-        there = list(dict.fromkeys([*(each.role for each in found), *there]))
+        there = list(dict.fromkeys([*(each.role for each in found), *roles(spec, host)]))
     for role in there:
         _log(parts, connected, role)
         if role in RAY_ROLES:
