@@ -17,7 +17,7 @@ def commands_reference() -> str:
     """Return a section for each command: what its `--help` says."""
     group: Any = typer.main.get_command(app)
     root = group.context_class(group, info_name=PROGRAM)
-    return "\n\n".join(_commands(group, root, "##"))
+    return "\n\n".join((_command(group, root, "##"), *_commands(group, root, "##")))
 
 
 def _commands(group: Any, context: Any, level: str) -> Iterator[str]:  # noqa: ANN401  # typer's own

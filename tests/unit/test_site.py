@@ -134,6 +134,7 @@ def test_every_command_and_option_is_in_the_reference() -> None:
     told = commands_reference()
     for name in COMMANDS:
         assert re.search(rf"^## raycluster {name}$", told, re.M), name
+    assert "| `--version` | " in told
     assert "| `-n, --num-requests " in told
     assert "| `--assert " in told
     assert "raycluster exec [OPTIONS] {node} {command}..." in told
