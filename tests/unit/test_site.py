@@ -153,6 +153,15 @@ def test_links_out_of_docs_lead_to_the_site() -> None:
         here("[a](../src/x.py)", "security.md")
 
 
+def test_every_benchmark_is_in_the_table_of_its_readme() -> None:
+    folder = CHECKOUT / "benchmarks"
+    usage = re.compile(r"^    python (?:-m benchmarks\.|benchmarks/)", re.M)
+    programs = {path.stem for path in folder.glob("*.py") if usage.search(path.read_text())}
+    table = (folder / "README.md").read_text()
+    programs.remove("streams")  # the endpoint that others ask
+    assert set(re.findall(r"^\| `python -m benchmarks\.(\w+)", table, re.M)) == programs
+
+
 def test_lists_stand_apart_from_what_is_before_them() -> None:
     """In mkdocs a list that follows a line of text without a gap is part of that line."""
     assert CLOSE_LIST.search("words:\n- one")
