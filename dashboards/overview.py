@@ -146,11 +146,11 @@ def _replicas() -> list[AnyPanel]:
     return [
         graph(
             "Replicas by model",
-            "Replicas that get requests, by the ingress's name for the model's application, and "
-            "how many Serve wants.",
+            "Replicas that get requests, and how many Serve wants. An application has the name "
+            "of its model, as far as it can stand in a path; `router` leads to several models.",
             units.Number,
-            Line(f"sum by (proxy) ({READY})", "{{proxy}}"),
-            Line(f"max by (application) ({WANTED})", "wanted {{application}}"),
+            Line("application:replicas_ready:sum", "{{application}}"),
+            Line(WANTED, "{{application}} wanted"),
         ),
         graph(
             "Running and waiting requests",

@@ -6,9 +6,9 @@ EVERY = "[$__rate_interval]"
 PER = "{{node}}"
 
 REQUESTS = "ray_raycluster_requests_total"
-READY = 'haproxy_backend_active_servers{proxy=~"http-.+", proxy!="http-router"}'
-"""HAProxy's ways to the models' replicas. Serve's own figures go on counting some that ended."""
-WANTED = 'ray_serve_autoscaling_target_replicas{deployment="Model"}'
+READY = 'application:replicas_ready:sum{application!="router"}'
+WANTED = "application:replicas_wanted:max and on (application) application:replicas_ready:sum"
+"""Recorded by Prometheus's rules. Serve goes on telling of applications that are gone."""
 RUNNING, WAITING = "ray_vllm_num_requests_running", "ray_vllm_num_requests_waiting"
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 EVERYWHERE = frozenset(
     {
-        # Prometheus
+        # Prometheus, and what its rules record
         "up",
+        "application:replicas_ready:sum",
+        "application:replicas_wanted:max",
         # ours, and vLLM's, by way of Ray's exporter
         "ray_raycluster_engine_info",
         "ray_raycluster_engine_start_seconds",
@@ -33,7 +35,6 @@ EVERYWHERE = frozenset(
         "ray_vllm_request_success_total",
         "ray_vllm_request_time_per_output_token_seconds_bucket",
         # Serve
-        "ray_serve_autoscaling_target_replicas",
         "ray_serve_deployment_replica_starts_total",
         # Ray's agent on each node
         "ray_node_cpu_utilization",

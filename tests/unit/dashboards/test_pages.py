@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -21,6 +22,7 @@ from dashboards.panels import Query, evaluable, queries
 from dashboards.parts import COLUMNS, Line, figure, page
 from dashboards.series import EVERYWHERE, GPU_ONLY, SOMETIMES, named
 from docs.generate.panels import dashboards_reference
+from raycluster import templates
 from raycluster.services.grafana import SOURCE_UID
 
 UNITS = {value for name, value in vars(units).items() if isinstance(value, str) and name[0] != "_"}
@@ -131,6 +133,12 @@ def test_queries_name_known_series_alone(query: Query) -> None:
 def test_the_list_holds_no_series_that_nobody_shows() -> None:
     shown = {name for query in QUERIES for name in named(query.expr)}
     assert EVERYWHERE | SOMETIMES.keys() | GPU_ONLY.keys() == shown
+
+
+def test_recorded_series_are_among_prometheus_s_rules() -> None:
+    rules = yaml.safe_load((templates.folder() / "prometheus" / "recording.yml").read_text())
+    recorded = {rule["record"] for group in rules["groups"] for rule in group["rules"]}
+    assert {name for name in EVERYWHERE if ":" in name} <= recorded
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)
