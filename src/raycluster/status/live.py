@@ -84,8 +84,8 @@ def watch(look: Callable[[], Standing], console: Console, every: float) -> None:
                     try:
                         shown = looking.result()
                         ages.seen()
-                    except RayclusterError as error:
-                        ages.failed(str(error.what))
+                    except Exception as error:  # whatever it is: the next look may succeed
+                        ages.failed(_why(error))
                     looking = None
                 line = ages.line(time.monotonic(), looking=looking is not None)
                 live.update(status_view(shown, line, screen=True) if shown else line, refresh=True)
@@ -99,5 +99,14 @@ def watch(look: Callable[[], Standing], console: Console, every: float) -> None:
 def print_each(look: Callable[[], Standing], console: Console, every: float) -> None:
     """Print look after look below each other, where nobody looks on; until Ctrl-C."""
     while True:
-        console.print(status_view(look()))
+        try:
+            console.print(status_view(look()))
+        except RayclusterError as error:
+            console.print(f"the refresh failed: {_why(error)}", markup=False)
         time.sleep(every)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RayclusterError):
+        return error.what
+    return f"{type(error).__name__}: {error}"

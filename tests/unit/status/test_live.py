@@ -48,7 +48,9 @@ def test_watch_goes_on_after_a_failed_look_until_ctrl_c() -> None:
         looks.append(len(looks))
         if len(looks) == 2:
             raise HostError("the network is down", where="head")
-        if len(looks) == 4:
+        if len(looks) == 3:
+            raise KeyError("nodes")
+        if len(looks) == 5:
             interrupt.set()
         return whole()
 
@@ -65,6 +67,7 @@ def test_watch_goes_on_after_a_failed_look_until_ctrl_c() -> None:
     assert isinstance(file, io.StringIO)
     said = file.getvalue()
     assert "the refresh failed: the network is down" in said
+    assert "the refresh failed: KeyError: 'nodes'" in said
     assert said.index("healthy") < said.index("the refresh failed")
     assert said.index(FIRST_SCREEN) > said.index("the refresh failed")  # as it was before
     assert said.rindex(SHOW) > said.rindex(HIDE)
