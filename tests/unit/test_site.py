@@ -153,6 +153,15 @@ def test_links_out_of_docs_lead_to_the_site() -> None:
         here("[a](../src/x.py)", "security.md")
 
 
+def test_every_row_of_a_load_test_is_explained() -> None:
+    page = (CHECKOUT / "docs" / "guides" / "load-tests.md").read_text()
+    told = {name for row in re.findall(r"^\| ([^|]+) \|", page, re.M) for name in row.split(", ")}
+    code = (CHECKOUT / "src" / "raycluster" / "bench" / "report.py").read_text()
+    rows = re.findall(r'(?:table\.add_row|yield|in|,)\s*\(*"([A-Za-z][\w/, ]+)", (?!")', code)
+    assert len(rows) > 15
+    assert [row for row in rows if row not in told and row.partition(", ")[0] not in told] == []
+
+
 def test_every_benchmark_is_in_the_table_of_its_readme() -> None:
     folder = CHECKOUT / "benchmarks"
     usage = re.compile(r"^    python (?:-m benchmarks\.|benchmarks/)", re.M)
