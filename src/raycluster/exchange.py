@@ -89,7 +89,7 @@ def exchange(
         peers = {name: [(addresses[p], port) for p in way] for name, way in found.items()}
         run.begin(takers, peers)
         feed()
-        run.wait_for([p.name for p in (*serving, *takers)])
+        run.wait_for([h.name for h in serving], [t.name for t in takers])
     return run.problems
 
 
@@ -130,10 +130,15 @@ class _Run:
                 self.problems.setdefault(name, f"did not begin to serve within {BEGIN_S:.0f} s")
             return name not in self.problems
 
-    def wait_for(self, names: Sequence[str]) -> None:
-        """Return when all of these have everything, or have failed."""
+    def wait_for(self, holders: Sequence[str], takers: Sequence[str]) -> None:
+        """Return when all of these have everything or have failed, or no holder is left."""
         with self._change:
-            while not self._settled.issuperset(names):
+            while not self._settled.issuperset((*holders, *takers)):
+                if all(holder in self.problems for holder in holders):
+                    why = f"{holders[0]}: {self.problems[holders[0]]}"
+                    for taker in {*takers} - self._settled:
+                        self.problems.setdefault(taker, why)
+                    return
                 self._change.wait(1.0)  # seconds; so that Ctrl-C comes through
 
     def _attend(self, party: Party, order: bytes) -> None:

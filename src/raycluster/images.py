@@ -21,6 +21,7 @@ from raycluster.work import Work
 Pieces = Callable[[], Iterator[bytes]]
 """Yields an archive from its beginning, each time that it is called."""
 HERE = "this machine"
+WRONG = "wrong SHA-256"
 
 
 def bring_images(work: Work, wanted: Mapping[str, Sequence[Process]]) -> None:
@@ -175,6 +176,8 @@ class _FromFile:
                 errand.tell(first.name, f"{_of(here, archive.size)} sent")
 
         problems = errand.hand_on(archive, first, others, feed)
+        if WRONG in problems.get(first.name, ""):  # what an earlier run left there; it is gone
+            problems = errand.hand_on(archive, first, others, feed)
         errand.load(archive, [s for s in row if s.name not in problems])
         for spool in row:
             if why := problems.get(spool.name):
