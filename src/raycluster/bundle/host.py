@@ -157,13 +157,13 @@ def _metrics(parts: Parts, connected: Connected, spec: ClusterSpec) -> None:
         _scrape(parts, client, "metrics/node.txt", "/metrics")
         for port, base in bases.items():
             _scrape(parts, client, f"metrics/replica-{port}.txt", f"{base}/metrics/")
-        for name, port in spec.ports.single.items():
-            if name.endswith(("exporter", "ingress_metrics")) and port in _ports(done.text):
+        others = {"ingress": spec.ports.ingress_metrics}
+        if spec.monitoring and spec.monitoring.gpu_exporter_port:
+            others["gpus"] = spec.monitoring.gpu_exporter_port
+        there = {port for port, _ in listening(done.text)}
+        for name, port in others.items():
+            if port in there:
                 _scrape(parts, client, f"metrics/{name}.txt", f"http://127.0.0.1:{port}/metrics")
-
-
-def _ports(text: str) -> set[int]:
-    return {port for port, _ in listening(text)}
 
 
 def _scrape(parts: Parts, client: httpx.Client, path: str, url: str) -> None:

@@ -15,10 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from raycluster.cli import app
-from raycluster.connect import connect
-from raycluster.contracts import Process, Versions
+from raycluster.connect import Fleet, connect
+from raycluster.contracts import Found, Process, Versions
 from raycluster.errors import UsageError
+from raycluster.logs.cause import causes
+from raycluster.serve.rootcause import MARK
 from raycluster.spec import read_spec
+from raycluster.state import App, ClusterState, HostState
 
 SPEC = f"""
 cluster.name = "c"
@@ -39,6 +42,7 @@ mkdir -p "$logs" && ln -s session_1 "$RAY_TMPDIR/ray/session_latest"
   echo ":actor_name:ServeReplica:org-big:Model"
   echo "INFO 2026-01-02 03:04:05,006 org-big_Model abcd1234 -- begins"
   echo "INFO $(date '+%Y-%m-%d %H:%M:%S'),006 org-big_Model abcd1234 -- an Error came"
+  echo "WARNING raycluster: vllm cannot start: ValueError: too little memory"
 } >"$logs/worker-a-02-7.err"
 for n in 1 2 3; do echo "head $n"; done
 sleep 1000
@@ -110,9 +114,9 @@ REPLICA = "head/Org/Big:abcd1234"
         (("head/gateway", "--grep", "GATE", "-i"), ["gate said"]),
         (("head", "gateway", "-n", "1"), ["head  head 3", "head/gateway  gate said"]),
         (("--grep", "begins$"), [f"{REPLICA}  INFO 2026-01-02 03:04:05,006 org-big_Model"]),
-        (("Org/Big", "--since", "1h"), [f"{REPLICA}  INFO 20"]),
-        (("abcd", "--grep", "Error"), [f"{REPLICA}  INFO 20"]),
-        (("all", "-n", "1"), ["head  head 3", "head/gateway  gate said", f"{REPLICA}  INFO 20"]),
+        (("Org/Big", "--since", "1h"), [f"{REPLICA}  INFO 20", f"{REPLICA}  WARNING "]),
+        (("abcd", "--grep", "an Error"), [f"{REPLICA}  INFO 20"]),
+        (("all", "-n", "1"), ["head  head 3", "head/gateway  gate said", f"{REPLICA}  WARNING "]),
     ],
 )
 def test_what_is_asked_for_is_shown(logs: Here, args: tuple[str, ...], lines: list[str]) -> None:
@@ -138,6 +142,29 @@ def test_what_cannot_be_is_refused(logs: Here, args: tuple[str, ...], said: str)
     assert isinstance(error, UsageError)
     assert said in str(error)
     assert shown == []
+
+
+def test_the_cause_of_a_failed_model_is_told_with_its_replica_and_host(logs: Here) -> None:
+    spec = read_spec(logs.folder / "cluster.toml")
+    seen = HostState("head", "127.0.0.1", (Found("head", "", "running"),))
+    message = f"Traceback\nRuntimeError: {MARK}vllm: ValueError: too little memory"
+    failed = App("org-big", "DEPLOY_FAILED", message)
+    with Fleet("c", 1) as fleet:
+        fleet.open(spec.hosts[0])
+
+        def told(*apps: App, asked: str = "") -> tuple[str, ...]:
+            return causes(spec, ClusterState({"head": seen}, apps=apps), fleet, {asked})
+
+        assert told(failed) == (
+            "Org/Big: deploy failed: vllm: ValueError: too little memory"
+            " (replica abcd1234, process 7 on head)",
+        )
+        assert told(App("org-big", "UNHEALTHY"), asked="org-big") == (
+            "Org/Big: unhealthy: ValueError: too little memory"
+            " (replica abcd1234, process 7 on head)",
+        )
+        assert told(failed, asked="another") == ()
+        assert told(App("org-big", "RUNNING")) == ()
 
 
 def test_following_all_ends_with_ctrl_c_and_leaves_nothing(logs: Here) -> None:
