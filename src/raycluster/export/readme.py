@@ -9,8 +9,10 @@ from raycluster import templates
 from raycluster.contracts import Secret
 from raycluster.export.design import Design, Role
 from raycluster.export.tree import Entry
+from raycluster.plan import roles as role_names
 from raycluster.services import firewall as rules
 from raycluster.services.gateway import GATEWAY, KEYS_FILE
+from raycluster.services.grafana import GRAFANA
 from raycluster.services.ray_node import RAY_ROLES, SECRETS_FILE, TOKEN_FILE
 from raycluster.services.wiring import Wiring
 
@@ -54,6 +56,8 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
         ],
         firewall=spec.firewall.manage,
         gateway=gate is not None,
+        others=", ".join(_others(design)),
+        grafana=GRAFANA in _others(design),
         scheme=gate.scheme if gate else "http",
         keys=bool(gate and gate.api_keys),
         port=spec.ports.gateway if gate else spec.ports.api,
@@ -61,6 +65,12 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
         **more,
     )
     return Entry(text)
+
+
+def _others(design: Design) -> list[str]:
+    """Return what runs beside Ray, on any host."""
+    names = (name for host in design.spec.hosts for name in role_names(design.spec, host))
+    return list(dict.fromkeys(name for name in names if name not in RAY_ROLES))
 
 
 def how(design: Design, path: str) -> str:
