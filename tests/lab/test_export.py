@@ -90,6 +90,15 @@ def test_its_services_are_healthy_and_hold_no_secret_that_docker_shows(project: 
         assert secret not in json.dumps(shown)
 
 
+def test_an_images_user_other_than_root_reads_its_files_and_makes_folders(project: Project) -> None:
+    script = "id -u; cat /raycluster/token | wc -c; mkdir /raycluster/own; ls -ld /raycluster/own"
+    beside = ("run", "--rm", "--no-deps", "-T", "--user", "1000:1000", "--entrypoint", "sh")
+    done = project(*beside, "head", "-c", script)
+    assert done.returncode == 0, done.stderr
+    uid, length, folder = done.stdout.splitlines()
+    assert (uid, length, folder.split()[2]) == ("1000", "64", "1000")
+
+
 def test_nothing_stays_after_down(project: Project) -> None:
     down = project("down", "--volumes", "--timeout", "3")
     assert down.returncode == 0, down.stderr
