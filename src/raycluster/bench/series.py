@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycluster.bench.record import Record
-from raycluster.bench.stats import percentile
+from raycluster.bench.stats import percentile, tpot_of
 
 Points = tuple[list[float], list[float]]
 
@@ -62,7 +62,7 @@ def sketch(records: Sequence[Record], ramp: float = 0.0) -> Sketch:
     good = [record for record in records if record.ok and record.intended >= ramp]
     samples = {
         "TTFT": [_ms(r.sent, r.first_event) for r in good if r.first_event is not None],
-        "TPOT": [value for record in good for value in _tpot(record)],
+        "TPOT": [value for record in good for value in tpot_of(record)],
         "gaps": _gaps(good),
         "E2EL": [_ms(r.sent, r.last_event) for r in good if r.last_event is not None],
     }
@@ -165,13 +165,6 @@ def _gaps(records: Sequence[Record]) -> list[float]:
     chance = random.Random(0)  # noqa: S311  # not for secrets: the page of a run is always the same
     picked = chance.choices(records, weights=lengths, k=GAPS)
     return [chance.choice(record.gaps) * 1e3 for record in picked]
-
-
-def _tpot(record: Record) -> list[float]:
-    tokens, first, last = record.output_tokens, record.first_event, record.last_event
-    if tokens is None or tokens < 2 or first is None or last is None:
-        return []
-    return [(last - first) / (tokens - 1) * 1e3]
 
 
 def _ms(begin: float, end: float) -> float:

@@ -123,7 +123,7 @@ def measure(records: Sequence[Record], goodput: Sequence[Bound] = ()) -> Measure
         max_in_flight=max_in_flight(records),
         mean_in_flight=_per_second(math.fsum(r.end - r.sent for r in records), duration),
         ttft_ms=_from(good, "sent", "first_event"),
-        tpot_ms=distribution(value for record in good for value in _tpot(record)),
+        tpot_ms=distribution(value for record in good for value in tpot_of(record)),
         itl_ms=gaps if one_each else None,
         event_gap_ms=gaps,
         e2el_ms=_from(good, "sent", "last_event"),
@@ -153,13 +153,13 @@ def _keeps(record: Record, bounds: Iterable[Bound]) -> bool:
     """Return whether the request keeps all bounds; an answer of one token has no TPOT to keep."""
     taken = {
         "ttft": [((record.first_event or 0.0) - record.sent) * 1e3],
-        "tpot": _tpot(record),
+        "tpot": tpot_of(record),
         "e2el": [((record.last_event or 0.0) - record.sent) * 1e3],
     }
     return all(value <= bound.most for bound in bounds for value in taken[bound.name])
 
 
-def _tpot(record: Record) -> list[float]:
+def tpot_of(record: Record) -> list[float]:
     """Return (E2EL - TTFT) / (tokens - 1) in ms; nothing for an answer of fewer than two tokens."""
     tokens, first, last = record.output_tokens, record.first_event, record.last_event
     if tokens is None or tokens < 2 or first is None or last is None:
