@@ -1,12 +1,16 @@
 """Whether `raycluster bench` and `vllm bench serve` say the same of one server.
 
-    python -m benchmarks.agreement [--pairs 5] [--requests 200] [--concurrency 2]
+    python -m benchmarks.agreement [--pairs 5] [--requests 200] [--concurrency 2] [--scripted]
 
 A bare `vllm serve` with a tiny model, without its prefix cache, gets the same prompts from both,
 taking turns (ABBA). The server has one core and the clients another, so that a client which costs
 more does not slow the server down. Prints the ratios of throughput, TTFT and TPOT, and ends with 1
 when a median ratio is off by more than is promised or a token is counted differently. Root is not
 needed.
+
+Where the machine's own speed changes by more than that from minute to minute, `--scripted` takes an
+endpoint in the server's place whose answers take a known time: the clients then differ by what they
+themselves do. It does not read prompts, so that only what comes back is counted.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.client import ROOT, extras
+from benchmarks.client import ROOT, endpoint, extras
 from benchmarks.cold_up import VLLM
 from benchmarks.figures import Limit, keep
 from benchmarks.serving import ENGINE_ARGS, MODEL, Load, bare
@@ -31,7 +35,9 @@ from tests.local.cluster import made_by
 PYTHON = f"{made_by('node-env')}/bin/python"
 TOKENS = 32
 FIGURES = ("request_throughput", "output_throughput", "mean_ttft_ms", "mean_tpot_ms")
-COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
+COUNTS_BACK = ("completed", "total_output_tokens")
+COUNTS = (*COUNTS_BACK, "total_input_tokens")
+GAP_S = 0.025
 THROUGHPUT, LATENCY = 0.03, 0.05
 
 
@@ -41,6 +47,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=2)
+    parser.add_argument("--scripted", action="store_true")
     options = parser.parse_args()
     rows: list[Mapping[str, object]] = []
     with ExitStack() as stack:
@@ -51,7 +58,10 @@ def main() -> None:
         arguments = {**ENGINE_ARGS, "no_enable_prefix_caching": True}
         first, *others = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {first})
-        url = stack.enter_context(bare(PYTHON, model, folder, arguments))
+        if options.scripted:
+            url = stack.enter_context(endpoint(TOKENS, GAP_S))
+        else:
+            url = stack.enter_context(bare(PYTHON, model, folder, arguments))
         os.sched_setaffinity(0, set(others or [first]))
         load = Load(options.concurrency, options.requests, seed=0)
         command = vllm_command(url, prompts, load, model)
@@ -66,7 +76,10 @@ def main() -> None:
                 row = {"pair": pair, "side": name, **sides[name]()}
                 print(row, flush=True)
                 rows.append(row)
-    keep("agreement", rows, limits(rows))
+    if options.scripted:
+        keep("agreement-scripted", rows, limits(rows, COUNTS_BACK))
+    else:
+        keep("agreement", rows, limits(rows, COUNTS))
 
 
 def write_prompts(folder: Path, count: int) -> Path:
@@ -136,7 +149,7 @@ def theirs(command: Sequence[str], result: Path, env: Mapping[str, str]) -> dict
     return {name: float(told[name]) for name in (*FIGURES, *COUNTS)}
 
 
-def limits(rows: Sequence[Mapping[str, object]]) -> list[Limit]:
+def limits(rows: Sequence[Mapping[str, object]], counts: Sequence[str]) -> list[Limit]:
     """Return what is promised of the ratios' medians, and of the counts."""
 
     def figures(side: str, name: str) -> list[float]:
@@ -151,7 +164,7 @@ def limits(rows: Sequence[Mapping[str, object]]) -> list[Limit]:
         )
         most = THROUGHPUT if "throughput" in name else LATENCY
         made.append(Limit(f"{name}: median ratio off by", abs(median(ratios) - 1), most))
-    for name in COUNTS:
+    for name in counts:
         values = {*figures("raycluster", name), *figures("vllm", name)}
         made.append(Limit(f"{name}: different values", len(values), 1))
     return made

@@ -2,8 +2,8 @@
 
     python -m benchmarks.streams EVENTS GAP_SECONDS
 
-Prints its port. Every POST gets a chat's stream of EVENTS events, each in a packet of its own, GAP
-apart. Ends with standard input.
+Prints its port. Every POST gets a chat's stream of EVENTS events, each in a packet of its own and
+after a GAP. Ends with standard input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from raycluster.bench.capacity import Canned, canned
 
 
 class Paced(Canned):
-    """Leaves a gap after each event; answers GET, for clients that look before they send."""
+    """Leaves a gap before each event; answers GET, for clients that look before they send."""
 
     def __init__(self, answer: list[bytes], gap: float) -> None:
         super().__init__(answer)
@@ -39,8 +39,8 @@ class Paced(Canned):
         head, *events, end = packets
         transport.write(head)
         for event in events:
-            transport.write(event)
             await asyncio.sleep(self._gap)
+            transport.write(event)
         transport.write(end)
 
 
