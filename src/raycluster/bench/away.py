@@ -30,7 +30,10 @@ from raycluster.errors import RayclusterError
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 
-PARTS = ("__init__.py", "errors.py", "contracts.py", "bench", "openai_wire", "serve")
+PARTS = (
+    *("__init__.py", "errors.py", "contracts.py", "readings.py"),
+    *("bench", "openai_wire", "serve"),
+)
 """What of this package the program needs; beyond it, httpx and httptools."""
 
 
