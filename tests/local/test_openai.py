@@ -314,7 +314,7 @@ def test_the_node_exports_every_documented_metric(served: Cluster, client: opena
         stream = client.completions.create(model=name, prompt="a", max_tokens=2, stream=True)
         assert list(stream)
     names = documented()
-    assert len(names) == 7
+    assert len(names) == 8
     series = [name + ("_count" if kind == "histogram" else "") for name, kind in names]
     series += ["ray_vllm_generation_tokens_total", "ray_vllm_e2e_request_latency_seconds_bucket"]
     text = until(

@@ -178,6 +178,7 @@ def test_a_replica_for_several_hosts_has_vllm_use_ray(split: Cluster) -> None:
     assert root_cause(message) == "vllm: ValueError: current platform cpu does not support ray."
 
 
+@pytest.mark.long
 def test_a_replica_for_several_hosts_is_placed_by_a_bundle_for_each_gpu(split: Cluster) -> None:
     answer = split.api.get("/api/v0/placement_groups", params={"detail": "1"})
     groups = answer.json()["data"]["result"]["result"]

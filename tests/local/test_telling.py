@@ -100,7 +100,8 @@ def test_status_says_it_and_is_degraded(told: Local) -> None:
     assert done.stdout.startswith("told is degraded\n")
     problem = rf"^  ! {MODEL}: is served by transformers, not by vLLM: .*{CAUSE}"
     assert re.search(problem, done.stdout, re.MULTILINE)
-    assert re.search(rf"^{MODEL} +running +transformers +1 running", done.stdout, re.MULTILINE)
+    row = rf"^{MODEL}\s+running,? +transformers,? +1 ready"
+    assert re.search(row, done.stdout, re.MULTILINE), done.stdout
 
 
 def test_status_says_it_to_programs(told: Local) -> None:

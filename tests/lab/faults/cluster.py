@@ -131,9 +131,12 @@ _ASK = (
 )
 
 
-def failures(load: Load) -> list[Answer]:
-    """Return what got no whole answer."""
-    return [answer for answer in load.answers if not answer.ok]
+def failures(load: Load, struck: float = 0.0) -> list[Answer]:
+    """Return what got no whole answer, but for streams that had begun when the fault `struck`.
+
+    Nothing is asked again after its first byte: a stream goes with what carries it.
+    """
+    return [a for a in load.answers if not a.ok and not (a.truncated and a.at <= struck)]
 
 
 def told(name: str, load: Load, since: float, **figures: float | None) -> None:
