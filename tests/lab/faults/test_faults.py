@@ -120,7 +120,7 @@ def test_the_heads_container_is_killed(faulty: Faulty) -> None:
         since = load.now()
         faulty.kill_container(faulty.hosts[0], "head")
         struck = load.now()
-        back = seconds_until(lambda: faulty.whole() and faulty.healthy(), load, since, 180)
+        back = seconds_until(lambda: faulty.whole() and faulty.healthy(), load, since, 300)
     told("head's container killed", load, since, back=back)
     assert failures(load, struck) == []
     after = {r["replica_id"]: r["pid"] for r in faulty.running()}
@@ -137,7 +137,7 @@ def test_the_head_is_away_for_a_minute(faulty: Faulty) -> None:
         wait_for(lambda: load.now() - since > 60, "a minute to pass", 90)
         head.check("docker", "start", f"raycluster-{NAME}-head")
         returned = load.now()
-        back = seconds_until(lambda: faulty.whole() and faulty.healthy(), load, returned, 180)
+        back = seconds_until(lambda: faulty.whole() and faulty.healthy(), load, returned, 300)
         done = faulty.cli("deploy", faulty.spec)
         deployed = load.now() - returned
     told("head away for a minute", load, since, back=back, deployed=deployed)
