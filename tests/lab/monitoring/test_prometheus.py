@@ -84,7 +84,8 @@ def test_every_alert_is_evaluated_over_figures_that_are_there(watched: Watched) 
 
 
 def test_a_cluster_that_serves_raises_no_alert(watched: Watched) -> None:
-    firing = {a["labels"]["alertname"] for a in watched.ask("alerts")["alerts"]}
+    alerts = watched.ask("alerts")["alerts"]
+    firing = {a["labels"]["alertname"] for a in alerts if a["state"] == "firing"}
     assert firing <= {"DiskFilling"}  # which is this machine's own
 
 
