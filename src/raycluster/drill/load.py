@@ -81,6 +81,10 @@ class Load:
         """Return the seconds since the load began."""
         return time.monotonic() - self._began
 
+    def streams(self) -> int:
+        """Return how many streams are under way."""
+        return sum(_is_stream(number) for number in list(self.waiting))
+
     async def _run(self) -> None:
         verify = tls_context(self.targets[0])
         verify.check_hostname = False  # a forward's address is not the certificate's
@@ -103,7 +107,7 @@ class Load:
         del self.waiting[number]
 
     async def _answer(self, client: httpx.AsyncClient, number: int) -> Answer:
-        at, stream = self.waiting[number], number % STREAM_EVERY == STREAM_EVERY - 1
+        at, stream = self.waiting[number], _is_stream(number)
         for tried, target in enumerate(self.targets, start=1):
             try:
                 status, error, retried = await self._ask(client, target, number, stream=stream)
@@ -145,6 +149,10 @@ class Load:
         if not stream and not _completion(said):
             return answer.status_code, "not a completion", retried
         return answer.status_code, "", retried
+
+
+def _is_stream(number: int) -> bool:
+    return number % STREAM_EVERY == STREAM_EVERY - 1
 
 
 def _completion(said: bytes) -> bool:

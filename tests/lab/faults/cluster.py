@@ -106,10 +106,16 @@ class Faulty:
         inside = ("docker", "exec", self.container(host), "kill", f"-{name}", str(replica["pid"]))
         host.check(*inside)
 
-    def kill_container(self, host: Host, role: str) -> None:
-        """Kill a container's first process from outside, as the kernel does out of memory."""
+    def kill_container(self, host: Host, role: str, load: Load | None = None) -> None:
+        """Kill a container's first process from outside, as the kernel does out of memory.
+
+        With a load this waits for a moment without a stream under way: one that has begun ends with
+        what carries it, and is never asked again.
+        """
         name = f"raycluster-{NAME}-{role}"
         pid = host.check("docker", "inspect", "-f", "{{.State.Pid}}", name).strip()
+        if load is not None:
+            wait_for(lambda: not load.streams(), "a moment without a stream", 30)
         host.check("kill", "-9", pid)
 
     @contextmanager
@@ -131,12 +137,9 @@ _ASK = (
 )
 
 
-def failures(load: Load, struck: float = 0.0) -> list[Answer]:
-    """Return what got no whole answer, but for streams that had begun when the fault `struck`.
-
-    Nothing is asked again after its first byte: a stream goes with what carries it.
-    """
-    return [a for a in load.answers if not a.ok and not (a.truncated and a.at <= struck)]
+def failures(load: Load) -> list[Answer]:
+    """Return what got no whole answer."""
+    return [answer for answer in load.answers if not answer.ok]
 
 
 def told(name: str, load: Load, since: float, **figures: float | None) -> None:
