@@ -6,7 +6,7 @@ demo: ## serve a small model on this machine and ask it; needs no GPU, Docker, S
 test: ## style, types and the tests that this machine can run, but the long ones
 	scripts/test
 
-test-all: ## the same with the long tests: more than an hour
+test-all: ## the same with the long tests
 	RAYCLUSTER_LONG=1 scripts/test
 
 docs: ## the documentation as a site, in site/
