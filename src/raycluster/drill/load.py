@@ -43,6 +43,11 @@ class Answer:
         """Whether a whole answer came."""
         return not self.error
 
+    @property
+    def cut(self) -> bool:
+        """Whether this was a stream that began and did not come to its end."""
+        return self.stream and self.truncated
+
 
 @dataclass
 class Load:
@@ -80,10 +85,6 @@ class Load:
     def now(self) -> float:
         """Return the seconds since the load began."""
         return time.monotonic() - self._began
-
-    def streams(self) -> int:
-        """Return how many streams are under way."""
-        return sum(_is_stream(number) for number in list(self.waiting))
 
     async def _run(self) -> None:
         verify = tls_context(self.targets[0])

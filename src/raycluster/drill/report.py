@@ -41,13 +41,13 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Those that got no whole answer, truncated ones among them."""
-        return sum(not answer.ok for answer in self.answers)
+        """Those that got no whole answer, but for streams that were cut."""
+        return sum(not answer.ok and not answer.cut for answer in self.answers)
 
     @property
     def truncated(self) -> int:
-        """Those whose answer began and was cut."""
-        return sum(answer.truncated for answer in self.answers)
+        """Streams that were cut: one that has begun is never asked for again."""
+        return sum(answer.cut for answer in self.answers)
 
     @property
     def retried(self) -> int:
@@ -81,6 +81,7 @@ class Report:
             "failures": [
                 {
                     "after_fault_s": round(a.at - self.injected, 3),
+                    "truncated": a.cut,
                     "status": a.status,
                     "why": a.error,
                 }
@@ -94,7 +95,7 @@ class Report:
         lines = [
             f"{self.fault}: {self.victim}",
             f"requests   {self.requests} at {self.rate:g}/s: {self.failed} failed, "
-            f"{self.truncated} of them truncated, {self.retried} retried",
+            f"{self.truncated} streams cut, {self.retried} retried",
             f"p99        {_shown(self.p99)} during the fault, {_shown(self.calm_p99)} before",
             f"noticed    {_shown(self.detect)}",
             f"recovered  {_shown(self.recover)}",

@@ -101,22 +101,22 @@ class Faulty:
         return f"raycluster-{NAME}-{'head' if host is self.hosts[0] else 'worker'}"
 
     def signal(self, replica: Mapping[str, Any], name: str) -> None:
-        """Send a signal to a replica's process."""
-        host = self.host_of(replica)
-        inside = ("docker", "exec", self.container(host), "kill", f"-{name}", str(replica["pid"]))
-        host.check(*inside)
+        """Send a signal to a replica's process; after KILL it is gone."""
+        host, pid = self.host_of(replica), str(replica["pid"])
+        inside = ("docker", "exec", self.container(host), "kill")
+        host.check(*inside, f"-{name}", pid)
+        if name == "KILL":
+            wait_for(lambda: host.run((*inside, "-0", pid)).returncode, "its end", 30)
 
-    def kill_container(self, host: Host, role: str, load: Load | None = None) -> None:
+    def kill_container(self, host: Host, role: str) -> None:
         """Kill a container's first process from outside, as the kernel does out of memory.
 
-        With a load this waits for a moment without a stream under way: one that has begun ends with
-        what carries it, and is never asked again.
+        With it go all its others, and when this returns they are gone.
         """
         name = f"raycluster-{NAME}-{role}"
         pid = host.check("docker", "inspect", "-f", "{{.State.Pid}}", name).strip()
-        if load is not None:
-            wait_for(lambda: not load.streams(), "a moment without a stream", 30)
         host.check("kill", "-9", pid)
+        wait_for(lambda: host.run(("kill", "-0", pid)).returncode, "its end", 30)
 
     @contextmanager
     def load(self, *hosts: Host, rate: float = RATE) -> Iterator[Load]:
@@ -137,9 +137,17 @@ _ASK = (
 )
 
 
-def failures(load: Load) -> list[Answer]:
-    """Return what got no whole answer."""
-    return [answer for answer in load.answers if not answer.ok]
+def failures(load: Load, struck: tuple[float, float] | None = None) -> list[Answer]:
+    """Return what got no whole answer.
+
+    Streams that were under way while a fault struck, between two times on the load's clock, are
+    left out: they end with what carries them, and what has begun is never asked for again.
+    """
+    return [a for a in load.answers if not a.ok and not (struck and _carried_away(a, *struck))]
+
+
+def _carried_away(answer: Answer, since: float, until: float) -> bool:
+    return answer.cut and answer.at <= until and answer.at + answer.seconds >= since
 
 
 def told(name: str, load: Load, since: float, **figures: float | None) -> None:
@@ -147,9 +155,11 @@ def told(name: str, load: Load, since: float, **figures: float | None) -> None:
     during = sorted(a.seconds for a in load.answers if a.at >= since and a.ok)
     p99 = during[int(0.99 * (len(during) - 1))] if during else float("nan")
     retried = sum(a.retried or a.tried > 1 for a in load.answers)
+    cut = sum(a.cut for a in load.answers)
     more = ", ".join(f"{k} {v:.1f} s" for k, v in figures.items() if v is not None)
     print(
-        f"{name}: {len(load.answers)} requests, {len(failures(load))} failed, {retried} retried, "
+        f"{name}: {len(load.answers)} requests, {len(failures(load)) - cut} failed, "
+        f"{cut} streams cut, {retried} retried, "
         f"p99 {p99:.2f} s, slowest {max(during, default=float('nan')):.2f} s; {more}"
     )
 
@@ -180,4 +190,5 @@ def faulty_cluster(lab: Lab, folder: Path, cli: Cli) -> Iterator[Faulty]:
                 host.power_on()
             with contextlib.suppress(RuntimeError):
                 host.heal()
-        cli("down", spec, "--yes")
+        done = cli("down", spec, "--yes")
+        assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ REPORT = Report(
 
 def test_what_is_counted() -> None:
     counts = (REPORT.requests, REPORT.failed, REPORT.truncated, REPORT.retried)
-    assert counts == (7, 2, 1, 2)
+    assert counts == (7, 1, 1, 2)
     assert REPORT.p99 == pytest.approx(3.98)  # of 2 s and 4 s: those sent during the fault
     assert REPORT.calm_p99 == pytest.approx(0.298)
 
@@ -41,17 +41,23 @@ def test_what_is_counted() -> None:
 def test_failures_are_shown_with_the_time_since_the_fault() -> None:
     shown = REPORT.to_json()["failures"]
     assert shown == [
-        {"after_fault_s": 2.0, "status": 503, "why": "busy"},
-        {"after_fault_s": 3.0, "status": 200, "why": "cut"},
+        {"after_fault_s": 2.0, "truncated": False, "status": 503, "why": "busy"},
+        {"after_fault_s": 3.0, "truncated": True, "status": 200, "why": "cut"},
     ]
     assert "+2.0 s: busy" in REPORT.text()
+
+
+def test_an_answer_that_is_no_stream_and_was_cut_has_failed() -> None:
+    whole = replace(REPORT, answers=(Answer(12.0, 1.0, 200, "cut", truncated=True),))
+    assert (whole.failed, whole.truncated) == (1, 0)
 
 
 @pytest.mark.parametrize(
     ("text", "miss"),
     [
-        ("failed==2", ""),
-        ("failed==0", "failed==0: it is 2"),
+        ("failed==1", ""),
+        ("failed==0", "failed==0: it is 1"),
+        ("truncated==0", "truncated==0: it is 1"),
         ("retried>=2", ""),
         ("recover<60s", ""),
         ("recover<=0.3m", "recover<=0.3m: it is 20 s"),
