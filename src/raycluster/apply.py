@@ -173,6 +173,13 @@ def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
             where=host.name,
             hint="correct `gpus`, or look at nvidia-smi on the host",
         )
+    program = start.process.program
+    if program and host.kind == "native" and program not in facts.programs:
+        raise HostError(
+            f"{program} is not installed, which the {start.process.role} needs without Docker",
+            where=host.name,
+            hint=f"install {program} there, or take the {start.process.role} out of the spec",
+        )
     if start.replaces:
         return
     for name, port in sorted(start.process.ports.items()):

@@ -157,7 +157,8 @@ class Process:
     they make nothing out of date. Where it does so only when it is told, `reload` is a command that
     tells it, run inside of its box, and `live_id` tells live files apart, keyed like `files_id`; it
     stands in the file `live_id_path` there. `note` is what a person should know when it starts.
-    `login` is for the registry of its image, where that asks for one.
+    `login` is for the registry of its image, where that asks for one. `program` is what a host
+    without Docker must have installed for it, besides the Python environment.
     """
 
     role: str
@@ -175,6 +176,7 @@ class Process:
     reload: tuple[str, ...] = ()
     note: str = ""
     login: RegistryLogin | None = field(default=None, repr=False)
+    program: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.files) != bool(self.files_id):
@@ -222,11 +224,15 @@ class Found:
     started: str = ""
 
 
+PROGRAMS = ("nginx", "prometheus", "grafana")
+"""What services need on a host without Docker."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a host offers: read when something is to be started there, and by `check`.
 
-    `epoch` is the host's clock.
+    `epoch` is the host's clock. `programs` are those of PROGRAMS that are installed.
     """
 
     gpus: tuple[str, ...] = ()
@@ -235,6 +241,7 @@ class Facts:
     disk_free_bytes: int = 0
     listening: frozenset[int] = frozenset()
     epoch: float = 0.0
+    programs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from raycluster.connect import Connected, Fleet
-from raycluster.contracts import Facts, Secret, Shell, Transport, file_mode, live_id_path
+from raycluster.contracts import PROGRAMS, Facts, Secret, Shell, Transport, file_mode, live_id_path
 from raycluster.errors import CommandError, HostError, RayclusterError
 from raycluster.ray_api import RayApi
 from raycluster.services.firewall import read_script
@@ -29,9 +29,11 @@ awk '/^MemTotal/ {print "memory", $2 * 1024}' /proc/meminfo
 df -Pk / | awk 'NR == 2 {print "disk", $4 * 1024}'
 awk '$4 == "0A" {split($2, a, ":"); print "listen", a[2]}' /proc/net/tcp /proc/net/tcp6 2>/dev/null
 echo epoch "$(date +%s.%N)"
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+for program in {programs}; do command -v "$program" >/dev/null && echo program "$program"; done
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | sed 's/^/gpu /'
 true
-"""
+""".replace("{programs}", " ".join(PROGRAMS))
 
 
 def observe(
@@ -126,6 +128,7 @@ def read_facts(transport: Transport) -> Facts:
         disk_free_bytes=int(float(values["disk"][0])),
         listening=frozenset(int(port, 16) for port in values.get("listen", ())),
         epoch=float(values["epoch"][0]),
+        programs=frozenset(values.get("program", ())),
     )
 
 

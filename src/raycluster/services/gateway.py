@@ -64,6 +64,7 @@ def gateway(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | 
         live_id=live_id,
         reload=("sh", "-c", _RELOAD),
         note=_note(spec.gateway),
+        program="nginx",
     )
 
 

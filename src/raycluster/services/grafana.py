@@ -65,6 +65,7 @@ def grafana(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | 
         image=spec.monitoring.grafana_image,
         files=files,
         files_id=wiring.seal(files),
+        program="grafana",
     )
 
 

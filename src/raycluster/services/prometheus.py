@@ -56,6 +56,7 @@ def prometheus(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process
         files=files,
         files_id=wiring.seal(files),
         live_files={f"{PROMETHEUS}/{n}": json.dumps(t).encode() for n, t in found.items()},
+        program="prometheus",
     )
 
 
