@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.terminal import Terminal, on_terminal
+
+PROGRAM = Path(sys.executable).with_name("raycluster")
+
 
 @dataclass
 class Cli:
@@ -24,17 +28,23 @@ class Cli:
 
     def start(self, *args: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
         """Start the program and return at once."""
-        program = Path(sys.executable).with_name("raycluster")
-        path = f"{program.parent}:/usr/local/bin:/usr/bin:/bin"
         return subprocess.Popen(
-            [program, *map(str, args)],
+            [PROGRAM, *map(str, args)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd or self.home,
-            env={"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", **self.env},
+            env=self._environment(),
         )
+
+    def on_terminal(self, *args: str | Path) -> Terminal:
+        """Start the program on a terminal and return at once."""
+        return on_terminal([PROGRAM, *args], env=self._environment(), cwd=self.home)
+
+    def _environment(self) -> dict[str, str]:
+        path = f"{PROGRAM.parent}:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", **self.env}
 
     def __call__(
         self, *args: str | Path, timeout: float = 240, cwd: Path | None = None

@@ -138,6 +138,23 @@ def test_status_tells_of_both(served: Served) -> None:
     assert status["endpoints"]["gateway"] == f"http://{served.host.address}:8080/v1"
 
 
+def test_status_takes_the_last_minute_from_prometheus(served: Served) -> None:
+    def rates() -> dict[str, Any]:
+        done = served.cli()("status", served.spec, "--json")
+        return dict(json.loads(done.stdout)["models"][0]["figures"]["rates"])
+
+    def recorded() -> bool:
+        with served.client(FIRST) as client:
+            client.post("/v1/completions", json={"model": MODEL, "prompt": "A", "max_tokens": 1})
+        now = rates()
+        return bool(now["source"] == "prometheus" and now["requests_per_second"] > 0)
+
+    wait_for(recorded, "figures of Prometheus", 90)
+    now = rates()
+    assert (now["window_seconds"], now["errors_per_second"]) == (60.0, 0.0)
+    assert now["generated_tokens_per_second"] > 0
+
+
 @contextmanager
 def tunnel(served: Served) -> Iterator[Mapping[str, str]]:
     """Run `raycluster tunnel` and yield its addresses by name."""

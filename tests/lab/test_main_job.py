@@ -31,6 +31,7 @@ from tests.lab.image import IMAGE
 from tests.lab.program import Cli
 from tests.lab.specs import MODEL, cluster_toml
 from tests.lab.watch import Watch
+from tests.terminal import CTRL_C
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -66,7 +67,8 @@ class Running:
     def spec(self, hosts: Sequence[Host] = ()) -> Path:
         """Write the spec for these hosts."""
         path = self.folder / "cluster.toml"
-        path.write_text(cluster_toml(self.lab, hosts or self.hosts, name="job", extra=GATEWAY))
+        text = cluster_toml(self.lab, hosts or self.hosts, name="job", extra=GATEWAY)
+        path.write_text(text.replace("[cluster]\n", "[cluster]\nprice_per_hour = 2.5\n"))
         return path
 
     def up(self, hosts: Sequence[Host] = ()) -> dict[str, Any]:
@@ -141,6 +143,14 @@ def test_status_tells_all(job: Running) -> None:
     [model] = status["models"]
     assert (model["engine"], model["status"]) == ("vllm", "running")
     assert [r["state"] for r in model["replicas"]] == ["running"]
+    assert (model["replicas_wanted"], model["figures"]["replicas_answered"]) == (1, 1)
+    assert status["tunnels"] == []
+    assert status["cost"] == {
+        "currency": "USD",
+        "per_hour": 7.5,
+        "per_million_generated_tokens": None,
+        "hosts_without_price": [],
+    }
 
 
 @contextmanager
@@ -187,6 +197,47 @@ def test_openai_client_through_the_tunnel(job: Running) -> None:
         assert chunks[-1].usage and chunks[-1].usage.completion_tokens > 1
         with pytest.raises(openai.NotFoundError, match="no-such-model"):
             client.completions.create(model="no-such-model", prompt="x")
+
+
+def test_status_tells_what_the_machines_do(job: Running) -> None:
+    def told() -> list[dict[str, Any]]:
+        nodes = json.loads(job.cli("status", job.spec(), "--json").stdout)["nodes"]
+        return [n for n in nodes if n["cpu_percent"] is not None and n["memory_bytes"]]
+
+    wait_for(lambda: len(told()) == 3, "figures of all nodes")
+    for node in told():
+        assert 0 <= node["cpu_percent"] <= 100
+        assert 0 < node["memory_bytes"]["used"] < node["memory_bytes"]["total"]
+        assert node["gpus"] == []
+
+
+def test_status_tells_of_the_load_and_of_the_tunnel_that_carries_it(job: Running) -> None:
+    with tunnel(job) as url, Load(url) as load:
+        wait_for(lambda: load.answered > 5, "the first answers")
+        status = json.loads(job.cli("status", job.spec(), "--json").stdout)
+        assert [t["endpoints"]["API"] for t in status["tunnels"]] == [url]
+        figures = status["models"][0]["figures"]
+        assert figures["rates"]["source"] == "replicas"
+        assert 0.2 < figures["rates"]["window_seconds"] < 30
+        screen = job.cli.on_terminal("status", "--watch", job.spec())
+        try:
+            screen.read(lambda text: re.search(r"req/s and tok/s: the last \d\d s", plain(text)))
+            screen.press(CTRL_C)
+        finally:
+            code, text = screen.close()
+        assert code == 130
+        row = rf"{MODEL} +running +vllm +1 ready +\d+ +\d+ +\d+% +([\d.]+) +([\d.]+)"
+        requests, tokens = map(float, re.findall(row, plain(text))[-1])
+        assert requests > 0
+        assert 0.8 < tokens / requests < 1.2  # a token each, and none for the looks themselves
+        assert load.failures == []
+    status = json.loads(job.cli("status", job.spec(), "--json").stdout)
+    assert status["tunnels"] == []
+
+
+def plain(text: str) -> str:
+    """Return what a terminal shows, without its escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def test_a_batch_runs_on_the_cluster(job: Running) -> None:
