@@ -29,6 +29,10 @@ class UnsupportedError(Exception):
     """This machine's kernel lacks what a test asks for."""
 
 
+READY_S = 120.0
+"""Seconds for a host's services to answer, while the others' containers start too."""
+
+
 def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
     """Return once the condition holds; raises TimeoutError after `timeout` seconds."""
     end = time.monotonic() + timeout
@@ -108,10 +112,10 @@ class Host:
 
     def wait_ready(self) -> None:
         """Return once sshd and, where there is one, Docker answer."""
-        wait_for(self._sshd_answers, f"{self.name}'s sshd: see {self.folder}/init.log")
+        wait_for(self._sshd_answers, f"{self.name}'s sshd: see {self.folder}/init.log", READY_S)
         if self.kind == "docker":
             docker = ("docker", "version")
-            wait_for(lambda: self.run(docker).returncode == 0, f"{self.name}'s Docker daemon")
+            wait_for(lambda: self.run(docker).returncode == 0, f"{self.name}'s Docker daemon", READY_S)
 
     def power_off(self) -> None:
         """Cut the power: nothing on the host gets to say goodbye. Its disk stays."""

@@ -119,7 +119,7 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
         pytest.param(r"head: \+ start head", INT, marks=pytest.mark.long),
         pytest.param(r": ready: Ray", KILL, marks=pytest.mark.long),
         (r": has joined", INT),
-        (r"replicas: 1 starting", KILL),
+        pytest.param(r"replicas: 1 starting", KILL, marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -173,7 +173,7 @@ def another_model(cut: Cut) -> None:
         pytest.param(lost_worker, r"docker-2: \+ start worker", INT, marks=pytest.mark.long),
         (lost_worker, r"docker-2: ready: Ray", KILL),
         pytest.param(lost_worker, r": starting the worker", INT, marks=pytest.mark.long),
-        (another_model, r"replicas: .*1 starting", INT),
+        pytest.param(another_model, r"replicas: .*1 starting", INT, marks=pytest.mark.long),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -127,7 +127,7 @@ def test_a_second_up_changes_nothing(job: Running) -> None:
     done = job.cli("up", job.spec())
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "job is up: 0 changes")
     plan = job.cli("plan", job.spec())
-    assert (plan.returncode, plan.stdout) == (0, "nothing to change\n")
+    assert (plan.returncode, plan.stdout) == (0, "nothing to change\ncost: 7.50 USD per hour\n")
 
 
 def test_status_tells_all(job: Running) -> None:

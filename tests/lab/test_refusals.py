@@ -354,6 +354,7 @@ def alone(lab: Lab, cli: Cli, tmp_path: Path) -> Iterator[Bench]:
     assert lab.docker_hosts[0].traces() == before
 
 
+@pytest.mark.long
 def test_what_a_running_cluster_refuses(alone: Bench) -> None:
     first = alone.lab.docker_hosts[0]
     running = first.check("docker", "ps", "-q", "--no-trunc")

@@ -114,7 +114,8 @@ def test_a_recorded_load_is_sent_when_it_was() -> None:
     summary, records, calls = measured(Script(), lines, Load((Replay(2.0),), warmup=0))
     due = [record.intended for record in sorted(records, key=lambda record: record.line)]
     assert due == pytest.approx([0, 0, 0.1, 0.3])
-    assert all(record.sent >= record.intended for record in records)
+    # A timer may ring a tick of the clock early.
+    assert all(record.sent > record.intended - 1e-3 for record in records)
     assert "timestamp" not in json.dumps(calls[0].body)
     assert summary.levels[0].shape == Replay(2.0)
 

@@ -384,6 +384,7 @@ def engine_process(cluster: Cluster, app: str) -> int:
     return engine
 
 
+@pytest.mark.long
 def test_an_engine_that_hangs_is_not_ready(served: Cluster) -> None:
     engine = engine_process(served, VLLM)
     os.kill(engine, signal.SIGSTOP)

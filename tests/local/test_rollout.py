@@ -78,6 +78,7 @@ def routes(cluster: Cluster) -> dict[str, str]:
     return {name: a["route_prefix"] for name, a in cluster.details()["applications"].items()}
 
 
+@pytest.mark.long
 def test_a_second_model_comes_and_goes(served: Cluster, model: ModelSettings) -> None:
     """The first model's requests go through the router from then on, and afterwards no more."""
     first = with_args(model, max_num_seqs=16)
@@ -117,6 +118,7 @@ def test_without_room_one_replica_after_the_other_is_away(
     assert load.wrong == []
 
 
+@pytest.mark.long
 def test_the_source_of_a_model_may_be_away(served: Cluster, model: ModelSettings) -> None:
     gone = replace(model, source=str(Path(model.source).with_name("gone")))
     with pytest.raises(AppError, match="is not on the node"):

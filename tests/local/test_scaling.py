@@ -141,6 +141,7 @@ def test_an_overloaded_model_says_so_and_when_to_come_back(served: Cluster) -> N
     assert int(refused.headers["retry-after"]) >= 1
 
 
+@pytest.mark.long
 def test_looking_wakes_nobody(served: Cluster) -> None:
     asleep(served)
     assert served.http.get("/v1/models").status_code == 200
@@ -187,7 +188,8 @@ def test_a_replica_for_several_hosts_is_placed_by_a_bundle_for_each_gpu(split: C
     assert [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}] in bundles
 
 
-@pytest.mark.parametrize("name", ["placed", pytest.param("mp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["placed", "mp"])
 def test_a_replica_of_several_workers_answers(split: Cluster, name: str) -> None:
     def running() -> bool:
         app = split.details()["applications"][name]

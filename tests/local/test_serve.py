@@ -193,6 +193,7 @@ def broken(served: Cluster, model: str) -> Broken:
     return Broken(served, replaced)
 
 
+@pytest.mark.long
 def test_replaced_applications_leave_no_process(broken: Broken) -> None:
     """Two replicas, the router and the process of vLLM's engine end."""
     assert len(broken.replaced) >= 4

@@ -21,6 +21,7 @@ RATE = float(os.environ.get("RAYCLUSTER_RATE", "20"))
 SEED = 20261126
 
 
+@pytest.mark.long
 def test_a_version_that_cannot_start_costs_no_request(faulty: Faulty) -> None:
     wait_for(faulty.whole, "three replicas", 120)
     text = faulty.spec.read_text()
@@ -44,6 +45,7 @@ def test_a_version_that_cannot_start_costs_no_request(faulty: Faulty) -> None:
     assert faulty.up() == []
 
 
+@pytest.mark.long
 def test_of_two_at_once_one_changes_and_the_other_names_it(faulty: Faulty) -> None:
     slowest = 0.0
     for _ in range(PAIRS):
@@ -67,6 +69,7 @@ def test_of_two_at_once_one_changes_and_the_other_names_it(faulty: Faulty) -> No
     wait_for(faulty.whole, "three replicas", 120)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_the_next_up_converges(faulty: Faulty) -> None:
     chance = random.Random(SEED)
     text = faulty.spec.read_text()

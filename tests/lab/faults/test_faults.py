@@ -21,17 +21,17 @@ from tests.lab.specs import TINY
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-LONG_DRILLS = ("hang", "worker", "head", "partition")
+LONG_DRILLS = (("replica", 120), ("hang", 240), ("worker", 240), ("head", 240), ("partition", 240))
 DRILLS = [
-    ("replica", 120),
     ("gateway", 10),
-    *(pytest.param(fault, 240, marks=pytest.mark.long) for fault in LONG_DRILLS),
+    *(pytest.param(*drill, marks=pytest.mark.long) for drill in LONG_DRILLS),
 ]
 
 START_S = 60.0
 """Seconds for an engine to start here, where everything shares two cores."""
 
 
+@pytest.mark.long
 def test_the_cluster_is_whole(faulty: Faulty) -> None:
     faulty.spread()
     assert faulty.up() == []
@@ -50,6 +50,7 @@ def test_a_replica_is_killed(faulty: Faulty) -> None:
     assert failures(load, struck) == []
 
 
+@pytest.mark.long
 def test_a_replica_hangs(faulty: Faulty) -> None:
     victim = faulty.running()[-1]
     gateway = next(h for h in faulty.hosts if h.address != victim["node_ip"])
@@ -63,6 +64,7 @@ def test_a_replica_hangs(faulty: Faulty) -> None:
     assert failures(load) == []
 
 
+@pytest.mark.long
 def test_a_workers_container_is_killed(faulty: Faulty) -> None:
     faulty.spread()
     host = faulty.hosts[2]
@@ -76,6 +78,7 @@ def test_a_workers_container_is_killed(faulty: Faulty) -> None:
     assert failures(load, struck) == []
 
 
+@pytest.mark.long
 def test_a_workers_host_loses_power(faulty: Faulty) -> None:
     faulty.spread()
     host = faulty.hosts[2]
@@ -96,6 +99,7 @@ def test_a_workers_host_loses_power(faulty: Faulty) -> None:
     assert {c["action"] for c in faulty.up()} == {"guard"}
 
 
+@pytest.mark.long
 def test_a_worker_is_cut_off(faulty: Faulty) -> None:
     faulty.spread()
     host = faulty.hosts[1]
@@ -114,6 +118,7 @@ def test_a_worker_is_cut_off(faulty: Faulty) -> None:
     wait_for(faulty.whole, "no replica twice", 60)
 
 
+@pytest.mark.long
 def test_the_heads_container_is_killed(faulty: Faulty) -> None:
     faulty.spread()
     there = list(faulty.hosts[1:])
@@ -129,6 +134,7 @@ def test_the_heads_container_is_killed(faulty: Faulty) -> None:
     assert before.items() <= after.items()
 
 
+@pytest.mark.long
 def test_the_head_is_away_for_a_minute(faulty: Faulty) -> None:
     head, *there = faulty.hosts
     before = {r["replica_id"]: r["pid"] for r in faulty.running() if _on(r, there)}
@@ -160,6 +166,7 @@ def test_a_gateway_is_killed(faulty: Faulty) -> None:
     assert failures(load, struck) == []
 
 
+@pytest.mark.long
 def test_a_host_reboots(faulty: Faulty) -> None:
     host = faulty.hosts[0]
     with faulty.load(faulty.hosts[1]) as load:
