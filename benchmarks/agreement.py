@@ -76,10 +76,7 @@ def main() -> None:
                 row = {"pair": pair, "side": name, **sides[name]()}
                 print(row, flush=True)
                 rows.append(row)
-    if options.scripted:
-        keep("agreement-scripted", rows, limits(rows, COUNTS_BACK))
-    else:
-        keep("agreement", rows, limits(rows, COUNTS))
+    keep("agreement", rows, limits(rows, COUNTS_BACK if options.scripted else COUNTS))
 
 
 def write_prompts(folder: Path, count: int) -> Path:

@@ -37,6 +37,7 @@ def keep(name: str, rows: Sequence[Mapping[str, object]], limits: Sequence[Limit
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
     result = {
         "started": now.isoformat(timespec="seconds"),
+        "options": sys.argv[1:],
         "machine": machine,
         "limits": [{**asdict(limit), "kept": limit.kept} for limit in limits],
         "rows": rows,

@@ -46,5 +46,7 @@ def _run(path: Path) -> str:
         for limit in run.get("limits") or ()
     ]
     title = f"[{_parts(path)[1]}](results/{path.name})"
+    if options := " ".join(run.get("options") or ()):
+        title += f", {code(options)}"
     told = table(("figure", "value", "at most", "kept"), rows)
     return f"{title}\n\n{told}" if told else f"{title}: no limits; the figures are in the file."

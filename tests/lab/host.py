@@ -114,8 +114,8 @@ class Host:
         """Return once sshd and, where there is one, Docker answer."""
         wait_for(self._sshd_answers, f"{self.name}'s sshd: see {self.folder}/init.log", READY_S)
         if self.kind == "docker":
-            docker = ("docker", "version")
-            wait_for(lambda: self.run(docker).returncode == 0, f"{self.name}'s Docker daemon", READY_S)
+            docker, daemon = ("docker", "version"), f"{self.name}'s Docker daemon"
+            wait_for(lambda: self.run(docker).returncode == 0, daemon, READY_S)
 
     def power_off(self) -> None:
         """Cut the power: nothing on the host gets to say goodbye. Its disk stays."""
