@@ -174,7 +174,7 @@ def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
             hint="correct `gpus`, or look at nvidia-smi on the host",
         )
     program = start.process.program
-    if program and host.kind == "native" and program not in facts.programs:
+    if program and host.runs_own_programs and program not in facts.programs:
         raise HostError(
             f"{program} is not installed, which the {start.process.role} needs without Docker",
             where=host.name,

@@ -244,3 +244,8 @@ class ResolvedHost(Part):
     def kind(self) -> str:
         """The runtime's name."""
         return self.runtime.kind or "docker"
+
+    @property
+    def runs_own_programs(self) -> bool:
+        """Whether services run from what the host has installed, for no image brings it."""
+        return self.kind == "native"
