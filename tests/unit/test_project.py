@@ -180,3 +180,14 @@ def _files() -> Iterator[Path]:
             for p in (CHECKOUT / folder).rglob("*")
             if p.is_file() and "__pycache__" not in p.parts
         )
+
+
+def test_a_fixture_of_a_package_stands_in_one() -> None:
+    """In a folder that is none, pytest lets it live to the end of the session."""
+    conftests = [f for f in (CHECKOUT / "tests").rglob("conftest.py") if _package(f.read_text())]
+    assert conftests
+    assert [f for f in conftests if not f.with_name("__init__.py").exists()] == []
+
+
+def _package(source: str) -> bool:
+    return 'scope="package"' in source

@@ -127,7 +127,8 @@ def watched_cluster(lab: Lab, folder: Path, cli: Cli) -> Iterator[Watched]:
         for host in hosts:
             with contextlib.suppress(RuntimeError):
                 host.heal()
-        cli("down", spec, "--yes")
+        done = cli("down", spec, "--yes")
+        assert done.returncode == 0, done.stderr
 
 
 def _load(running: Watched) -> None:

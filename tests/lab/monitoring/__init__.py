@@ -1,0 +1,1 @@
+"""One cluster that is watched; a package, so that it ends with the last test here."""
