@@ -63,7 +63,7 @@ def test_without_rules_up_says_what_is_open_and_how_to_close_it(faulty: Faulty) 
     try:
         done = faulty.cli("up", faulty.spec, timeout=200)
         assert done.returncode == 3
-        assert f"docker-2: port 8000 of {host.address} can be reached from here" in done.stderr
+        assert f"docker-2: port 6380 of {host.address} can be reached from here" in done.stderr
         assert "[firewall] manage = true" in done.stderr
     finally:
         host.check("nft", "delete", "table", "inet", "raycluster_faults")
