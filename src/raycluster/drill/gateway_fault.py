@@ -39,7 +39,12 @@ class GatewayFault:
         # that fails says why.
         said = done.stderr.decode(errors="replace").strip()
         if done.exit_code and said:
-            raise CommandError(said, where=self.host.name, status=done.exit_code)
+            raise CommandError(
+                f"nginx could not be killed: {said}",
+                where=self.host.name,
+                status=done.exit_code,
+                hint="raycluster status",
+            )
 
     def noticed(self) -> bool:
         """Tell whether it was started anew, or is not there."""

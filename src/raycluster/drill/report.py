@@ -21,7 +21,8 @@ _TO_S = {"ms": 1e-3, "s": 1.0, "m": 60.0}
 class Report:
     """One drill. Times in seconds; None for `detect` and `recover` is "not within the limit".
 
-    `injected` and `ended` are when, since the load began, the fault came and all was as before.
+    `injected`, `struck` and `ended` are when, since the load began, the fault began to be injected,
+    had been, and all was as before.
     """
 
     cluster: str
@@ -30,6 +31,7 @@ class Report:
     rate: float
     answers: Sequence[Answer]
     injected: float
+    struck: float
     ended: float
     detect: float | None
     recover: float | None
@@ -74,6 +76,7 @@ class Report:
             "victim": self.victim,
             "rate": self.rate,
             **{name: getattr(self, name) for name in COUNTS},
+            "inject_s": round(self.struck - self.injected, 3),
             "detect_s": self.detect,
             "recover_s": self.recover,
             "p99_during_s": self.p99,

@@ -82,6 +82,7 @@ def run(
         try:
             tell(f"breaking {fault.victim}")
             fault.inject()
+            struck = load.now()
             detect = wait(fault.noticed, since, options.limit)
             tell("noticed" if detect is None else f"noticed after {detect:.1f} s")
             recover = wait(fault.recovered, since, options.limit)
@@ -97,6 +98,7 @@ def run(
         options.rate,
         sorted(load.answers, key=lambda answer: answer.at),
         injected,
+        struck,
         ended,
         detect,
         recover,

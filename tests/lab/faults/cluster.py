@@ -165,8 +165,11 @@ def told(name: str, load: Load, since: float, **figures: float | None) -> None:
 
 
 def seconds_until(condition: Callable[[], object], load: Load, since: float, limit: float) -> float:
-    """Return the seconds from `since`, on the load's clock, until the condition held."""
-    wait_for(condition, "the cluster to be whole again", limit)
+    """Return the seconds from `since`, on the load's clock, until the condition held.
+
+    Raises TimeoutError when that took more than `limit`.
+    """
+    wait_for(condition, "the cluster to be whole again", limit - (load.now() - since))
     return load.now() - since
 
 

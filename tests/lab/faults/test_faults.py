@@ -106,7 +106,6 @@ def test_a_worker_is_cut_off(faulty: Faulty) -> None:
     with faulty.load() as load:
         since = load.now()
         host.partition(peers=[h for h in faulty.hosts if h is not host])
-        struck = since, load.now()
         out = seconds_until(lambda: _quick(load, since), load, since, 10)
         wait_for(lambda: not faulty.whole(), "Ray to notice", 120)
         back = seconds_until(faulty.whole, load, since, 180 + START_S)
@@ -114,7 +113,7 @@ def test_a_worker_is_cut_off(faulty: Faulty) -> None:
         host.heal()
         rejoined = seconds_until(faulty.healthy, load, returned, 90)
     told("worker cut off", load, since, rerouted=out, replaced=back, rejoined=rejoined)
-    assert failures(load, struck) == []
+    assert failures(load) == []
     wait_for(faulty.whole, "no replica twice", 60)
 
 
@@ -172,11 +171,10 @@ def test_a_host_reboots(faulty: Faulty) -> None:
     with faulty.load(faulty.hosts[1]) as load:
         since = load.now()
         host.power_off()
-        struck = since, load.now()
         host.power_on()
         back = seconds_until(lambda: faulty.whole() and faulty.healthy(), load, since, 300)
     told("head's host rebooted", load, since, back=back)
-    assert failures(load, struck) == []
+    assert failures(load) == []
 
 
 @pytest.mark.parametrize(("fault", "recover"), DRILLS)
@@ -189,7 +187,7 @@ def test_a_drill_tells_the_same(faulty: Faulty, fault: str, recover: int) -> Non
     report = json.loads(done.stdout)
     assert (report["fault"], report["failed"]) == (fault, 0)
     # Only streams that had begun when the fault struck.
-    assert all(f["after_fault_s"] < report["detect_s"] for f in report["failures"])
+    assert all(f["after_fault_s"] <= report["inject_s"] for f in report["failures"])
     assert len(report["failures"]) == report["truncated"]
     assert report["requests"] > 50
     assert report["detect_s"] <= report["recover_s"]

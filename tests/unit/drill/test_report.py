@@ -25,6 +25,7 @@ REPORT = Report(
         Answer(40.0, 9.0, 200),
     ),
     injected=10.0,
+    struck=10.25,
     ended=30.0,
     detect=1.5,
     recover=20.0,
@@ -44,6 +45,7 @@ def test_failures_are_shown_with_the_time_since_the_fault() -> None:
         {"after_fault_s": 2.0, "truncated": False, "status": 503, "why": "busy"},
         {"after_fault_s": 3.0, "truncated": True, "status": 200, "why": "cut"},
     ]
+    assert REPORT.to_json()["inject_s"] == 0.25
     assert "+2.0 s: busy" in REPORT.text()
 
 
