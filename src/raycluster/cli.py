@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from raycluster import __version__
+from raycluster import __version__, startup
 from raycluster.commands import COMMANDS
 from raycluster.errors import RayclusterError
 from raycluster.tested import sentence
@@ -48,6 +48,7 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Run the program and end it with the designed exit code."""
+    startup.begin()
     _open_streams()
     sys.exit(_run())
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raycluster.forecast.whole import Forecast
 from raycluster.plan import Action, Deploy, Guard, Reload, Remove, Start
-from raycluster.report_forecast import forecast_json
 from raycluster.services.grafana import HOW_TO_READ, USER
 from raycluster.spec import ClusterSpec
 from raycluster.spec.services import EVERYWHERE, LOOPBACK
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from raycluster.checks import Finding
+    from raycluster.forecast.whole import Forecast
     from raycluster.up import Outcome
 
 SCHEMA = 1
@@ -39,6 +38,8 @@ def plan_json(
     spec: ClusterSpec, actions: Iterable[Action], forecast: Forecast | None = None
 ) -> dict[str, Any]:
     """Return the plan for a program, with what it needs and costs."""
+    from raycluster.report_forecast import forecast_json  # `status` needs none of it
+
     changes = [_action(a) for a in actions]
     known = forecast_json(forecast) if forecast else {}
     return {"schema": SCHEMA, "cluster": spec.cluster.name, "changes": changes, **known}

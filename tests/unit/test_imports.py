@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # From the bottom up. A module may import what stands on a lower line, and its own family.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("raycluster", "errors", "contracts", "events", "poll", "templates", "tested"),
+    ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
     ("serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings",),
