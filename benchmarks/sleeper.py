@@ -19,6 +19,7 @@ from raycluster.serve.front import Front
 from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.ready import Readiness
+from raycluster.serve.recent import Recent
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -39,7 +40,7 @@ class Sleeper:
         route = Route("/{path:path}", self._answer)
         app = Starlette(routes=[route])
         ready = Readiness(app, ("/v1/completions", {}))
-        return Front(app, {"engine": "sleep"}, Metrics("sleep"), ready)
+        return Front(app, {"engine": "sleep"}, Metrics("sleep"), ready, Recent())
 
     async def _answer(self, _: Request) -> JSONResponse:
         await asyncio.sleep(self._seconds)

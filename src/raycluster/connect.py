@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from raycluster.contracts import Runtime, Transport
 from raycluster.errors import HostError, RayclusterError
-from raycluster.spec import ResolvedHost
+from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 
 if TYPE_CHECKING:
@@ -88,6 +88,15 @@ RUNTIMES: Mapping[str, Callable[[ResolvedHost, str, Transport], Runtime]] = {
     "docker": _docker,
     "native": _native,
 }
+IMPORTED = {"ssh": "transports.ssh_connect", "local": "transports.local"}
+"""What takes long to import when a host is reached."""
+
+
+def slow_imports(spec: ClusterSpec) -> tuple[str, ...]:
+    """Return the modules that reaching the spec's hosts imports late, in the order of their use."""
+    transports = (IMPORTED[host.transport] for host in spec.hosts)
+    runtimes = (f"runtimes.{host.kind}" for host in spec.hosts)
+    return tuple(dict.fromkeys(f"raycluster.{name}" for name in (*transports, *runtimes)))
 
 
 def ssh_options(host: ResolvedHost) -> SshOptions:

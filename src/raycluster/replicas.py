@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
+from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH
+
 if TYPE_CHECKING:
     import httpx
 
@@ -52,3 +54,11 @@ class Place:
         date = answer.headers.get("date")
         now = parsedate_to_datetime(date).timestamp() if date else None
         return (answer.text if answer.is_success else ""), now
+
+    def ask_earlier(self, client: httpx.Client) -> tuple[float, str]:
+        """Return how many seconds ago the replica kept its figures, and their text.
+
+        Raises httpx's errors; LookupError or ValueError where it tells no age.
+        """
+        answer = client.get(self.base + EARLIER_PATH).raise_for_status()
+        return float(answer.headers[AGE_HEADER]), answer.text

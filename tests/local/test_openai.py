@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from raycluster.readings import read_service
 from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import ROOT, Cluster, descendants, until
 
@@ -333,6 +334,23 @@ def test_a_replica_s_own_metrics_are_there_too(served: Cluster, name: str) -> No
     text = served.http.get(f"/m/{name}/metrics").text
     assert "raycluster_engine_start_seconds{" in text
     assert ("vllm:generation_tokens_total{" in text) == (name == VLLM)
+
+
+@BOTH
+def test_a_replica_tells_what_it_had_counted_before(served: Cluster, name: str) -> None:
+    body = {"model": name, "prompt": "Once", "max_tokens": 2}
+    assert served.http.post("/v1/completions", json=body).status_code == 200
+    earlier = served.http.get(f"/m/{name}/raycluster/earlier")
+    before = read_service(earlier.text, name)
+    now = read_service(served.http.get(f"/m/{name}/metrics").text, name)
+    assert before
+    assert now
+    assert 0 <= float(earlier.headers["x-raycluster-age"]) < 13
+    assert before.engine.started == now.engine.started > 0
+    assert before.requests < now.requests
+    assert before.tokens is not None
+    assert now.tokens is not None
+    assert before.tokens < now.tokens
 
 
 def running(cluster: Cluster) -> float:

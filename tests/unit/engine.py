@@ -6,21 +6,31 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from raycluster.serve.metrics import Metrics
+from raycluster.serve.recent import Recent
+from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH
 from raycluster.spec import ClusterSpec
 
 LABELS = ("model_name", "engine")
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of requests."""
 
 
 class Engine:
     """The figures of one replica, served at `port`."""
 
     def __init__(self, port: int, model: str = "tiny") -> None:
-        registry = CollectorRegistry()
+        registry = CollectorRegistry(auto_describe=True)  # as the one of a process
         ProcessCollector(registry=registry)
         self.running: Any = Gauge("vllm:num_requests_running", "", LABELS, registry=registry)
         self.tokens: Any = Counter("vllm:generation_tokens", "", LABELS, registry=registry)
@@ -28,7 +38,24 @@ class Engine:
         self._ours = Metrics(model, registry)
         self._labels = (model, "0")
         self.took(0)
-        self.server, self._thread = start_http_server(port, "127.0.0.1", registry)
+        self.now = 0.0
+        self.recent = Recent(registry, lambda: self.now)
+        self._metrics = make_wsgi_app(registry)
+        self.server = make_server(
+            "127.0.0.1", port, self._answer, ThreadingWSGIServer, handler_class=_Silent
+        )
+        self._thread = Thread(target=self.server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def _answer(self, environ: Any, start: Any) -> Any:
+        """Answer as a replica does; one that kept no figures has no path for them."""
+        if environ["PATH_INFO"] != EARLIER_PATH:
+            return self._metrics(environ, start)
+        if (kept := self.recent.earliest()) is None:
+            start("404 Not Found", [])
+            return [b""]
+        start("200 OK", [(AGE_HEADER, f"{kept[0]:.3f}")])
+        return [kept[1]]
 
     def took(self, requests: int, *, running: int = 0) -> None:
         """Count requests of ten tokens each."""

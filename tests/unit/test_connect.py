@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -22,6 +23,18 @@ DOCUMENT: dict[str, Any] = {
     "models": [{"name": "m"}],
 }
 SPEC = ClusterSpec.model_validate(DOCUMENT)
+
+
+def test_what_is_imported_early_is_what_reaches_the_hosts() -> None:
+    worker = {"host": "h", "name": "w", "runtime": {"kind": "docker"}}
+    spec = ClusterSpec.model_validate({**DOCUMENT, "workers": [worker]})
+    names = connect.slow_imports(spec)
+    assert [n.removeprefix("raycluster.") for n in names] == [
+        *("transports.local", "transports.ssh_connect", "runtimes.native", "runtimes.docker")
+    ]
+    assert all(find_spec(name) for name in names)
+    assert connect.IMPORTED.keys() == connect.TRANSPORTS.keys()
+    assert all(find_spec(f"raycluster.runtimes.{kind}") for kind in connect.RUNTIMES)
 
 
 class Meeting(LocalTransport):

@@ -13,6 +13,7 @@ from raycluster import session
 from raycluster.session import Json, SpecOption, SpecPath
 
 if TYPE_CHECKING:
+    from raycluster.spec import ClusterSpec
     from raycluster.status.ask import Standing
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")]
@@ -30,7 +31,8 @@ def status(
     opened = session.open_session(spec, named)
     from raycluster.status.ask import Watcher
 
-    Thread(target=_load, daemon=True).start()  # while hosts are waited for
+    # While hosts are waited for, and what they are reached with first.
+    Thread(target=_load, args=(opened.spec,), daemon=True).start()
     with opened.fleet(beside=watch) as fleet, Watcher(opened.spec, fleet) as watcher:
         if watch and not as_json:
             _watch(watcher.look, interval)
@@ -55,7 +57,10 @@ def _watch(look: Callable[[], Standing], interval: float) -> None:
     show(look, console, interval)
 
 
-def _load() -> None:
+def _load(spec: ClusterSpec) -> None:
     """Import what will be needed: together these take longer than most answers of a cluster."""
-    for name in ("prometheus_client.parser", "rich.table", "raycluster.status.view"):
+    from raycluster.connect import slow_imports
+
+    later = ("prometheus_client.parser", "rich.table", "raycluster.status.view")
+    for name in (*slow_imports(spec), *later):
         import_module(name)

@@ -28,6 +28,7 @@ from raycluster.serve.front import Front
 from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import Metrics, Mirror, ray_gauge
 from raycluster.serve.ready import Readiness, question
+from raycluster.serve.recent import Recent
 from raycluster.serve.rootcause import MARK, explain, why_dead
 from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import DEPLOYMENT, ModelSettings
@@ -78,8 +79,9 @@ class Model:
             question(self._engine.tasks, settings.name),
             generated=partial(metrics.asked, self._engine.name),
         )
-        self._front = Front(self._app, self._report, metrics, readiness)
-        self._mirror = asyncio.ensure_future(Mirror(ray_gauge).run())
+        recent = Recent()
+        self._front = Front(self._app, self._report, metrics, readiness, recent)
+        self._beside = [asyncio.ensure_future(o.run()) for o in (Mirror(ray_gauge), recent)]
         logger.info("raycluster: %s", json.dumps(self._report))
 
     async def __serve_build_asgi_app__(self) -> ASGI:
@@ -92,8 +94,8 @@ class Model:
             await self._engine.check()
 
     async def __del__(self) -> None:
-        if mirror := getattr(self, "_mirror", None):
-            mirror.cancel()
+        for task in getattr(self, "_beside", ()):
+            task.cancel()
         if engine := getattr(self, "_engine", None):
             await engine.stop()
         if watch := getattr(self, "_watch", None):

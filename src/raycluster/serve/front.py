@@ -12,7 +12,8 @@ from typing import Any
 from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.ready import Readiness
-from raycluster.serve.settings import ENGINE_HEADER
+from raycluster.serve.recent import Recent
+from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_HEADER
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -28,7 +29,9 @@ ENDPOINTS = frozenset(
 )
 """What the figures name; every other path is "other", so that clients cannot make series."""
 
-UNCOUNTED = frozenset({"/health", "/ping", "/metrics", "/metrics/", "/load", "/version"})
+UNCOUNTED = frozenset(
+    {"/health", "/ping", "/metrics", "/metrics/", "/load", "/version", EARLIER_PATH}
+)
 """What machines ask all the time."""
 
 CLIENT_LEFT = 499
@@ -49,7 +52,12 @@ class Front:
     """
 
     def __init__(
-        self, app: ASGI, report: Mapping[str, Any], metrics: Metrics, readiness: Readiness
+        self,
+        app: ASGI,
+        report: Mapping[str, Any],
+        metrics: Metrics,
+        readiness: Readiness,
+        recent: Recent,
     ) -> None:
         self._app = app
         self._engine = str(report["engine"])
@@ -57,6 +65,7 @@ class Front:
         self._report = json.dumps(report).encode()
         self._metrics = metrics
         self._readiness = readiness
+        self._recent = recent
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,6 +79,8 @@ class Front:
             await respond(exchange.send, 200, self._report)
         elif scope["method"] == "GET" and path == READY_PATH:
             await self._ready(exchange.send)
+        elif scope["method"] == "GET" and path == EARLIER_PATH:
+            await self._earlier(exchange.send)
         else:
             await self._serve(scope, receive, exchange)
 
@@ -91,6 +102,14 @@ class Front:
             await refuse(send, 503, f"the engine is not ready: {problem}")
         else:
             await respond(send, 200, READY)
+
+    async def _earlier(self, send: Send) -> None:
+        if kept := self._recent.earliest():
+            age, text = kept
+            headers = ((AGE_HEADER.encode(), b"%.3f" % age),)
+            await respond(send, 200, text, headers, kind=b"text/plain; version=0.0.4")
+        else:
+            await refuse(send, 503, "no figures were kept yet")
 
 
 class Exchange:
@@ -156,9 +175,16 @@ def endpoint_of(path: str) -> str:
     return "/v1/models" if path.startswith("/v1/models/") else "other"
 
 
-async def respond(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
-    """Send a whole JSON response."""
-    own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: Headers = (),
+    *,
+    kind: bytes = b"application/json",
+) -> None:
+    """Send a whole response; `kind` is its content type."""
+    own = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
     start = {"type": "http.response.start", "status": status, "headers": [*own, *headers]}
     await send(start)
     await send({"type": "http.response.body", "body": body})

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 PERIOD_S = 5.0
 PREFIXES = ("raycluster_", "vllm:")
+FIRST_ANSWER = "raycluster_time_to_first_token_seconds"
 
 FIRST_TOKEN_BUCKETS = (
     *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -46,7 +47,7 @@ class Metrics:
             registry=registry,
         )
         self._first = Histogram(
-            "raycluster_time_to_first_token_seconds",
+            FIRST_ANSWER,
             "From a request's arrival at the replica to the first event of its streamed answer,"
             " which carries the first token's text or, in a chat, the role that precedes it.",
             ("model", "engine", "endpoint"),

@@ -21,6 +21,10 @@ ROUTER = "router"
 WAITING_ROUTE = f"/m/{ROUTER}"
 """Where a new router starts while a model still has "/"; no model's route can be this one."""
 ENGINE_HEADER = "x-raycluster-engine"
+EARLIER_PATH = "/raycluster/earlier"
+"""Where a replica tells its figures as they were some seconds ago, in Prometheus's format."""
+AGE_HEADER = "x-raycluster-age"
+"""How many seconds ago that was."""
 DEPLOYMENT = "Model"
 
 DEFAULT_ONGOING = 256

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WINDOW_S = 10.0
 """What `--watch` shows happened in so many seconds; its first look knows less."""
 APART_S = 0.25
-"""Between two looks at the counters, where there is no earlier one and no Prometheus."""
+"""Between two looks at the counters, where a replica does not tell how they were earlier."""
 _TIMEOUT_S = 3.0
 _GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
 
@@ -71,17 +71,19 @@ class Watcher:
     def look(self) -> Standing:
         """Look at everything now."""
         taken = datetime.now(UTC).isoformat(timespec="milliseconds")
-        asked = _Asked(self, self._pool, self._spec)
         first = not self._looks
+        asked = _Asked(self, self._pool, self._spec, first=first)
 
         def met(connected: Connected) -> None:
             on_head = connected.host.name == self._spec.hosts[0].name
             asked.met(connected, prometheus=on_head and first and self._records)
 
         seen = health.look(self._spec, self._fleet, met, asked.wait)
+        if first:
+            self._remember(asked.earlier)
         self._remember(asked.look)
         told = asked.told()
-        if first and asked.look and not told:
+        if first and not told and asked.look.keys() - asked.earlier.keys():
             self._look_again(asked)
         models = {
             model.name: figures(list(self._looks), model.name, told.get(model.name))
@@ -135,8 +137,17 @@ def _moment(look: Look) -> float:
 class _Asked:
     """One round of questions to the hosts' replicas and GPUs, beside the look at the cluster."""
 
-    def __init__(self, watcher: Watcher, pool: ThreadPoolExecutor, spec: ClusterSpec) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        pool: ThreadPoolExecutor,
+        spec: ClusterSpec,
+        *,
+        first: bool = False,
+    ) -> None:
         self.look: dict[str, Seen] = {}
+        self.earlier: dict[str, Seen] = {}
+        self._first = first
         self.hosts: list[_Host] = []
         self._watcher = watcher
         self._pool = pool
@@ -188,8 +199,11 @@ class _Asked:
             self._futures.append(self._pool.submit(self._ask, host, port))
 
     def _ask(self, host: _Host, port: int) -> None:
+        place = f"{host.name}:{port}"
         if seen := host.read(port, self._models):
-            self.look[f"{host.name}:{port}"] = seen
+            self.look[place] = seen
+            if self._first and (before := host.read_earlier(port, seen.model)):
+                self.earlier[place] = before
 
 
 class _Host:
@@ -227,6 +241,20 @@ class _Host:
         except (httpx.HTTPError, RayclusterError, ValueError):
             pass
         return None
+
+    def read_earlier(self, port: int, model: str) -> Seen | None:
+        """Return what a replica remembers to have said some seconds ago, None where it does not."""
+        import httpx
+
+        at = time.monotonic()
+        try:
+            age, text = self.places[port].ask_earlier(self._client)
+            service = read_service(text, model)
+        except (httpx.HTTPError, RayclusterError, ValueError, LookupError):
+            return None
+        if service is None or age < APART_S:
+            return None
+        return Seen(at - age, model, service)
 
     def gpus(self) -> tuple[Gpu, ...]:
         """Return what the host says of its GPUs."""

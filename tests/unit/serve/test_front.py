@@ -11,6 +11,7 @@ from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.front import Front, endpoint_of, respond
 from raycluster.serve.metrics import Metrics, samples
 from raycluster.serve.ready import Readiness, question
+from raycluster.serve.recent import Recent
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -38,7 +39,8 @@ class Asked:
         self.registry = CollectorRegistry()
         readiness = Readiness(app, question(("generate",), "m"))
         metrics = Metrics("m", self.registry)
-        self.front = Front(app, {"engine": "vllm"}, metrics, readiness)
+        self.recent = Recent(self.registry)
+        self.front = Front(app, {"engine": "vllm"}, metrics, readiness, self.recent)
         self.sent: list[Message] = []
 
     def ask(self, path: str, method: str = "POST", root: str = "") -> Asked:
@@ -141,6 +143,22 @@ def test_the_report_and_readiness_are_answered_by_the_front() -> None:
     assert broken.status == 503
     assert broken.body["error"]["message"] == "the engine is not ready: ValueError: broken"
     assert broken.counted("requests_total") == {}
+
+
+def test_what_was_counted_before_is_told_with_its_age() -> None:
+    asked = Asked(engine(b"{}"))
+    assert asked.ask("/raycluster/earlier", "GET").status == 503
+    asked.sent.clear()
+    asked.ask("/v1/completions").recent.keep()
+    asked.ask("/v1/completions").sent.clear()
+    asked.ask("/raycluster/earlier", "GET")
+    headers = dict(asked.sent[0]["headers"])
+    assert 0 <= float(headers[b"x-raycluster-age"]) < 60
+    text = b"".join(m.get("body", b"") for m in asked.sent).decode()
+    assert int(headers[b"content-length"]) == len(text)
+    ended = 'endpoint="/v1/completions",engine="vllm",model="m",status="200"'
+    assert f"raycluster_requests_total{{{ended}}} 1.0" in text
+    assert asked.counted("requests_total") == {("vllm", "/v1/completions", "200"): 2}
 
 
 async def echo(scope: Message, receive: Receive, send: Send) -> None:

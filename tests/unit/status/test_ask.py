@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from raycluster.connect import Fleet
 from raycluster.spec import ClusterSpec
 from raycluster.status.ask import APART_S, Watcher
@@ -34,6 +36,39 @@ def test_the_first_look_has_a_second_one_a_moment_later() -> None:
     assert (now.rates.source, now.rates.requests, now.rates.tokens) == ("replicas", 0.0, 0.0)
     assert now.first_token is not None
     assert (now.first_token.p50, now.first_token.window_s) == (None, None)
+
+
+def test_a_replica_that_remembers_needs_no_second_look() -> None:
+    ports = Ports()
+    with engines(ports.http[0], ports.http[1]) as [one, two], watching(ports.spec()) as watcher:
+        for engine in (one, two):
+            engine.recent.keep()
+            engine.now += 10
+            engine.took(5)
+        now = watcher.look().figures["tiny"]
+    assert now.rates is not None
+    assert 9.9 <= now.rates.window_s < 13
+    assert now.rates.requests == pytest.approx(1, rel=0.3)
+    assert now.rates.tokens == pytest.approx(10, rel=0.3)
+    assert now.first_token is not None
+    assert now.first_token.window_s == now.rates.window_s
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_where_one_does_not_remember_there_is_a_second_look(remembers: bool) -> None:
+    ports = Ports()
+    with engines(ports.http[0], ports.http[1]) as [one, two], watching(ports.spec()) as watcher:
+        one.recent.keep()
+        one.now += 10
+        one.took(20)
+        if remembers:  # for less long than a second look takes
+            two.recent.keep()
+            two.now += APART_S / 2
+            two.took(20)
+        now = watcher.look().figures["tiny"]
+    assert now.answered == 2
+    assert now.rates is not None
+    assert now.rates.requests == pytest.approx(2, rel=0.3)  # nothing of the other's
 
 
 def test_later_looks_tell_what_happened_between_them() -> None:
