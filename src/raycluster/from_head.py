@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from raycluster.bench.away import Job, Listener, code
+from raycluster.bench.away import Job, Listener, code, looked_file
 from raycluster.bench.load import Conditions, Keep
 from raycluster.bench.schedule import Load
 from raycluster.bench.summary import Summary
@@ -21,6 +21,7 @@ _RUN = (
     'cd "$RAYCLUSTER_ROOT/$0" && export PYTHONPATH="$PWD/code.zip" && '
     "exec python -m raycluster.bench.away job"
 )
+_TOUCH = ': >"$RAYCLUSTER_ROOT/$0"'
 _REMOVE = 'rm -rf "$RAYCLUSTER_ROOT/$0"'
 
 
@@ -43,8 +44,12 @@ class FromHead:
     ) -> Summary:
         """Run every level there; see `run_bench`. Raises HostError when the head does not."""
         job = Job(prompts, target, load, conditions or Conditions())
-        listener = Listener(job, tell, keep)
         folder = f"bench-{secrets.token_hex(4)}"
+
+        def looked(number: int) -> None:
+            self._shell.run(("sh", "-c", _TOUCH, f"{folder}/{looked_file(number)}"))
+
+        listener = Listener(job, tell, keep, looked)
         started, interrupted = time.time(), False
         files = {f"{folder}/code.zip": code(), f"{folder}/job": job.packed()}
         try:

@@ -267,6 +267,8 @@ def test_bench_runs_through_a_tunnel_of_its_own(job: Running) -> None:
         assert done.returncode == 0, done.stderr
         [level] = json.loads(done.stdout)["levels"]
         assert (level["completed"], level["failed"]) == (9, 0)
+        if more != gateway:
+            assert level["server"]["requests"] == 9
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["head", "docker", "native"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,14 @@ from raycluster.bench.limits import parse_bounds, parse_limits
 from raycluster.bench.load import Conditions, run_bench
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open, Replay
+from raycluster.bench.server import Look, Server, summarize
 from raycluster.bench.summary import Summary
 from raycluster.errors import HostError, RayclusterError, UsageError
 from raycluster.from_head import FromHead
 from raycluster.openai_wire.mock import Call, MockServer, Script
 from raycluster.openai_wire.prompts import Defaults
 from raycluster.openai_wire.target import Target
+from raycluster.readings import Reading
 from raycluster.transports.local import LocalTransport
 
 PROGRAM = "import sys; from raycluster.cli import main; sys.argv[0] = 'raycluster'; main()"
@@ -223,6 +226,53 @@ def test_the_load_is_the_same_when_it_is_made_elsewhere(
     assert sorted((level, record.line) for level, record in kept) == [
         (level, line) for level in (0, 1) for line in (1, 2, 3, 4)
     ]
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+class Looks:
+    """What looks at the servers from here: says how many requests had arrived whenever it did."""
+
+    def __init__(self, server: MockServer, places: Sequence[str]) -> None:
+        self._server = server
+        self._places = list(places)
+        self.arrived: list[int] = []
+        self.ended: list[float] = []
+
+    def begin(self) -> None:
+        time.sleep(0.3)  # longer than a level takes that would not wait
+        self.arrived.append(len(self._server.calls))
+
+    def end(self, origin: float, ramp: float = 0.0) -> Server | None:
+        time.sleep(0.3)
+        self.arrived.append(len(self._server.calls))
+        self.ended.append(time.monotonic() - origin)
+        looks = [Look(origin + n, {self._places[0]: Reading(requests=4.0 * n)}) for n in range(3)]
+        del self._places[0]
+        return summarize(looks, origin, ramp)
+
+
+def test_the_servers_are_looked_at_from_here_just_before_and_after_each_level(
+    box: LocalTransport, tmp_path: Path
+) -> None:
+    load = Load((Closed(2), Closed(3)), warmup=2)
+    prompts = parse_dataset(b"one\ntwo\nthree\nfour\n", Defaults(), where="test").prompts
+    with MockServer(lambda call: Script(tokens=5, delay=0.01)) as server:
+        looks = Looks(server, ["a:1", "b:1"])
+        began = time.monotonic()
+        summary = FromHead("box", box)(
+            prompts,
+            Target(server.base_url, "tiny"),
+            load,
+            tell=lambda line: None,
+            keep=lambda level, record: None,
+            conditions=Conditions(watch=looks),
+        )
+        took = time.monotonic() - began
+    assert looks.arrived == [2, 6, 8, 12]  # two of a warm-up, then the level's four
+    assert all(0.3 < ago < took for ago in looks.ended)
+    servers = [level.seen.server for level in summary.levels]
+    assert [s and (s.replicas[0].place, s.requests) for s in servers] == [("a:1", 8), ("b:1", 8)]
+    assert [level.seen.generated for level in summary.levels] == [20, 20]
     assert list((tmp_path / "root").iterdir()) == []
 
 

@@ -1,7 +1,8 @@
 """The load made on another machine: what travels there, and what it says while it runs.
 
 As a program, `python -m raycluster.bench.away JOB`: reads a job, and prints a line of JSON for each
-note and record, and in the end for each level.
+note and record, where the servers are to be looked at, and in the end for each level. Only the
+side that listens can look at them: it says beside the job when it has.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -18,10 +20,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from raycluster.bench.load import Conditions, Keep, judged, run_bench
+from raycluster.bench.load import Conditions, Keep, generated, judged, run_bench
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Load, Shape, shape_of
 from raycluster.bench.search import Found
+from raycluster.bench.server import Server
 from raycluster.bench.stats import Distribution
 from raycluster.bench.summary import Level, Summary
 from raycluster.bench.verdict import Circumstances, Client
@@ -29,27 +32,33 @@ from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
+from raycluster.poll import wait_for
 
 PARTS = (
-    *("__init__.py", "errors.py", "contracts.py", "readings.py"),
+    *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py"),
     *("bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
+_LOOK_S = 60.0
+"""After so long without a word, the program goes on: figures of servers are no reason to stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run: what is sent where, and how."""
+    """A run: what is sent where, and how; `watched`: somebody looks at the servers meanwhile."""
 
     prompts: Sequence[Prompt]
     target: Target
     load: Load
     conditions: Conditions
 
+    watched: bool = False
+
     def packed(self) -> bytes:
         """Return the job for the program, which runs the code of `code()`."""
         here = replace(self.conditions, alive=always, watch=None, over=_ignore)
-        return pickle.dumps(replace(self, conditions=here))
+        watched = self.conditions.watch is not None
+        return pickle.dumps(replace(self, conditions=here, watched=watched))
 
 
 def always() -> bool:
@@ -81,13 +90,23 @@ def _walk(place: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
         yield from _walk(entry, f"{path}/{entry.name}")
 
 
-class Listener:
-    """Takes the program's lines, and makes of them what `run_bench` would have returned."""
+def looked_file(number: int) -> str:
+    """Return the file beside the job that says: the servers were looked at, for this time."""
+    return f"looked-{number}"
 
-    def __init__(self, job: Job, tell: Tell, keep: Keep) -> None:
+
+class Listener:
+    """Takes the program's lines, and makes of them what `run_bench` would have returned.
+
+    `looked` is called with the number of each question to look at the servers, after the look.
+    """
+
+    def __init__(self, job: Job, tell: Tell, keep: Keep, looked: Callable[[int], None]) -> None:
         self._job = job
         self._tell = tell
         self._keep = keep
+        self._looked = looked
+        self._servers: list[Server | None] = []
         self._records: dict[int, list[Record]] = {}
         self._levels: list[Level] = []
         self._found: Found | None = None
@@ -126,6 +145,8 @@ class Listener:
             level, record = int(message["level"]), Record.from_json(message["record"])
             self._records.setdefault(level, []).append(record)
             self._keep(level, record)
+        elif "look" in message:
+            self._look(message)
         elif "levels" in message:
             for number, told in enumerate(message["levels"]):
                 client = dict(told["client"])
@@ -141,16 +162,55 @@ class Listener:
             what, where, hint = (str(part) for part in message["error"])
             raise RayclusterError(what, where=where, hint=hint)
 
+    def _look(self, message: Mapping[str, Any]) -> None:
+        watch = self._job.conditions.watch
+        if watch and message["ago"] is None:
+            watch.begin()
+        elif watch:
+            origin = time.monotonic() - float(message["ago"])
+            self._servers.append(watch.end(origin, self._job.load.ramp))
+        self._looked(int(message["look"]))
+
     def _level(self, number: int, shape: Shape, seen: Circumstances) -> Iterable[Level]:
         ramp = self._job.load.ramp
-        steady = [r for r in self._records.get(number, []) if r.intended >= ramp]
+        records = self._records.get(number, [])
+        steady = [record for record in records if record.intended >= ramp]
         if steady:
+            seen = replace(
+                seen,
+                prefix_expected=self._job.conditions.prefix_expected,
+                generated=generated(records),
+                server=self._servers[number] if number < len(self._servers) else None,
+            )
             yield judged(shape, steady, seen, self._job.conditions.goodput)
+
+
+class _Asks:
+    """Has the other side look at the servers, and waits until it has; a bench.server.Watch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._asked = 0
+
+    def begin(self) -> None:
+        """Have it look, and go on looking."""
+        self._ask(None)
+
+    def end(self, origin: float, ramp: float = 0.0) -> None:  # noqa: ARG002  # it knows the load
+        """Have it look a last time; what it saw stays there."""
+        self._ask(time.monotonic() - origin)
+
+    def _ask(self, ago: float | None) -> None:
+        self._asked += 1
+        _say(look=self._asked, ago=ago)
+        answer = self._folder / looked_file(self._asked)
+        wait_for(lambda: answer.exists() or None, timeout=_LOOK_S, interval=0.05)
 
 
 def main(path: str) -> None:
     """Run a job and print what happens."""
     job = pickle.loads(Path(path).read_bytes())  # noqa: S301  # ours, beside this code
+    watch = _Asks(Path(path).parent) if job.watched else None
     try:
         summary = run_bench(
             job.prompts,
@@ -158,7 +218,7 @@ def main(path: str) -> None:
             job.load,
             tell=lambda line: _say(note=line),
             keep=lambda level, record: _say(level=level, record=record.to_json()),
-            conditions=job.conditions,
+            conditions=replace(job.conditions, watch=watch),
         )
     except RayclusterError as error:
         _say(error=[error.what, error.where, error.hint])

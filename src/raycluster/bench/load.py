@@ -136,7 +136,7 @@ def _crew(
     return Team(prompts, target, load, processes)
 
 
-def _generated(records: Sequence[Record]) -> int | None:
+def generated(records: Sequence[Record]) -> int | None:
     """Return how many tokens the servers generated for these, None where one did not say."""
     tokens = [record.output_tokens for record in records]
     return None if None in tokens else sum(count or 0 for count in tokens)
@@ -250,7 +250,7 @@ class _Run:
             salted=self._load.salt,
             interrupted=interrupted,
             prefix_expected=self._conditions.prefix_expected,
-            generated=_generated(records),
+            generated=generated(records),
             server=server,
         )
         level = judged(shape, steady, seen, self._conditions.goodput)

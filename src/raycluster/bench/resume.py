@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from raycluster.bench.load import Conditions, judged
 from raycluster.bench.record import Record
 from raycluster.bench.results import REQUESTS, read_levels
 from raycluster.bench.schedule import Load, Shape, shape_of
+from raycluster.bench.server import Server
 from raycluster.bench.stats import Distribution
 from raycluster.bench.summary import Level
 from raycluster.bench.verdict import Circumstances, Client
@@ -25,19 +28,32 @@ _HINT = "name another folder, or repeat the command that made it"
 
 @dataclass(frozen=True)
 class End:
-    """What a level's records do not tell. `numbers` are those of its requests."""
+    """What a level's records do not tell.
+
+    `numbers` are those of its requests; `generated` and `server` as in Circumstances.
+    """
 
     shape: Shape
     numbers: range
     client: Client
     repeated: int
     salted: bool
+    generated: int | None = None
+    server: Server | None = None
 
     @classmethod
     def of(cls, level: Level) -> End:
         """Return the end of a level."""
         seen = level.seen
-        return cls(level.shape, level.numbers, seen.client, seen.repeated, seen.salted)
+        return cls(
+            level.shape,
+            level.numbers,
+            seen.client,
+            seen.repeated,
+            seen.salted,
+            seen.generated,
+            seen.server,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -47,11 +63,13 @@ class End:
             "client": self.client.to_json(),
             "repeated": self.repeated,
             "salted": self.salted,
+            "generated": self.generated,
+            "server": self.server.to_json() if self.server else None,
         }
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> End:
-        """Return what `to_json` gave; KeyError or TypeError when it gave nothing such."""
+        """Return what `to_json` gave. Raises KeyError, TypeError or ValueError for all else."""
         client = dict(plain["client"])
         lag = client.pop("loop_lag_ms")
         spread = None if lag is None else Distribution(**lag)
@@ -61,11 +79,20 @@ class End:
             Client(spread, **client),
             int(plain["repeated"]),
             bool(plain["salted"]),
+            plain.get("generated"),
+            TypeAdapter(Server | None).validate_python(plain.get("server")),
         )
 
     def level(self, records: Sequence[Record], load: Load, conditions: Conditions) -> Level:
         """Return the level whose requests these are."""
-        seen = Circumstances(self.client, repeated=self.repeated, salted=self.salted)
+        seen = Circumstances(
+            self.client,
+            repeated=self.repeated,
+            salted=self.salted,
+            prefix_expected=conditions.prefix_expected,
+            generated=self.generated,
+            server=self.server,
+        )
         steady = [record for record in records if record.intended >= load.ramp]
         level = judged(self.shape, steady, seen, conditions.goodput)
         return replace(level, numbers=self.numbers)

@@ -196,7 +196,7 @@ def _tell(line: str) -> None:
 @contextmanager
 def _head(spec: Path | None, url: str, model: str) -> Iterator[Reached]:
     """Yield the cluster's own endpoint as its head reaches it, for a load that is made there."""
-    from raycluster import endpoint
+    from raycluster import endpoint, scrape
     from raycluster.bench.run import Reached
     from raycluster.errors import UsageError
     from raycluster.from_head import FromHead
@@ -210,4 +210,5 @@ def _head(spec: Path | None, url: str, model: str) -> Iterator[Reached]:
         head = fleet.open(opened.spec.hosts[0])
         target = Target(f"http://127.0.0.1:{opened.spec.ports.api}", served)
         inside = head.runtime.inside(head.host.role)
-        yield Reached(target, bench=FromHead(head.host.name, inside))
+        with scrape.of_cluster(opened.spec, fleet, served, _tell) as watch:
+            yield Reached(target, bench=FromHead(head.host.name, inside), watch=watch)
