@@ -70,6 +70,7 @@ def _body(prompt: str, tokens: int, *, stream: bool) -> dict[str, object]:
         "max_tokens": tokens,
         "temperature": 0,
         "return_token_ids": True,
+        "ignore_eos": True,  # an answer of one token would prove little
         "stream": stream,
     }
 

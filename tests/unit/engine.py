@@ -57,13 +57,15 @@ class Engine:
         start("200 OK", [(AGE_HEADER, f"{kept[0]:.3f}")])
         return [kept[1]]
 
-    def took(self, requests: int, *, running: int = 0) -> None:
-        """Count requests of ten tokens each."""
+    def took(self, requests: int, *, running: int = 0, first: float | None = None) -> None:
+        """Count requests of ten tokens each; `first`: streams, with the seconds to the first."""
         self.running.labels(*self._labels).set(running)
         self.tokens.labels(*self._labels).inc(10 * requests)
         self.done.labels(*self._labels).inc(requests)
         for _ in range(requests):
             self._ours.ended("vllm", "/v1/completions", 200, 0.1)
+            if first is not None:
+                self._ours.first_token("vllm", "/v1/completions", first)
 
     def ask_ready(self) -> None:
         """Count the token of the question whether it is ready."""

@@ -34,7 +34,7 @@ class Latency:
     """Percentiles in seconds, infinite above LONGEST_S; None where there was no streamed answer.
 
     They are of the answers of the last `window_s` seconds, or with None of all since the replicas
-    started.
+    started: where there was none in a window, or the window is short.
     """
 
     p50: float | None
@@ -165,9 +165,8 @@ def _moments(looks: Iterable[Look]) -> Iterable[float]:
 
 
 def _latency(now: Iterable[Seen], grown: _Growth | None) -> Latency:
-    if grown and grown.window_s >= LEAST_S:
-        counts, window = grown.buckets(), grown.window_s
-    else:
+    counts, window = grown.buckets() if grown else {}, grown.window_s if grown else None
+    if window is None or window < LEAST_S or not max(counts.values(), default=0.0):
         counts, window = _added(seen.service.first_token for seen in now), None
     return Latency(quantile(0.5, counts), quantile(0.95, counts), window)
 

@@ -44,7 +44,7 @@ def test_a_replica_that_remembers_needs_no_second_look() -> None:
         for engine in (one, two):
             engine.recent.keep()
             engine.now += 10
-            engine.took(5)
+            engine.took(5, first=0.045)
         now = watcher.look().figures["tiny"]
     assert now.rates is not None
     assert 9.9 <= now.rates.window_s < 13
@@ -52,6 +52,7 @@ def test_a_replica_that_remembers_needs_no_second_look() -> None:
     assert now.rates.tokens == pytest.approx(10, rel=0.3)
     assert now.first_token is not None
     assert now.first_token.window_s == now.rates.window_s
+    assert (now.first_token.p50, now.first_token.p95) == (pytest.approx(0.05), pytest.approx(0.059))
 
 
 @pytest.mark.parametrize("remembers", [False, True])

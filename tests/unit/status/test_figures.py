@@ -104,7 +104,7 @@ def test_tokens_that_are_not_counted_are_unknown() -> None:
     assert (rates.requests, rates.tokens) == (1.0, None)
 
 
-def test_percentiles_are_of_the_window_and_of_all_time_while_that_is_short() -> None:
+def test_percentiles_are_of_the_window_or_of_all_time_where_that_is_short_or_idle() -> None:
     before, after = {0.1: 100.0, 1.0: 100.0, INF: 100.0}, {0.1: 100.0, 1.0: 110.0, INF: 110.0}
     long: list[Look] = [{"a:1": seen(100, 0, first=before)}, {"a:1": seen(110, 1, first=after)}]
     latency = figures(long, "m").first_token
@@ -115,7 +115,11 @@ def test_percentiles_are_of_the_window_and_of_all_time_while_that_is_short() -> 
     assert latency is not None
     assert (latency.p50, latency.window_s) == (approx(0.055), None)
     idle: list[Look] = [{"a:1": seen(100, 0, first=after)}, {"a:1": seen(110, 1, first=after)}]
-    assert figures(idle, "m").first_token == Latency(None, None, 10.0)
+    latency = figures(idle, "m").first_token  # nothing in the window: of all time, and says so
+    assert latency is not None
+    assert (latency.p50, latency.window_s) == (approx(0.055), None)
+    never: list[Look] = [{"a:1": seen(100, 0)}, {"a:1": seen(110, 1)}]
+    assert figures(never, "m").first_token == Latency(None, None, None)
 
 
 def test_what_prometheus_told_comes_first() -> None:
