@@ -51,7 +51,6 @@ class Job:
     target: Target
     load: Load
     conditions: Conditions
-
     watched: bool = False
 
     def packed(self) -> bytes:
