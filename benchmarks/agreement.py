@@ -1,6 +1,7 @@
 """Whether `raycluster bench` and `vllm bench serve` say the same of one server.
 
-    python -m benchmarks.agreement [--pairs 5] [--requests 200] [--concurrency 2] [--scripted]
+    python -m benchmarks.agreement [--pairs 5] [--requests 200] [--concurrency 2]
+                                   [--scripted [--first 0.025]]
 
 A bare `vllm serve` with a tiny model, without its prefix cache, gets the same prompts from both,
 taking turns (ABBA). The server has one core and the clients another, so that a client which costs
@@ -10,7 +11,8 @@ needed.
 
 Where the machine's own speed changes by more than that from minute to minute, `--scripted` takes an
 endpoint in the server's place whose answers take a known time: the clients then differ by what they
-themselves do. It does not read prompts, so that only what comes back is counted.
+themselves do. It does not read prompts, so that only what comes back is counted. `--first` are the
+seconds to the first token.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--scripted", action="store_true")
+    parser.add_argument("--first", type=float, default=GAP_S)
     options = parser.parse_args()
     rows: list[Mapping[str, object]] = []
     with ExitStack() as stack:
@@ -59,7 +62,7 @@ def main() -> None:
         first, *others = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {first})
         if options.scripted:
-            url = stack.enter_context(endpoint(TOKENS, GAP_S))
+            url = stack.enter_context(endpoint(TOKENS, GAP_S, options.first))
         else:
             url = stack.enter_context(bare(PYTHON, model, folder, arguments))
         os.sched_setaffinity(0, set(others or [first]))

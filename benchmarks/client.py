@@ -173,10 +173,11 @@ def processes(count: int, requests: int) -> dict[str, object]:
 
 
 @contextmanager
-def endpoint(tokens: int, gap: float) -> Iterator[str]:
-    """Run benchmarks/streams.py; yield its URL."""
+def endpoint(tokens: int, gap: float, first: float | None = None) -> Iterator[str]:
+    """Run benchmarks/streams.py; yield its URL. `first`: seconds to the first token, else a gap."""
+    times = (str(gap), str(gap if first is None else first))
     with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.streams", str(tokens), str(gap)],
+        [sys.executable, "-m", "benchmarks.streams", str(tokens), *times],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

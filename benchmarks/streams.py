@@ -1,9 +1,9 @@
 """An endpoint that streams answers of known shape, cheaper than any client: a program.
 
-    python -m benchmarks.streams EVENTS GAP_SECONDS
+    python -m benchmarks.streams EVENTS GAP_SECONDS FIRST_SECONDS
 
-Prints its port. Every POST gets a chat's stream of EVENTS events, each in a packet of its own and
-after a GAP. Ends with standard input.
+Prints its port. Every POST gets a chat's stream of EVENTS events, each in a packet of its own: the
+first after FIRST, the others after a GAP. Ends with standard input.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from raycluster.bench.capacity import Canned, canned
 class Paced(Canned):
     """Leaves a gap before each event; answers GET, for clients that look before they send."""
 
-    def __init__(self, answer: list[bytes], gap: float) -> None:
+    def __init__(self, answer: list[bytes], gap: float, first: float) -> None:
         super().__init__(answer)
         self._gap = gap
+        self._first = first
         self._tasks: set[asyncio.Task[None]] = set()
 
     def data_received(self, data: bytes) -> None:
@@ -38,21 +39,23 @@ class Paced(Canned):
     async def _send(self, transport: asyncio.Transport, packets: Sequence[bytes]) -> None:
         head, *events, end = packets
         transport.write(head)
-        for event in events:
-            await asyncio.sleep(self._gap)
+        for number, event in enumerate(events):
+            await asyncio.sleep(self._gap if number else self._first)
             transport.write(event)
         transport.write(end)
 
 
-async def serve(events: int, gap: float) -> None:
+async def serve(events: int, gap: float, first: float) -> None:
     """Listen until standard input ends."""
     loop = asyncio.get_running_loop()
     answer = canned(events)
-    server = await loop.create_server(lambda: Paced(answer, gap), "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(
+        lambda: Paced(answer, gap, first), "127.0.0.1", 0, backlog=4096
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))
+    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
