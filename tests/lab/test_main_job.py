@@ -23,6 +23,7 @@ from typing import Any
 import openai
 import pytest
 
+from raycluster.serve.recent import PERIOD_S, SPAN_S
 from raycluster.tested import DOCKER_API
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
@@ -145,12 +146,23 @@ def test_status_tells_all(job: Running) -> None:
     assert [r["state"] for r in model["replicas"]] == ["running"]
     assert (model["replicas_wanted"], model["figures"]["replicas_answered"]) == (1, 1)
     assert status["tunnels"] == []
-    assert status["cost"] == {
+    assert status["cost"] | {"per_million_generated_tokens": None} == {
         "currency": "USD",
         "per_hour": 7.5,
         "per_million_generated_tokens": None,
         "hosts_without_price": [],
     }
+
+
+def test_tokens_have_no_price_where_none_were_generated_lately(job: Running) -> None:
+    def idle() -> bool:
+        status = json.loads(job.cli("status", job.spec(), "--json").stdout)
+        [model] = status["models"]
+        price = status["cost"]["per_million_generated_tokens"]
+        assert (price is None) == (model["figures"]["rates"]["generated_tokens_per_second"] == 0)
+        return price is None
+
+    wait_for(idle, "the completion of `up` to leave the window")
 
 
 @contextmanager
@@ -213,7 +225,9 @@ def test_status_tells_what_the_machines_do(job: Running) -> None:
 
 def test_status_tells_of_the_load_and_of_the_tunnel_that_carries_it(job: Running) -> None:
     with tunnel(job) as url, Load(url) as load:
-        wait_for(lambda: load.answered > 5, "the first answers")
+        began = time.monotonic()
+        span = SPAN_S + PERIOD_S  # what came before the load is then in no window
+        wait_for(lambda: time.monotonic() - began > span and load.answered > 5, "answers")
         status = json.loads(job.cli("status", job.spec(), "--json").stdout)
         assert [t["endpoints"]["API"] for t in status["tunnels"]] == [url]
         figures = status["models"][0]["figures"]
