@@ -271,5 +271,7 @@ def test_thirty_threads_share_it(transport: Transport) -> None:
 
 
 def test_it_closes_twice(transport: Transport) -> None:
+    assert transport.alive
     transport.close()
     transport.close()
+    assert transport.alive == isinstance(transport, LocalTransport)  # it holds no connection

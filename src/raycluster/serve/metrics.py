@@ -138,12 +138,7 @@ class Mirror:
 
     async def run(self) -> None:
         """Copy for ever, off the event loop."""
-        while True:
-            try:
-                await asyncio.to_thread(self.copy)
-            except Exception:  # figures are no reason to stop serving, or to stop being copied
-                logger.exception("raycluster: the figures cannot be given to Ray")
-            await asyncio.sleep(PERIOD_S)
+        await again_and_again(self.copy, PERIOD_S, "the figures cannot be given to Ray")
 
     def copy(self) -> None:
         """Copy once."""
@@ -151,6 +146,19 @@ class Mirror:
             if name not in self._points:
                 self._points[name] = self._make(name, told, tuple(labels))
             self._points[name].set(value, {k: _plain(v) for k, v in labels.items()})
+
+
+async def again_and_again(work: Callable[[], object], period: float, failed: str) -> None:
+    """Call `work` in a thread every `period` seconds, for ever; `failed` is logged when it raises.
+
+    Figures are no reason to stop serving, and one failure none to stop counting.
+    """
+    while True:
+        try:
+            await asyncio.to_thread(work)
+        except Exception:
+            logger.exception("raycluster: %s", failed)
+        await asyncio.sleep(period)
 
 
 def samples(registry: CollectorRegistry) -> Iterator[tuple[str, str, dict[str, str], float]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
-from raycluster.serve.metrics import FIRST_ANSWER, PREFIXES
+from raycluster.serve.metrics import FIRST_ANSWER, PREFIXES, again_and_again
 
 PERIOD_S = 2.0
 SPAN_S = 10.0
-
-logger = logging.getLogger("ray.serve")
 
 
 class Recent:
@@ -35,12 +31,7 @@ class Recent:
 
     async def run(self) -> None:
         """Keep for ever, off the event loop."""
-        while True:
-            try:
-                await asyncio.to_thread(self.keep)
-            except Exception:  # figures are no reason to stop serving, or to stop being kept
-                logger.exception("raycluster: the figures cannot be kept")
-            await asyncio.sleep(PERIOD_S)
+        await again_and_again(self.keep, PERIOD_S, "the figures cannot be kept")
 
     def keep(self) -> None:
         """Keep the figures of this moment."""

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from raycluster.serve.metrics import Metrics, Mirror, samples
+from raycluster.serve.metrics import Metrics, Mirror, again_and_again, samples
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -81,3 +84,18 @@ def test_only_a_reason_makes_a_fallback() -> None:
     assert fallbacks() == {"vllm": 0}
     metrics.started("transformers", "no room", {})
     assert fallbacks() == {"vllm": 0, "transformers": 1}
+
+
+def test_work_that_fails_once_is_done_again(caplog: pytest.LogCaptureFixture) -> None:
+    done = []
+
+    def work() -> None:
+        done.append(1)
+        if len(done) == 1:
+            raise ValueError("a collector that fails")
+        raise asyncio.CancelledError
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(again_and_again(work, 0.0, "the figures cannot be kept"))
+    assert len(done) == 2
+    assert "raycluster: the figures cannot be kept" in caplog.text

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
-import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from raycluster.readings import read_service
-from raycluster.serve import recent
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.recent import PERIOD_S, SPAN_S, Recent
 
@@ -66,21 +61,3 @@ def test_it_keeps_what_status_reads_and_not_the_rest() -> None:
     assert service.engine.started > 0
     assert "e2e_request_latency" not in text
     assert "request_duration" not in text
-
-
-def test_what_fails_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry, _metrics = replica()
-    kept = Recent(registry)
-    tried = []
-
-    def keep() -> None:
-        tried.append(1)
-        if len(tried) == 1:
-            raise ValueError("a collector that fails")
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(kept, "keep", keep)
-    monkeypatch.setattr(recent, "PERIOD_S", 0.0)
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(kept.run())
-    assert len(tried) == 2
