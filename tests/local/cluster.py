@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -36,15 +37,21 @@ PORT_OPTIONS = (
 )
 
 
+PORTS = range(21000, 30000)
+"""Outside of what the kernel gives to outgoing connections, Ray's own among them, which could take
+a port between our look and its use; and between the ranges of workers and replicas."""
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Return so many ports on which nobody listens."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"no {count} free ports in {PORTS}")
 
 
 def serve_env(node: str, folder: Path) -> dict[str, str]:
