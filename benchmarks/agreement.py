@@ -29,9 +29,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.client import ROOT, endpoint, extras
-from benchmarks.cold_up import VLLM
 from benchmarks.figures import Limit, keep
-from benchmarks.serving import ENGINE_ARGS, MODEL, Load, bare
+from benchmarks.serving import ENGINE_ARGS, MODEL, Asked, Load, bare
+from benchmarks.vllm_client import VllmClient, vllm_client
 from tests.local.cluster import made_by
 
 PYTHON = f"{made_by('node-env')}/bin/python"
@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--scripted", action="store_true")
     parser.add_argument("--first", type=float, default=GAP_S)
     options = parser.parse_args()
-    rows: list[Mapping[str, object]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp")))
         model = Path(made_by("tiny"))
@@ -67,19 +66,29 @@ def main() -> None:
             url = stack.enter_context(bare(PYTHON, model, folder, arguments))
         os.sched_setaffinity(0, set(others or [first]))
         load = Load(options.concurrency, options.requests, seed=0)
-        command = vllm_command(url, prompts, load, model)
+        asked = Asked(MODEL, model)
+        client = stack.enter_context(vllm_client(PYTHON, folder, env))
         sides: dict[str, Callable[[], dict[str, float]]] = {
-            "raycluster": partial(ours, url, prompts, load),
-            "vllm": partial(theirs, command, folder / "result.json", env),
+            "raycluster": partial(ours, url, prompts, load, MODEL),
+            "vllm": partial(theirs, client, vllm_words(url, prompts, load, asked)),
         }
-        for side in sides.values():
-            side()  # the server's first answers are slower
-        for pair in range(options.pairs):
-            for name in list(sides) if pair % 2 == 0 else list(sides)[::-1]:
-                row = {"pair": pair, "side": name, **sides[name]()}
-                print(row, flush=True)
-                rows.append(row)
+        rows = compare(sides, options.pairs)
     keep("agreement", rows, limits(rows, COUNTS_BACK if options.scripted else COUNTS))
+
+
+def compare(
+    sides: Mapping[str, Callable[[], dict[str, float]]], pairs: int
+) -> list[dict[str, object]]:
+    """Let them take turns (ABBA); return the figures."""
+    for side in sides.values():
+        side()  # the server's first answers are slower
+    rows: list[dict[str, object]] = []
+    for pair in range(pairs):
+        for name in list(sides) if pair % 2 == 0 else list(sides)[::-1]:
+            row = {"pair": pair, "side": name, **sides[name]()}
+            print(row, flush=True)
+            rows.append(row)
+    return rows
 
 
 def write_prompts(folder: Path, count: int) -> Path:
@@ -93,10 +102,10 @@ def write_prompts(folder: Path, count: int) -> Path:
     return path
 
 
-def ours(url: str, prompts: Path, load: Load) -> dict[str, float]:
+def ours(url: str, prompts: Path, load: Load, model: str) -> dict[str, float]:
     """Run our client; return its figures under vLLM's names."""
     command = [
-        *(str(ROOT / ".venv/bin/raycluster"), "bench", f"--url={url}", f"--model={MODEL}"),
+        *(str(ROOT / ".venv/bin/raycluster"), "bench", f"--url={url}", f"--model={model}"),
         *(
             f"--prompts={prompts}",
             f"-n{load.count}",
@@ -117,12 +126,11 @@ def ours(url: str, prompts: Path, load: Load) -> dict[str, float]:
     }
 
 
-def vllm_command(url: str, prompts: Path, load: Load, model: Path) -> list[str]:
-    """Return the command of vLLM's client for the same load."""
+def vllm_words(url: str, prompts: Path, load: Load, asked: Asked) -> list[str]:
+    """Return the options of vLLM's client for the same load."""
     return [
-        *(PYTHON, "-c", VLLM, "bench", "serve"),
         *("--backend=openai-chat", f"--base-url={url}", "--endpoint=/v1/chat/completions"),
-        *(f"--model={MODEL}", f"--tokenizer={model}", "--dataset-name=custom"),
+        *(f"--model={asked.name}", f"--tokenizer={asked.folder}", "--dataset-name=custom"),
         *(f"--dataset-path={prompts}", "--skip-chat-template", f"--custom-output-len={TOKENS}"),
         *(f"--num-prompts={load.count}", f"--max-concurrency={load.concurrency}", "--ignore-eos"),
         *(
@@ -134,19 +142,11 @@ def vllm_command(url: str, prompts: Path, load: Load, model: Path) -> list[str]:
     ]
 
 
-def theirs(command: Sequence[str], result: Path, env: Mapping[str, str]) -> dict[str, float]:
+def theirs(client: VllmClient, words: Sequence[str]) -> dict[str, float]:
     """Run vLLM's client; return its figures."""
-    done = subprocess.run(
-        [*command, "--save-result", f"--result-filename={result}"],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-    told = json.loads(result.read_text())
-    return {name: float(told[name]) for name in (*FIGURES, *COUNTS)}
+    client.run([*words, "--save-result", f"--result-filename={client.result}"])
+    figures = json.loads(client.result.read_text())
+    return {name: float(figures[name]) for name in (*FIGURES, *COUNTS)}
 
 
 def limits(rows: Sequence[Mapping[str, object]], counts: Sequence[str]) -> list[Limit]:

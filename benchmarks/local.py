@@ -25,7 +25,7 @@ start_on_boot = false
 
 [head]
 transport = "local"
-gpus = 0
+gpus = {gpus}
 
 [env]
 TURN = "{turn}"
@@ -38,6 +38,8 @@ name = "model"
 source = "{model}"
 engine = "vllm"
 engine_args = {arguments}
+replicas = {replicas}
+num_gpus = {share}
 """
 
 
@@ -66,9 +68,22 @@ class Local:
     name: str
     home: Path
 
-    def up(self, model: str, arguments: str, turn: str = "1") -> dict[str, Any]:
-        """Serve the model, and return what `up` tells; another `turn` replaces the replica."""
+    def up(
+        self,
+        model: str,
+        arguments: str,
+        turn: str = "1",
+        gpus: int = 0,
+        replicas: int = 1,
+    ) -> dict[str, Any]:
+        """Serve the model, and return what `up` tells; another `turn` replaces the replica.
+
+        Several replicas share the GPUs.
+        """
         text = SPEC.format(
+            gpus=gpus,
+            replicas=replicas,
+            share=gpus / replicas,
             name=self.name,
             node=made_by("node-env"),
             model=model,
@@ -76,18 +91,20 @@ class Local:
             turn=turn,
             ports=ports(),
         )
-        self._spec.write_text(text)
-        return dict(json.loads(self._run("up", self._spec, "--json")))
+        self.spec.write_text(text)
+        return dict(json.loads(self.run("up", self.spec, "--json")))
 
     def down(self) -> None:
         """Remove everything."""
-        self._run("down", self._spec, "--yes")
+        self.run("down", self.spec, "--yes")
 
     @property
-    def _spec(self) -> Path:
+    def spec(self) -> Path:
+        """The cluster's TOML file."""
         return self.home / "cluster.toml"
 
-    def _run(self, *args: str | Path) -> str:
+    def run(self, *args: str | Path) -> str:
+        """Run the program; return what it prints, or end this one when it fails."""
         env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
         command = [PROGRAM, *args]
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)

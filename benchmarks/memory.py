@@ -18,25 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures import Limit, keep
-from benchmarks.local import API, Local, made_by
+from benchmarks.local import API, ROOT, Local, made_by
 
 MOST_MB = 2000
 KV_MB = 1024
 """What our default, VLLM_CPU_KVCACHE_SPACE = 1 (GiB), takes; all of it is touched at the start."""
 ARGUMENTS = '{ max_model_len = 2048, dtype = "bfloat16", enforce_eager = true }'
 KINDS = {"ray::ServeReplica": "replica", "VLLM::EngineCore": "engine"}
-MAKE = """
-import sys, torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-config = Qwen2Config(
-    hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-    intermediate_size=4864, vocab_size=151936, max_position_embeddings=32768,
-    tie_word_embeddings=True, rope_theta=1000000.0,
-)
-torch.set_default_dtype(torch.bfloat16)
-Qwen2ForCausalLM(config).save_pretrained(sys.argv[1])
-AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv[1])
-"""
 
 
 def processes(name: str) -> Iterator[dict[str, object]]:
@@ -92,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         python = f"{made_by('node-env')}/bin/python"
-        subprocess.run([python, "-c", MAKE, model, made_by("model")], check=True)
+        subprocess.run([python, ROOT / "scripts/save_qwen.py", model, made_by("model")], check=True)
         weights = sum(p.stat().st_size for p in model.glob("*.safetensors")) / 2**20
         cluster = Local("memory", Path(folder))
         try:

@@ -27,12 +27,13 @@ import httpx
 from benchmarks.cold_up import VLLM
 from benchmarks.figures import Limit, keep
 from benchmarks.node import Node, open_node, until
+from benchmarks.vllm_client import VllmClient, vllm_client
 from raycluster.serve.settings import ModelSettings, applications
 from tests.local.cluster import free_ports, made_by
 
 ROOT = Path(__file__).parents[1]
 MODEL = "tiny"
-ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True, "dtype": "bfloat16"}
+ENGINE_ARGS: dict[str, object] = {"max_model_len": 1024, "enforce_eager": True, "dtype": "bfloat16"}
 ENGINE_ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -59,6 +60,14 @@ class Load:
     seed: int
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A model by its name, and the folder with its tokenizer."""
+
+    name: str
+    folder: Path
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,7 +82,8 @@ def main() -> None:
             "bare": stack.enter_context(bare(node.python, model, folder)),
             **deployed(node, model),
         }
-        rows = measure(sides, model, folder, options.rounds, options.prompts)
+        client = stack.enter_context(vllm_client(node.python, folder))
+        rows = measure(client, sides, Asked(MODEL, model), options)
     keep("serving", rows, limits(rows))
 
 
@@ -89,7 +99,11 @@ def tiny_model(folder: Path) -> Path:
 
 @contextmanager
 def bare(
-    python: str, model: Path, folder: Path, arguments: Mapping[str, object] = ENGINE_ARGS
+    python: str,
+    model: Path,
+    folder: Path,
+    arguments: Mapping[str, object] = ENGINE_ARGS,
+    env: Mapping[str, str] = ENGINE_ENV,
 ) -> Iterator[str]:
     """Run `vllm serve`; yield its URL."""
     port = free_ports(1)[0]
@@ -101,15 +115,29 @@ def bare(
             [python, "-c", VLLM, *command, "--host=127.0.0.1"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENGINE_ENV},
+            env={**os.environ, **env},
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(url), seconds=300, what="no vllm serve")
+        name = str(arguments.get("served_model_name", MODEL))
+        until(
+            lambda: ended(process, log.name) or answers(url, name),
+            seconds=300,
+            what="no vllm serve",
+        )
         yield url
     finally:
         process.terminate()
         process.wait(60)
+
+
+def ended(process: subprocess.Popen[bytes], log: str) -> bool:
+    """End this program, with the end of its log, when the process has ended; else return False."""
+    if process.poll() is not None:
+        raise SystemExit(
+            f"vllm serve ended with {process.poll()}:\n{Path(log).read_text()[-6000:]}"
+        )
+    return False
 
 
 def deployed_app(node: Node, model: Path) -> str:
@@ -164,9 +192,9 @@ def llm_extras(node: Node) -> Path:
     return folder
 
 
-def answers(url: str) -> bool:
+def answers(url: str, name: str = MODEL) -> bool:
     """Tell whether a completion comes back."""
-    body = {"model": MODEL, "prompt": "a b c", "max_tokens": 2}
+    body = {"model": name, "prompt": "a b c", "max_tokens": 2}
     try:
         return httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
     except httpx.TransportError:
@@ -174,17 +202,18 @@ def answers(url: str) -> bool:
 
 
 def measure(
-    sides: Mapping[str, str], model: Path, folder: Path, rounds: int, prompts: int
+    client: VllmClient, sides: Mapping[str, str], asked: Asked, options: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Ask all sides, there and back again, `rounds` times at each concurrency."""
     rows: list[dict[str, object]] = []
     names = list(sides)
     for concurrency in CONCURRENCY:
-        count = prompts if concurrency > 1 else max(64, prompts // 8)
-        for turn in range(rounds):
+        count = options.prompts if concurrency > 1 else 64
+        for turn in range(options.rounds):
             for place, name in enumerate([*names, *reversed(names)]):
                 seed = 2 * turn + place // len(names)  # new prompts for each pass, alike for all
-                figures = bench(sides[name], model, folder, Load(concurrency, count, seed))
+                load = Load(concurrency, count, seed)
+                figures = bench(client, sides[name], asked, load)
                 row = {"side": name, "round": turn, "concurrency": concurrency, **figures}
                 print(
                     {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()},
@@ -194,37 +223,27 @@ def measure(
     return rows
 
 
-def bench(url: str, model: Path, folder: Path, load: Load) -> dict[str, float]:
+def bench(client: VllmClient, url: str, asked: Asked, load: Load) -> dict[str, float]:
     """Run vLLM's own client once; return its figures."""
-    result = folder / "result.json"
-    command = [
-        *("bench", "serve", "--backend=openai", f"--base-url={url}", "--endpoint=/v1/completions"),
-        *(f"--model={MODEL}", f"--tokenizer={model}", "--dataset-name=random", "--ignore-eos"),
-        *("--random-input-len=64", "--random-output-len=32", f"--num-prompts={load.count}"),
-        *(
-            f"--max-concurrency={load.concurrency}",
-            "--num-warmups=16",
-            f"--seed={load.seed}",
-        ),
-        *("--save-result", f"--result-filename={result}", "--disable-tqdm"),
-    ]
-    node = made_by("node-env")
-    done = subprocess.run(
-        [f"{node}/bin/python", "-c", VLLM, *command],
-        env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        check=False,
+    client.run(
+        [
+            *("--backend=openai", f"--base-url={url}", "--endpoint=/v1/completions"),
+            *(f"--model={asked.name}", f"--tokenizer={asked.folder}", "--ignore-eos"),
+            *("--dataset-name=random", "--random-input-len=64", "--random-output-len=32"),
+            *(f"--num-prompts={load.count}", f"--max-concurrency={load.concurrency}"),
+            *("--num-warmups=16", f"--seed={load.seed}", "--disable-tqdm"),
+            *("--save-result", f"--result-filename={client.result}"),
+        ]
     )
-    if done.returncode != 0:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-    told = json.loads(result.read_text())
-    if told["completed"] != load.count:
-        raise SystemExit(f"{url}: {told['completed']} of {load.count} requests completed")
-    return {name: float(told[name]) for name in FIGURES}
+    figures = json.loads(client.result.read_text())
+    if figures["completed"] != load.count:
+        raise SystemExit(f"{url}: {figures['completed']} of {load.count} requests completed")
+    return {name: float(figures[name]) for name in FIGURES}
 
 
-def limits(rows: Sequence[Mapping[str, object]]) -> list[Limit]:
+def limits(
+    rows: Sequence[Mapping[str, object]], others: Sequence[str] = ("app", "ray.serve.llm")
+) -> list[Limit]:
     """Return what is promised: ratios of medians, bare over app for throughput."""
 
     def middle(side: str, concurrency: int, name: str) -> float:
@@ -235,7 +254,7 @@ def limits(rows: Sequence[Mapping[str, object]]) -> list[Limit]:
         return middle(side, concurrency, name) / middle("bare", concurrency, name)
 
     for concurrency in CONCURRENCY:
-        for side in ("app", "ray.serve.llm"):
+        for side in others:
             throughput = ratio(side, concurrency, "request_throughput")
             print(f"{side} / bare, requests/s at {concurrency}: {throughput:.3f}")
     delay = middle("app", 1, "median_ttft_ms") - middle("bare", 1, "median_ttft_ms")

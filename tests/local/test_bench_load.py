@@ -80,6 +80,24 @@ def test_more_processes_than_slots_are_refused() -> None:
         measured(Script(), questions(3), Load((Closed(2),)), Conditions(processes=3))
 
 
+def test_processes_that_die_while_they_start_end_the_run(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"  # a process that starts runs it too, and fails
+    program.write_text(PROGRAM)
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f"question number {number}\n" for number in range(20_000)))
+    with MockServer(lambda call: Script()) as server:
+        argv = ["bench", f"--url={server.base_url}", "--model=tiny", f"--prompts={source}"]
+        done = subprocess.run(
+            [sys.executable, program, *argv, "--concurrency=4", "--processes=2"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "error: bench: a process of the load ended" in done.stderr
+
+
 def test_an_interrupt_ends_all_processes_and_keeps_what_was_measured(tmp_path: Path) -> None:
     source, out = tmp_path / "prompts.txt", tmp_path / "out"
     source.write_text("".join(f"question {number}\n" for number in range(5000)))

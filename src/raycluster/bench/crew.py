@@ -82,14 +82,18 @@ class Team(AbstractContextManager["Team"]):
         self._counter = spawn.Value("q", 0)
         self._pipes: list[Connection] = []
         self._processes = []
-        for number in range(count):
+        for _ in range(count):
             ours, theirs = spawn.Pipe()
-            make = partial(Worker, prompts, target, load, Share(number, count))
-            given = (theirs, self._counter, make)
+            given = (theirs, self._counter)
             self._processes.append(spawn.Process(target=_work, args=given, daemon=True))
             self._pipes.append(ours)
             self._processes[-1].start()
             theirs.close()
+        # Prompts are no argument: a process that dies before it has read its own hangs `start`.
+        for number, pipe in enumerate(self._pipes):
+            make = partial(Worker, prompts, target, load, Share(number, count))
+            with contextlib.suppress(OSError):
+                pipe.send(make)
 
     def __exit__(self, *_: object) -> None:
         for pipe in self._pipes:
@@ -146,11 +150,12 @@ async def _collect(pipe: Connection, done: Done, efforts: list[Effort]) -> None:
     efforts.append(message)
 
 
-def _work(pipe: Connection, counter: Synchronized[int], make: Callable[[], Worker]) -> None:
+def _work(pipe: Connection, counter: Synchronized[int]) -> None:
     """Do what the pipe says, in a process of its own, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says when to stop
-    gc.freeze()
     with contextlib.suppress(EOFError, OSError):
+        make: Callable[[], Worker] = pipe.recv()
+        gc.freeze()
         run_loop(_Hand(pipe, counter, make()).serve())
 
 
