@@ -140,16 +140,16 @@ def ended(process: subprocess.Popen[bytes], log: str) -> bool:
     return False
 
 
-def deployed_app(node: Node, model: Path) -> str:
+def deployed_app(node: Node, model: Path, arguments: Mapping[str, object] = ENGINE_ARGS) -> str:
     """Deploy the app alone; return its URL."""
-    node.put(_application(node, model))
+    node.put(_application(node, model, arguments))
     until(node.running, seconds=300, what="the application does not run")
     until(partial(answers, node.http), seconds=60, what=f"no answer from {node.http}")
     return node.http
 
 
-def _application(node: Node, model: Path) -> dict[str, Any]:
-    settings = ModelSettings(MODEL, str(model), engine_args=ENGINE_ARGS)
+def _application(node: Node, model: Path, arguments: Mapping[str, object]) -> dict[str, Any]:
+    settings = ModelSettings(MODEL, str(model), engine_args=arguments)
     return applications(
         [settings], fingerprint="bench", code_path=str(node.folder / "code"), port=node.http_port
     )
@@ -157,7 +157,7 @@ def _application(node: Node, model: Path) -> dict[str, Any]:
 
 def deployed(node: Node, model: Path) -> dict[str, str]:
     """Deploy the app and `ray.serve.llm` beside each other; return their URLs."""
-    body = _application(node, model)
+    body = _application(node, model, ENGINE_ARGS)
     body["applications"][0]["route_prefix"] = "/app"
     extras = {"PYTHONPATH": str(llm_extras(node))}
     theirs = {

@@ -2,8 +2,8 @@
 
     python -m benchmarks.streams EVENTS GAP_SECONDS FIRST_SECONDS [PROCESSES]
 
-Prints its port, which its processes share. Every POST gets a chat's stream of EVENTS events, each in a packet of its own: the
-first after FIRST, the others after a GAP. Ends with standard input.
+Prints its port, which its processes share. Every POST gets a chat's stream of EVENTS events, each
+in a packet of its own: the first after FIRST, the others after a GAP. Ends with standard input.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def another_model(cut: Cut) -> None:
 @pytest.mark.parametrize(
     ("begin", "said", "number"),
     [
-        (nothing, r"head: \+ start head", KILL),
+        pytest.param(nothing, r"head: \+ start head", KILL, marks=pytest.mark.long),
         pytest.param(lost_worker, r"docker-2: \+ start worker", INT, marks=pytest.mark.long),
         (lost_worker, r"docker-2: ready: Ray", KILL),
         pytest.param(lost_worker, r": starting the worker", INT, marks=pytest.mark.long),

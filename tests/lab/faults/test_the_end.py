@@ -8,8 +8,8 @@ from tests.lab.faults.cluster import Faulty
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-LONG_FAULTS = ("replica", "hang", "worker", "head", "gateway", "partition", "reboot", "up")
-FAULTS = ["off", *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS)]
+LONG_FAULTS = ("off", "replica", "hang", "head", "gateway", "partition", "reboot", "up")
+FAULTS = ["worker", *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
