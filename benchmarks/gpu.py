@@ -1,12 +1,13 @@
 """What one GPU serves of a model of Qwen2.5-0.5B's shape: the app, and bare `vllm serve`.
 
-    RAYCLUSTER_NODE_ENV=ENVIRONMENT python -m benchmarks.gpu [--part load|compare]
+    python -m benchmarks.gpu [--part load|compare]
 
-ENVIRONMENT has Ray and vLLM's CUDA build. First our client asks the app, with one replica and with
-several that share the GPU, 64 at a time, while `nvidia-smi` is asked once a second. Then vLLM's own
-client asks the app and bare `vllm serve`, both on the GPU at the same time, taking turns, and last
-our client and vLLM's ask the bare one, taking turns. Ends with 1 when a limit is missed. Weights
-are random; root is not needed. `--rehearse` does it with a tiny model and no GPU.
+$RAYCLUSTER_NODE_ENV is an environment with Ray and vLLM's CUDA build. First our client asks the
+app, with one replica and with several that share the GPU, 64 at a time, while `nvidia-smi` is asked
+once a second. Then vLLM's own client asks the app and bare `vllm serve`, both on the GPU at the
+same time, taking turns, and last our client and vLLM's ask the bare one, taking turns. Ends with 1
+when a limit is missed. Weights are random; root is not needed. `--rehearse` does it with a tiny
+model and no GPU.
 """
 
 from __future__ import annotations

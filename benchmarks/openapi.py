@@ -52,7 +52,9 @@ def main() -> None:
             errors = [{**entry, "bare": again(bare, entry)} for entry in errors]
     statuses = Counter(entry["status"] for entry in asked)
     paths = Counter(f"{entry['method']} {entry['path']}" for entry in asked)
-    print(f"{len(asked)} requests to {len(paths)} paths and methods: {dict(sorted(statuses.items()))}")
+    print(
+        f"{len(asked)} requests to {len(paths)} paths and methods: {dict(sorted(statuses.items()))}"
+    )
     for what, count in Counter((e["path"], e["status"], e["bare"]) for e in errors).items():
         print("path {}, status {}, bare vLLM's {}".format(*what), f"{count} times", sep=": ")
     counted = {"statuses": dict(statuses), "operations": dict(paths)}
