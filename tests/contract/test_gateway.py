@@ -24,6 +24,7 @@ from raycluster.contracts import ROOT, Process, Secret
 from raycluster.services.gateway import FIGURES_PATH, gateway
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
+from tests.contract.sshd import wait_for
 
 ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
 KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}
@@ -220,7 +221,10 @@ def test_a_key_lets_in_and_goes_no_further(guarded: httpx.Client) -> None:
 
 def test_the_log_names_the_owner_and_never_the_key(guarded: httpx.Client, root: Path) -> None:
     request = guarded.get(f"/v1/x?key={BOB}", headers=bearer(BOB)).headers["x-request-id"]
-    log = (root / "log").read_text()
+    path = root / "log"
+    # nginx writes its line after the answer.
+    wait_for(lambda: request in path.read_text().rpartition("\n")[0], "the request's line")
+    log = path.read_text()
     [line] = [json.loads(line) for line in log.splitlines() if request in line]
     assert (line["key"], line["path"], line["status"]) == ("bob", "/v1/x", 200)
     assert float(line["upstream_seconds"]) >= 0
