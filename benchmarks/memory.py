@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         python = f"{made_by('node-env')}/bin/python"
-        subprocess.run([python, ROOT / "scripts/save_qwen.py", model, made_by("model")], check=True)
+        subprocess.run([python, ROOT / "scripts/save_qwen.py", made_by("model"), model], check=True)
         weights = sum(p.stat().st_size for p in model.glob("*.safetensors")) / 2**20
         cluster = Local("memory", Path(folder))
         try:
