@@ -134,7 +134,7 @@ def test_an_answer_that_hangs_times_out_and_the_next_one_is_sent() -> None:
     load = Load((Closed(1),), timeout=2.0)
     summary, records, _ = measured(first_hangs, 2, load)
     assert summary.levels[0].measures.errors == {"timeout": 1}
-    assert records[0].failure == "timeout" and records[0].end - records[0].sent >= 2.0
+    assert records[0].failure == "timeout" and records[0].end - records[0].sent > 1.99
     assert records[0].events == 2
     assert records[1].ok
 
