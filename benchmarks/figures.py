@@ -28,13 +28,26 @@ class Limit:
         return self.figure <= self.at_most
 
 
+def cpu() -> str:
+    """Return the CPU's name and which instructions for bfloat16 it has, which vLLM goes by."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = {key.strip(): value for key, _, value in (line.partition(":") for line in lines)}
+    flags = (flag for flag in found.get("flags", "").split() if "bf16" in flag)
+    return " ".join([found.get("model name", "unknown").strip(), *flags])
+
+
 def keep(name: str, rows: Sequence[Mapping[str, object]], limits: Sequence[Limit]) -> None:
     """Print the limits, write everything to a file, and end with 1 when one was missed."""
     for limit in limits:
         word = "" if limit.kept else "   MISSED"
         print(f"{limit.what:<45} {limit.figure:8.2f}   at most {limit.at_most:g}{word}")
     now = datetime.now(UTC)
-    machine = {"cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
+    machine = {
+        "cpus": os.cpu_count(),
+        "cpu": cpu(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+    }
     result = {
         "started": now.isoformat(timespec="seconds"),
         "options": sys.argv[1:],
