@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.hub, self.path.partition("?")[0]
         hub.requests += 1
         allowed = not hub.token or self.headers.get("Authorization") == f"Bearer {hub.token}"
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(/.+)?)?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if hub.status and not (hub.code == "GatedRepo" and api) and not (hub.token and allowed):
             self._refuse(hub.status, hub.code)
@@ -76,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "RepoNotFound")
         elif (api or file)[3 if api else 2] not in (None, "main", hub.commit):  # type: ignore[index]
             self._refuse(404, "RevisionNotFound")
+        elif api and api[4]:
+            self._refuse(404, "EntryNotFound")  # there are no folders
         elif api:
             told = [hub.described(name) for name in hub.files]
             siblings = [t["sibling"] for t in told]
