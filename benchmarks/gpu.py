@@ -130,7 +130,9 @@ def compared(
         stack.enter_context(served.up())
         with step("app and bare"):
             sides = {"bare": url, "app": f"http://127.0.0.1:{API}"}
-            rows = serving.measure(client, sides, asked, options)
+            rows = serving.measure(
+                client, sides, asked, serving.Plan(options.rounds, options.prompts)
+            )
         with step("the two clients"):
             pairs = agree(client, url, asked, options.pairs)
     limits = serving.limits(rows, others=("app",))

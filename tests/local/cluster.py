@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import random
@@ -87,6 +89,18 @@ def made_by(script: str) -> str:
         [ROOT / "scripts" / script], check=True, stdout=subprocess.PIPE, text=True
     )
     return done.stdout.split("\n")[-2]
+
+
+@functools.cache
+def vllm_cache() -> str:
+    """Make the folder of vLLM's caches for all tests of this run; it is removed in the end.
+
+    There vLLM keeps what it learns of a model's class, in a process of its own that imports all of
+    vLLM: ten seconds of a processor for each start with an empty folder.
+    """
+    folder = tempfile.mkdtemp(prefix="rc-vllm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @dataclass
@@ -177,6 +191,7 @@ def open_cluster() -> Iterator[Cluster]:
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
                 "RAYCLUSTER_TEST": str(folder),
+                "VLLM_CACHE_ROOT": vllm_cache(),
             },
         )
     api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=60)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.local.cluster import vllm_cache
 from tests.local.hub import Hub, files_of, open_hub
 from tests.local.test_embedded import CHECKOUT, Local
 
@@ -23,7 +24,7 @@ name = "fetched"
 kind = "native"
 python = "{python}"
 start_on_boot = false
-env = {{ HF_ENDPOINT = "{hub}" }}
+env = {{ HF_ENDPOINT = "{hub}", VLLM_CACHE_ROOT = "{cache}" }}
 
 [head]
 transport = "local"
@@ -46,7 +47,7 @@ class Served:
     python: str
 
     def spec(self, length: int) -> None:
-        text = SPEC.format(python=self.python, hub=self.hub.url, length=length)
+        text = SPEC.format(python=self.python, hub=self.hub.url, length=length, cache=vllm_cache())
         self.local.spec.write_text(text)
 
     def bytes_sent(self) -> int:

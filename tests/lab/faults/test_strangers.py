@@ -7,6 +7,7 @@ import selectors
 import socket
 import string
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -52,8 +53,9 @@ def _open_among(address: str, ports: range) -> set[int]:
 
 def test_of_all_ports_ssh_and_the_gateway_are_open(faulty: Faulty) -> None:
     faulty.up()  # hosts that were rebooted have no cron here, which would load the rules again
-    for host in faulty.hosts:
-        assert open_ports(host.address) == {SSH, GATEWAY}
+    addresses = [host.address for host in faulty.hosts]
+    with ThreadPoolExecutor(len(addresses)) as pool:  # which wait for answers that do not come
+        assert list(pool.map(open_ports, addresses)) == [{SSH, GATEWAY}] * len(addresses)
 
 
 def test_without_rules_up_says_what_is_open_and_how_to_close_it(faulty: Faulty) -> None:
