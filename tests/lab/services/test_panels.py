@@ -13,7 +13,7 @@ import pytest
 from dashboards.__main__ import FOLDER, PAGES
 from dashboards.panels import Query, choices, evaluable, queries
 from tests.lab.host import wait_for
-from tests.lab.monitoring.cluster import Watched
+from tests.lab.services.cluster import Watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 

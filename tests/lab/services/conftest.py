@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.conftest import make_cli
 from tests.lab.hosts import Lab
-from tests.lab.monitoring.cluster import KEY, Watched, watched_cluster
+from tests.lab.services.cluster import KEY, Watched, watched_cluster
 
 
 @pytest.fixture(scope="package")
@@ -18,6 +18,6 @@ def watched(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watc
     `watched.query(EXPRESSION)` returns series. A test that changes the cluster leaves it whole.
     """
     folder = tmp_path_factory.mktemp("watched")
-    cli = make_cli(lab, folder / "home", {"WATCHED_KEY": KEY})
+    cli = make_cli(lab, folder / "home", {"ALICE_KEY": KEY})
     with watched_cluster(lab, folder, cli) as running:
         yield running

@@ -6,9 +6,10 @@ import contextlib
 import json
 import re
 import signal
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +23,78 @@ from tests.lab.image import IMAGE
 from tests.lab.program import Cli
 from tests.lab.specs import TINY, cluster_toml
 
-NAME, KEY = "watched", "sk-watched-0123456789abcdef"
+NAME = "watched"
+KEY, OTHER_KEY = "sk-lab-0123456789abcdef", "sk-lab-fedcba9876543210"
+API_PORT = 8080
 SERVICES = f"""
 [gateway]
 on = "all"
 image = "{IMAGE}"
-api_keys = {{ tests = "env:WATCHED_KEY" }}
+api_keys = {{ alice = "env:ALICE_KEY" }}
+max_body = "64k"
 tls = {{ self_signed = true }}
 
 [monitoring]
 image = "{IMAGE}"
 """
+URLS = {"API", "gateway", "Ray dashboard", "Prometheus"}
 RATE = 4.0
+Changes = list[tuple[str, str | None]]
+"""Actions and roles, in their order."""
 
 
 @dataclass
 class Watched:
     """A running cluster of a head and a worker; `prometheus` is asked through the tunnel.
 
-    `urls` are what the tunnel says: its addresses on 127.0.0.1 by name.
+    `urls` are what the tunnel says: its addresses on 127.0.0.1 by name; `first` is what the first
+    `up` changed.
     """
 
     lab: Lab
     hosts: Sequence[Host]
     spec: Path
     cli: Cli
+    first: Changes
     urls: dict[str, str]
     prometheus: httpx.Client
 
-    def up(self) -> list[tuple[str, str | None]]:
-        """Run `up` to its end and return the actions and roles of what it changed."""
-        return up(self.cli, self.spec)
+    @property
+    def head(self) -> Host:
+        """The head, whose gateway is asked."""
+        return self.hosts[0]
+
+    def up(self, key: str = KEY) -> Changes:
+        """Run `up` to its end with this key of alice's and return what it changed."""
+        return up(self.with_key(key), self.spec)
+
+    def with_key(self, key: str) -> Cli:
+        """Return the program of somebody whose variable holds this key."""
+        return replace(self.cli, env={"ALICE_KEY": key})
+
+    def client(self, key: str = "") -> httpx.Client:
+        """Return a client of the gateway at the head's own address, with no key or this one."""
+        return httpx.Client(
+            base_url=f"https://{self.head.address}:{API_PORT}",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=60,
+            trust_env=False,
+            verify=self.trust(),
+        )
+
+    def trust(self) -> ssl.SSLContext:
+        """Return what trusts the certificate of the gateways alone."""
+        return ssl.create_default_context(cafile=str(self.ca))
+
+    @property
+    def ca(self) -> Path:
+        """The certificate of the gateways, as a file."""
+        path = self.spec.with_name("ca.pem")
+        if not path.exists():
+            read = "cat $RAYCLUSTER_ROOT/gateway/cert.pem"
+            gateway = f"raycluster-{NAME}-gateway"
+            path.write_text(self.head.check("docker", "exec", gateway, "sh", "-c", read))
+        return path
 
     def ask(self, path: str, **params: str) -> Any:
         """Return the data of an answer of Prometheus's API."""
@@ -76,7 +118,7 @@ class Watched:
         return any(a["labels"]["alertname"] == alert and a["state"] == "firing" for a in alerts)
 
 
-def up(cli: Cli, spec: Path) -> list[tuple[str, str | None]]:
+def up(cli: Cli, spec: Path) -> Changes:
     """Run `up` to its end and return the actions and roles of what it changed."""
     done = cli("up", spec, "--json", timeout=400)
     assert done.returncode == 0, done.stderr
@@ -85,14 +127,14 @@ def up(cli: Cli, spec: Path) -> list[tuple[str, str | None]]:
 
 @contextmanager
 def tunnel(cli: Cli, spec: Path) -> Iterator[dict[str, str]]:
-    """Run `raycluster tunnel` and yield its addresses by name, once Prometheus's is known."""
+    """Run `raycluster tunnel` and yield its addresses by name."""
     with cli.start("tunnel", spec) as process:
         assert process.stdout
         found: dict[str, str] = {}
         for line in process.stdout:
             if match := re.match(r"\W*(\w[\w ]*?)\s+(https?://127\.0\.0\.1:\d+)", line):
                 found[match[1]] = match[2]
-            if "Prometheus" in found:
+            if len(found) == len(URLS):
                 break
         try:
             yield found
@@ -115,12 +157,12 @@ def watched_cluster(lab: Lab, folder: Path, cli: Cli) -> Iterator[Watched]:
     hosts = lab.docker_hosts[:2]
     spec.write_text(written(lab, hosts))
     try:
-        up(cli, spec)
+        first = up(cli, spec)
         with (
             tunnel(cli, spec) as urls,
             httpx.Client(base_url=urls["Prometheus"], timeout=30, trust_env=False) as client,
         ):
-            running = Watched(lab, hosts, spec, cli, urls, client)
+            running = Watched(lab, hosts, spec, cli, first, urls, client)
             _load(running)
             yield running
     finally:
@@ -129,17 +171,18 @@ def watched_cluster(lab: Lab, folder: Path, cli: Cli) -> Iterator[Watched]:
                 host.heal()
         done = cli("down", spec, "--yes")
         assert done.returncode == 0, done.stderr
+    for host in hosts:
+        assert host.containers() == []
+        assert host.check("docker", "volume", "ls", "-q") == ""
+        assert host.processes() == []
 
 
 def _load(running: Watched) -> None:
     """Send requests until the rates and quantiles of the last minutes are there."""
     key = {"authorization": f"Bearer {KEY}"}
-    head = running.hosts[0].address
-    ca = str(running.spec.with_name("ca.pem"))
-    inside = ("docker", "exec", f"raycluster-{NAME}-gateway", "sh", "-c")
-    pem = running.hosts[0].check(*inside, "cat $RAYCLUSTER_ROOT/gateway/cert.pem")
-    Path(ca).write_text(pem)
-    target = Target(f"https://{head}:8080", TINY, key, ca_file=ca)
+    target = Target(
+        f"https://{running.head.address}:{API_PORT}", TINY, key, ca_file=str(running.ca)
+    )
 
     def there(series: str) -> Callable[[], object]:
         return lambda: running.query(series)

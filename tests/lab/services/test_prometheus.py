@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.host import wait_for
-from tests.lab.monitoring.cluster import NAME, Watched, written
+from tests.lab.services.cluster import NAME, Watched, written
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
