@@ -132,3 +132,5 @@ def test_a_lost_gateway_is_noticed_and_repaired(watched: Watched) -> None:
     [problem] = json.loads(done.stdout)["problems"]
     assert (problem["where"], problem["what"]) == ("head", "has no gateway")
     assert watched.up() == [("start", "gateway")]
+    both = {"head": "up", "docker-2": "up"}  # what Prometheus asked meanwhile had no answer
+    wait_for(lambda: watched.targets("gateway") == both, "the gateway's figures", 60)
