@@ -21,7 +21,7 @@ from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 from tests.lab.image import IMAGE
 from tests.lab.program import Cli
-from tests.lab.specs import TINY, cluster_toml
+from tests.lab.specs import MODEL, cluster_toml
 
 NAME = "watched"
 KEY, OTHER_KEY = "sk-lab-0123456789abcdef", "sk-lab-fedcba9876543210"
@@ -38,7 +38,7 @@ tls = {{ self_signed = true }}
 image = "{IMAGE}"
 """
 URLS = {"API", "gateway", "Ray dashboard", "Prometheus"}
-RATE = 4.0
+RATE = 2.0
 Changes = list[tuple[str, str | None]]
 """Actions and roles, in their order."""
 
@@ -145,7 +145,7 @@ def tunnel(cli: Cli, spec: Path) -> Iterator[dict[str, str]]:
 
 def written(lab: Lab, hosts: Sequence[Host]) -> str:
     """Return the spec for these hosts; the replica of vLLM has room on the head alone."""
-    text = cluster_toml(lab, hosts, name=NAME, tiny=True, engine="vllm", extra=SERVICES)
+    text = cluster_toml(lab, hosts, name=NAME, engine="vllm", extra=SERVICES)
     head, *workers = text.split("[[workers]]\n")
     return "".join([head, *(f"[[workers]]\nnum_cpus = 0\n{worker}" for worker in workers)])
 
@@ -181,7 +181,7 @@ def _load(running: Watched) -> None:
     """Send requests until the rates and quantiles of the last minutes are there."""
     key = {"authorization": f"Bearer {KEY}"}
     target = Target(
-        f"https://{running.head.address}:{API_PORT}", TINY, key, ca_file=str(running.ca)
+        f"https://{running.head.address}:{API_PORT}", MODEL, key, ca_file=str(running.ca)
     )
 
     def there(series: str) -> Callable[[], object]:

@@ -14,6 +14,7 @@ from dashboards.__main__ import FOLDER, PAGES
 from dashboards.panels import Query, choices, evaluable, queries
 from tests.lab.host import wait_for
 from tests.lab.services.cluster import Watched
+from tests.lab.specs import MODEL
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -41,4 +42,4 @@ def test_what_is_listed_as_gpu_only_has_nothing_on_hosts_without(
 @pytest.mark.parametrize("query", [c for text in FILES for c in choices(text)], ids=str)
 def test_choices_have_values(watched: Watched, query: Query) -> None:
     found = {s["metric"][query.panel] for s in watched.query(query.expr)}
-    assert found == {"model": {"tiny"}, "node": {"head", "docker-2"}}[query.panel]
+    assert found == {"model": {MODEL}, "node": {"head", "docker-2"}}[query.panel]
