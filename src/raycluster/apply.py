@@ -34,7 +34,7 @@ from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
 from raycluster.state import ClusterState
-from raycluster.versions import check_versions, old_engines
+from raycluster.versions import check_versions, doubtful_engines
 from raycluster.work import Work, record
 
 EARLY_S = 20
@@ -144,11 +144,12 @@ def _prepare(
 
     by_host = all_or_raise(work.fleet.each(hosts, prepare))
     prepared = {(name, role): v for name, found in by_host.items() for role, v in found.items()}
-    _check_versions(work, state, prepared)
+    on_gpus = any(gpus_of(h, facts[h.name]) for h in work.spec.hosts if h.name in facts)
+    _check_versions(work, state, prepared, gpus=on_gpus)
     return prepared
 
 
-def _check_versions(work: Work, state: ClusterState, prepared: Prepared) -> None:
+def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus: bool) -> None:
     """Compare the Ray nodes that are to be started with those that stay."""
     nodes = {(h.name, h.role): h for h in work.spec.hosts}
     if not nodes.keys() & prepared.keys():
@@ -160,8 +161,8 @@ def _check_versions(work: Work, state: ClusterState, prepared: Prepared) -> None
     }
     known.update(prepared)
     versions = {host: known[host, role] for host, role in nodes if (host, role) in known}
-    check_versions(work.spec, versions)
-    for name, warning in old_engines(versions).items():
+    check_versions(work.spec, versions, gpus=gpus)
+    for name, warning in doubtful_engines(versions).items():
         work.listen(Event(name, warning, "note"))
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from raycluster.contracts import Runtime, Transport
-from raycluster.errors import HostError, RayclusterError
+from raycluster.errors import HostError, RayclusterError, raise_together
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 
@@ -232,10 +232,5 @@ class Fleet:
 
 def all_or_raise(results: Mapping[str, T | RayclusterError]) -> dict[str, T]:
     """Return the results; raise the error, or one error that says all, when there is any."""
-    errors = [r for r in results.values() if isinstance(r, RayclusterError)]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        first = errors[0]
-        raise type(first)("\n".join(str(e) for e in errors).strip(), hint="")
+    raise_together([r for r in results.values() if isinstance(r, RayclusterError)])
     return {n: r for n, r in results.items() if not isinstance(r, RayclusterError)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -18,8 +18,9 @@ from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret
 from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
+from raycluster.replicas import reports
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, WAITING_ROUTE
+from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, ENGINE_PATH, WAITING_ROUTE
 from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
@@ -29,19 +30,30 @@ from raycluster.work import Work
 
 PROMPT = "The capital of France is"
 PROOF_S = 120.0
+FIRST_ENGINE = "vllm"
+UNKNOWN_REASON = "the replica does not say why"
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """An engine that serves though another comes first, and why."""
+
+    engine: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Proof:
     """A completion that the cluster gave: the model, the engine that served it, and its text.
 
+    `fallback` is there where a replica is served by another engine than the one that comes first.
     `seconds` are the parts of the start of the replica that said so.
     """
 
     model: str
     engine: str
     text: str
-    reason: str = ""
+    fallback: Fallback | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -240,10 +252,39 @@ def prove(work: Work) -> tuple[Proof, ...]:
     transport = work.fleet[work.head.name].transport
     most = max(PROOF_S, work.spec.cluster.app_timeout)
     with http_client(transport, work.spec.ports.api, timeout=PROOF_S) as client:
-        return tuple(
+        proofs = tuple(
             _complete(client, model, PROOF_S if model.least_replicas else most)
             for model in work.spec.models
         )
+    names = {m.name for m in work.spec.models if m.engine == "auto"}
+    if names <= {proof.model for proof in proofs if proof.fallback}:
+        return proofs
+    others = fallbacks(_replicas(work), names)  # another replica may have answered
+    return tuple(p if p.fallback else replace(p, fallback=others.get(p.model)) for p in proofs)
+
+
+def _replicas(work: Work) -> list[Mapping[str, Any]]:
+    """Return what the running replicas tell of themselves, each asked at its own port."""
+    with _api(work) as api:
+        apps = api.apps()
+    running = {r.pid for app_ in apps for r in app_.replicas if r.state == "RUNNING"}
+    asked = work.fleet.reach(work.spec.hosts, lambda connected: reports(work.spec, connected))
+    told = [report for each in asked.values() if isinstance(each, tuple) for report in each]
+    return [report for report in told if report.get("pid") in running]
+
+
+def fallbacks(reports: Iterable[Mapping[str, Any]], models: Set[str]) -> dict[str, Fallback]:
+    """Return the fallback of each of the models of which a replica has one."""
+    found: dict[str, Fallback] = {}
+    told = [report for report in reports if report.get("model") in models]
+    for model in {str(report["model"]) for report in told}:
+        all_ = [report for report in told if report["model"] == model]
+        fell = [report for report in all_ if report.get("engine") != FIRST_ENGINE]
+        if fell:
+            part = f"{len(fell)} of {len(all_)} replicas: " if len(fell) < len(all_) else ""
+            reason = str(fell[0].get("reason") or UNKNOWN_REASON)
+            found[model] = Fallback(str(fell[0].get("engine")), part + reason)
+    return found
 
 
 def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
@@ -267,15 +308,16 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
     engine = answer.headers.get(ENGINE_HEADER, "")
     text = str(answer.json()["choices"][0]["text"])
     told = _report(client, model)
-    fell_back = model.engine == "auto" and engine not in ("vllm", "")
-    reason = str(told.get("reason") or "") if fell_back else ""
-    return Proof(model.name, engine, text, reason, told.get("seconds") or {})
+    fallback = None
+    if model.engine == "auto" and engine not in (FIRST_ENGINE, ""):
+        fallback = Fallback(engine, str(told.get("reason") or UNKNOWN_REASON))
+    return Proof(model.name, engine, text, fallback, told.get("seconds") or {})
 
 
 def _report(client: httpx.Client, model: Model) -> Mapping[str, Any]:
     """Return what a replica tells of itself, or nothing; the router tells of all models."""
     try:
-        answer = client.get("/raycluster/engine", params={"model": model.name})
+        answer = client.get(ENGINE_PATH, params={"model": model.name})
         told = answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return {}

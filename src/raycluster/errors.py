@@ -24,6 +24,8 @@ An error says where (`where`), what (`what`) and the next step (`hint`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RayclusterError(Exception):
     """An error with a place, a fact and a next step; `exit_code` is what the program ends with."""
@@ -40,6 +42,14 @@ class RayclusterError(Exception):
         place = f"{self.where}: " if self.where else ""
         step = f"\n  next: {self.hint}" if self.hint else ""
         return f"{place}{self.what}{step}"
+
+
+def raise_together(errors: Sequence[RayclusterError]) -> None:
+    """Raise the error, or where there are several one of the first one's kind that says all."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise type(errors[0])("\n".join(str(error) for error in errors))
 
 
 class SpecError(RayclusterError):

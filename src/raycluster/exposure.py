@@ -29,21 +29,23 @@ class Open:
     port: int
 
 
-def check(spec: ClusterSpec, fleet: Fleet) -> None:
-    """Raise DegradedError where strangers get further than SSH and the gateway."""
+def exposed(spec: ClusterSpec, fleet: Fleet) -> tuple[DegradedError, ...]:
+    """Return an error where strangers get further than SSH and the gateway."""
     if spec.firewall.check == "never":
-        return
+        return ()
     found = fleet.each((h.name for h in spec.hosts), lambda c: open_ports(spec, c))
     reached = [port for ports in found.values() if isinstance(ports, tuple) for port in ports]
     lines = [f"{o.host}: port {o.port} of {o.address} can be reached from here" for o in reached]
     if unguarded(spec, fleet):
         lines.append(f"{spec.hosts[0].name}: Ray's dashboard takes jobs from whoever asks")
-    if lines:
-        raise DegradedError(
-            "the cluster serves, and more is open than SSH and the gateway:\n" + "\n".join(lines),
-            where=spec.cluster.name,
-            hint="[firewall] manage = true, or close them in your provider's firewall",
-        )
+    if not lines:
+        return ()
+    error = DegradedError(
+        "the cluster serves, and more is open than SSH and the gateway:\n" + "\n".join(lines),
+        where=spec.cluster.name,
+        hint="[firewall] manage = true, or close them in your provider's firewall",
+    )
+    return (error,)
 
 
 def open_ports(spec: ClusterSpec, connected: Connected) -> tuple[Open, ...]:

@@ -14,7 +14,7 @@ from raycluster.judge import Health, ModelHealth, judge
 from raycluster.observe import observe
 from raycluster.plan import still_serving
 from raycluster.ray_api import RayApi
-from raycluster.serve.settings import slugs
+from raycluster.serve.settings import ENGINE_PATH, slugs
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
@@ -76,7 +76,7 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
     if app is None or not (app.running or still_serving(app)) or app.asleep:
         return ModelHealth(name, app)  # asking one that sleeps would start a replica
     try:
-        told = client.get(f"{route}/raycluster/engine").raise_for_status().json()
+        told = client.get(f"{route}{ENGINE_PATH}").raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ModelHealth(name, app)
     return ModelHealth(

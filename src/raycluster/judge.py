@@ -108,9 +108,13 @@ def _model_problem(model: ModelHealth) -> Problem | None:
     if model.unready:
         return Problem(model.name, model.unready, "raycluster logs app")
     if model.reason:
-        return Problem(
-            model.name,
-            f"is served by {model.engine}, not by vLLM: {model.reason}",
-            'set engine = "transformers" if that is meant',
-        )
+        return Problem(model.name, *fell_back(model.engine, model.reason))
     return None
+
+
+def fell_back(engine: str, reason: str) -> tuple[str, str]:
+    """Return what is wrong, and the next step, where another engine than vLLM serves a model."""
+    return (
+        f"is served by {engine}, not by vLLM: {reason}",
+        'mend that, then `raycluster deploy`; or set engine = "transformers" if that is meant',
+    )

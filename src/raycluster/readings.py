@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Our name -> vLLM's, today's first.
 _VLLM: Mapping[str, tuple[str, ...]] = {
@@ -44,7 +45,8 @@ class Reading:
 
     `started` (seconds since the epoch, 0 if unknown) tells its process from another at the same
     place, `age` is in seconds. From `prompt_tokens` on they are counts since the process began.
-    `kv_cache_usage` is between 0 and 1; the prefix cache's figures are in tokens.
+    `kv_cache_usage` is between 0 and 1; the prefix cache's figures are in tokens. `engine` is the
+    one that serves, and `fell_back` why that is not the one that comes first.
     """
 
     started: float = 0.0
@@ -58,6 +60,8 @@ class Reading:
     prefix_cache_hits: float | None = None
     preemptions: float | None = None
     requests: float | None = None
+    engine: str = ""
+    fell_back: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +147,19 @@ def _of(points: list[_Point], model: str) -> list[_Point]:
 def _reading(points: list[_Point], now: float | None) -> Reading | None:
     if not any(p.name.startswith(("vllm:", _INFO)) for p in points):
         return None
-    values = {ours: _value(points, ours) for ours in _VLLM}
+    values: dict[str, Any] = {ours: _value(points, ours) for ours in _VLLM}
     if all(value is None for value in values.values()):
         values |= _transformers(points)
     started = next((p.value for p in points if p.name == _STARTED), 0.0)
     age = now - started if now is not None and started else None
-    return Reading(started, age, **values)
+    info = next((p.labels for p in points if p.name == _INFO), {})
+    return Reading(
+        started,
+        age,
+        **values,
+        engine=info.get("engine", ""),
+        fell_back=info.get("reason", ""),
+    )
 
 
 def read_gpus(text: str, host: str) -> tuple[Gpu, ...]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH
+from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_PATH
 
 if TYPE_CHECKING:
     import httpx
 
+    from raycluster.connect import Connected
     from raycluster.spec import ClusterSpec
 
 LISTENING = "awk '$4 == \"0A\" {print $2}' /proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
 """Prints the addresses on which the host listens, for `listening`."""
+
+
+REPORT_S = 5.0
+"""Seconds for a replica to tell of itself."""
 
 
 def http_ports(spec: ClusterSpec) -> range:
@@ -33,6 +38,30 @@ def listening(text: str) -> Iterator[tuple[int, str]]:
         address, _, port = word.partition(":")
         four = len(address) == 8 or not address.strip("0")
         yield int(port, 16), f"http://{'127.0.0.1' if four else '[::1]'}:{int(port, 16)}"
+
+
+def reports(spec: ClusterSpec, connected: Connected) -> tuple[Mapping[str, Any], ...]:
+    """Return what each replica on a host tells of itself; of one that does not answer, nothing.
+
+    Raises HostError.
+    """
+    from raycluster.transports.http import http_client
+
+    ports = http_ports(spec)
+    text = connected.transport.run(("sh", "-c", LISTENING)).text
+    places = {port: base for port, base in listening(text) if port in ports}
+    with http_client(connected.transport, spec.ports.metrics, timeout=REPORT_S) as client:
+        return tuple(told for base in places.values() if (told := _report(client, base)))
+
+
+def _report(client: httpx.Client, base: str) -> Mapping[str, Any]:
+    import httpx
+
+    try:
+        told = client.get(base + ENGINE_PATH).raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 @dataclass

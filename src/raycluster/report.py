@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raycluster import judge
+from raycluster.errors import DegradedError
 from raycluster.plan import Action, Deploy, Guard, Reload, Remove, Start
 from raycluster.services.grafana import HOW_TO_READ, USER
 from raycluster.spec import ClusterSpec
@@ -67,13 +69,14 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome, *, private: bool = False) 
     Where only a person reads it (`private`), a new Grafana's password is among it.
     """
     count = len(outcome.actions)
-    lines = [f"{spec.cluster.name} is up: {count} {'change' if count == 1 else 'changes'}"]
+    fell = fell_back(outcome)
+    state = "is up, and degraded" if fell else "is up"
+    lines = [f"{spec.cluster.name} {state}: {count} {'change' if count == 1 else 'changes'}"]
+    lines += [f"  ! {error.where}: {error.what}" for error in fell]
     for proof in outcome.proofs:
         lines.append(f"  {proof.model} ({proof.engine}) answered: {proof.text.strip()!r}")
         if outcome.actions and proof.seconds:
             lines.append(f"    {proof.engine} started in {_start(proof.seconds)}")
-        if proof.reason:
-            lines.append(f"    not served by vLLM: {proof.reason}")
     if outcome.proofs:
         head = spec.hosts[0]
         here = "on this machine" if head.transport == "local" else "on the head, through the tunnel"
@@ -85,6 +88,16 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome, *, private: bool = False) 
             "next: raycluster tunnel | raycluster bench --prompts FILE | raycluster status",
         ]
     return "\n".join([*lines, *_new_password(outcome, private=private)])
+
+
+def fell_back(outcome: Outcome) -> tuple[DegradedError, ...]:
+    """Return an error for each model that another engine serves than the one that comes first."""
+    return tuple(
+        DegradedError(what, where=proof.model, hint=hint)
+        for proof in outcome.proofs
+        if proof.fallback
+        for what, hint in [judge.fell_back(proof.fallback.engine, proof.fallback.reason)]
+    )
 
 
 def _new_password(outcome: Outcome, *, private: bool) -> list[str]:
@@ -112,7 +125,7 @@ def outcome_json(spec: ClusterSpec, outcome: Outcome) -> dict[str, Any]:
             "model": p.model,
             "engine": p.engine,
             "text": p.text,
-            "fallback_reason": p.reason or None,
+            "fallback_reason": p.fallback.reason if p.fallback else None,
             "start_seconds": dict(p.seconds) or None,
         }
         for p in outcome.proofs

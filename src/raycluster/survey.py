@@ -20,6 +20,7 @@ from raycluster.hub_api import read_hub
 from raycluster.observe import read_facts
 from raycluster.plan import Action, Start, desired
 from raycluster.registry_api import image_sizes
+from raycluster.serve.settings import ENGINE_PATH
 from raycluster.serve.wanted import Wanted, is_path, wanted
 from raycluster.services.app import app
 from raycluster.services.ray_node import RAY_ROLES
@@ -201,7 +202,7 @@ def _seconds(work: Work, state: ClusterState, actions: Sequence[Action]) -> dict
     with http_client(transport, work.spec.ports.api, timeout=ASK_S) as client:
         for name in serving:
             try:
-                told = client.get(f"/m/{name}/raycluster/engine").raise_for_status().json()
+                told = client.get(f"/m/{name}{ENGINE_PATH}").raise_for_status().json()
                 found[name] = float(told["seconds"]["total"])
             except (httpx.HTTPError, LookupError, TypeError, ValueError):
                 continue  # the router, or a replica that tells nothing

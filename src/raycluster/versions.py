@@ -7,15 +7,20 @@ from collections.abc import Mapping
 
 from raycluster.contracts import Versions
 from raycluster.errors import ImageError, VersionMismatchError
-from raycluster.spec import ClusterSpec
+from raycluster.spec import ClusterSpec, Model
+from raycluster.tested import NEWEST_VLLM, OLDEST_VLLM, VLLM
 
 SAFE_VLLM = "0.32"
+STARTABLE = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
 
 
-def check_versions(spec: ClusterSpec, versions: Mapping[str, Versions]) -> None:
-    """Raise where the nodes differ in Ray, Python (major.minor) or the engine.
+def check_versions(
+    spec: ClusterSpec, versions: Mapping[str, Versions], *, gpus: bool = False
+) -> None:
+    """Raise where the nodes differ in Ray, Python (major.minor) or the engine, or lack the engine.
 
     Hosts with `gpus = 0` hold no replicas beside hosts with GPUs, so their engine may differ.
+    `gpus` tells that the cluster has GPUs: `auto` is vLLM alone then.
     """
     for name, seen in versions.items():
         if not seen.ray:
@@ -32,15 +37,40 @@ def check_versions(spec: ClusterSpec, versions: Mapping[str, Versions]) -> None:
             where=next(iter(serving), "cluster"),
             hint="use an image or requirements that hold an engine",
         )
+    for name, seen in serving.items():
+        for model in spec.models:
+            if model.engine_on(model.each_gpus if gpus else 0) == "vllm":
+                _has_vllm(name, seen.vllm, model)
 
 
-def old_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
-    """Return a sentence for each host whose vLLM is older than the oldest without known holes."""
-    return {
-        name: f"vLLM {seen.vllm} has known vulnerabilities; use {SAFE_VLLM} or newer"
-        for name, seen in versions.items()
-        if seen.vllm and _release(seen.vllm) < _release(SAFE_VLLM)
-    }
+def _has_vllm(host: str, version: str, model: Model) -> None:
+    """Raise ImageError where the model needs a vLLM that is not there, or cannot be started."""
+    what = f"no vllm in the environment, and {model.name} needs it" if not version else ""
+    if version and not startable(version):
+        what = f"vLLM {version} cannot be started: {STARTABLE} can"
+    if what:
+        allow = ", or set `fallback = true`" if model.engine == "auto" else ""
+        raise ImageError(
+            what,
+            where=host,
+            hint=f"use an image or requirements with vLLM {VLLM}{allow}",
+        )
+
+
+def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
+    """Return a sentence for each host whose vLLM has known holes, or cannot be started."""
+    found: dict[str, str] = {}
+    for name, seen in versions.items():
+        if seen.vllm and not startable(seen.vllm):
+            found[name] = f"vLLM {seen.vllm} cannot be started: {STARTABLE} can"
+        elif seen.vllm and _release(seen.vllm) < _release(SAFE_VLLM):
+            found[name] = f"vLLM {seen.vllm} has known vulnerabilities; use {VLLM}"
+    return found
+
+
+def startable(version: str) -> bool:
+    """Tell whether the app can start this release of vLLM."""
+    return _release(OLDEST_VLLM) <= _release(version) <= _release(NEWEST_VLLM)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -78,7 +78,9 @@ def last(seen: str) -> str:
 
 
 def test_up_says_which_engine_serves_and_why(told: Local) -> None:
-    [proof] = told.up()["completions"]
+    done = told("up", told.spec, "--json")
+    assert done.returncode == 3, done.stderr
+    [proof] = json.loads(done.stdout)["completions"]
     assert (proof["model"], proof["engine"]) == (MODEL, "transformers")
     assert CAUSE in proof["fallback_reason"]
     assert "Paris" in proof["text"]
@@ -86,12 +88,23 @@ def test_up_says_which_engine_serves_and_why(told: Local) -> None:
 
 def test_up_says_it_in_words_too(told: Local) -> None:
     done = told("up", told.spec)
-    assert done.returncode == 0, done.stderr
-    first, answered, why, *_ = done.stdout.splitlines()
-    assert first == "told is up: 0 changes"
-    assert answered.startswith(f"  {MODEL} (transformers) answered: 'Paris")
-    assert why.startswith("    not served by vLLM: ")
+    assert done.returncode == 3, done.stderr
+    first, why, answered, *_ = done.stdout.splitlines()
+    assert first == "told is up, and degraded: 0 changes"
+    said = f"{MODEL}: is served by transformers, not by vLLM: "
+    assert why.startswith(f"  ! {said}")
     assert CAUSE in why
+    assert answered.startswith(f"  {MODEL} (transformers) answered: 'Paris")
+    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert error.startswith(f"error: {said}")
+    assert CAUSE in error
+    assert 'engine = "transformers"' in hint
+
+
+def test_deploy_says_it_too(told: Local) -> None:
+    done = told("deploy", told.spec)
+    assert done.returncode == 3, done.stderr
+    assert f"{MODEL}: is served by transformers, not by vLLM: " in done.stderr
 
 
 def test_status_says_it_and_is_degraded(told: Local) -> None:

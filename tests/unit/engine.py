@@ -35,7 +35,7 @@ class Engine:
         self.running: Any = Gauge("vllm:num_requests_running", "", LABELS, registry=registry)
         self.tokens: Any = Counter("vllm:generation_tokens", "", LABELS, registry=registry)
         self.done: Any = Counter("vllm:request_success", "", LABELS, registry=registry)
-        self._ours = Metrics(model, registry)
+        self.ours = Metrics(model, registry)
         self._labels = (model, "0")
         self.took(0)
         self.now = 0.0
@@ -63,14 +63,14 @@ class Engine:
         self.tokens.labels(*self._labels).inc(10 * requests)
         self.done.labels(*self._labels).inc(requests)
         for _ in range(requests):
-            self._ours.ended("vllm", "/v1/completions", 200, 0.1)
+            self.ours.ended("vllm", "/v1/completions", 200, 0.1)
             if first is not None:
-                self._ours.first_token("vllm", "/v1/completions", first)
+                self.ours.first_token("vllm", "/v1/completions", first)
 
     def ask_ready(self) -> None:
         """Count the token of the question whether it is ready."""
         self.tokens.labels(*self._labels).inc()
-        self._ours.asked("vllm")
+        self.ours.asked("vllm")
 
     def close(self) -> None:
         self.server.shutdown()

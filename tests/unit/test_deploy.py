@@ -11,7 +11,7 @@ import pytest
 from raycluster import connect
 from raycluster.connect import Fleet
 from raycluster.contracts import Process, Secret, Versions
-from raycluster.deploy import push
+from raycluster.deploy import Fallback, fallbacks, push
 from raycluster.errors import UnreachableError
 from raycluster.events import Event
 from raycluster.observe import observe
@@ -51,3 +51,27 @@ def test_a_host_that_is_away_keeps_the_app_from_nobody(
         finally:
             runtime.remove()
     assert events == [Event("away", "does not get the app: did not answer", "note")]
+
+
+VLLM = {"model": "m", "engine": "vllm", "reason": ""}
+FELL = {"model": "m", "engine": "transformers", "reason": "vLLM died"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "found"),
+    [
+        ([], {}),
+        ([VLLM, VLLM], {}),
+        ([VLLM, FELL], {"m": Fallback("transformers", "1 of 2 replicas: vLLM died")}),
+        ([FELL, FELL], {"m": Fallback("transformers", "vLLM died")}),
+        ([FELL | {"model": "asked"}, VLLM], {}),
+        (
+            [{"model": "m", "engine": "transformers"}],
+            {"m": Fallback("transformers", "the replica does not say why")},
+        ),
+    ],
+)
+def test_one_replica_on_another_engine_is_enough(
+    reports: list[dict[str, str]], found: dict[str, Fallback]
+) -> None:
+    assert fallbacks(reports, {"m"}) == found

@@ -5,6 +5,7 @@
 the GPUs in it are made up, in the names, labels and units of Ray's reporter (reporter_agent.py).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_reads_a_replica() -> None:
         prefix_cache_hits=0.0,
         preemptions=0.0,
         requests=73.0,
+        engine="vllm",
     )
 
 
@@ -87,6 +89,7 @@ def test_reads_an_engine_that_has_no_figures_of_its_own() -> None:
     metrics.tokens("transformers", 10, 4)
     text = generate_latest(registry).decode()
     told = Reading(prompt_tokens=10.0, generation_tokens=4.0, requests=2.0)
+    told = replace(told, engine="transformers", fell_back="vllm: no")
     assert read_engine(text, "tiny") == told
     assert read_engine(text, "other") is None
 

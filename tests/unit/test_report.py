@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import pytest
 
 from raycluster.contracts import Secret
-from raycluster.deploy import Proof
+from raycluster.deploy import Fallback, Proof
 from raycluster.plan import Deploy
-from raycluster.report import outcome_json, outcome_text
+from raycluster.report import fell_back, outcome_json, outcome_text
 from raycluster.rollout import Rollout
 from raycluster.services.grafana import HOW_TO_READ
 from raycluster.spec import ClusterSpec
@@ -43,6 +43,27 @@ def test_a_new_start_is_told_by_its_parts(
 def test_programs_get_all_the_parts() -> None:
     (told,) = outcome_json(SPEC, outcome(TOOK, changed=True))["completions"]
     assert told["start_seconds"] == TOOK
+
+
+def test_a_fallback_is_told_first_and_is_an_error() -> None:
+    fallback = Fallback("transformers", "ImportError: libcuda.so.1")
+    fell = Outcome((), (Proof("m", "transformers", "Paris", fallback),))
+    first, why, answered, *_ = outcome_text(SPEC, fell).splitlines()
+    assert first == "q is up, and degraded: 0 changes"
+    assert why == "  ! m: is served by transformers, not by vLLM: ImportError: libcuda.so.1"
+    assert answered == "  m (transformers) answered: 'Paris'"
+    [told] = outcome_json(SPEC, fell)["completions"]
+    assert told["fallback_reason"] == "ImportError: libcuda.so.1"
+    [error] = fell_back(fell)
+    assert (error.exit_code, error.where) == (3, "m")
+    assert str(error).startswith(why.removeprefix("  ! "))
+    assert error.hint
+
+
+def test_what_was_asked_for_is_no_error() -> None:
+    served = outcome({}, changed=False)
+    assert fell_back(served) == ()
+    assert outcome_text(SPEC, served).startswith("q is up: 0 changes")
 
 
 def test_a_new_password_is_shown_to_persons_alone() -> None:

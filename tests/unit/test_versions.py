@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from raycluster.contracts import Versions
 from raycluster.errors import ImageError, VersionMismatchError
-from raycluster.spec import ClusterSpec
-from raycluster.versions import check_versions, old_engines
+from raycluster.spec import ClusterSpec, Model
+from raycluster.tested import VLLM
+from raycluster.versions import check_versions, doubtful_engines
 
 GOOD = Versions("3.11.7", "2.60.0", "0.32.0", "5.19.0")
 
@@ -57,8 +60,40 @@ def test_environments_that_lack_something(both: Versions, sentence: str) -> None
         check_versions(spec(), {"head": both, "w": both})
 
 
-def test_an_old_engine_is_told() -> None:
-    versions = {"a": GOOD, "b": Versions(vllm="0.29.0+cpu"), "c": Versions(), "d": Versions()}
-    assert old_engines(versions) == {
-        "b": "vLLM 0.29.0+cpu has known vulnerabilities; use 0.32 or newer"
+def test_a_doubtful_engine_is_told() -> None:
+    found = {"a": GOOD.vllm, "b": "0.29.0+cpu", "c": "", "d": "0.33.0", "e": "0.28.1"}
+    told = doubtful_engines({name: Versions(vllm=version) for name, version in found.items()})
+    assert told == {
+        "b": f"vLLM 0.29.0+cpu has known vulnerabilities; use {VLLM}",
+        "d": "vLLM 0.33.0 cannot be started: 0.29 to 0.32 can",
+        "e": "vLLM 0.28.1 cannot be started: 0.29 to 0.32 can",
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "vllm", "said"),
+    [
+        ({}, True, "", "no vllm in the environment, and m needs it.*or set `fallback = true`"),
+        ({}, True, "0.33.0", "vLLM 0.33.0 cannot be started: 0.29 to 0.32 can"),
+        ({"engine": "vllm"}, False, "", "no vllm in the environment, and m needs it"),
+        ({"engine": "vllm"}, True, "0.26.0", "vLLM 0.26.0 cannot be started"),
+        ({}, False, "", ""),
+        ({}, False, "0.33.0", ""),
+        ({"fallback": True}, True, "", ""),
+        ({"engine": "transformers"}, True, "", ""),
+        ({"num_gpus": 0}, True, "", ""),
+        ({}, True, "0.29.0", ""),
+        ({}, True, "0.32.1+cu129", ""),
+    ],
+)
+def test_a_model_that_needs_vllm_is_refused_without_one_that_starts(
+    model: dict[str, object], gpus: bool, vllm: str, said: str
+) -> None:
+    asked = spec().model_copy(update={"models": (Model.model_validate({"name": "m"} | model),)})
+    both = Versions("3.11.7", "2.60.0", vllm, "5.19.0")
+    refused = pytest.raises(ImageError, match="(?s)" + said) if said else nullcontext()
+    with refused as error:
+        check_versions(asked, {"head": both, "w": both}, gpus=gpus)
+    if error is not None:
+        assert error.value.where == "head"
+        assert f"vLLM {VLLM}" in error.value.hint

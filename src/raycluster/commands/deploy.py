@@ -10,9 +10,10 @@ def deploy(spec: SpecPath = None, named: SpecOption = None, as_json: Json = Fals
     """Bring the models to the spec; hosts stay as they are. `plan --only app` tells the cost."""
     opened = session.open_session(spec, named)
     secrets = opened.secrets()
+    from raycluster.errors import raise_together
     from raycluster.plan import APP
     from raycluster.progress import progress
-    from raycluster.report import outcome_json, outcome_text
+    from raycluster.report import fell_back, outcome_json, outcome_text
     from raycluster.up import up
 
     with opened.fleet() as fleet, progress(session.err()) as listen:
@@ -21,3 +22,4 @@ def deploy(spec: SpecPath = None, named: SpecOption = None, as_json: Json = Fals
         session.print_json(outcome_json(opened.spec, outcome))
     else:
         session.out().print(outcome_text(opened.spec, outcome))
+    raise_together(fell_back(outcome))

@@ -20,14 +20,18 @@ def up(
     verify: Verify = False,
     as_json: Json = False,
 ) -> None:
-    """Bring hosts, Ray and the app to the spec. A second run changes nothing."""
+    """Bring hosts, Ray and the app to the spec. A second run changes nothing.
+
+    Exit code 3: it serves, with another engine than asked for, or with ports open to strangers.
+    """
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     secrets = opened.secrets()
-    from raycluster.exposure import check
+    from raycluster.errors import raise_together
+    from raycluster.exposure import exposed
     from raycluster.plan import EVERYTHING
     from raycluster.progress import progress
-    from raycluster.report import outcome_json, outcome_text
+    from raycluster.report import fell_back, outcome_json, outcome_text
     from raycluster.up import up as run
 
     with opened.fleet() as fleet:
@@ -38,5 +42,5 @@ def up(
         else:
             console = session.out()
             console.print(outcome_text(opened.spec, outcome, private=console.is_terminal))
-        if part == EVERYTHING:
-            check(opened.spec, fleet)
+        open_ports = exposed(opened.spec, fleet) if part == EVERYTHING else ()
+    raise_together((*fell_back(outcome), *open_ports))

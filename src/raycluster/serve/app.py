@@ -66,6 +66,7 @@ class Model:
             "engine": self._engine.name,
             "reason": reason,
             "model": settings.name,
+            "pid": os.getpid(),
             "versions": {
                 "python": platform.python_version(),
                 "ray": ray.__version__,

@@ -13,11 +13,10 @@ from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.ready import Readiness
 from raycluster.serve.recent import Recent
-from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_HEADER
+from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_HEADER, ENGINE_PATH
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-REPORT_PATH = "/raycluster/engine"
 READY_PATH = "/raycluster/ready"
 READY = b'{"ready": true}'
 
@@ -75,7 +74,7 @@ class Front:
         path = _path(scope)
         endpoint = "" if path in UNCOUNTED else endpoint_of(path)
         exchange = Exchange(send, self._header, self._metrics, (self._engine, endpoint))
-        if scope["method"] == "GET" and path == REPORT_PATH:
+        if scope["method"] == "GET" and path == ENGINE_PATH:
             await respond(exchange.send, 200, self._report)
         elif scope["method"] == "GET" and path == READY_PATH:
             await self._ready(exchange.send)

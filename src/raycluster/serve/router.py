@@ -15,7 +15,7 @@ import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
 from raycluster.serve.front import READY, READY_PATH, Headers, respond
-from raycluster.serve.settings import WAITING_ROUTE
+from raycluster.serve.settings import ENGINE_PATH, WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
 CONNECT_S = 10.0
@@ -84,7 +84,7 @@ class Router:
             await _json(send, 200, {"object": "list", "data": [c for part in cards for c in part]})
         elif path == READY_PATH:
             await self._ready(send)
-        elif path == "/raycluster/engine":
+        elif path == ENGINE_PATH:
             reports = await asyncio.gather(*(self._fetch(n, path) for n in self._models))
             await _json(send, 200, {"models": dict(zip(self._models, reports, strict=True))})
         elif path != named and named in self._routes:

@@ -35,7 +35,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
     return ModelSettings(
         name=model.name,
         source=model.location,
-        engine=model.engine,
+        engine=model.engine_on(needed),
         engine_args=model.engine_args,
         replicas=_replicas(model.replicas),
         num_cpus=model.num_cpus,

@@ -272,7 +272,12 @@ class Model(Part):
         examples=["/models/qwen2.5-0.5b"],
     )
     engine: Literal["auto", "vllm", "transformers"] = Field(
-        default="auto", description="`auto`: vLLM, and transformers where vLLM cannot start."
+        default="auto",
+        description="`auto`: vLLM; without GPUs transformers where vLLM cannot start.",
+    )
+    fallback: bool = Field(
+        default=False,
+        description="With `auto`: transformers, much slower, where vLLM cannot start on GPUs too.",
     )
     replicas: Annotated[
         Annotated[AtLeastOne, Tag("number")] | Annotated[Replicas, Tag("table")],
@@ -318,6 +323,12 @@ class Model(Part):
         return self
 
     @model_validator(mode="after")
+    def _falls_back_from_auto(self) -> Model:
+        if self.fallback and self.engine != "auto":
+            raise ValueError('`fallback` is for engine = "auto": leave out one of them')
+        return self
+
+    @model_validator(mode="after")
     def _gpus_agree(self) -> Model:
         if self.world_size > 1 and self.num_gpus not in (None, 0, self.world_size):
             raise ValueError(
@@ -325,6 +336,11 @@ class Model(Part):
                 "leave out num_gpus"
             )
         return self
+
+    def engine_on(self, gpus: float) -> Literal["auto", "vllm", "transformers"]:
+        """Return the engine of a replica that takes so many GPUs; "auto" may fall back."""
+        alone = self.engine == "auto" and gpus > 0 and not self.fallback
+        return "vllm" if alone else self.engine
 
     @property
     def location(self) -> str:

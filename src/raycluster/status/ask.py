@@ -7,14 +7,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from raycluster import health
 from raycluster.errors import RayclusterError
-from raycluster.judge import Health
+from raycluster.judge import Health, judge
 from raycluster.readings import SERVICE_SERIES, read_service
 from raycluster.replicas import LISTENING, Place, http_ports, listening
 from raycluster.status import gpus, prometheus
@@ -90,7 +90,7 @@ class Watcher:
             for model in self._spec.models
         }
         return Standing(
-            seen,
+            _with_fallbacks(seen, asked.look),
             models,
             self._gpus(seen, asked),
             opened(self._spec.cluster.name, self._spec.hosts[0].address),
@@ -128,6 +128,23 @@ class Watcher:
             if host is None or host.connected is not connected:
                 host = self._hosts[connected.host.name] = _Host(connected, self._spec)
             return host
+
+
+def _with_fallbacks(seen: Health, look: Look) -> Health:
+    """Return the health in which a model's fallback is known though another replica answered."""
+    fell: dict[str, tuple[str, str]] = {}
+    for each in look.values():
+        if each.service.engine.fell_back:
+            fell[each.model] = (each.service.engine.engine, each.service.engine.fell_back)
+    if not fell.keys() - {model.name for model in seen.models if model.reason}:
+        return seen
+    models = tuple(
+        m
+        if m.reason or m.name not in fell
+        else replace(m, engine=fell[m.name][0], reason=f"one of its replicas: {fell[m.name][1]}")
+        for m in seen.models
+    )
+    return replace(seen, models=models, problems=judge(seen.spec, seen.state, models))
 
 
 def _moment(look: Look) -> float:

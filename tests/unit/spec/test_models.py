@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from raycluster.services.app import app
+from raycluster.spec import ClusterSpec, Model
 from tests.unit.spec.conftest import Read, Refusal
 
 MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
@@ -21,6 +23,10 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
         (
             'adapters = { a = "/a" }\nengine = "transformers"',
             "adapters need vLLM: leave out `engine`, or the adapters",
+        ),
+        (
+            'fallback = true\nengine = "vllm"',
+            '`fallback` is for engine = "auto": leave out one of them',
         ),
         ('adapters = { m = "/a" }', "two models or adapters are called 'm'"),
         (
@@ -51,3 +57,29 @@ def test_a_model_has_its_own_name_and_those_of_its_adapters(read: Read) -> None:
 def test_the_smallest_number_of_replicas(read: Read, replicas: str, least: int) -> None:
     (model,) = read(f"{MODEL}replicas = {replicas}\n").models
     assert model.least_replicas == least
+
+
+@pytest.mark.parametrize(
+    ("more", "gpus", "engine"),
+    [
+        ({}, 1, "vllm"),
+        ({}, 0.5, "vllm"),
+        ({}, 0, "auto"),
+        ({"fallback": True}, 1, "auto"),
+        ({"engine": "vllm"}, 0, "vllm"),
+        ({"engine": "transformers"}, 1, "transformers"),
+    ],
+)
+def test_vllm_may_not_be_replaced_unasked_on_gpus(
+    more: dict[str, object], gpus: float, engine: str
+) -> None:
+    assert Model.model_validate({"name": "m"} | more).engine_on(gpus) == engine
+
+
+@pytest.mark.parametrize(("gpus", "engine"), [({"head": 1.0}, "vllm"), ({"head": 0.0}, "auto")])
+def test_replicas_are_told_so(gpus: dict[str, float], engine: str) -> None:
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h"}, "models": [{"name": "m"}]}
+    )
+    [told] = app(spec, gpus=gpus, fingerprint="f")["applications"]
+    assert told["args"]["model"]["engine"] == engine

@@ -56,6 +56,17 @@ def test_a_replica_that_remembers_needs_no_second_look() -> None:
     assert now.first_token.p95 == pytest.approx(0.059)
 
 
+def test_one_replica_on_another_engine_is_known_though_another_answers() -> None:
+    ports = Ports()
+    with engines(ports.http[0], ports.http[1]) as [one, two], watching(ports.spec()) as watcher:
+        one.ours.started("vllm", "", {})
+        [model] = watcher.look().health.models
+        assert (model.engine, model.reason) == ("", "")
+        two.ours.started("transformers", "vLLM died", {})
+        [model] = watcher.look().health.models
+    assert (model.engine, model.reason) == ("transformers", "one of its replicas: vLLM died")
+
+
 @pytest.mark.parametrize("remembers", [False, True])
 def test_where_one_does_not_remember_there_is_a_second_look(remembers: bool) -> None:
     ports = Ports()

@@ -57,7 +57,7 @@ def test_watch_goes_on_after_a_failed_look_until_ctrl_c() -> None:
     interrupt = threading.Event()
 
     def stop() -> None:
-        assert interrupt.wait(20)
+        assert interrupt.wait(200)
         _thread.interrupt_main()
 
     threading.Thread(target=stop, daemon=True).start()
