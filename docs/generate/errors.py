@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from docs.generate.text import cell, code, table
 from raycluster.cli import INTERRUPTED
 from raycluster.errors import RayclusterError
+from raycluster.serve.failures import KNOWN, SIGNALS
 
 BESIDE = {
     0: "done, or healthy",
@@ -17,7 +18,7 @@ BESIDE = {
 MEANINGS = {
     1: "an operation failed",
     2: "the command line, the spec or a secret's source is wrong; nothing was started",
-    3: "`status` or `check` found something wrong, or `up` found ports that strangers reach",
+    3: "`status` or `check` found something wrong, or `up` did: another engine than the one asked for, ports that strangers reach",
     4: "`bench` or `drill`: a figure missed its limit",
     5: "another run holds the cluster; it is named",
 }
@@ -56,3 +57,9 @@ def error_classes() -> str:
         for error in classes()
     ]
     return table(("error", "exit code", "is a", "means"), rows)
+
+
+def engine_failures() -> str:
+    """Return the table of the failures of engines that are told in words, with their cures."""
+    rows = [(cell(f.cause), cell(f.cure)) for f in (*KNOWN, *SIGNALS.values())]
+    return table(("cause", "cure"), rows)

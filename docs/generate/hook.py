@@ -23,7 +23,7 @@ if str(CHECKOUT) not in sys.path:
     sys.path.insert(0, str(CHECKOUT))
 
 from docs.generate.commands import commands_reference  # noqa: E402
-from docs.generate.errors import error_classes, exit_codes  # noqa: E402
+from docs.generate.errors import engine_failures, error_classes, exit_codes  # noqa: E402
 from docs.generate.messages import messages_reference  # noqa: E402
 from docs.generate.panels import dashboards_reference  # noqa: E402
 from docs.generate.results import FOLDER, results_reference  # noqa: E402
@@ -34,6 +34,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "commands": commands_reference,
     "exit-codes": exit_codes,
     "error-classes": error_classes,
+    "engine-failures": engine_failures,
     "messages": messages_reference,
     "results": results_reference,
     "dashboards": dashboards_reference,

@@ -19,6 +19,7 @@ from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.replicas import reports
+from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, ENGINE_PATH, WAITING_ROUTE
 from raycluster.services.app import app
@@ -225,7 +226,7 @@ def _wait_until_running(
         raise AppError(
             f"not serving after {timeout:.0f} s: {detail}",
             where=late[0].name if late else "app",
-            hint="raycluster logs app, or raise cluster.app_timeout",
+            hint=cure(detail) or "raycluster logs app, or raise cluster.app_timeout",
         )
 
 
@@ -243,7 +244,7 @@ def _failure(app_: App) -> AppError:
     return AppError(
         f"{cause}\n  the new version does not start; {before}" if before else cause,
         where=app_.name,
-        hint="raycluster logs app shows all that the replicas wrote",
+        hint=cure(cause) or "raycluster logs app shows all that the replicas wrote",
     )
 
 

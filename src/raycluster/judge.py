@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.plan import roles, still_serving
+from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.spec import ClusterSpec
@@ -104,7 +105,8 @@ def _model_problem(model: ModelHealth) -> Problem | None:
         what = f"is {model.app.status.lower().replace('_', ' ')}"
         if before := still_serving(model.app):
             what = f"its new version did not start, {before}"
-        return Problem(model.name, f"{what}: {cause}" if cause else what, "raycluster logs app")
+        told = f"{what}: {cause}" if cause else what
+        return Problem(model.name, told, cure(cause) or "raycluster logs app")
     if model.unready:
         return Problem(model.name, model.unready, "raycluster logs app")
     if model.reason:
@@ -116,5 +118,6 @@ def fell_back(engine: str, reason: str) -> tuple[str, str]:
     """Return what is wrong, and the next step, where another engine than vLLM serves a model."""
     return (
         f"is served by {engine}, not by vLLM: {reason}",
-        'mend that, then `raycluster deploy`; or set engine = "transformers" if that is meant',
+        f"{cure(reason) or 'mend that'}; then `raycluster deploy`; or "
+        'set engine = "transformers" if that is meant',
     )

@@ -132,7 +132,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
 }
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
-    *("serve.settings", "serve.rootcause", "serve.wanted", "serve.needed", "serve.asking.said"),
+    *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
+    "serve.asking.said",
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.

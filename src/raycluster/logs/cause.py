@@ -10,6 +10,7 @@ from typing import Any
 from raycluster.connect import Connected, Fleet
 from raycluster.errors import RayclusterError
 from raycluster.logs.sources import inside
+from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
 from raycluster.spec import ClusterSpec
@@ -45,7 +46,9 @@ def _line(app: App, model: str, last: tuple[str, Mapping[str, Any]] | None) -> s
         replica = f"replica {told['replica']}, " if told["replica"] else ""
         where = f" ({replica}process {told['pid']} on {host})"
         cause = cause or told["cause"]
-    return f"{model}: {state}: {(cause or 'Serve gives no reason')[:_LONGEST]}{where}"
+    step = cure(cause)
+    told = f"{model}: {state}: {(cause or 'Serve gives no reason')[:_LONGEST]}{where}"
+    return f"{told}\n  next: {step}" if step else told
 
 
 def _said(

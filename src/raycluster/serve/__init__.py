@@ -1,5 +1,5 @@
 """What runs on the cluster, inside Ray Serve; it travels there as files.
 
-It imports nothing else of ours; `settings`, `rootcause`, `wanted` and `asking` are shared with the
-laptop.
+It imports nothing else of ours; `settings`, `rootcause`, `failures`, `wanted` and `asking` are
+shared with the laptop.
 """

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from raycluster.serve.failures import ended, known
+
 MARK = "raycluster root cause: "
 LONGEST = 400
 
@@ -15,7 +17,7 @@ _LOG_PREFIX = re.compile(
     r"(?:(?:CRITICAL|ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"
 )
 _EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Warning|Failure)(?::\s|$)"
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Warning|Failure)(?:_\w+)?(?::\s|$)"
 )
 _ELSEWHERE = re.compile(
     r"\b(?:see|check) (?:the )?(?:root cause|stack trace|error|logs?)\b", re.IGNORECASE
@@ -50,7 +52,7 @@ def one_line(error: BaseException) -> str:
 
 def last_exception(text: str) -> str:
     """Return the last exception line in a log that does not point elsewhere, or ""."""
-    lines = [_LOG_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
+    lines = _plain(text).split("\n")
     for at in range(len(lines) - 1, -1, -1):
         if _EXCEPTION.match(lines[at]) and not _ELSEWHERE.search(lines[at]):
             return _shorten(_with_continuation(lines, at))
@@ -59,12 +61,23 @@ def last_exception(text: str) -> str:
 
 def explain(error: BaseException, written: str) -> str:
     """Return why an engine did not start: from its exception, or from what its processes wrote."""
-    killed = _KILLED.search(str(error))
-    if killed:
-        return f"the engine's process was ended by signal {killed[1]} (9: probably out of memory)"
+    if killed := _KILLED.search(str(error)):
+        return ended(int(killed[1]))
+    lines = _plain(written)
     if not _ELSEWHERE.search(str(error)):
-        return one_line(error)
-    return last_exception(written) or one_line(error)
+        return _named(one_line(error), f"{type(error).__name__}: {error}", lines)
+    last = last_exception(written)
+    return _named(last, last, lines) or one_line(error)
+
+
+def _named(told: str, error: str, written: str) -> str:
+    """Return what is told of an error, in words where it is a known one."""
+    words = known(error, written) if told else ""
+    return _shorten(" ".join(words.split())) if words else told
+
+
+def _plain(log: str) -> str:
+    return "\n".join(_LOG_PREFIX.sub("", line).rstrip() for line in log.splitlines())
 
 
 def why_dead(error: BaseException, written: str) -> str:
@@ -74,8 +87,9 @@ def why_dead(error: BaseException, written: str) -> str:
     """
     if not _ELSEWHERE.search(str(error)):
         return one_line(error)
-    theirs = [line for line in written.splitlines() if line.startswith(_OF_ENGINE)]
-    return last_exception("\n".join(theirs)) or "its process ended without an error (killed?)"
+    theirs = "\n".join(line for line in written.splitlines() if line.startswith(_OF_ENGINE))
+    last = last_exception(theirs)
+    return _named(last, last, _plain(theirs)) or "its process ended without an error (killed?)"
 
 
 def _with_continuation(lines: list[str], at: int) -> str:
