@@ -18,7 +18,8 @@ BESIDE = {
 MEANINGS = {
     1: "an operation failed",
     2: "the command line, the spec or a secret's source is wrong; nothing was started",
-    3: "`status` or `check` found something wrong, or `up` did: another engine than the one asked for, ports that strangers reach",
+    3: "`status` or `check` found something wrong, or `up` did: another engine than the one that "
+    "was asked for, ports that strangers reach",
     4: "`bench` or `drill`: a figure missed its limit",
     5: "another run holds the cluster; it is named",
 }
