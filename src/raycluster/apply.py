@@ -12,7 +12,7 @@ from raycluster.errors import CommandError, HostError, PortInUseError, Raycluste
 from raycluster.events import Event
 from raycluster.images import bring_images
 from raycluster.leave import drain, forget
-from raycluster.observe import observe, push_live, read_facts
+from raycluster.observe import observe, push_live, read_facts, read_gpus, read_listening
 from raycluster.payload import code_files, members_file, secret_files
 from raycluster.plan import (
     EVERYTHING,
@@ -22,7 +22,9 @@ from raycluster.plan import (
     Reload,
     Remove,
     Start,
+    check_counted,
     check_gpus,
+    check_host_gpus,
     desired,
     gpus_of,
     moved_hosts,
@@ -123,6 +125,8 @@ def _prepare(
     """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
     hosts = {s.host for s in starts}
     facts = all_or_raise(work.fleet.each(hosts, lambda c: read_facts(c.transport)))
+    nodes = {s.host for s in starts if s.process.role in RAY_ROLES}
+    all_or_raise({n: _gpus_answer(work.fleet[n].host, facts[n]) for n in nodes})
     if facts.keys() == {h.name for h in work.spec.hosts}:
         check_gpus(work.spec, {h.name: gpus_of(h, facts[h.name]) for h in work.spec.hosts})
 
@@ -149,6 +153,29 @@ def _prepare(
     return prepared
 
 
+def _gpus_answer(host: ResolvedHost, facts: Facts) -> HostError | None:
+    try:
+        check_host_gpus(host, facts)
+    except HostError as error:
+        return error
+    return None
+
+
+def check_nodes_gpus(work: Work, state: ClusterState) -> None:
+    """Raise HostError where Ray counts fewer GPUs than the cluster shall use; tell of ill ones."""
+    nodes = {h.name: n for h in work.spec.hosts if h.gpus != 0 and (n := state.node(h))}
+
+    def compare(connected: Connected) -> None:
+        host, facts = connected.host, Facts()
+        if host.gpus == "all":
+            facts = replace(facts, gpus=read_gpus(connected.transport))
+        check_counted(host, facts, nodes[host.name].gpus)
+        if trouble := facts.gpus.problem:
+            work.listen(Event(host.name, f"{trouble.what}; {trouble.hint}", "note"))
+
+    all_or_raise(work.fleet.each(nodes, compare))
+
+
 def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus: bool) -> None:
     """Compare the Ray nodes that are to be started with those that stay."""
     nodes = {(h.name, h.role): h for h in work.spec.hosts}
@@ -168,12 +195,6 @@ def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus
 
 def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
     """Raise HostError where the host cannot hold the process."""
-    if isinstance(host.gpus, int) and host.gpus > len(facts.gpus):
-        raise HostError(
-            f"gpus = {host.gpus}, and the host has {len(facts.gpus)}",
-            where=host.name,
-            hint="correct `gpus`, or look at nvidia-smi on the host",
-        )
     program = start.process.program
     if program and host.runs_own_programs and program not in facts.programs:
         raise HostError(
@@ -225,7 +246,7 @@ def wait_for_service(connected: Connected, process: Process) -> None:
 
     def listens() -> bool | None:
         _raise_if_dead(connected, process.role)
-        listening = read_facts(connected.transport).listening
+        listening = read_listening(connected.transport)
         return True if listening.issuperset(process.ports.values()) else None
 
     if wait_for(listens, timeout=SERVICE_S) is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from raycluster.accelerators.choice import chosen, lack
+from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Facts, Process, Secret
@@ -15,6 +18,7 @@ from raycluster.plan import (
     Start,
     check_addresses,
     check_gpus,
+    check_host_gpus,
     check_machines,
     desired,
     gpus_of,
@@ -42,7 +46,13 @@ def check_hosts(spec: ClusterSpec, fleet: Fleet) -> tuple[Finding, ...]:
     reached = fleet.reach(spec.hosts, lambda connected: connected.address)
     addresses = {n: a for n, a in reached.items() if isinstance(a, str)}
     findings: list[Finding] = []
-    looked = fleet.each(addresses, lambda c: tuple(_look(spec, c, addresses)))
+    facts: dict[str, Facts] = {}
+
+    def look(connected: Connected) -> tuple[Finding, ...]:
+        facts[connected.host.name] = read_facts(connected.transport)
+        return tuple(_look(spec, connected, facts[connected.host.name], addresses))
+
+    looked = fleet.each(addresses, look)
     for host in spec.hosts:
         result = reached[host.name]
         if isinstance(result, RayclusterError):
@@ -54,20 +64,23 @@ def check_hosts(spec: ClusterSpec, fleet: Fleet) -> tuple[Finding, ...]:
             findings.append(Finding(host.name, "host", False, seen.what, seen.hint))
         else:
             findings += seen
-    findings += _whole(spec, fleet, addresses)
-    return tuple(findings)
+    whole = _whole(spec, fleet, addresses)
+    return (*findings, *(whole or _gpus(spec, facts)))
 
 
-def _look(spec: ClusterSpec, connected: Connected, addresses: dict[str, str]) -> Iterator[Finding]:
+def _look(
+    spec: ClusterSpec, connected: Connected, facts: Facts, addresses: dict[str, str]
+) -> Iterator[Finding]:
     host = connected.host
-    facts = read_facts(connected.transport)
-    yield _runtime(connected)
+    usable = _runtime(connected)
+    yield usable
     running = _running(connected)
     starts = [
         Start(host.name, process, "", replaces=process.role in running)
         for process in _processes(spec, host, addresses)
     ]
     yield _fits(host, facts, starts)
+    yield _gpus_of(connected, facts, starts, usable=usable.passed)
     yield _disk(host, facts)
     yield _clock(host, facts)
     yield from _neighbours(spec, connected, addresses)
@@ -102,11 +115,37 @@ def _fits(host: ResolvedHost, facts: Facts, starts: list[Start]) -> Finding:
             check_facts(host, start, facts)
     except HostError as error:
         return Finding(host.name, "resources", False, error.what, error.hint)
-    gpus = f"{len(facts.gpus)} GPU ({facts.gpus[0]})" if facts.gpus else "no GPU"
     memory = facts.memory_bytes / 2**30
     return Finding(
-        host.name, "resources", True, f"{facts.cpus} CPU, {memory:.0f} GiB, {gpus}, ports are free"
+        host.name, "resources", True, f"{facts.cpus} CPU, {memory:.0f} GiB, ports are free"
     )
+
+
+def _gpus_of(connected: Connected, facts: Facts, starts: list[Start], *, usable: bool) -> Finding:
+    """Try all that `up` needs of the host's GPUs: the driver, the choice, the way into a box."""
+    host = connected.host
+    if host.gpus == 0:
+        return Finding(host.name, "GPUs", True, "none is used: gpus = 0")
+    try:
+        check_host_gpus(host, facts)
+        if usable and starts:
+            connected.runtime.outlook(starts[0].process, ())
+    except HostError as error:
+        return Finding(host.name, "GPUs", False, error.what, error.hint)
+    return Finding(host.name, "GPUs", True, _told(chosen(host.gpus, facts.gpus)))
+
+
+def _told(devices: Sequence[Device]) -> str:
+    """Return the devices in words, those that are alike together."""
+    if not devices:
+        return "none: models run on CPUs"
+    kinds = Counter((d.name, d.memory_total_bytes) for d in devices)
+    each = [
+        f"{count} x {name}" + (f" ({size / 2**30:.0f} GiB)" if size else "")
+        for (name, size), count in kinds.items()
+    ]
+    driver = f", driver {devices[0].driver}" if devices[0].driver else ""
+    return ", ".join(each) + driver
 
 
 def _disk(host: ResolvedHost, facts: Facts) -> Finding:
@@ -167,11 +206,13 @@ def _whole(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[F
         check_machines(all_or_raise(fleet.each(addresses, machine)))
     except RayclusterError as error:
         return [Finding("cluster", "addresses", False, error.what, error.hint)]
-    return _gpus(spec, fleet, addresses)
+    return []
 
 
-def _gpus(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
-    facts = all_or_raise(fleet.each(addresses, lambda c: read_facts(c.transport)))
+def _gpus(spec: ClusterSpec, facts: dict[str, Facts]) -> list[Finding]:
+    """Compare the models with all GPUs, where each host has told of its own."""
+    if not all(h.name in facts and not lack(h.gpus, facts[h.name].gpus) for h in spec.hosts):
+        return []
     try:
         check_gpus(spec, {h.name: gpus_of(h, facts[h.name]) for h in spec.hosts})
     except RayclusterError as error:

@@ -10,6 +10,7 @@ from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from raycluster.accelerators.host import has_nvidia, quick_script
 from raycluster.contracts import Runtime, Transport
 from raycluster.errors import HostError, RayclusterError, raise_together
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -74,8 +75,11 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
 
 
 def _engine(host: ResolvedHost, transport: Transport) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what uv shall install, and with what arguments, for the host's GPUs or for none."""
-    if host.gpus != 0 and transport.run(("sh", "-c", "command -v nvidia-smi")).exit_code == 0:
+    """Return what uv shall install, and with what arguments, for the host's GPUs or for none.
+
+    GPUs whose driver does not answer count: with it mended, they are what is meant.
+    """
+    if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
         return GPU_REQUIREMENTS, ()
     return CPU_REQUIREMENTS, ("--torch-backend", "cpu")
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+from raycluster.accelerators.values import Accelerators, Choice
+
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
 TEMP = "{temp}"
@@ -125,7 +127,8 @@ class Transport(Shell, Protocol):
         ...
 
 
-Gpus = int | Literal["all"]
+Gpus = Choice
+"""All of a host's GPUs, the first so many, or those with these indices or UUIDs."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ class Facts:
     `epoch` is the host's clock. `programs` are those of PROGRAMS that are installed.
     """
 
-    gpus: tuple[str, ...] = ()
+    gpus: Accelerators = field(default_factory=Accelerators)
     cpus: int = 0
     memory_bytes: int = 0
     disk_free_bytes: int = 0

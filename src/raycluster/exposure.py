@@ -11,7 +11,7 @@ import httpx
 
 from raycluster.connect import Connected, Fleet
 from raycluster.errors import DegradedError, HostError, RayclusterError
-from raycluster.observe import read_facts
+from raycluster.observe import read_listening
 from raycluster.services.firewall import cluster_ports
 from raycluster.spec import ClusterSpec
 from raycluster.transports.http import http_client
@@ -56,7 +56,7 @@ def open_ports(spec: ClusterSpec, connected: Connected) -> tuple[Open, ...]:
     if spec.firewall.check == "public" and not ip_address(address).is_global:
         return ()
     try:
-        listening = read_facts(connected.transport).listening
+        listening = read_listening(connected.transport)
     except HostError:
         return ()
     ranges = cluster_ports(spec)

@@ -8,9 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from raycluster.accelerators import host as gpus_of_host
+from raycluster.accelerators.values import Accelerators, Trouble
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import PROGRAMS, Facts, Secret, Shell, Transport, file_mode, live_id_path
-from raycluster.errors import CommandError, HostError, RayclusterError
+from raycluster.errors import (
+    CommandError,
+    ConnectionLostError,
+    HostError,
+    RayclusterError,
+    UnreachableError,
+)
 from raycluster.ray_api import RayApi
 from raycluster.services.firewall import read_script
 from raycluster.services.gateway import GATEWAY
@@ -23,17 +31,22 @@ _READ_RECORDS = f'cd "$RAYCLUSTER_ROOT" && cat {TOKEN_FILE} && echo && cat {MEMB
 
 _MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
 
+_LISTENING = (
+    """awk '$4 == "0A" {split($2, a, ":"); print "listen", a[2]}' """
+    "/proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
+)
 _READ_FACTS = """
 echo cpus "$(getconf _NPROCESSORS_ONLN)"
 awk '/^MemTotal/ {print "memory", $2 * 1024}' /proc/meminfo
 df -Pk / | awk 'NR == 2 {print "disk", $4 * 1024}'
-awk '$4 == "0A" {split($2, a, ":"); print "listen", a[2]}' /proc/net/tcp /proc/net/tcp6 2>/dev/null
+LISTEN
 echo epoch "$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 for program in {programs}; do command -v "$program" >/dev/null && echo program "$program"; done
-nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | sed 's/^/gpu /'
 true
-""".replace("{programs}", " ".join(PROGRAMS))
+""".replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", _LISTENING)
+GPUS_S = 75.0
+"""Seconds for all questions about GPUs; each of them has its own limit on the host."""
 
 
 def observe(
@@ -110,26 +123,53 @@ def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secre
 
 def read_facts(transport: Transport) -> Facts:
     """Return what the host offers. Raises HostError."""
-    done = transport.run(("sh", "-c", _READ_FACTS))
+    values = _told(transport, _READ_FACTS)
+    return Facts(
+        gpus=read_gpus(transport),
+        cpus=int(values["cpus"][0]),
+        memory_bytes=int(float(values["memory"][0])),
+        disk_free_bytes=int(float(values["disk"][0])),
+        listening=_ports(values),
+        epoch=float(values["epoch"][0]),
+        programs=frozenset(values.get("program", ())),
+    )
+
+
+def read_listening(transport: Transport) -> frozenset[int]:
+    """Return the ports on which the host listens. Raises HostError."""
+    return _ports(_told(transport, _LISTENING))
+
+
+def read_gpus(transport: Transport) -> Accelerators:
+    """Return the host's GPUs, or why they do not answer. Raises HostError."""
+    try:
+        done = transport.run(("sh", "-c", gpus_of_host.script()), timeout=GPUS_S)
+    except (ConnectionLostError, UnreachableError):
+        raise
+    except HostError as error:  # it did not end: a driver that hangs cannot even be killed
+        return Accelerators(
+            problem=Trouble(
+                f"the host cannot tell its GPUs: {error.what}",
+                "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot it",
+            )
+        )
+    return gpus_of_host.read(done.text)
+
+
+def _told(transport: Transport, script: str) -> dict[str, list[str]]:
+    """Return the lines that a script printed, by their first word. Raises HostError."""
+    done = transport.run(("sh", "-c", script))
     if done.exit_code != 0:
         raise CommandError(
             f"cannot read the host's facts: {done.stderr.decode(errors='replace').strip()}",
             where=transport.address,
             status=done.exit_code,
         )
-    values: dict[str, list[str]] = {}
-    for line in done.text.splitlines():
-        key, _, value = line.partition(" ")
-        values.setdefault(key, []).append(value)
-    return Facts(
-        gpus=tuple(values.get("gpu", ())),
-        cpus=int(values["cpus"][0]),
-        memory_bytes=int(float(values["memory"][0])),
-        disk_free_bytes=int(float(values["disk"][0])),
-        listening=frozenset(int(port, 16) for port in values.get("listen", ())),
-        epoch=float(values["epoch"][0]),
-        programs=frozenset(values.get("program", ())),
-    )
+    return gpus_of_host.by_word(done.text)
+
+
+def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
+    return frozenset(int(port, 16) for port in values.get("listen", ()))
 
 
 def machine(connected: Connected) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from raycluster.accelerators import choice
 from raycluster.contracts import Facts, Found, Process, Secret
 from raycluster.errors import HostError, SpecError
 from raycluster.rollout import Rollout, plan_rollout, restarts, same
@@ -25,6 +26,11 @@ from raycluster.spec.gpus import lacking_gpus
 from raycluster.state import App, ClusterState, RayNode
 
 ATTEMPT = "attempt"
+HIDING = (
+    *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
+    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+)
+"""Variables that take GPUs out of Ray's sight."""
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
 SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus, grafana)
@@ -287,7 +293,55 @@ def check_machines(machines: Mapping[str, str]) -> None:
 
 def gpus_of(host: ResolvedHost, facts: Facts) -> int:
     """Return how many GPUs of a host the cluster uses."""
-    return len(facts.gpus) if host.gpus == "all" else host.gpus
+    return choice.count(host.gpus, facts.gpus)
+
+
+def check_host_gpus(host: ResolvedHost, facts: Facts) -> None:
+    """Raise HostError where the host cannot give the GPUs that the spec wants of it.
+
+    A driver that does not answer is one: a cluster on its CPUs is nothing to start unasked.
+    """
+    if trouble := choice.lack(host.gpus, facts.gpus):
+        raise HostError(trouble.what, where=host.name, hint=trouble.hint)
+    if not gpus_of(host, facts) or facts.gpus.vendor != "amd":
+        return
+    if host.makes_environment:
+        raise HostError(
+            "the host has AMD's GPUs, and the environment that is made is for NVIDIA's",
+            where=host.name,
+            hint="name a Python with Ray and vLLM for ROCm in runtime.python, or set gpus = 0",
+        )
+    if host.runs_own_programs and facts.gpus.denied:
+        raise HostError(
+            f"user {facts.gpus.denied} may not use /dev/kfd, through which AMD's GPUs are used",
+            where=host.name,
+            hint="`sudo usermod -aG render,video USER`, then log in again",
+        )
+
+
+def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:
+    """Raise HostError where Ray counts fewer GPUs of a host than the cluster uses."""
+    wanted = gpus_of(host, facts)
+    if counted >= wanted:
+        if host.gpus == "all" and not counted and facts.gpus.problem:
+            check_host_gpus(host, facts)
+        return
+    env = host.runtime.env or {}
+    hiding = [name for name in HIDING if name in env]
+    if hiding:
+        hint = f"take {hiding[0]} out of runtime.env, and name GPUs by `gpus`"
+    elif host.runs_own_programs:
+        hint = f"raycluster exec {host.name} -- nvidia-smi -L, and then raycluster up"
+    else:
+        hint = (
+            f"raycluster exec {host.name} -- nvidia-smi -L: the container does not see them all; "
+            "look at the container toolkit, and restart the node after a change of the driver"
+        )
+    raise HostError(
+        f"Ray counts {counted:g} of the {wanted} GPUs that the cluster uses of this host",
+        where=host.name,
+        hint=hint,
+    )
 
 
 def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:

@@ -18,7 +18,7 @@ from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed, Seen
 from raycluster.forecast.whole import Forecast, forecast, starting_models
 from raycluster.hub_api import read_hub
 from raycluster.observe import read_facts
-from raycluster.plan import Action, Start, desired
+from raycluster.plan import Action, Start, check_host_gpus, desired
 from raycluster.registry_api import image_sizes
 from raycluster.serve.settings import ENGINE_PATH
 from raycluster.serve.wanted import Wanted, is_path, wanted
@@ -108,6 +108,8 @@ def _host(
     env = {**process.env, **work.spec.env}
     folders = {w: _folder(w, env) for w in models}
     facts = read_facts(connected.transport)
+    if any(p.role in RAY_ROLES for p in starts):
+        check_host_gpus(host, facts)
     outlook = connected.runtime.outlook(process, list(folders.values()))
     starts_anew = any(p.role in RAY_ROLES for p in starts)
     # Who runs the daemon may read what the user may not; so a node that runs on is asked. One that

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from raycluster.apply import apply_nodes, refresh, wait_for_nodes
+from raycluster.apply import apply_nodes, check_nodes_gpus, refresh, wait_for_nodes
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
@@ -107,6 +107,8 @@ def _up(
     password = _grafana_password(fleet, actions)
     if not only.app:
         return Outcome(actions, (), password)
+    if spec.models:
+        check_nodes_gpus(work, state)
     change = plan_deploy(work, state)
     if change:
         if not starts:

@@ -18,6 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # From the bottom up. A module may import what stands on a lower line, and its own family.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("accelerators", "accelerators.*"),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
     ("serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
@@ -59,11 +60,12 @@ FAMILIES = (
     "export",
     *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
     *("logs", "bundle"),
-    *("sizing", "forecast"),
+    *("sizing", "forecast", "accelerators"),
     *("transports.ssh", "runtimes.docker", "runtimes.native"),
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
+    *("accelerators", "accelerators.*"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "contracts", "events", "tested", "spec", "spec.*", "state"),

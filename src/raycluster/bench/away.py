@@ -36,7 +36,7 @@ from raycluster.poll import wait_for
 
 PARTS = (
     *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py"),
-    *("bench", "openai_wire", "serve"),
+    *("accelerators", "bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
 _LOOK_S = 60.0

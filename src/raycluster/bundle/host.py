@@ -15,6 +15,7 @@ from raycluster.bundle.parts import FILE, Parts
 from raycluster.bundle.redact import is_secret_name, secret_values
 from raycluster.connect import Connected
 from raycluster.errors import HostError
+from raycluster.observe import read_gpus
 from raycluster.plan import roles
 from raycluster.replicas import LISTENING, http_ports, listening
 from raycluster.services.ray_node import RAY_ROLES
@@ -68,6 +69,8 @@ def gather(connected: Connected, spec: ClusterSpec, limit: int) -> Parts:
     host = connected.host
     _script(parts, "system.txt", connected.transport, ("sh", "-c", _SYSTEM))
     name = spec.cluster.name
+    with parts.trying("gpus.json"):
+        parts.add("gpus.json", _json(asdict(read_gpus(connected.transport))))
     _script(parts, "docker.txt", connected.transport, ("sh", "-c", _DOCKER, name))
     there: list[str] = []  # what cannot even be listed would let each look at it wait in vain
     with parts.trying("processes.json"):

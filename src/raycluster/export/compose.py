@@ -112,8 +112,10 @@ def _service(design: Design, host: ResolvedHost, part: Role) -> dict[str, Any]:
     if part.is_node:
         service["pull_policy"] = host.runtime.pull or "missing"
     if gpus := design.gpus[host.name] if process.gpus else 0:
-        count = "all" if process.gpus == "all" else gpus
-        device = {"driver": "nvidia", "count": count, "capabilities": ["gpu"]}
+        which: dict[str, Any] = {"count": "all" if process.gpus == "all" else gpus}
+        if isinstance(process.gpus, tuple):
+            which = {"device_ids": [str(each) for each in process.gpus]}
+        device = {"driver": "nvidia", **which, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     return service
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+from raycluster.accelerators.choice import named
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.observe import read_facts
-from raycluster.plan import gpus_of
+from raycluster.plan import check_host_gpus, gpus_of
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 
@@ -16,15 +17,17 @@ def look(spec: ClusterSpec, fleet: Fleet) -> tuple[dict[str, str], dict[str, int
     Only hosts whose table in the spec does not say both are connected to. Raises HostError.
     """
     addresses = {host.name: _address(spec, host) for host in spec.hosts}
-    gpus = {host.name: host.gpus for host in spec.hosts}
+    gpus = {host.name: named(host.gpus) for host in spec.hosts}
     unknown = [h for h in spec.hosts if not addresses[h.name] or h.gpus == "all"]
 
     def ask(connected: Connected) -> tuple[str, int]:
-        return connected.address, gpus_of(connected.host, read_facts(connected.transport))
+        facts = read_facts(connected.transport)
+        check_host_gpus(connected.host, facts)
+        return connected.address, gpus_of(connected.host, facts)
 
     seen = all_or_raise(fleet.reach(unknown, ask))
     told = {name: address or seen[name][0] for name, address in addresses.items()}
-    counts = {name: seen[name][1] if count == "all" else count for name, count in gpus.items()}
+    counts = {name: seen[name][1] if count is None else count for name, count in gpus.items()}
     return told, counts
 
 

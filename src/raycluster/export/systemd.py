@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from raycluster import templates
+from raycluster.accelerators.choice import visible
 from raycluster.contracts import ROOT, TEMP, Process, file_mode
 from raycluster.errors import SpecError
 from raycluster.export.design import APP_FILE, CAPABILITIES, Design, Role, roles, sender
@@ -159,9 +160,8 @@ def quoted(argument: str) -> str:
 
 
 def _environment(design: Design, process: Process, path: str) -> bytes:
-    gpus = {}
-    if isinstance(process.gpus, int):
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(process.gpus)))}
+    devices = visible(process.gpus)
+    gpus = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     values: Mapping[str, str] = {
         "LANG": "C.UTF-8",
         "PATH": path,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raycluster.contracts import Facts
+from raycluster.accelerators.choice import chosen, lack
+from raycluster.contracts import Facts, Gpus
 from raycluster.forecast.seen import Files, Seen
 from raycluster.plan import gpus_of
 from raycluster.serve.wanted import Wanted
@@ -76,7 +76,7 @@ def forecast_models(
     gpus = {
         host.name: gpus_of(host, there.facts)
         for host in spec.hosts
-        if (there := seen.hosts.get(host.name))
+        if (there := seen.hosts.get(host.name)) and not lack(host.gpus, there.facts.gpus)
     }
     return tuple(
         _forecast(spec, model, wanted.get(model.name), seen, gpus)
@@ -88,7 +88,8 @@ def forecast_models(
 def _forecast(
     spec: ClusterSpec, model: Model, wanted: Wanted | None, seen: Seen, gpus: Mapping[str, int]
 ) -> ModelForecast:
-    each = model.each_gpus if any(gpus.values()) else 0
+    silent = seen.hosts.keys() - gpus.keys()
+    each = model.each_gpus if any(gpus.values()) or silent else 0
     files, why = _files(wanted, seen)
     shape = read_shape(files.config) if files.config else Shape()
     fits: dict[str, Fit] = {}
@@ -96,14 +97,14 @@ def _forecast(
     ask = ask_of(model, gpus=each, env=spec.env)
     for host in spec.hosts:
         there = seen.hosts.get(host.name)
-        if there is None:
+        if there is None or host.name not in gpus:  # or its GPUs do not answer
             fits[host.name] = Fit()
             continue
         if gpus[host.name] < 1 if each else host.num_cpus == 0:
             continue
         ask = ask_of(model, gpus=each, env={**(host.runtime.env or {}), **spec.env})
         load = load_of(ask, shape, files.weights(_load_format(model)))
-        memory = gpu_memory(there.facts, gpus[host.name]) if each else there.facts.memory_bytes
+        memory = gpu_memory(there.facts, host.gpus) if each else there.facts.memory_bytes
         fits[host.name] = fit(ask, shape, load, memory, gpu=bool(each))
     doubts = (why,) if why else load.doubts
     return ModelForecast(
@@ -137,14 +138,10 @@ def _files(wanted: Wanted | None, seen: Seen) -> tuple[Files, str]:
     return Files(), "its config was found neither on the hosts nor on the hub"
 
 
-def gpu_memory(facts: Facts, used: int) -> int | None:
-    """Return the bytes of the smallest of the GPUs that are used, as nvidia-smi tells them."""
-    sizes = [
-        int(match[1]) << 20
-        for gpu in facts.gpus[: used or None]
-        if (match := re.search(r"(\d+) MiB\s*$", gpu))
-    ]
-    return min(sizes, default=None)
+def gpu_memory(facts: Facts, gpus: Gpus) -> int | None:
+    """Return the bytes of the smallest of the GPUs that are used, None where none tells."""
+    sizes = [d.memory_total_bytes for d in chosen(gpus, facts.gpus)]
+    return min((size for size in sizes if size), default=None)
 
 
 def together(spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]) -> Problem | None:

@@ -34,8 +34,8 @@ from raycluster.contracts import (
 )
 from raycluster.errors import HostError, ImageError
 from raycluster.runtimes.docker_errors import Edge
-from raycluster.runtimes.docker_gpus import gpu_options
-from raycluster.runtimes.docker_http import open_client
+from raycluster.runtimes.docker_gpus import GpuOptions, gpu_options
+from raycluster.runtimes.docker_http import newest_info, open_client
 from raycluster.runtimes.docker_image import Images
 from raycluster.runtimes.docker_options import (
     CLUSTER,
@@ -102,6 +102,7 @@ class DockerRuntime:
         Raises ImageError without an image, and for a Ray node without ray in it.
         """
         with self._edge.translated(f"preparing {process.image}"):
+            self._gpus(process)  # what cannot be handed on is said before anything is brought
             self._images.bring(process.image, tell, process.login)
             self._discard(self._listed(ONEOFF))  # a killed run could not remove its own
             if process.role.partition("-")[0] not in RAY_ROLES:
@@ -134,8 +135,12 @@ class DockerRuntime:
                     raise ImageError(f"cannot load an image: {event['error']}", where=self._host)
 
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:
-        """Return whether the image is there, and where on the host the container's paths lie."""
+        """Return whether the image is there, and where on the host the container's paths lie.
+
+        Raises RuntimeUnavailableError where Docker cannot hand on the process's GPUs.
+        """
         with self._edge.translated(f"looking for {process.image}"):
+            self._gpus(process)
             held = self._images.held(process.image)
             root = str(self._looker.info().get("DockerRootDir") or "")
             home = self._home(process)
@@ -155,8 +160,7 @@ class DockerRuntime:
         """Replace the role's container; one that ends at once is an error with its last line."""
         name = container_name(self._cluster, process.role)
         with self._edge.translated(f"starting {name}"):
-            info = self._client.info() if process.gpus else {}
-            gpus = gpu_options(info, self._transport, process.gpus, self._host)
+            gpus = self._gpus(process)
             if process.gpus and not gpus:
                 tell("no GPU here that Docker can hand on: starting without")
             options = container_options(
@@ -176,6 +180,10 @@ class DockerRuntime:
                     self._client.remove_container(name, force=True)
                 raise
             self._check_runs(name)
+
+    def _gpus(self, process: Process) -> GpuOptions | None:
+        info = newest_info(self._client) if process.gpus else {}
+        return gpu_options(info, self._transport, process.gpus, self._host)
 
     def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:
         """Remove containers, and without a role also volumes and networks; return their names."""

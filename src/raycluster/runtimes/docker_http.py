@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,26 @@ BLOCK = 32704  # one SSH packet of paramiko's default size holds it whole
 def open_client(opener: Opener, *, timeout: float = 60.0) -> docker.APIClient:
     """Return a client that has sent nothing yet; `timeout` in seconds is that of each answer."""
     return _Client(opener, timeout)
+
+
+def newest_info(client: docker.APIClient) -> dict[str, Any]:
+    """Return what the daemon says about itself, in the newest version of its own API.
+
+    Older versions lack what came since: devices by name (CDI) are told since 1.50.
+    """
+    told: dict[str, Any] = client.info()
+    offered = str(client.version().get("ApiVersion") or "")
+    if not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", offered):
+        return told
+    if _number(offered) <= _number(str(client.api_version)):
+        return told
+    answer = client.get(f"{client.base_url}/v{offered}/info", timeout=client.timeout)
+    newest = answer.json() if answer.ok else None
+    return newest if isinstance(newest, dict) else told
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 class _Client(docker.APIClient):

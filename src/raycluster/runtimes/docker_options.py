@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import docker
 from docker.types import LogConfig, Mount
 
 from raycluster.contracts import ROOT, TEMP, Files, Process, Versions, Volume, file_mode
+from raycluster.runtimes.docker_gpus import GpuOptions
 
 FOLDER = "/raycluster"
 CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
@@ -44,9 +45,10 @@ def labels(cluster: str, process: Process, versions: Versions) -> dict[str, str]
 
 
 def container_options(
-    client: docker.APIClient, cluster: str, process: Process, home: str, gpus: Mapping[str, Any]
+    client: docker.APIClient, cluster: str, process: Process, home: str, gpus: GpuOptions | None
 ) -> dict[str, Any]:
     """Return what `create_container` takes beside image, name and labels; sends nothing."""
+    gpus = gpus or GpuOptions()
     argv = [_rooted(part) for part in process.argv]
     bind = ["NET_BIND_SERVICE"] if any(port < 1024 for port in process.ports.values()) else []
     host_config = client.create_host_config(
@@ -61,12 +63,12 @@ def container_options(
         cap_add=[*CAPABILITIES, *bind],
         security_opt=["no-new-privileges:true"],
         mounts=[_own_volume(cluster), *_mounts(process, home)],
-        **gpus,
+        **gpus.host,
     )
     return {
         "entrypoint": argv[:1],
         "command": argv[1:],
-        "environment": _environment(process),
+        "environment": {**gpus.environment, **_environment(process)},
         "host_config": host_config,
         "use_config_proxy": False,
     }

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from raycluster.accelerators.choice import visible
 from raycluster.contracts import (
     ROOT,
     TEMP,
@@ -197,7 +198,10 @@ def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:
 
 def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str, str]:
     root = facts["root"]
-    gpus = {} if process.gpus == "all" else {"CUDA_VISIBLE_DEVICES": _devices(process.gpus)}
+    devices = visible(process.gpus)
+    gpus = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    if devices is not None and facts.get("amd"):
+        gpus["HIP_VISIBLE_DEVICES"] = devices
     return {
         "LANG": "C.UTF-8",
         **facts["environment"],
@@ -214,10 +218,6 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
 
 def _placed(value: str, facts: Mapping[str, Any]) -> str:
     return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
-
-
-def _devices(count: int) -> str:
-    return ",".join(str(number) for number in range(count))
 
 
 def _found(told: Mapping[str, Any]) -> Found:

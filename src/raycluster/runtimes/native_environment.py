@@ -172,10 +172,7 @@ _OLD_GLIBC = "the wheels need glibc 2.31 (x86_64) or 2.34 (aarch64): use Docker 
 _HINTS = (
     ("No space left", "free some space, or point HOME at a larger disk"),
     ("ensurepip", "apt install python3-venv, or install uv on the host"),
-    (
-        "no wheels with a matching",
-        "the wheels need glibc 2.31 (x86_64) or 2.34 (aarch64): use Docker",
-    ),
+    ("no wheels with a matching", _OLD_GLIBC),
     ("no usable wheels", _OLD_GLIBC),
     ("No solution found", "correct the versions that the spec asks for"),
     ("was not found in the", "correct the versions that the spec asks for"),

@@ -53,6 +53,7 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         "home": str(home()),
         "environment": {n: os.environ[n] for n in PASSED if n in os.environ},
         "system_path": SYSTEM_PATH,
+        "amd": Path("/dev/kfd").exists(),
         "uv": str(uv[0]) if uv else "",
         "uv_cache": (home() / ".cache/uv").is_dir(),
         "complete": [e.parent.name for e in at.root.glob("env-*/.complete")],

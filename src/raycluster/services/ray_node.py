@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raycluster.accelerators.choice import named
 from raycluster.contracts import ROOT, Process, Volume
 from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
@@ -45,6 +46,9 @@ LASTING = {
     "RAY_health_check_failure_threshold": "4",
 }
 
+ORDERED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""CUDA counts GPUs as nvidia-smi does, by place, and not the fastest first."""
+
 HEAD, WORKER = "head", "worker"
 RAY_ROLES = (HEAD, WORKER)
 OBJECT_STORE_BYTES = 1 << 30  # serving moves no large objects between nodes
@@ -61,8 +65,8 @@ def ray_node(
     counts: tuple[str, ...] = ()
     if host.num_cpus is not None:
         counts += (f"--num-cpus={host.num_cpus}",)
-    if host.gpus != "all":
-        counts += (f"--num-gpus={host.gpus}",)
+    if (gpus := named(host.gpus)) is not None:
+        counts += (f"--num-gpus={gpus}",)
     return Process(
         role=role,
         argv=(
@@ -77,6 +81,7 @@ def ray_node(
         ),
         env={
             **data_path(spec.ports),
+            **ORDERED,
             **{name: f"{ROOT}/cache/{folder}".rstrip("/") for name, folder in CACHES.items()},
             **own_env,
             "PYTHONPATH": f"{ROOT}/{CODE_FOLDER}{path}",

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from raycluster.accelerators.choice import named
 from raycluster.spec.gpus import lacking_gpus
 from raycluster.spec.sections import (
     CPU_REQUIREMENTS,
@@ -162,7 +163,7 @@ class ClusterSpec(BaseSettings):
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> ClusterSpec:
-        counts = {h.name: h.gpus for h in self.hosts if h.gpus != "all"}
+        counts = {h.name: n for h in self.hosts if (n := named(h.gpus)) is not None}
         if len(counts) == len(self.hosts) and (lack := lacking_gpus(self.models, counts)):
             raise ValueError(lack)
         return self
@@ -244,6 +245,12 @@ class ResolvedHost(Part):
     def kind(self) -> str:
         """The runtime's name."""
         return self.runtime.kind or "docker"
+
+    @property
+    def makes_environment(self) -> bool:
+        """Whether the environment is one that is made by default, for the host's GPUs."""
+        own = self.runtime.python or self.runtime.requirements
+        return self.kind == "native" and not own
 
     @property
     def runs_own_programs(self) -> bool:

@@ -192,7 +192,10 @@ class Host(Ssh):
         description="What the other nodes dial; default: the address of `host`.",
         examples=["10.0.0.1"],
     )
-    gpus: GpuCount = Field(default="all", description="`all`, a number, or 0.")
+    gpus: GpuCount = Field(
+        default="all",
+        description="`all`, the first so many, 0, or a list of indices or UUIDs (MIG slices too).",
+    )
     num_cpus: Count | None = Field(
         default=None, description="Default: what Ray counts.", examples=[8]
     )

@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from raycluster.accelerators.values import UUID
+
 ENGINE_ARGS_ELSEWHERE = {
     "model": "`source` of the model says this",
     "served_model_name": "`name` of the model says this",
@@ -25,6 +27,7 @@ ENGINE_ARGS_ELSEWHERE = {
     "lora_modules": "`adapters` of the model says this",
 }
 MOST_GPUS = 64
+MOST_INDEX = 256
 
 
 def shown(value: object) -> str:
@@ -147,8 +150,25 @@ def _gpus(value: object) -> object:
         value = int(value)
     if value == "all" or (type(value) is int and 0 <= value <= MOST_GPUS):
         return value
-    given = "" if isinstance(value, dict | list) else f", not {shown(value)}"
+    if isinstance(value, list | tuple):
+        return _named_gpus(value)
+    given = "" if isinstance(value, dict) else f", not {shown(value)}"
     raise ValueError(f'"all" or a whole number from 0 to {MOST_GPUS} is expected{given}')
+
+
+def _named_gpus(value: list[object] | tuple[object, ...]) -> tuple[object, ...]:
+    if not 0 < len(value) <= MOST_GPUS:
+        raise ValueError(f"a list names 1 to {MOST_GPUS} GPUs; for none set gpus = 0")
+    indices = all(type(each) is int and 0 <= each < MOST_INDEX for each in value)
+    uuids = all(isinstance(each, str) and re.fullmatch(UUID, each) for each in value)
+    if not indices and not uuids:
+        raise ValueError(
+            "a list holds indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
+            '["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], not both'
+        )
+    if twice := [each for each in value if value.count(each) > 1]:
+        raise ValueError(f"names {shown(twice[0])} twice")
+    return tuple(value)
 
 
 def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +217,11 @@ Share = Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False), _IS_NUMBER]
 Price = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
 Currency = Annotated[Text, Worded(r"[A-Z]{3}", "three capital letters such as `USD` are")]
 GpuCount = Annotated[
-    Literal["all"] | Annotated[int, Field(ge=0, le=MOST_GPUS)], BeforeValidator(_gpus)
+    Literal["all"]
+    | Annotated[int, Field(ge=0, le=MOST_GPUS)]
+    | Annotated[tuple[int, ...], Field(min_length=1, max_length=MOST_GPUS)]
+    | Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_GPUS)],
+    BeforeValidator(_gpus),
 ]
 HostName = Annotated[Operand, AfterValidator(_host)]
 HostAndPort = Annotated[Operand, AfterValidator(_host_and_port)]

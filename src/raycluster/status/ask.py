@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from raycluster import health
+from raycluster.accelerators.values import Trouble
 from raycluster.errors import RayclusterError
 from raycluster.judge import Health, judge
 from raycluster.readings import SERVICE_SERIES, read_service
@@ -30,6 +31,7 @@ WINDOW_S = 10.0
 """What `--watch` shows happened in so many seconds; its first look knows less."""
 APART_S = 0.25
 """Between two looks at the counters, where a replica does not tell how they were earlier."""
+_Gpus = tuple[tuple[Gpu, ...], Trouble | None]
 _TIMEOUT_S = 3.0
 _GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
 
@@ -38,7 +40,7 @@ _GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
 class Standing:
     """How the cluster stood when the look at it began, `taken` (ISO 8601).
 
-    `figures` are by model, `gpus` by host.
+    `figures` are by model, `gpus` by host, as are `gpu_problems`: why GPUs of it do not answer.
     """
 
     health: Health
@@ -47,6 +49,7 @@ class Standing:
     tunnels: tuple[Opened, ...]
     cost: Cost | None
     taken: str
+    gpu_problems: Mapping[str, Trouble] = field(default_factory=dict)
 
 
 class Watcher:
@@ -96,6 +99,7 @@ class Watcher:
             opened(self._spec.cluster.name, self._spec.hosts[0].address),
             cost(self._spec, models),
             taken,
+            {h.name: trouble for h in self._spec.hosts if (trouble := asked.gpus(h.name)[1])},
         )
 
     def _look_again(self, asked: _Asked) -> None:
@@ -118,7 +122,7 @@ class Watcher:
         for host in self._spec.hosts:
             node = seen.state.node(host)
             usage = seen.usage.get(node.node_id, {}) if node else {}
-            found[host.name] = asked.gpus(host.name) or gpus.from_ray(usage.get("gpus") or ())
+            found[host.name] = asked.gpus(host.name)[0] or gpus.from_ray(usage.get("gpus") or ())
         return found
 
     def host(self, connected: Connected) -> _Host:
@@ -170,7 +174,7 @@ class _Asked:
         self._pool = pool
         self._models = [model.name for model in spec.models]
         self._futures: list[Future[None]] = []
-        self._gpus: dict[str, Future[tuple[Gpu, ...]]] = {}
+        self._gpus: dict[str, Future[_Gpus]] = {}
         self._told: Future[Mapping[str, Told]] | None = None
         self._began = time.monotonic()
 
@@ -198,14 +202,14 @@ class _Asked:
         """Return what Prometheus said, nothing where it was not asked."""
         return self._told.result() if self._told else {}
 
-    def gpus(self, name: str) -> tuple[Gpu, ...]:
+    def gpus(self, name: str) -> _Gpus:
         """Return what the host itself said of its GPUs, nothing where it takes too long."""
         if (future := self._gpus.get(name)) is None:
-            return ()
+            return (), None
         try:
             return future.result(max(0.0, self._began + _GPUS_S - time.monotonic()))
         except TimeoutError:
-            return ()
+            return (), None
 
     def _find(self, host: _Host) -> None:
         host.find()
@@ -273,7 +277,7 @@ class _Host:
             return None
         return Seen(at - age, model, service)
 
-    def gpus(self) -> tuple[Gpu, ...]:
+    def gpus(self) -> _Gpus:
         """Return what the host says of its GPUs."""
         return gpus.from_smi(self._run(gpus.ASK))
 

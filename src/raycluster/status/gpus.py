@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raycluster.accelerators.host import live_script, read_live
+from raycluster.accelerators.values import Trouble, clean, decimal
+
 _FIELDS = (
     *("index", "name", "utilization.gpu", "memory.used", "memory.total"),
     *("temperature.gpu", "power.draw", "ecc.errors.uncorrected.volatile.total"),
 )
-ASK = (
-    "command -v nvidia-smi >/dev/null 2>&1 || exit 0; "
-    f"nvidia-smi --query-gpu={','.join(_FIELDS)} --format=csv,noheader,nounits"
-)
-"""A shell script for a host with GPUs; prints nothing where there is no nvidia-smi."""
+ASK = live_script(",".join(_FIELDS))
+"""A shell script for a host with GPUs."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,16 @@ class Gpu:
     errors: int | None = None
 
 
-def from_smi(text: str) -> tuple[Gpu, ...]:
-    """Return the GPUs in what ASK printed; a line of another kind, such as an error's, is none."""
+def from_smi(text: str) -> tuple[tuple[Gpu, ...], Trouble | None]:
+    """Return the GPUs in what ASK printed, and why others do not answer."""
     found = []
-    for line in text.splitlines():
-        words = [word.strip() for word in line.split(",")]
-        if len(words) != len(_FIELDS) or not words[0].isdigit():
-            continue
-        busy, used, total, warm, power, errors = (_number(word) for word in words[2:])
+    rows, problem = read_live(text, len(_FIELDS), _FIELDS.index("name"))
+    for index, name, *words in rows:
+        busy, used, total, warm, power, errors = (decimal(word) for word in words)
         count = None if errors is None else int(errors)
-        found.append(Gpu("nvidia-smi", words[0], words[1], busy, used, total, warm, power, count))
-    return tuple(found)
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:  # "[N/A]"
-        return None
+        shown = clean(name, 100)
+        found.append(Gpu("nvidia-smi", index, shown, busy, used, total, warm, power, count))
+    return tuple(found), problem
 
 
 def from_ray(told: Iterable[Mapping[str, Any]]) -> tuple[Gpu, ...]:

@@ -45,6 +45,8 @@ def _model(model: ModelHealth, seen: Figures) -> Iterator[Problem]:
 
 
 def _gpus(standing: Standing) -> Iterator[Problem]:
+    for host, trouble in standing.gpu_problems.items():
+        yield Problem(host, trouble.what, trouble.hint)
     for host, gpus in standing.gpus.items():
         for gpu in gpus:
             if gpu.errors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raycluster.accelerators.values import Accelerators, Device
 from raycluster.contracts import Facts
 from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed
 from raycluster.serve.wanted import Wanted
@@ -12,8 +13,8 @@ from raycluster.state import ClusterState, HostState
 
 GIB = 1 << 30
 LLAMA = Wanted("meta/llama")
-CARD = "NVIDIA A100-SXM4-80GB, 81920 MiB"
-SMALL_CARD = "NVIDIA L4, 23034 MiB"
+CARD = Device("0", "GPU-aaaa", "NVIDIA A100-SXM4-80GB", 81920 << 20)
+SMALL_CARD = Device("1", "GPU-bbbb", "NVIDIA L4", 23034 << 20)
 
 
 def spec_of(*workers: dict[str, Any], **parts: Any) -> ClusterSpec:
@@ -36,7 +37,7 @@ def state_of(spec: ClusterSpec, **parts: Any) -> ClusterState:
 
 
 def host_seen(
-    *gpus: str,
+    *gpus: Device,
     memory: int = 64 * GIB,
     free: int = 10**12,
     sizes: dict[str, int] | None = None,
@@ -46,4 +47,4 @@ def host_seen(
 ) -> HostSeen:
     files = Files(sizes or {}, config)
     placed = Placed(files, Disk(free, "8:1"), "/hub/models--meta--llama", hidden)
-    return HostSeen(Facts(gpus, 8, memory), {LLAMA: placed}, bases)
+    return HostSeen(Facts(Accelerators(gpus), 8, memory), {LLAMA: placed}, bases)

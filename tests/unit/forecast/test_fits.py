@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from raycluster.accelerators.values import Accelerators, Trouble
 from raycluster.contracts import Facts
 from raycluster.forecast.fits import ModelForecast, forecast_models, gpu_memory, together
 from raycluster.forecast.seen import Files, HostSeen, Seen
@@ -112,6 +115,18 @@ def test_models_on_cpus_share_the_hosts_memory() -> None:
 
 
 def test_the_smallest_gpu_that_is_used_counts() -> None:
-    assert gpu_memory(Facts((CARD, SMALL_CARD)), 2) == 23034 << 20
-    assert gpu_memory(Facts((CARD, SMALL_CARD)), 1) == 81920 << 20
-    assert gpu_memory(Facts(("AMD Instinct",)), 1) is None
+    two = Facts(Accelerators((CARD, SMALL_CARD)))
+    assert gpu_memory(two, 2) == gpu_memory(two, "all") == 23034 << 20
+    assert gpu_memory(two, 1) == gpu_memory(two, ("GPU-aaaa",)) == 81920 << 20
+    assert gpu_memory(two, (1,)) == 23034 << 20
+    assert gpu_memory(Facts(Accelerators((replace(CARD, memory_total_bytes=None),))), 1) is None
+
+
+def test_where_a_driver_does_not_answer_nothing_is_forecast_for_the_cpu() -> None:
+    ill = Facts(Accelerators(problem=Trouble("the driver does not answer"), vendor="nvidia"))
+    seen = Seen(
+        {"head": replace(host_seen(memory=GIB), facts=ill)}, {LLAMA: Files({}, LLAMA_31_8B)}
+    )
+    found = the_one(spec_of(), seen)
+    assert (found.gpus, found.problem) == (1, None)
+    assert found.fits["head"].budget is None

@@ -12,7 +12,6 @@ import pytest
 from raycluster.contracts import ROOT, ByteStream, Process, Versions, Volume
 from raycluster.errors import HostError, ImageError, RuntimeUnavailableError
 from raycluster.runtimes.docker_errors import Edge, _explain
-from raycluster.runtimes.docker_gpus import gpu_options
 from raycluster.runtimes.docker_http import open_client
 from raycluster.runtimes.docker_image import Progress, _interpreters, registry_of
 from raycluster.runtimes.docker_options import archive, container_options, labels, owner, place
@@ -80,7 +79,7 @@ def test_labels_hold_what_a_container_is_compared_by() -> None:
 def test_volumes_become_mounts_that_make_no_folder(client: docker.APIClient) -> None:
     volumes = (Volume("~/m", "/m", True), Volume("/data", "{root}/data"), Volume("named", "/n"))
     process = Process("head", ("ray",), volumes=volumes)
-    made = container_options(client, "qwen", process, "/home/u", {})["host_config"]["Mounts"]
+    made = container_options(client, "qwen", process, "/home/u", None)["host_config"]["Mounts"]
     assert [(m["Type"], m["Source"], m["Target"], m["ReadOnly"]) for m in made] == [
         ("volume", "raycluster-qwen", "/raycluster", False),
         ("bind", "/home/u/m", "/m", True),
@@ -94,7 +93,7 @@ def test_only_a_low_port_brings_the_right_to_bind_it(
     client: docker.APIClient, port: int, may_bind: bool
 ) -> None:
     process = Process("gateway", ("nginx",), ports={"gateway": port})
-    made = container_options(client, "qwen", process, "", {})["host_config"]
+    made = container_options(client, "qwen", process, "", None)["host_config"]
     assert ("NET_BIND_SERVICE" in made["CapAdd"]) is may_bind
 
 
@@ -134,18 +133,6 @@ def test_refusals_of_the_daemon(said: str, error: type[HostError], what: str) ->
     assert type(made) is error
     assert what in made.what
     assert made.where == "gpu-1"
-
-
-def test_gpus_are_asked_for_in_the_way_that_the_daemon_offers() -> None:
-    here = LocalTransport("here")
-    assert gpu_options({}, here, 0, "here") == {}
-    (every,) = gpu_options({"Runtimes": {"nvidia": {}}}, here, "all", "here")["device_requests"]
-    assert (every["Count"], every["Capabilities"]) == (-1, [["gpu"]])
-    (two,) = gpu_options({"Runtimes": {"nvidia": {}}}, here, 2, "here")["device_requests"]
-    assert two["Count"] == 2
-    cdi = {"DiscoveredDevices": [{"ID": "nvidia.com/gpu=all"}]}
-    (named,) = gpu_options(cdi, here, 2, "here")["device_requests"]
-    assert named["DeviceIDs"] == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
 
 
 def test_progress_adds_up_the_layers() -> None:

@@ -9,36 +9,69 @@ import pytest
 from raycluster.status.gpus import ASK, Gpu, from_ray, from_smi
 from tests.unit.status.standing import GPU
 
+PCI = "pci other\npci nvidia\n"
+
+
+def told(text: str, code: int = 0) -> str:
+    return f"{PCI}smi-code {code}\n" + "".join(f"smi {line}\n" for line in text.splitlines())
+
 
 def test_reads_what_nvidia_smi_prints() -> None:
     text = (
         "0, NVIDIA H100 80GB HBM3, 97, 70123, 81559, 64, 512.31, 0\n"
-        "1, NVIDIA GeForce RTX 4090, 3, 12, 24564, 31, [N/A], [N/A]\n"
+        "1, NVIDIA GeForce RTX 4090, 24 GB, 3, 12, 24564, 31, [N/A], [N/A]\n"
     )
-    assert from_smi(text) == (
-        Gpu("nvidia-smi", "0", "NVIDIA H100 80GB HBM3", 97, 70123, 81559, 64, 512.31, 0),
-        Gpu("nvidia-smi", "1", "NVIDIA GeForce RTX 4090", 3, 12, 24564, 31, None, None),
+    assert from_smi(told(text)) == (
+        (
+            Gpu("nvidia-smi", "0", "NVIDIA H100 80GB HBM3", 97, 70123, 81559, 64, 512.31, 0),
+            Gpu(
+                *("nvidia-smi", "1", "NVIDIA GeForce RTX 4090, 24 GB", 3, 12, 24564, 31),
+                *(None, None),
+            ),
+        ),
+        None,
     )
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "code", "what"),
     [
-        "",
-        "No devices were found\n",
-        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n",
-        'Field "power.draw" is not a valid field to query.\n',
+        ("No devices were found", 6, "nvidia-smi finds none"),
+        (
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+            *(9, "the NVIDIA driver does not answer: NVIDIA-SMI has failed"),
+        ),
+        ('Field "power.draw" is not a valid field to query.', 2, "nvidia-smi fails: Field"),
+        ("0" * 310, 0, "nvidia-smi fails: 0000"),
+        ("", 137, "does not answer within"),
     ],
 )
-def test_an_error_is_no_gpu(text: str) -> None:
-    assert from_smi(text) == ()
+def test_an_error_is_no_gpu_and_is_told(text: str, code: int, what: str) -> None:
+    gpus, problem = from_smi(told(text, code))
+    assert gpus == ()
+    assert problem
+    assert what in problem.what
 
 
-def test_a_host_without_nvidia_smi_says_nothing() -> None:
+def test_a_machine_without_gpus_says_nothing_whatever_programs_it_has() -> None:
+    assert from_smi("pci other\nsmi-code 9\nsmi NVIDIA-SMI has failed\n") == ((), None)
+    assert from_smi(PCI) == ((), None)
+
+
+def test_a_lost_gpu_is_told_beside_those_that_answer() -> None:
+    lost = "[GPU is lost]"
+    text = f"0, NVIDIA A100, 1, 2, 3, 4, 5, 0\n1, NVIDIA A100{f', {lost}' * 6}\n"
+    gpus, problem = from_smi(told(text, 15))
+    assert [gpu.index for gpu in gpus] == ["0"]
+    assert problem
+    assert problem.what == "a GPU is lost: GPU 1 says [GPU is lost]"
+
+
+def test_a_host_without_nvidia_smi_says_nothing_of_gpus() -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", ASK], env={"PATH": "/nowhere"}, capture_output=True, check=True
+        ["/bin/sh", "-c", ASK], env={"PATH": "/nowhere"}, capture_output=True, check=True, text=True
     )
-    assert (done.stdout, done.stderr) == (b"", b"")
+    assert from_smi(done.stdout) == ((), None)
 
 
 def test_reads_what_ray_gives() -> None:

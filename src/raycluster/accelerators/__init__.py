@@ -1,0 +1,1 @@
+"""A host's GPUs: asked for by one script, read in one place, chosen from as the spec says."""
