@@ -59,9 +59,9 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.native import NativeRuntime
 
     options = host.runtime
-    requirements, uv_args = options.requirements or (), options.uv_args or ()
+    requirements, uv_args, lock = options.requirements or (), options.uv_args or (), b""
     if not options.python and not requirements:
-        requirements, arguments = _engine(host, transport)
+        requirements, arguments, lock = _engine(host, transport)
         uv_args = uv_args or arguments
     return NativeRuntime(
         host.name,
@@ -70,18 +70,23 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         python=options.python or "",
         requirements=requirements,
         uv_args=uv_args,
+        lock=lock,
         start_on_boot=options.start_on_boot is not False,
     )
 
 
-def _engine(host: ResolvedHost, transport: Transport) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what uv shall install, and with what arguments, for the host's GPUs or for none.
+def _engine(
+    host: ResolvedHost, transport: Transport
+) -> tuple[tuple[str, ...], tuple[str, ...], bytes]:
+    """Return what uv shall install, with what arguments and lock, for the host's GPUs or for none.
 
     GPUs whose driver does not answer count: with it mended, they are what is meant.
     """
     if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
-        return GPU_REQUIREMENTS, ()
-    return CPU_REQUIREMENTS, ("--torch-backend", "cpu")
+        from raycluster.requirements import gpu_lock
+
+        return GPU_REQUIREMENTS, (), gpu_lock()
+    return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), b""
 
 
 TRANSPORTS: Mapping[str, Callable[[ResolvedHost, Ask | None], Transport]] = {

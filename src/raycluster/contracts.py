@@ -235,7 +235,8 @@ PROGRAMS = ("nginx", "prometheus", "grafana")
 class Facts:
     """What a host offers: read when something is to be started there, and by `check`.
 
-    `epoch` is the host's clock. `programs` are those of PROGRAMS that are installed.
+    `epoch` is the host's clock. `programs` are those of PROGRAMS that are installed. `machine` is
+    the processor's kind as `uname` names it, `glibc` a version, empty where there is another libc.
     """
 
     gpus: Accelerators = field(default_factory=Accelerators)
@@ -245,6 +246,8 @@ class Facts:
     listening: frozenset[int] = frozenset()
     epoch: float = 0.0
     programs: frozenset[str] = frozenset()
+    machine: str = ""
+    glibc: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from raycluster.accelerators import host as gpus_of_host
-from raycluster.accelerators.values import Accelerators, Trouble
+from raycluster.accelerators.values import Accelerators, Trouble, clean
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import PROGRAMS, Facts, Secret, Shell, Transport, file_mode, live_id_path
 from raycluster.errors import (
@@ -37,6 +38,8 @@ _LISTENING = (
 )
 _READ_FACTS = """
 echo cpus "$(getconf _NPROCESSORS_ONLN)"
+echo machine "$(uname -m)"
+echo glibc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
 awk '/^MemTotal/ {print "memory", $2 * 1024}' /proc/meminfo
 df -Pk / | awk 'NR == 2 {print "disk", $4 * 1024}'
 LISTEN
@@ -132,7 +135,15 @@ def read_facts(transport: Transport) -> Facts:
         listening=_ports(values),
         epoch=float(values["epoch"][0]),
         programs=frozenset(values.get("program", ())),
+        machine=clean("".join(values.get("machine", ())), 20),
+        glibc=_glibc("".join(values.get("glibc", ()))),
     )
+
+
+def _glibc(said: str) -> str:
+    """Return the version in what `getconf` says, such as "glibc 2.36", or ""."""
+    match = re.fullmatch(r"glibc ([0-9]{1,3}\.[0-9]{1,3})[0-9.]{0,9}", said.strip())
+    return match[1] if match else ""
 
 
 def read_listening(transport: Transport) -> frozenset[int]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from raycluster.accelerators import choice
 from raycluster.contracts import Facts, Found, Process, Secret
 from raycluster.errors import HostError, SpecError
+from raycluster.requirements import GPU_NEEDS, short_of
 from raycluster.rollout import Rollout, plan_rollout, restarts, same
 from raycluster.room import Memory
 from raycluster.services import firewall
@@ -303,7 +304,11 @@ def check_host_gpus(host: ResolvedHost, facts: Facts) -> None:
     """
     if trouble := choice.lack(host.gpus, facts.gpus):
         raise HostError(trouble.what, where=host.name, hint=trouble.hint)
-    if not gpus_of(host, facts) or facts.gpus.vendor != "amd":
+    if not gpus_of(host, facts):
+        return
+    if host.makes_environment and (lacks := _short_of(host, facts)):
+        raise HostError(lacks[0], where=host.name, hint=lacks[1])
+    if facts.gpus.vendor != "amd":
         return
     if host.makes_environment:
         raise HostError(
@@ -317,6 +322,20 @@ def check_host_gpus(host: ResolvedHost, facts: Facts) -> None:
             where=host.name,
             hint="`sudo usermod -aG render,video USER`, then log in again",
         )
+
+
+def _short_of(host: ResolvedHost, facts: Facts) -> tuple[str, str] | None:
+    """Return what a host with NVIDIA's GPUs lacks for the environment that is made there."""
+    if facts.gpus.vendor != "nvidia":
+        return None
+    used = choice.chosen(host.gpus, facts.gpus)
+    return short_of(
+        GPU_NEEDS,
+        machine=facts.machine,
+        glibc=facts.glibc,
+        driver=next((device.driver for device in used if device.driver), ""),
+        capabilities={f"GPU {d.index} ({d.name})": d.compute_capability for d in used},
+    )
 
 
 def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:

@@ -20,6 +20,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
+    ("requirements",),
     ("serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings",),
@@ -65,7 +66,7 @@ FAMILIES = (
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
-    *("accelerators", "accelerators.*"),
+    *("requirements", "accelerators", "accelerators.*"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "contracts", "events", "tested", "spec", "spec.*", "state"),

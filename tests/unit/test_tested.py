@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raycluster import __version__, tested
-from raycluster.requirements import GPU_LOCK
+from raycluster.requirements import GPU_NEEDS, gpu_lock
 from raycluster.spec.sections import CPU_REQUIREMENTS, DEFAULT_IMAGE, GPU_REQUIREMENTS
 
 CHECKOUT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_the_extras_pin_them(extra: str) -> None:
 
 
 def test_the_lock_for_gpus_holds_them() -> None:
-    text = GPU_LOCK.decode()
+    text = gpu_lock().decode()
     versions = dict(re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([\w.]+)", text, re.MULTILINE))
     assert {n: versions[n] for n in ("ray", "vllm", "transformers", "torch")} == {
         "ray": tested.RAY,
@@ -58,6 +58,7 @@ def test_the_lock_for_gpus_holds_them() -> None:
     }
     asked = tomllib.loads((CHECKOUT / "requirements/node-gpu/pyproject.toml").read_text())
     assert set(GPU_REQUIREMENTS) < set(asked["project"]["dependencies"])
+    assert GPU_NEEDS.what == f"vLLM {versions['vllm']}"
     packages = re.split(r"\n(?=\S)", text)
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in text

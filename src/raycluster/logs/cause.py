@@ -47,8 +47,8 @@ def _line(app: App, model: str, last: tuple[str, Mapping[str, Any]] | None) -> s
         where = f" ({replica}process {told['pid']} on {host})"
         cause = cause or told["cause"]
     step = cure(cause)
-    told = f"{model}: {state}: {(cause or 'Serve gives no reason')[:_LONGEST]}{where}"
-    return f"{told}\n  next: {step}" if step else told
+    line = f"{model}: {state}: {(cause or 'Serve gives no reason')[:_LONGEST]}{where}"
+    return f"{line}\n  next: {step}" if step else line
 
 
 def _said(

@@ -1,8 +1,84 @@
-"""The packages of environments that are made on hosts, each with its version and hashes."""
+"""What is installed on hosts, each package with version and hashes, and what that needs there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 
-GPU_LOCK = (resources.files(__name__) / "node-gpu.txt").read_bytes()
-"""What a native host with NVIDIA GPUs gets: of every processor and Python that is supported."""
+GPU_LOCK = "node-gpu.txt"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an environment needs of a host with NVIDIA's GPUs.
+
+    `cuda` is what its packages are built for, `driver` the oldest release of NVIDIA's driver for
+    that, `capability` the least of a GPU for which kernels are there, `glibc` by processor. Sizes
+    are in bytes: what is fetched, and what lies on the disk in the end.
+    """
+
+    what: str
+    cuda: str
+    driver: int
+    capability: tuple[int, int]
+    glibc: Mapping[str, tuple[int, int]]
+    download: int
+    stored: int
+
+
+GPU_NEEDS = Needs(
+    what="vLLM 0.32.0",
+    cuda="13.0",
+    driver=580,
+    capability=(7, 5),
+    glibc={"x86_64": (2, 31), "aarch64": (2, 34)},
+    download=4_400_000_000,
+    stored=8_600_000_000,
+)
+"""Of node-gpu.txt, seen 2026-11-29: kernels by cuobjdump, glibc by which wheels uv takes, sizes by
+an installation (x86_64, Python 3.11); the driver's release is the first of CUDA 13."""
+
+
+def gpu_lock() -> bytes:
+    """Return what a native host with NVIDIA GPUs gets: of every processor and Python."""
+    return (resources.files(__name__) / GPU_LOCK).read_bytes()
+
+
+def short_of(
+    needs: Needs, *, machine: str, glibc: str, driver: str, capabilities: Mapping[str, str | None]
+) -> tuple[str, str] | None:
+    """Return what a host lacks for an environment, with the next step.
+
+    `machine` is its processor's name, `glibc` and `driver` are versions, `capabilities` are those
+    of the GPUs by name. What is empty or None is not known, and lacks nothing.
+    """
+    docker = "use Docker with an image that is built for it"
+    if machine and machine not in needs.glibc:
+        made = ", ".join(needs.glibc)
+        return f"{needs.what} is not made for the processor {machine}, only for {made}", docker
+    least = needs.glibc.get(machine)
+    if least and glibc and _release(glibc) < least:
+        told = ".".join(map(str, least))
+        return f"{needs.what} needs glibc {told}, and the host has {glibc}", docker
+    if driver and _release(driver)[0] < needs.driver:
+        return (
+            f"{needs.what} needs NVIDIA's driver {needs.driver} or newer (CUDA {needs.cuda}), "
+            f"and the host has {driver}",
+            "update the driver, or use Docker with an image that is built for an older CUDA",
+        )
+    for name, capability in capabilities.items():
+        if capability and _release(capability) < needs.capability:
+            told = ".".join(map(str, needs.capability))
+            return (
+                f"{needs.what} has kernels for compute capability {told} and newer, and {name} "
+                f"has {capability}",
+                "name other GPUs in `gpus`, or set gpus = 0 for this host to serve without",
+            )
+    return None
+
+
+def _release(version: str) -> tuple[int, int]:
+    first, _, rest = version.partition(".")
+    second = rest.partition(".")[0]
+    return int(first), int(second) if second.isdecimal() else 0
