@@ -25,8 +25,9 @@ if [ -e @/dev/kfd ]; then
         $1 == "size_in_bytes" && own {sum += $2} END {printf "%.0f", sum}')
     awk -v node="${node##*/}" -v size="$size" '{v[$1] = $2}
       END {if (v["simd_count"] > 0 && v["cpu_cores_count"] == 0)
-        print "kfd", node, v["drm_render_minor"] + 0, size, v["unique_id"] == "" ? 0 : v["unique_id"],
-          v["gfx_target_version"] + 0}' "$node/properties" 2>/dev/null
+        print "kfd", node, v["drm_render_minor"] + 0, size,
+          (v["unique_id"] == "" ? 0 : v["unique_id"]), v["gfx_target_version"] + 0
+      }' "$node/properties" 2>/dev/null
   done
 fi
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -150,10 +151,15 @@ def _gpus(value: object) -> object:
         value = int(value)
     if value == "all" or (type(value) is int and 0 <= value <= MOST_GPUS):
         return value
+    if isinstance(value, str) and value.lstrip().startswith("["):  # of a variable
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if isinstance(value, list | tuple):
         return _named_gpus(value)
     given = "" if isinstance(value, dict) else f", not {shown(value)}"
-    raise ValueError(f'"all" or a whole number from 0 to {MOST_GPUS} is expected{given}')
+    raise ValueError(
+        f'"all", a whole number from 0 to {MOST_GPUS} or a list of GPUs is expected{given}'
+    )
 
 
 def _named_gpus(value: list[object] | tuple[object, ...]) -> tuple[object, ...]:
@@ -219,8 +225,14 @@ Currency = Annotated[Text, Worded(r"[A-Z]{3}", "three capital letters such as `U
 GpuCount = Annotated[
     Literal["all"]
     | Annotated[int, Field(ge=0, le=MOST_GPUS)]
-    | Annotated[tuple[int, ...], Field(min_length=1, max_length=MOST_GPUS)]
-    | Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_GPUS)],
+    | Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=MOST_INDEX)], ...],
+        Field(min_length=1, max_length=MOST_GPUS),
+    ]
+    | Annotated[
+        tuple[Annotated[str, Field(pattern=f"^{UUID}$")], ...],
+        Field(min_length=1, max_length=MOST_GPUS),
+    ],
     BeforeValidator(_gpus),
 ]
 HostName = Annotated[Operand, AfterValidator(_host)]

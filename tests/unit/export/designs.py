@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raycluster.accelerators.choice import named
 from raycluster.contracts import Secret
 from raycluster.export.design import Design, Given
 from raycluster.services.wiring import Secrets
@@ -39,5 +40,5 @@ PLAIN: dict[str, Any] = {
 def design_of(tables: dict[str, Any] = WHOLE, *, given: Given | None = None) -> Design:
     """Return the design of these tables, whose hosts say their addresses and GPUs."""
     spec = ClusterSpec.model_validate(tables)
-    gpus = {host.name: int(host.gpus) for host in spec.hosts}
+    gpus = {host.name: named(host.gpus) or 0 for host in spec.hosts}
     return Design(spec, {host.name: host.host for host in spec.hosts}, gpus, given)

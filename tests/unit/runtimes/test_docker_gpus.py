@@ -20,7 +20,7 @@ from raycluster.transports.local import LocalTransport
 CARD = "pci nvidia\n"
 TOOLKIT = f"{CARD}program nvidia-container-runtime\n"
 FORCED = f"{TOOLKIT}mode cdi\n"
-RUNTIME = {"Runtimes": {"runc": {}, "nvidia": {}}}
+RUNTIME: dict[str, Any] = {"Runtimes": {"runc": {}, "nvidia": {}}}
 KNOWN = [{"ID": f"nvidia.com/gpu={name}"} for name in ("0", "1", "all", "GPU-aaaa")]
 DISCOVERED = {"DiscoveredDevices": [*KNOWN, {"ID": "vendor.com/nic=0"}]}
 READS_FILES = {"CDISpecDirs": ["/etc/cdi", "/var/run/cdi/"]}

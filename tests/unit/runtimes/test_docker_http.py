@@ -13,7 +13,7 @@ import pytest
 
 from raycluster.contracts import ByteStream
 from raycluster.errors import ConnectionLostError
-from raycluster.runtimes.docker_http import Hijacked, open_client
+from raycluster.runtimes.docker_http import Hijacked, newest_info, open_client
 
 Answer = Callable[[str], bytes]
 
@@ -132,3 +132,37 @@ def test_an_upgraded_stream_keeps_the_bytes_that_came_with_the_answer(daemon: Da
     stream.sock.close()
     stream.close()
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("offered", "asked", "devices"),
+    [
+        ("1.51", ["/v1.45/info", "/v1.45/version", "/v1.51/info"], True),
+        ("1.45", ["/v1.45/info", "/v1.45/version"], False),
+        ("1.41", ["/v1.45/info", "/v1.45/version"], False),
+        ("odd", ["/v1.45/info", "/v1.45/version"], False),
+    ],
+)
+def test_a_daemon_is_asked_about_itself_in_its_newest_version(
+    daemon: Daemon, offered: str, asked: list[str], *, devices: bool
+) -> None:
+    def told(path: str) -> bytes:
+        if path.endswith("/version"):
+            return answer("200 OK", {"ApiVersion": offered})
+        newest = path == "/v1.51/info"
+        return answer("200 OK", {"DiscoveredDevices": [{"ID": "x"}]} if newest else {})
+
+    daemon.answers = told
+    info = newest_info(open_client(daemon.open))
+    assert daemon.asked == asked
+    assert bool(info.get("DiscoveredDevices")) is devices
+
+
+def test_a_daemon_that_refuses_its_own_version_is_taken_as_it_is(daemon: Daemon) -> None:
+    def told(path: str) -> bytes:
+        if path.startswith("/v1.99/"):
+            return answer("500 Internal Server Error", {"message": "no"})
+        return answer("200 OK", {"ApiVersion": "1.99", "Name": "host"})
+
+    daemon.answers = told
+    assert newest_info(open_client(daemon.open))["Name"] == "host"

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import ROOT, Channel, Completed, Found, Process, Runtime, Versions, Volume
+from raycluster.contracts import (
+    ROOT,
+    Channel,
+    Completed,
+    Found,
+    Gpus,
+    Process,
+    Runtime,
+    Versions,
+    Volume,
+)
 from raycluster.errors import HostError, RuntimeUnavailableError
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.transports.local import LocalTransport
@@ -149,8 +159,11 @@ def test_argv_environment_and_files_reach_the_process(runtime: NativeRuntime, ro
     assert root.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(("gpus", "devices"), [(0, "[]"), (1, "[0]"), ("all", "[unset]")])
-def test_gpus(runtime: NativeRuntime, gpus: int, devices: str) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "devices"),
+    [(0, "[]"), (1, "[0]"), ("all", "[unset]"), ((2, 0), "[2,0]"), (("MIG-aaaa",), "[MIG-aaaa]")],
+)
+def test_gpus(runtime: NativeRuntime, gpus: Gpus, devices: str) -> None:
     script = 'echo "[${CUDA_VISIBLE_DEVICES-unset}]"; exec sleep 1000'
     start(runtime, Process("g", ("sh", "-c", script), gpus=gpus))
     assert eventually(lambda: b"".join(_logs(runtime, "g")).decode() == devices + "\n")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from raycluster.contracts import ROOT, Secret
+import pytest
+
+from raycluster.contracts import ROOT, Process, Secret
 from raycluster.services.head import head
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
@@ -21,3 +23,29 @@ def test_caches_lie_in_the_cluster_s_folder_unless_the_spec_says_otherwise() -> 
     assert env["VLLM_CACHE_ROOT"] == f"{ROOT}/cache/vllm"
     assert env["TRITON_CACHE_DIR"] == f"{ROOT}/cache/triton"
     assert env["XDG_CACHE_HOME"] == f"{ROOT}/cache"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags"),
+    [
+        ("all", []),
+        (0, ["--num-gpus=0"]),
+        (2, ["--num-gpus=2"]),
+        ([0, 2, 5], ["--num-gpus=3"]),
+        (["GPU-aaaa"], ["--num-gpus=1"]),
+    ],
+)
+def test_ray_is_told_how_many_gpus_are_named(gpus: object, flags: list[str]) -> None:
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h0", "gpus": gpus}}
+    )
+    made = head(spec, spec.hosts[0], Wiring({"head": "10.0.0.1"}, Secret("t")))
+    assert made
+    assert [part for part in made.argv if part.startswith("--num-gpus")] == flags
+    assert made.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert made.gpus == spec.head.gpus
+
+
+def test_a_choice_of_gpus_is_part_of_the_fingerprint() -> None:
+    made = [Process("head", (), gpus=gpus) for gpus in ("all", 2, (0, 1), ("GPU-aaaa",))]
+    assert len({process.fingerprint for process in made}) == len(made)

@@ -18,6 +18,8 @@ MODEL = '[[models]]\nname = "m"\n'
         ("HEAD__HOST", "10.9.9.9", lambda s: s.head.host == "10.9.9.9"),
         ("HEAD__PORT", "2222", lambda s: s.head.port == 2222),
         ("HEAD__GPUS", "2", lambda s: s.head.gpus == 2),
+        ("HEAD__GPUS", "[0, 2]", lambda s: s.head.gpus == (0, 2)),
+        ("HEAD__GPUS", '["MIG-GPU-aaaa/1/0"]', lambda s: s.head.gpus == ("MIG-GPU-aaaa/1/0",)),
         ("SCHEMA", "1", lambda s: s.schema_version == 1),
         ("RUNTIME__START_ON_BOOT", "false", lambda s: s.runtime.start_on_boot is False),
         ("HEAD__RUNTIME__ENV__Mixed__Name", "1",

@@ -11,6 +11,11 @@ from raycluster.spec import locate, read_spec
 from tests.unit.spec.conftest import MINIMAL, Read, Refusal
 
 HEAD = '[head]\nhost = "10.0.0.1"\n'
+SOME_GPUS = '"all", a whole number from 0 to 64 or a list of GPUs is expected'
+NAMED_GPUS = (
+    "a list holds indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
+    '["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], not both'
+)
 NAMED = '[cluster]\nname = "q"\n'
 
 
@@ -104,10 +109,22 @@ LINE = "line breaks and control characters are not allowed"
          "host_key: `SHA256:` and 43 characters are expected, not 'MD5:aa'"),
         ('private_address = "10.0.0"',
          "private_address: an IPv4 or IPv6 address is expected, not '10.0.0'"),
-        ('gpus = "al"', "gpus: \"all\" or a whole number from 0 to 64 is expected, not 'al'"),
-        ("gpus = true", 'gpus: "all" or a whole number from 0 to 64 is expected, not True'),
-        ("gpus = -1", 'gpus: "all" or a whole number from 0 to 64 is expected, not -1'),
-        ("gpus = 0.5", 'gpus: "all" or a whole number from 0 to 64 is expected, not 0.5'),
+        ('gpus = "al"', f"gpus: {SOME_GPUS}, not 'al'"),
+        ("gpus = true", f"gpus: {SOME_GPUS}, not True"),
+        ("gpus = -1", f"gpus: {SOME_GPUS}, not -1"),
+        ("gpus = 0.5", f"gpus: {SOME_GPUS}, not 0.5"),
+        ("gpus = []", "gpus: a list names 1 to 64 GPUs; for none set gpus = 0"),
+        ("gpus = [0, 2, 0]", "gpus: names 0 twice"),
+        ('gpus = ["GPU-aaaa", "GPU-aaaa"]', "gpus: names 'GPU-aaaa' twice"),
+        ('gpus = [0, "GPU-aaaa"]', f"gpus: {NAMED_GPUS}"),
+        ("gpus = [true]", f"gpus: {NAMED_GPUS}"),
+        ("gpus = [-1]", f"gpus: {NAMED_GPUS}"),
+        ("gpus = [256]", f"gpus: {NAMED_GPUS}"),
+        ("gpus = [[0]]", f"gpus: {NAMED_GPUS}"),
+        ('gpus = ["0"]', f"gpus: {NAMED_GPUS}"),
+        ('gpus = ["GPU-aaaa; reboot"]', f"gpus: {NAMED_GPUS}"),
+        ('gpus = ["0,1"]', f"gpus: {NAMED_GPUS}"),
+        ("gpus = {a = 1}", f"gpus: {SOME_GPUS}"),
         ("connect_timeout = inf", "connect_timeout: a finite number is expected, not inf"),
         ("runtime = 1", "runtime: a table is expected, not 1"),
         ('runtime.image = "-v"', f"runtime.image: {OPTION}"),
@@ -259,7 +276,9 @@ def test_gpus_must_suffice_where_all_are_counted(read: Read, refusal: Refusal) -
     model = '[[models]]\nname = "m"\nreplicas = 2\nengine_args.tensor_parallel_size = 2\n'
     said = refusal(f"{MINIMAL}gpus = 3\n{model}")
     assert said == "cluster.toml: the models need 4 GPUs at least, the hosts give 3"
-    for gpus in ('"all"', "4", "0"):
+    said = refusal(f"{MINIMAL}gpus = [0, 1, 5]\n{model}")
+    assert said == "cluster.toml: the models need 4 GPUs at least, the hosts give 3"
+    for gpus in ('"all"', "4", "0", "[0, 1, 4, 5]"):
         assert read(f"{MINIMAL}gpus = {gpus}\n{model}").models[0].each_gpus == 2
 
 
