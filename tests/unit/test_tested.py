@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from raycluster import __version__, tested
-from raycluster.spec.sections import CPU_REQUIREMENTS, DEFAULT_IMAGE, GPU_REQUIREMENTS
+from raycluster.spec.known_images import DEFAULT_IMAGE
+from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 
 CHECKOUT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"][
