@@ -18,7 +18,7 @@ import pytest
 
 from raycluster.contracts import RegistryLogin, Secret
 from raycluster.poll import wait_for
-from raycluster.registry_api import INDEXES, MANIFESTS, image_sizes, parse
+from raycluster.registry_api import INDEXES, MANIFESTS, Answer, ask_for, image_sizes, parse
 
 USER, PASSWORD = "puller", "a pass:word"
 LAYERS = (b"l" * 30_000, b"m" * 7_000)
@@ -121,6 +121,18 @@ def test_what_the_registry_does_not_tell_is_not_known(registry: Registry, tmp_pa
     assert image_sizes([image], wrong) == {}
     assert image_sizes([f"{registry.server}/acme/none:1"], registry.login) == {}
     assert image_sizes(["127.0.0.1:9/a:1", "127.0.0.1:9/b:1"], None) == {}
+
+
+def test_a_tag_is_there_or_the_nearest_are_named(registry: Registry) -> None:
+    def ask(reference: str, login: RegistryLogin | None = registry.login) -> Answer:
+        return ask_for(f"{registry.server}/acme/{reference}", login)
+
+    assert ask("serving:1") == Answer(True)
+    assert ask("serving:manny") == Answer(False, nearest=("many", "arm", "1"))
+    assert ask(f"serving@sha256:{'0' * 64}") == Answer(False)
+    unknown = ask("serving:1", None)
+    assert (unknown.there, "401" in unknown.why) == (None, True)
+    assert ask_for("127.0.0.1:9/a:1", None).there is None
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,7 @@ def test_what_native_hosts_get_is_what_was_tested() -> None:
         f"torch=={tested.TORCH}",
     ) == CPU_REQUIREMENTS
     assert f"ray[data,serve]=={tested.RAY}" in GPU_REQUIREMENTS
-    short = tested.PYTHON.replace(".", "")
-    assert DEFAULT_IMAGE.startswith(f"rayproject/ray-llm:{tested.RAY}-py{short}-")
+    assert f"vllm/vllm-openai:v{tested.VLLM}" == DEFAULT_IMAGE
 
 
 def test_the_readme_names_them() -> None:
