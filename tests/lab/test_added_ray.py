@@ -55,7 +55,7 @@ def host(lab: Lab, rayless: Path) -> Iterator[Host]:
 @pytest.fixture
 def fetching(lab: Lab, tmp_path: Path) -> Cli:
     """The program with this machine's settings and cache of uv."""
-    own = {name: value for name, value in os.environ.items() if name.startswith("UV_")}
+    own = {name: value for name, value in os.environ.items() if name.startswith(("UV_", "SSL_"))}
     cache = {"UV_CACHE_DIR": str(Path.home() / ".cache/uv")}
     return make_cli(lab, tmp_path / "home", {**cache, **own})
 

@@ -106,17 +106,20 @@ def find_uv(work: Path) -> list[str]:
     found = shutil.which("uv")
     if found:
         return [found]
-    if not subprocess.run(
-        [sys.executable, "-m", "uv", "--version"],
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ).returncode:
+    if runs([sys.executable, "-m", "uv", "--version"]):
         return [sys.executable, "-m", "uv"]
+    if not runs([sys.executable, "-m", "pip", "--version"]):
+        raise FailedError("tool", "its image has neither uv nor pip")
     place = work / "uv"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--retries", "1"]
     run([*pip, "--timeout", "10", "--target", str(place), "uv"], "tool", place, work)
     return [str(place / "bin" / "uv")]
+
+
+def runs(argv: list[str]) -> bool:
+    """Return whether a command ends well, whatever it says."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.run(argv, check=False, **quiet).returncode == 0
 
 
 def run(argv: list[str], kind: str, grows: Path, work: Path) -> None:

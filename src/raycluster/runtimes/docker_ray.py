@@ -66,7 +66,7 @@ class RayAdder:
 
     def add(self, process: Process, home: str, inside: Inside, tell: Tell) -> Versions:
         """Return the versions with Ray among them, after adding it. Raises ImageError."""
-        target = self._target(process.image, inside)
+        target = target_of(process.image, inside, self._wanted, self._edge.host)
         folder = f"{FOLDER}/{folder_name(target)}"
         order: dict[str, object] = {
             "folder": folder,
@@ -96,35 +96,6 @@ class RayAdder:
                 with suppress(docker.errors.APIError):
                     self._client.remove_volume(name)
             raise
-
-    def _target(self, image: str, inside: Inside) -> Target:
-        versions = inside.versions
-        if not (versions.vllm or versions.transformers):
-            raise ImageError(
-                f"image {image} holds no ray and no engine",
-                where=self._edge.host,
-                hint="choose an image with vLLM in it, such as vllm/vllm-openai",
-            )
-        short = ".".join(versions.python.split(".")[:2])
-        lacks = ""
-        if short not in tested.RAY_PYTHONS:
-            oldest, *_, newest = tested.RAY_PYTHONS
-            lacks = f"for Python {short}: it has them for {oldest} to {newest}"
-        elif inside.machine not in MACHINES:
-            lacks = f"for {inside.machine}: it has them for {' and '.join(MACHINES)}"
-        elif not inside.libc:
-            lacks = "for an image without glibc, such as one of Alpine"
-        elif not _glibc(inside.libc) >= OLDEST_GLIBC:
-            lacks = f"for glibc {inside.libc}: it needs 2.{OLDEST_GLIBC} or newer"
-        if lacks:
-            raise ImageError(
-                f"image {image} holds no ray, and Ray {tested.RAY} has no packages {lacks}",
-                where=self._edge.host,
-                hint="choose an image with vLLM in it, such as vllm/vllm-openai",
-            )
-        have = checked_pins(inside.have, self._edge.host)
-        wanted = self._wanted.requirements
-        return Target(short, inside.machine, _glibc(inside.libc), have, wanted)
 
     def _from_here(self, work: _Work, target: Target, said: str, tell: Tell) -> Mapping[str, Any]:
         """Let this machine fetch what the host could not. Raises ImageError with both reasons."""
@@ -221,6 +192,40 @@ class _Work:
     home: str
     python: str
     order: Mapping[str, object]
+
+
+def target_of(image: str, inside: Inside, wanted: Wanted, host: str) -> Target:
+    """Return what the packages have to fit. Raises ImageError where none can."""
+    versions = inside.versions
+    if not (versions.vllm or versions.transformers):
+        raise ImageError(
+            f"image {image} holds no ray and no engine",
+            where=host,
+            hint="choose an image with vLLM in it, such as vllm/vllm-openai",
+        )
+    short = ".".join(versions.python.split(".")[:2])
+    if lacks := _none_for(short, inside.machine, inside.libc):
+        raise ImageError(
+            f"image {image} holds no ray, and Ray {tested.RAY} has no packages for {lacks}",
+            where=host,
+            hint="choose another image with vLLM in it, such as vllm/vllm-openai",
+        )
+    have = checked_pins(inside.have, host)
+    return Target(short, inside.machine, _glibc(inside.libc), have, wanted.requirements)
+
+
+def _none_for(python: str, machine: str, libc: str) -> str:
+    """Return what there are no packages of Ray for, and what there are some for."""
+    if python not in tested.RAY_PYTHONS:
+        oldest, *_, newest = tested.RAY_PYTHONS
+        return f"Python {python}: it has them for {oldest} to {newest}"
+    if machine not in MACHINES:
+        return f"{machine}: it has them for {' and '.join(MACHINES)}"
+    if not libc:
+        return "an image without glibc, such as one made from Alpine"
+    if _glibc(libc) < OLDEST_GLIBC:
+        return f"glibc {libc}: they need 2.{OLDEST_GLIBC} or newer"
+    return ""
 
 
 def folder_name(target: Target) -> str:

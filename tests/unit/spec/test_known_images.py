@@ -1,0 +1,20 @@
+"""The table of known images: the default is of it, and every entry says where it is from."""
+
+from __future__ import annotations
+
+import re
+
+from raycluster.spec.known_images import DEFAULT_IMAGE, KNOWN
+
+
+def test_every_entry_has_a_dated_source_and_a_place_for_the_version() -> None:
+    for known in KNOWN:
+        assert re.search(r"20\d\d-\d\d$", known.source), known
+        assert known.tag.count("{}") == 1
+        assert set(known.architectures) <= {"amd64", "arm64"}
+    assert len({(known.repository, known.tag) for known in KNOWN}) == len(KNOWN)
+
+
+def test_the_default_is_for_both_architectures() -> None:
+    name = DEFAULT_IMAGE.partition(":")[0]
+    assert next(k.architectures for k in KNOWN if k.repository == name) == ("amd64", "arm64")
