@@ -37,4 +37,14 @@ KNOWN = (
     Known("rayproject/ray-llm", "{}-py312-cu130", "Ray", "CUDA 13.0", ("amd64",), True, _RAY),
 )
 
+RAY_BYTES = 500_000_000
+"""About what Ray takes on a disk, with what vLLM's own image lacks of what it needs."""
+
+
+def lacks_ray(image: str) -> bool:
+    """Return whether the image is known to hold an engine and no Ray."""
+    name = image.removeprefix("docker.io/").partition("@")[0].partition(":")[0]
+    return any(name == known.repository and not known.ray for known in KNOWN)
+
+
 DEFAULT_IMAGE = f"{KNOWN[0].repository}:{KNOWN[0].tag.format(VLLM)}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from raycluster.spec.known_images import DEFAULT_IMAGE, KNOWN
+import pytest
+
+from raycluster.spec.known_images import DEFAULT_IMAGE, KNOWN, lacks_ray
 
 
 def test_every_entry_has_a_dated_source_and_a_place_for_the_version() -> None:
@@ -18,3 +20,18 @@ def test_every_entry_has_a_dated_source_and_a_place_for_the_version() -> None:
 def test_the_default_is_for_both_architectures() -> None:
     name = DEFAULT_IMAGE.partition(":")[0]
     assert next(k.architectures for k in KNOWN if k.repository == name) == ("amd64", "arm64")
+
+
+@pytest.mark.parametrize(
+    ("image", "lacks"),
+    [
+        (DEFAULT_IMAGE, True),
+        (f"docker.io/{DEFAULT_IMAGE}-cu129", True),
+        ("vllm/vllm-openai@sha256:00", True),
+        ("rayproject/ray-llm:2.60.0-py312-cu130", False),
+        ("acme/vllm-openai:1", False),
+        ("", False),
+    ],
+)
+def test_images_that_lack_ray_are_known(image: str, lacks: bool) -> None:
+    assert lacks_ray(image) is lacks
