@@ -11,7 +11,7 @@ from raycluster.accelerators.choice import chosen, lack
 from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet, all_or_raise
-from raycluster.contracts import Facts, Process, Secret
+from raycluster.contracts import Facts, Process, RegistryLogin, Secret
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
 from raycluster.observe import machine, read_facts
 from raycluster.plan import (
@@ -23,6 +23,7 @@ from raycluster.plan import (
     desired,
     gpus_of,
 )
+from raycluster.registry_api import Answer, ask_for
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
@@ -41,8 +42,10 @@ class Finding:
     hint: str = ""
 
 
-def check_hosts(spec: ClusterSpec, fleet: Fleet) -> tuple[Finding, ...]:
-    """Return every finding, in the order of the spec's hosts."""
+def check_hosts(
+    spec: ClusterSpec, fleet: Fleet, login: RegistryLogin | None = None
+) -> tuple[Finding, ...]:
+    """Return every finding, in the order of the spec's hosts; `login` is the registry's."""
     reached = fleet.reach(spec.hosts, lambda connected: connected.address)
     addresses = {n: a for n, a in reached.items() if isinstance(a, str)}
     findings: list[Finding] = []
@@ -65,6 +68,7 @@ def check_hosts(spec: ClusterSpec, fleet: Fleet) -> tuple[Finding, ...]:
         else:
             findings += seen
     whole = _whole(spec, fleet, addresses)
+    findings += _images(spec, fleet, addresses, login)
     return (*findings, *(whole or _gpus(spec, facts)))
 
 
@@ -196,6 +200,40 @@ def _neighbours(
             else f"does not reach {other.name} at {address}",
             f"open the cluster's ports between the hosts, or set {other.name}'s private_address",
         )
+
+
+def _images(
+    spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str], login: RegistryLogin | None
+) -> list[Finding]:
+    """Ask registries for the images that hosts would pull; one that does not tell fails nothing."""
+
+    def lacking(connected: Connected) -> list[str]:
+        host, found = connected.host, list[str]()
+        for process in _processes(spec, host, addresses):
+            if not (process.role == host.role and host.runtime.archive):
+                outlook = connected.runtime.outlook(process, ())
+                found += [outlook.image] if outlook.image and not outlook.there else []
+        return found
+
+    looked = fleet.each(addresses, lacking)
+    wanted = {n: images for n, images in looked.items() if not isinstance(images, RayclusterError)}
+    every = sorted({image for images in wanted.values() for image in images})
+    answers = {image: ask_for(image, login) for image in every}
+    return [
+        _image(host, image, answers[image])
+        for host, images in wanted.items()
+        for image in dict.fromkeys(images)
+    ]
+
+
+def _image(host: str, image: str, answer: Answer) -> Finding:
+    if answer.there is None:
+        return Finding(host, "image", True, f"{image} is not asked for: {answer.why}")
+    if answer.there:
+        return Finding(host, "image", True, f"{image} is at its registry")
+    like = f"; it has {', '.join(answer.nearest)}" if answer.nearest else ""
+    what = f"the registry has no {image}{like}"
+    return Finding(host, "image", False, what, "correct the image's name in the spec")
 
 
 def _whole(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:

@@ -199,12 +199,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Versions:
-    """What a node's environment holds; an empty string means absent."""
+    """What a node's environment holds; an empty string means absent.
+
+    `added` is the folder under ROOT with what its runtime added to it, where it did.
+    """
 
     python: str = ""
     ray: str = ""
     vllm: str = ""
     transformers: str = ""
+    added: str = ""
 
 
 def live_id_path(role: str) -> str:

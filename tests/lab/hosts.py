@@ -39,6 +39,7 @@ class Lab:
     tiny: Path
     hosts: list[Host] = field(default_factory=list)
     docker_seed: Path | None = None
+    more_mounts: list[Path] = field(default_factory=list)
 
     @property
     def key(self) -> Path:
@@ -60,7 +61,8 @@ class Lab:
         """What hosts see of this machine, read-only, each at its own path."""
         ask = (self.node_python, "-c", "import sys; print(sys.base_prefix)")
         base = Path(sh(*ask).strip())
-        return [self.node_env, self.model, self.tiny, *([] if base == Path("/usr") else [base])]
+        bases = [] if base == Path("/usr") else [base]
+        return [self.node_env, self.model, self.tiny, *bases, *self.more_mounts]
 
     @property
     def volumes(self) -> list[str]:

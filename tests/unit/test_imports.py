@@ -143,6 +143,7 @@ SHARED = {
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
+    "runtimes.docker_inside",
     *("serve.transfer", "logs.on_node", "bundle.on_node"),
 )
 

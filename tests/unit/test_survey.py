@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import ROOT, Secret
+from raycluster.connect import Connected
+from raycluster.contracts import ROOT, Outlook, Secret
 from raycluster.forecast.seen import Files
 from raycluster.hub_api import read_hub
+from raycluster.runtimes.docker import DockerRuntime
 from raycluster.serve.wanted import Wanted
 from raycluster.spec import ClusterSpec
-from raycluster.survey import _archived, _folder, _placed, reads
+from raycluster.spec.known_images import DEFAULT_IMAGE
+from raycluster.survey import RAY_PART, _added, _archived, _folder, _placed, reads
 from raycluster.transports.local import LocalTransport
 from tests.local.hub import Hub, open_hub
 
@@ -115,6 +118,24 @@ def test_an_image_from_a_file_is_as_large_as_the_file(tmp_path: Path) -> None:
         {"cluster": {"name": "q"}, "head": hosts[0], "workers": hosts[1:]}
     )
     assert _archived(spec) == {"ray:1": 300}
+
+
+@pytest.mark.parametrize(
+    ("image", "there", "added"),
+    [
+        (DEFAULT_IMAGE, False, [f"Ray for {DEFAULT_IMAGE}"]),
+        (DEFAULT_IMAGE, True, []),
+        ("rayproject/ray-llm:1", False, []),
+    ],
+)
+def test_ray_is_counted_for_an_image_that_lacks_it(
+    tmp_path: Path, image: str, there: bool, added: list[str]
+) -> None:
+    spec = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h"}})
+    connected = Connected(spec.hosts[0], HERE, DockerRuntime("here", "q", HERE))
+    found = _added(connected, Outlook(f"image {image}", there, str(tmp_path), image))
+    assert [base.what for base in found] == added
+    assert all(base.disk and base.image == RAY_PART for base in found)
 
 
 def test_the_hub_tells_files_and_config() -> None:

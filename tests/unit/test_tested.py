@@ -12,7 +12,8 @@ import pytest
 
 from raycluster import __version__, tested
 from raycluster.requirements import GPU_NEEDS, gpu_lock
-from raycluster.spec.sections import CPU_REQUIREMENTS, DEFAULT_IMAGE, GPU_REQUIREMENTS
+from raycluster.spec.known_images import DEFAULT_IMAGE
+from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 
 CHECKOUT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"][
@@ -71,8 +72,7 @@ def test_what_native_hosts_get_is_what_was_tested() -> None:
         f"torch=={tested.TORCH}",
     ) == CPU_REQUIREMENTS
     assert f"ray[data,serve]=={tested.RAY}" in GPU_REQUIREMENTS
-    short = tested.PYTHON.replace(".", "")
-    assert DEFAULT_IMAGE.startswith(f"rayproject/ray-llm:{tested.RAY}-py{short}-")
+    assert f"vllm/vllm-openai:v{tested.VLLM}" == DEFAULT_IMAGE
 
 
 def test_the_readme_names_them() -> None:

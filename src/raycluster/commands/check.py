@@ -11,12 +11,12 @@ from raycluster.session import Json, SpecOption, SpecPath
 def check(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
     """Check the spec and every host; change nothing. Exit code 3: something is wrong."""
     opened = session.open_session(spec, named)
-    opened.secrets()
+    secrets = opened.secrets()
     from raycluster.checks import check_hosts
     from raycluster.report import checks_json, checks_view
 
     with opened.fleet() as fleet:
-        findings = check_hosts(opened.spec, fleet)
+        findings = check_hosts(opened.spec, fleet, secrets.registry)
     if as_json:
         session.print_json(checks_json(opened.spec, findings))
     else:

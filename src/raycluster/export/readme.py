@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Literal
 
-from raycluster import templates
+from raycluster import templates, tested
 from raycluster.contracts import Secret
 from raycluster.export.design import Design, Role
 from raycluster.export.tree import Entry
@@ -47,6 +47,7 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
     text = templates.render(
         f"export/{kind}.md",
         cluster=design.name,
+        ray=tested.RAY,
         hosts=[(h.name, h.role, design.addresses[h.name], design.gpus[h.name]) for h in spec.hosts],
         head=spec.hosts[0].name,
         workers=len(spec.hosts) > 1,

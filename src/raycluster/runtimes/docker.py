@@ -50,7 +50,9 @@ from raycluster.runtimes.docker_options import (
     needs_home,
     owner,
     place,
+    with_added,
 )
+from raycluster.runtimes.docker_ray import RAY, RayAdder, Wanted
 from raycluster.runtimes.docker_shell import DockerShell
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
@@ -69,12 +71,14 @@ class DockerRuntime:
         *,
         pull: Literal["always", "missing", "never"] = "missing",
         socket: str = "/var/run/docker.sock",
+        ray: Wanted = RAY,
     ) -> None:
         self._host = host
         self._cluster = cluster
         self._transport = transport
         self._pull: Literal["always", "missing", "never"] = pull
         self.socket = socket
+        self._ray = ray
         self._edge = Edge(host, transport, socket)
 
     @cached_property
@@ -97,9 +101,9 @@ class DockerRuntime:
             return tuple(self._found(each) for each in listed)
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
-        """Bring the image as the pull policy says, and read its versions.
+        """Bring the image as the pull policy says, add Ray where a node's lacks it; its versions.
 
-        Raises ImageError without an image, and for a Ray node without ray in it.
+        Raises ImageError without an image, and for a Ray node whose image Ray cannot be added to.
         """
         with self._edge.translated(f"preparing {process.image}"):
             self._gpus(process)  # what cannot be handed on is said before anything is brought
@@ -107,14 +111,12 @@ class DockerRuntime:
             self._discard(self._listed(ONEOFF))  # a killed run could not remove its own
             if process.role.partition("-")[0] not in RAY_ROLES:
                 return Versions()
-            versions = self._images.versions(process, self._home(process))
-        if not versions.ray:
-            raise ImageError(
-                f"image {process.image} holds no ray",
-                where=self._host,
-                hint="choose an image that holds ray and an engine, such as rayproject/ray-llm",
-            )
-        return versions
+            home = self._home(process)
+            inside = self._images.look_inside(process, home)
+            if inside.versions.ray:
+                return inside.versions
+            adder = RayAdder(self._client, self._cluster, self._edge, self._ray)
+            return adder.add(process, home, inside, tell)
 
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of an image's layers, the same whatever store Docker has."""
@@ -163,8 +165,12 @@ class DockerRuntime:
             gpus = self._gpus(process)
             if process.gpus and not gpus:
                 tell("no GPU here that Docker can hand on: starting without")
+            more = {}
+            if versions.added:
+                of_image = self._images.environment(process.image)
+                more = with_added(process, of_image, versions.added)
             options = container_options(
-                self._client, self._cluster, process, self._home(process), gpus
+                self._client, self._cluster, process, self._home(process), gpus, more=more
             )
             user = self._images.user(process.image)
             self._discard(self._listed(f"{ROLE}={process.role}"))

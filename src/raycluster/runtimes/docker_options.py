@@ -23,6 +23,9 @@ CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Docker's own, for images that name none."""
+
 
 def container_name(cluster: str, role: str) -> str:
     """Return the name of the container that has this role."""
@@ -40,14 +43,23 @@ def labels(cluster: str, process: Process, versions: Versions) -> dict[str, str]
         CLUSTER: cluster,
         ROLE: process.role,
         FINGERPRINT: process.fingerprint,
-        VERSIONS: json.dumps(vars(versions)),
+        VERSIONS: json.dumps({name: value for name, value in vars(versions).items() if value}),
     }
 
 
 def container_options(
-    client: docker.APIClient, cluster: str, process: Process, home: str, gpus: GpuOptions | None
+    client: docker.APIClient,
+    cluster: str,
+    process: Process,
+    home: str,
+    gpus: GpuOptions | None,
+    *,
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return what `create_container` takes beside image, name and labels; sends nothing."""
+    """Return what `create_container` takes beside image, name and labels; sends nothing.
+
+    `more` is added to the process's environment.
+    """
     gpus = gpus or GpuOptions()
     argv = [_rooted(part) for part in process.argv]
     bind = ["NET_BIND_SERVICE"] if any(port < 1024 for port in process.ports.values()) else []
@@ -68,7 +80,7 @@ def container_options(
     return {
         "entrypoint": argv[:1],
         "command": argv[1:],
-        "environment": {**gpus.environment, **_environment(process)},
+        "environment": {**gpus.environment, **_environment(process), **(more or {})},
         "host_config": host_config,
         "use_config_proxy": False,
     }
@@ -91,6 +103,41 @@ def oneoff_options(
         "labels": {CLUSTER: cluster, ONEOFF: "probe"},
         "use_config_proxy": False,
     }
+
+
+def adding_options(
+    client: docker.APIClient, cluster: str, process: Process, home: str
+) -> dict[str, Any]:
+    """Return the options of a container that writes what an image lacks into our folder.
+
+    It is root there, for the folder is; it has the host's network, and the process's environment,
+    in which proxies and indexes of packages stand.
+    """
+    host_config = client.create_host_config(
+        network_mode="host",
+        init=True,
+        cap_drop=["ALL"],
+        cap_add=list(CAPABILITIES),
+        security_opt=["no-new-privileges:true"],
+        log_config=LogConfig(type=LogConfig.types.JSON),
+        mounts=[_own_volume(cluster), *_mounts(process, home)],
+    )
+    return {
+        "environment": _environment(process),
+        "host_config": host_config,
+        "labels": {CLUSTER: cluster, ONEOFF: "add"},
+        "use_config_proxy": False,
+        "user": "0:0",
+    }
+
+
+def with_added(process: Process, of_image: Mapping[str, str], folder: str) -> dict[str, str]:
+    """Return PATH and PYTHONPATH that lead to `folder` under ours too, after all others."""
+    added = f"{FOLDER}/{folder}"
+    env = {**of_image, **_environment(process)}
+    paths = (env.get("PATH") or DEFAULT_PATH, f"{added}/bin")
+    modules = (each for each in (env.get("PYTHONPATH"), added) if each)
+    return {"PATH": ":".join(paths), "PYTHONPATH": ":".join(modules)}
 
 
 def needs_home(process: Process) -> bool:

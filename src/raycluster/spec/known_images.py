@@ -1,0 +1,50 @@
+"""Images that are known to hold an engine: which tags, for what, and where the knowledge is from.
+
+Nobody asked a registry: `check` asks it for the tag of the spec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raycluster.tested import VLLM
+
+
+@dataclass(frozen=True)
+class Known:
+    """Tags of a repository: `{}` in `tag` stands for the version of what `versions_of` names."""
+
+    repository: str
+    tag: str
+    versions_of: str
+    platform: str
+    architectures: tuple[str, ...]
+    ray: bool
+    source: str
+
+
+_BOTH = ("amd64", "arm64")
+_VLLM = "vLLM's own release script, .buildkite/scripts/publish-release-images.sh, read 2026-11"
+_RAY = "Ray's pull request 62458 and its tags of 2.57 to 2.59; for 2.60 none was seen, 2026-11"
+
+KNOWN = (
+    Known("vllm/vllm-openai", "v{}", "vLLM", "CUDA 13.0", _BOTH, False, _VLLM),
+    Known("vllm/vllm-openai", "v{}-cu129", "vLLM", "CUDA 12.9", _BOTH, False, _VLLM),
+    Known("vllm/vllm-openai", "v{}-ubuntu2404", "vLLM", "CUDA 13.0", _BOTH, False, _VLLM),
+    Known("vllm/vllm-openai", "v{}-cu129-ubuntu2404", "vLLM", "CUDA 12.9", _BOTH, False, _VLLM),
+    Known("vllm/vllm-openai-cpu", "v{}", "vLLM", "no GPU", _BOTH, False, _VLLM),
+    Known("vllm/vllm-openai-rocm", "v{}", "vLLM", "ROCm", ("amd64",), False, _VLLM),
+    Known("rayproject/ray-llm", "{}-py312-cu130", "Ray", "CUDA 13.0", ("amd64",), True, _RAY),
+)
+
+RAY_BYTES = 500_000_000
+"""About what Ray takes on a disk, with what vLLM's own image lacks of what it needs."""
+
+
+def lacks_ray(image: str) -> bool:
+    """Return whether the image is known to hold an engine and no Ray."""
+    name = image.removeprefix("docker.io/").partition("@")[0].partition(":")[0]
+    return any(name == known.repository and not known.ray for known in KNOWN)
+
+
+DEFAULT_IMAGE = f"{KNOWN[0].repository}:{KNOWN[0].tag.format(VLLM)}"
