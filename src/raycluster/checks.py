@@ -13,6 +13,7 @@ from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Facts, Process, RegistryLogin, Secret
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
+from raycluster.forecast.downloads import in_gb
 from raycluster.observe import machine, read_facts
 from raycluster.plan import (
     Start,
@@ -24,8 +25,10 @@ from raycluster.plan import (
     gpus_of,
 )
 from raycluster.registry_api import Answer, ask_for
+from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.survey import disk_of
 
 CLOCK_S = 5.0
 DISK_BYTES = 20 << 30
@@ -86,6 +89,8 @@ def _look(
     yield _fits(host, facts, starts)
     yield _gpus_of(connected, facts, starts, usable=usable.passed)
     yield _disk(host, facts)
+    if usable.passed and host.makes_environment:
+        yield from _environment(connected, starts)
     yield _clock(host, facts)
     yield from _neighbours(spec, connected, addresses)
 
@@ -160,6 +165,29 @@ def _disk(host: ResolvedHost, facts: Facts) -> Finding:
         free >= DISK_BYTES,
         f"{free / 2**30:.0f} GiB free",
         f"images and models need room: free at least {DISK_BYTES >> 30} GiB",
+    )
+
+
+def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]:
+    """Compare what the environment takes, where it is known and not made yet, with its disk."""
+    name = connected.host.name
+    node = next((s.process for s in starts if s.process.role in RAY_ROLES), None)
+    if node is None:
+        return
+    seen = connected.runtime.outlook(node, ())
+    if seen.there:
+        yield Finding(name, "environment", True, f"is in {seen.folder}")
+    if seen.there or not seen.download_bytes or not seen.stored_bytes:
+        return
+    disk = disk_of(connected.transport, seen.folder)
+    takes = f"{in_gb(seen.download_bytes)} to fetch, {in_gb(seen.stored_bytes)} in {seen.folder}"
+    free = f", {in_gb(disk.free)} are free there" if disk else ""
+    yield Finding(
+        name,
+        "environment",
+        disk is None or disk.free >= seen.stored_bytes,
+        f"will be made: {takes}{free}",
+        "make room there, or let HOME be on a larger disk",
     )
 
 

@@ -17,6 +17,7 @@ from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 
 if TYPE_CHECKING:
+    from raycluster.requirements import Lock
     from raycluster.transports.ssh import SshOptions
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.native import NativeRuntime
 
     options = host.runtime
-    requirements, uv_args, lock = options.requirements or (), options.uv_args or (), b""
+    requirements, uv_args, lock = options.requirements or (), options.uv_args or (), None
     if not options.python and not requirements:
         requirements, arguments, lock = _engine(host, transport)
         uv_args = uv_args or arguments
@@ -77,7 +78,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
 
 def _engine(
     host: ResolvedHost, transport: Transport
-) -> tuple[tuple[str, ...], tuple[str, ...], bytes]:
+) -> tuple[tuple[str, ...], tuple[str, ...], Lock | None]:
     """Return what uv shall install, with what arguments and lock, for the host's GPUs or for none.
 
     GPUs whose driver does not answer count: with it mended, they are what is meant.
@@ -86,7 +87,7 @@ def _engine(
         from raycluster.requirements import gpu_lock
 
         return GPU_REQUIREMENTS, (), gpu_lock()
-    return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), b""
+    return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), None
 
 
 TRANSPORTS: Mapping[str, Callable[[ResolvedHost, Ask | None], Transport]] = {

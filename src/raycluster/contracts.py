@@ -260,8 +260,10 @@ class Outlook:
 
     `what` names what the process runs from, an image or an environment, and `there` says whether it
     is on the host and is taken as it is; `folder` is where it lies. `image` is what its registry
-    can be asked for. `held_bytes` are those of what is there, where they can be told. `places` are
-    paths of the host by those that were asked for, empty for what lies in an image.
+    can be asked for. `held_bytes` are those of what is there, where they can be told;
+    `download_bytes` and `stored_bytes` those of what is not there, where they are known by
+    themselves. `places` are paths of the host by those that were asked for, empty for what lies in
+    an image.
     """
 
     what: str
@@ -269,6 +271,8 @@ class Outlook:
     folder: str = ""
     image: str = ""
     held_bytes: int | None = None
+    download_bytes: int | None = None
+    stored_bytes: int | None = None
     places: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -173,8 +173,22 @@ def _base(connected: Connected, seen: Outlook) -> Base:
     """Return what a process runs from, and the disk where it goes if it is not there."""
     disk = None
     if not seen.there and seen.folder:
-        disk = _placed(connected.transport, seen.folder, Wanted("/")).disk
-    return Base(seen.what, seen.there, seen.held_bytes, seen.folder, seen.image, disk)
+        disk = disk_of(connected.transport, seen.folder)
+    return Base(
+        seen.what,
+        seen.there,
+        seen.held_bytes,
+        seen.folder,
+        seen.image,
+        disk,
+        seen.download_bytes,
+        seen.stored_bytes,
+    )
+
+
+def disk_of(shell: Shell, folder: str) -> Disk | None:
+    """Return the disk of a folder, or of where it would be made."""
+    return _placed(shell, folder, Wanted("/")).disk
 
 
 def _added(connected: Connected, seen: Outlook) -> tuple[Base, ...]:

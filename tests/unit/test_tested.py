@@ -49,7 +49,7 @@ def test_the_extras_pin_them(extra: str) -> None:
 
 
 def test_the_lock_for_gpus_holds_them() -> None:
-    text = gpu_lock().decode()
+    text = gpu_lock().text.decode()
     versions = dict(re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([\w.]+)", text, re.MULTILINE))
     assert {n: versions[n] for n in ("ray", "vllm", "transformers", "torch")} == {
         "ray": tested.RAY,

@@ -48,11 +48,11 @@ def _bases(seen: Seen, host: str) -> Iterator[Download]:
         yield Download(
             host=host,
             what=base.what,
-            size=seen.images.get(base.image),
+            size=base.download or seen.images.get(base.image),
             folder=base.folder,
             disk=base.disk,
-            certain=False,
-            stored=max((b.size for b in others if b.size), default=None),
+            certain=base.download is not None,
+            stored=base.stored or max((b.size for b in others if b.size), default=None),
         )
 
 

@@ -58,7 +58,7 @@ class Base:
     """What a process runs from, an image or an environment: whether it is there, or is brought.
 
     `size` are the bytes of what is there, None where that cannot be told; `disk` is where it goes.
-    `image` is its name for a registry.
+    `image` is its name for a registry. `download` and `stored` are known of what is not there.
     """
 
     what: str
@@ -67,6 +67,8 @@ class Base:
     folder: str = ""
     image: str = ""
     disk: Disk | None = None
+    download: int | None = None
+    stored: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 GPU_LOCK = "node-gpu.txt"
@@ -14,8 +14,7 @@ class Needs:
     """What an environment needs of a host with NVIDIA's GPUs.
 
     `cuda` is what its packages are built for, `driver` the oldest release of NVIDIA's driver for
-    that, `capability` the least of a GPU for which kernels are there, `glibc` by processor. Sizes
-    are in bytes: what is fetched, and what lies on the disk in the end.
+    that, `capability` the least of a GPU for which kernels are there, `glibc` by processor.
     """
 
     what: str
@@ -23,6 +22,13 @@ class Needs:
     driver: int
     capability: tuple[int, int]
     glibc: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The packages of an environment as pip reads them: what is fetched and stored, in bytes."""
+
+    text: bytes = field(repr=False)
     download: int
     stored: int
 
@@ -33,16 +39,18 @@ GPU_NEEDS = Needs(
     driver=580,
     capability=(7, 5),
     glibc={"x86_64": (2, 31), "aarch64": (2, 34)},
-    download=4_400_000_000,
-    stored=8_600_000_000,
 )
-"""Of node-gpu.txt, seen 2026-11-29: kernels by cuobjdump, glibc by which wheels uv takes, sizes by
-an installation (x86_64, Python 3.11); the driver's release is the first of CUDA 13."""
+"""Of node-gpu.txt, seen 2026-11-29: kernels by cuobjdump, glibc by which wheels uv takes; the
+driver's release is the first of CUDA 13."""
 
 
-def gpu_lock() -> bytes:
-    """Return what a native host with NVIDIA GPUs gets: of every processor and Python."""
-    return (resources.files(__name__) / GPU_LOCK).read_bytes()
+def gpu_lock() -> Lock:
+    """Return what a native host with NVIDIA GPUs gets, of every processor and Python.
+
+    Its sizes are those of an installation on x86_64 with Python 3.11, bytecode included.
+    """
+    text = (resources.files(__name__) / GPU_LOCK).read_bytes()
+    return Lock(text, download=4_400_000_000, stored=9_000_000_000)
 
 
 def short_of(

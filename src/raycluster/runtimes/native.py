@@ -28,6 +28,7 @@ from raycluster.contracts import (
     file_mode,
 )
 from raycluster.errors import RuntimeUnavailableError
+from raycluster.requirements import Lock
 from raycluster.runtimes.native_environment import Environment
 from raycluster.runtimes.native_program import source
 from raycluster.runtimes.native_remote import Remote, entering
@@ -53,7 +54,7 @@ class NativeRuntime:
         python: str = "",
         requirements: tuple[str, ...] = (),
         uv_args: tuple[str, ...] = (),
-        lock: bytes = b"",
+        lock: Lock | None = None,
         start_on_boot: bool = True,
         root: str = "",
     ) -> None:
@@ -89,8 +90,18 @@ class NativeRuntime:
             path: home + path[1:] if path.startswith("~") else path.replace(ROOT, root)
             for path in paths
         }
-        there = self._environment.complete(facts)
-        return Outlook("the Python environment", there, root, places=places)
+        there, lock = self._environment.complete(facts), self._environment.lock
+        what = "the Python environment"
+        if there or lock is None:
+            return Outlook(what, there, root, places=places)
+        return Outlook(
+            what,
+            there,
+            root,
+            places=places,
+            download_bytes=lock.download,
+            stored_bytes=lock.stored,
+        )
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
         """Replace whatever has this role by `process`, with `files` in place before it runs."""

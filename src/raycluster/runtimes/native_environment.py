@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
+from raycluster.requirements import Lock
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs, so that every host gets this one
 OLDEST_PYTHON = (3, 9)
@@ -57,12 +58,13 @@ class Environment:
     python: str = ""
     requirements: tuple[str, ...] = ()
     uv_args: tuple[str, ...] = ()
-    lock: bytes = field(default=b"", repr=False)
+    lock: Lock | None = None
     quiet: float = QUIET_S
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        facts = json.dumps([PYTHON, self.requirements, self.uv_args]).encode() + self.lock
+        facts = json.dumps([PYTHON, self.requirements, self.uv_args]).encode()
+        facts += self.lock.text if self.lock else b""
         object.__setattr__(self, "name", f"env-{hashlib.sha256(facts).hexdigest()[:8]}")
 
     def programs(self, facts: Mapping[str, Any]) -> str:
@@ -89,7 +91,7 @@ class Environment:
             into = ("--python", f"{home}/bin/python", "--compile-bytecode")
             packages = self.requirements
             if self.lock:
-                self.transport.put(f"{home}/{LOCK}", self.lock)
+                self.transport.put(f"{home}/{LOCK}", self.lock.text)
                 packages = ("--require-hashes", "--only-binary=:all:", "-r", f"{home}/{LOCK}")
             self._run((uv, "pip", "install", *into, *self.uv_args, *packages), env, tell)
         self.transport.put(f"{home}/{COMPLETE}", b"\n".join(r.encode() for r in self.requirements))

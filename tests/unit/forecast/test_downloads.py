@@ -19,6 +19,7 @@ LISTED = Files(
         "README.md": 500,
     }
 )
+GB = 1_000_000_000
 HUB = {LLAMA: LISTED}
 
 
@@ -91,6 +92,17 @@ def test_a_registry_tells_what_a_pull_brings() -> None:
     (found,) = downloads(seen, [])
     assert (found.size, found.stored, found.room) == (4_000_000_000, None, 4_000_000_000)
     assert tight([found])[0].what.startswith("image ray:1 needs up to 4.0 GB, and 0 MB are free")
+
+
+def test_an_environment_with_a_lock_is_refused_on_a_full_disk() -> None:
+    def base(free: int) -> Base:
+        disk = Disk(free, "8:1")
+        return Base("env", there=False, folder="/home", disk=disk, download=4 * GB, stored=9 * GB)
+
+    for free, said in ((8 * GB, ["env needs 9.0 GB, and 8.0 GB are free in /home"]), (9 * GB, [])):
+        (found,) = downloads(Seen({"head": host_seen(bases=(base(free),))}), [])
+        assert (found.size, found.stored, found.certain) == (4 * GB, 9 * GB, True)
+        assert [problem.what for problem in too_little_room([found])] == said
 
 
 def test_what_cannot_be_looked_at_may_be_there() -> None:

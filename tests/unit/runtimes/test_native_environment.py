@@ -12,6 +12,7 @@ import pytest
 
 from raycluster.contracts import Process, Versions
 from raycluster.errors import RuntimeUnavailableError
+from raycluster.requirements import Lock
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.runtimes.native_environment import PYTHON, Environment, root_cause
 from raycluster.transports.local import LocalTransport
@@ -44,7 +45,9 @@ def wheels(tmp_path: Path) -> Path:
     return tmp_path / "wheels"
 
 
-def _runtime(root: Path, wheels: Path, *requirements: str, lock: bytes = b"") -> NativeRuntime:
+def _runtime(
+    root: Path, wheels: Path, *requirements: str, lock: Lock | None = None
+) -> NativeRuntime:
     return NativeRuntime(
         "box",
         "demo",
@@ -108,13 +111,18 @@ error: No solution found when resolving dependencies
 def test_a_lock_takes_the_files_that_it_names_alone(tmp_path: Path, wheels: Path) -> None:
     [wheel] = wheels.iterdir()
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    good, bad = (f"ray==2.60.0 --hash=sha256:{d}\n".encode() for d in (digest, "0" * 64))
+    good, bad = (
+        Lock(f"ray==2.60.0 --hash=sha256:{d}\n".encode(), download=1, stored=2)
+        for d in (digest, "0" * 64)
+    )
     root = tmp_path / "root"
+    known = _runtime(root, wheels, "ray", lock=good).outlook(RAY, ())
+    assert (known.there, known.download_bytes, known.stored_bytes) == (False, 1, 2)
     with pytest.raises(RuntimeUnavailableError, match=r"the environment cannot be made: .*[Hh]ash"):
         _runtime(root, wheels, "ray", lock=bad).prepare(RAY, lambda _: None)
     assert _runtime(root, wheels, "ray", lock=good).prepare(RAY, lambda _: None).ray == "2.60.0"
     made = [path for path in root.glob("env-*") if (path / ".complete").exists()]
-    assert [(path / "requirements.txt").read_bytes() for path in made] == [good]
+    assert [(path / "requirements.txt").read_bytes() for path in made] == [good.text]
 
 
 @pytest.mark.parametrize(
