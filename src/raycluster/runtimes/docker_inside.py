@@ -16,12 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 COMPLETE = ".complete"
 EVERY_S = 2.0
-QUIET_NET = {"UV_HTTP_CONNECT_TIMEOUT": "5", "UV_HTTP_TIMEOUT": "30", "UV_HTTP_RETRIES": "1"}
 PROOF_S = 300
 
 
@@ -93,12 +93,12 @@ def install(part: Path, work: Path, order: dict[str, Any]) -> None:
     wanted.write_text("\n".join(order["requirements"]))
     common = ["--quiet", "--no-cache", "--only-binary", ":all:", "--python", sys.executable]
     compiled = [*uv, "pip", "compile", *common, "--no-header", "--no-annotate", "-c", str(have)]
-    run([*compiled, "-o", str(pins), str(wanted)], "resolve", work, work)
+    run([*compiled, "-o", str(pins), str(wanted)], "resolve", work)
     there = {pin.partition("==")[0] for pin in order["have"]}
     lacking = [pin for pin in pins.read_text().split() if pin.partition("==")[0] not in there]
     pins.write_text("\n".join(lacking))
     into = ["--target", str(part), "--no-deps", "--link-mode", "copy", "-r", str(pins)]
-    run([*uv, "pip", "install", *common, *into], "install", part, work)
+    run([*uv, "pip", "install", *common, *into], "install", work, [part, work])
 
 
 def find_uv(work: Path) -> list[str]:
@@ -112,7 +112,7 @@ def find_uv(work: Path) -> list[str]:
         raise FailedError("tool", "its image has neither uv nor pip")
     place = work / "uv"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--retries", "1"]
-    run([*pip, "--timeout", "10", "--target", str(place), "uv"], "tool", place, work)
+    run([*pip, "--timeout", "10", "--target", str(place), "uv"], "tool", work)
     return [str(place / "bin" / "uv")]
 
 
@@ -122,10 +122,10 @@ def runs(argv: list[str]) -> bool:
     return subprocess.run(argv, check=False, **quiet).returncode == 0
 
 
-def run(argv: list[str], kind: str, grows: Path, work: Path) -> None:
-    """Run a command and tell how a folder grows meanwhile. Raises FailedError."""
+def run(argv: list[str], kind: str, work: Path, grow: Sequence[Path] = ()) -> None:
+    """Run a command and tell how folders grow meanwhile. Raises FailedError."""
     log = work / "log"
-    env = dict(os.environ, TMPDIR=str(work), **QUIET_NET)
+    env = dict(os.environ, TMPDIR=str(work))
     with (
         log.open("wb") as out,
         subprocess.Popen(
@@ -133,7 +133,7 @@ def run(argv: list[str], kind: str, grows: Path, work: Path) -> None:
         ) as child,
     ):
         while child.poll() is None:
-            say(bytes=size_of(grows))
+            say(bytes=sum(map(size_of, grow)))
             try:
                 child.wait(EVERY_S)
             except subprocess.TimeoutExpired:

@@ -23,6 +23,8 @@ CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 
+IMPATIENT = {"UV_HTTP_CONNECT_TIMEOUT": "5", "UV_HTTP_TIMEOUT": "30", "UV_HTTP_RETRIES": "1"}
+"""For uv in an image, unless the spec says otherwise: a host without a way out is common."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Docker's own, for images that name none."""
 
@@ -123,7 +125,7 @@ def adding_options(
         mounts=[_own_volume(cluster), *_mounts(process, home)],
     )
     return {
-        "environment": _environment(process),
+        "environment": {**IMPATIENT, **_environment(process)},
         "host_config": host_config,
         "labels": {CLUSTER: cluster, ONEOFF: "add"},
         "use_config_proxy": False,
