@@ -189,6 +189,9 @@ def test_ray_counting_fewer_than_the_host_has(install: Install, fleet: Fleet) ->
     assert [(event.subject, event.kind) for event in told] == [("head", "note")]
     with pytest.raises(HostError, match=r"head: a GPU is lost"):
         check_nodes_gpus(work, state_of(replace(node, gpus=0)))
+    install(fake.MIG)
+    with pytest.raises(HostError, match=r"head: MIG divides its GPUs"):
+        check_nodes_gpus(work, state_of(replace(node, gpus=2)))
 
 
 @pytest.mark.parametrize(
