@@ -341,9 +341,10 @@ def _short_of(host: ResolvedHost, facts: Facts) -> tuple[str, str] | None:
 def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:
     """Raise HostError where Ray counts fewer GPUs of a host than the cluster uses."""
     wanted = gpus_of(host, facts)
-    if facts.gpus.problem and (counted < wanted or not counted):
-        check_host_gpus(host, facts)
-    if counted >= wanted:
+    short = counted < wanted
+    if host.gpus == "all" and (short or (facts.gpus.problem and not counted)):
+        check_host_gpus(host, facts)  # it may know why
+    if not short:
         return
     env = host.runtime.env or {}
     hiding = [name for name in HIDING if name in env]

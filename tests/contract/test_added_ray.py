@@ -120,7 +120,8 @@ def here(
 
 def test_what_the_image_lacks_is_added_and_nothing_else(here: Here) -> None:
     here.offer()
-    here.hold(vllm="0.32.0", shared="1.0")
+    odd = {"~hared": "1.0", "legacy": "2004d", "tensors": "2.13.0a0+git1.cu130"}
+    here.hold(vllm="0.32.0", shared="1.0", **odd)
     versions = here.prepare()
     assert (versions.ray, versions.vllm) == (RAY, "0.32.0")
     names = ["lacking-1.1", "prometheus_client-0.20.0", f"ray-{RAY}"]

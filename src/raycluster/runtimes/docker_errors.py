@@ -42,6 +42,12 @@ _KNOWN = (
         TOOLKIT,
     ),
     _Known(
+        "Container Runtime Hook directly",
+        RuntimeUnavailableError,
+        "NVIDIA's container toolkit is in CDI mode, and its setting could not be read",
+        'make /etc/nvidia-container-runtime/config.toml readable, or set its mode to "auto"',
+    ),
+    _Known(
         "nvidia-container-cli",
         RuntimeUnavailableError,
         "NVIDIA's container runtime cannot start: {said}",

@@ -113,9 +113,9 @@ def _by_name(gpus: Gpus, known: frozenset[str], host: str) -> DeviceRequest:
 
 
 def _slices(gpus: Gpus) -> dict[str, str]:
-    """Return what makes CUDA use MIG slices in a container: it counts no more than one of them."""
+    """Return what makes CUDA use several MIG slices: by itself it counts no more than one."""
     named = gpus if isinstance(gpus, tuple) else ()
-    if any(str(each).startswith("MIG-") for each in named):
+    if len(named) > 1 and any(str(each).startswith("MIG-") for each in named):
         return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, named))}
     return {}
 

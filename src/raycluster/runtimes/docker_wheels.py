@@ -23,6 +23,7 @@ from raycluster.errors import ImageError
 GLIBC = (17, 28, *range(31, 41))
 """Minor versions of glibc 2 that uv has platforms for."""
 QUIET_S = 1800.0
+LONGEST = 600
 _PIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?==[a-z0-9][a-z0-9.!+_-]*")
 
 
@@ -154,7 +155,11 @@ def is_conflict(said: str, have: Sequence[str]) -> bool:
 
 
 def cause(said: str) -> str:
-    """Return on one line why uv, pip or an import failed."""
+    """Return on one short line why uv, pip or an import failed; it may be a host's word."""
+    return "".join(c for c in _cause(said) if c.isprintable())[:LONGEST]
+
+
+def _cause(said: str) -> str:
     if "╰─▶" in said:
         rest = said.partition("╰─▶")[2].split("\n\n")[0].split("hint:")[0]
         return " ".join(rest.split())

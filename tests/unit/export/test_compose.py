@@ -105,6 +105,19 @@ def test_all_gpus_are_asked_for_where_the_host_has_some(program: Path, tmp_path:
     assert "deploy" not in read(program, tmp_path / "none/head")["services"]["head"]
 
 
+@pytest.mark.parametrize(("gpus", "ids"), [([0, 2], ["0", "2"]), (["GPU-aaaa"], ["GPU-aaaa"])])
+def test_named_gpus_are_asked_for_by_name(
+    program: Path, tmp_path: Path, gpus: list[object], ids: list[str]
+) -> None:
+    design = design_of({"cluster": {"name": "one"}, "head": {"host": "10.0.0.1", "gpus": gpus}})
+    assert design.gpus == {"head": len(ids)}
+    write(compose(design), tmp_path / "named")
+    head = read(program, tmp_path / "named/head")["services"]["head"]
+    [device] = head["deploy"]["resources"]["reservations"]["devices"]
+    assert device["device_ids"] == ids
+    assert f"--num-gpus={len(ids)}" in head["command"]
+
+
 def test_secrets_stand_in_files_of_their_owner_alone(tmp_path: Path) -> None:
     tree = compose(design_of(given=GIVEN))
     held = {path for path, entry in tree.items() if entry.mode == 0o600}

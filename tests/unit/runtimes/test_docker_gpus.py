@@ -83,12 +83,15 @@ def test_a_toolkit_that_refuses_to_be_a_hook_is_a_runtime(gpus: Gpus, shown: str
         )
 
 
-def test_slices_are_named_inside_too() -> None:
+def test_several_slices_are_named_inside_too() -> None:
     slices = ("MIG-aaaa", "MIG-bbbb")
     made = options_of(RUNTIME, CARD, slices, "gpu-1")
     assert made
     assert made.environment == {"CUDA_VISIBLE_DEVICES": "MIG-aaaa,MIG-bbbb"}
     assert made.host["device_requests"][0]["DeviceIDs"] == list(slices)
+    one = options_of(RUNTIME, CARD, ("MIG-aaaa",), "gpu-1")
+    assert one
+    assert one.environment == {}, "the only one is the first, whatever the engine makes of names"
 
 
 def test_a_device_that_docker_does_not_know_is_named_with_those_it_knows() -> None:

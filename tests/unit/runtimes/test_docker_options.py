@@ -118,6 +118,9 @@ def test_why_the_daemon_is_out_of_reach(facts: set[str], what: str, hint: str) -
     [
         ('could not select device driver "" with capabilities: [[gpu]]', *(
             RuntimeUnavailableError, "no NVIDIA runtime")),
+        ("OCI runtime create failed: invoking the NVIDIA Container Runtime Hook directly (e.g. "
+         "specifying the docker --gpus flag) is not supported", *(
+            RuntimeUnavailableError, "in CDI mode")),
         ("write /x: no space left on device", HostError, "the disk is full"),
         ('Conflict. The container name "/x" is already in use by container "y"', *(
             HostError, "not ours")),

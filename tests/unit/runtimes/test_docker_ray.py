@@ -11,7 +11,7 @@ from raycluster.errors import ImageError
 from raycluster.runtimes.docker_image import Inside
 from raycluster.runtimes.docker_options import with_added
 from raycluster.runtimes.docker_ray import RAY, folder_name, target_of
-from raycluster.runtimes.docker_wheels import Target, cause, checked_pins, is_conflict
+from raycluster.runtimes.docker_wheels import LONGEST, Target, cause, checked_pins, is_conflict
 
 GOOD = Inside(
     Versions("3.12.11", "", "0.32.0", "5.19.0"),
@@ -103,11 +103,13 @@ error: No solution found when resolving dependencies
         (ABSENT, False, "Because there is no version of ray==2.60.0"),
         ("ModuleNotFoundError: No module named 'pip'", False, "ModuleNotFoundError"),
         ("", False, "no word of why"),
+        ("\x1b[2Jerror: \x07bad" + "d" * 900, False, "[2Jerror: baddd"),
     ],
 )
 def test_why_it_failed_is_told_on_one_line(said: str, conflict: bool, expected: str) -> None:
     assert cause(said).startswith(expected)
     assert "\n" not in cause(said)
+    assert len(cause(said)) <= LONGEST
     assert is_conflict(said, ["numpy==2.5.5", "shared==1.0"]) is conflict
 
 
