@@ -57,7 +57,7 @@ def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
 
 
 def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
-    from raycluster.runtimes.native import NativeRuntime
+    from raycluster.runtimes.native import PYTHON, NativeRuntime
 
     options = host.runtime
     requirements, uv_args, lock = options.requirements or (), options.uv_args or (), None
@@ -72,6 +72,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         requirements=requirements,
         uv_args=uv_args,
         lock=lock,
+        version=options.python_version or PYTHON,
         start_on_boot=options.start_on_boot is not False,
     )
 

