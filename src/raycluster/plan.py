@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from raycluster.accelerators import choice
+from raycluster.accelerators.values import Device
 from raycluster.contracts import Facts, Found, Process, Secret
 from raycluster.errors import HostError, SpecError
-from raycluster.requirements import GPU_NEEDS, short_of
+from raycluster.requirements import GPU_NEEDS, short_of, too_old_for
 from raycluster.rollout import Rollout, plan_rollout, restarts, same
 from raycluster.room import Memory
 from raycluster.services import firewall
@@ -306,7 +307,7 @@ def check_host_gpus(host: ResolvedHost, facts: Facts) -> None:
         raise HostError(trouble.what, where=host.name, hint=trouble.hint)
     if not gpus_of(host, facts):
         return
-    if host.makes_environment and (lacks := _short_of(host, facts)):
+    if lacks := _short_of(host, facts):
         raise HostError(lacks[0], where=host.name, hint=lacks[1])
     if facts.gpus.vendor != "amd":
         return
@@ -325,16 +326,38 @@ def check_host_gpus(host: ResolvedHost, facts: Facts) -> None:
 
 
 def _short_of(host: ResolvedHost, facts: Facts) -> tuple[str, str] | None:
-    """Return what a host with NVIDIA's GPUs lacks for the environment that is made there."""
+    """Return what a host with NVIDIA's GPUs lacks for its image, or the environment made there."""
     if facts.gpus.vendor != "nvidia":
         return None
     used = choice.chosen(host.gpus, facts.gpus)
+    driver = next((device.driver for device in used if device.driver), "")
+    if not host.makes_environment:
+        return _image_too_new(host, driver, used)
     return short_of(
         GPU_NEEDS,
         machine=facts.machine,
         glibc=facts.glibc,
-        driver=next((device.driver for device in used if device.driver), ""),
+        driver=driver,
         capabilities={f"GPU {d.index} ({d.name})": d.compute_capability for d in used},
+    )
+
+
+def _image_too_new(
+    host: ResolvedHost, driver: str, used: Sequence[Device]
+) -> tuple[str, str] | None:
+    """Return why the driver is too old for the CUDA of the host's image, with the next step.
+
+    Images bring libraries by which GPUs of data centres run a newer CUDA than their driver knows;
+    those do not work with GPUs for desktops.
+    """
+    oldest = too_old_for(host.image_cuda, driver)
+    desktop = next((d.name for d in used if "GeForce" in d.name), "")
+    if not oldest or not desktop:
+        return None
+    return (
+        f"its image is built for CUDA {host.image_cuda}, which on a {desktop} needs NVIDIA's "
+        f"driver {oldest} or newer, and the host has {driver}",
+        "update the driver, or set runtime.image to one for an older CUDA, such as vLLM's -cu129",
     )
 
 

@@ -86,6 +86,31 @@ def test_what_is_not(gpu: Device, facts: dict[str, str], said: str, step: str) -
     assert step in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "image", "driver", "said"),
+    [
+        ("NVIDIA GeForce RTX 4090", None, "570.86", "built for CUDA 13.0, which on a NVIDIA GeF"),
+        ("NVIDIA GeForce RTX 4090", "vllm/vllm-openai:v0.32.0-cu129", "570.86", ""),
+        ("NVIDIA GeForce RTX 4090", "vllm/vllm-openai:v0.32.0-cu129", "470.1", "for CUDA 12.9"),
+        ("NVIDIA GeForce RTX 4090", "acme/serving:1", "470.1", ""),
+        ("NVIDIA GeForce RTX 4090", None, "580.65", ""),
+        ("NVIDIA GeForce RTX 4090", None, "", ""),
+        ("NVIDIA H100", None, "550.54", ""),
+    ],
+)
+def test_the_driver_for_an_image_is_compared_where_its_libraries_do_not_help(
+    name: str, image: str | None, driver: str, said: str
+) -> None:
+    runtime = {"kind": "docker", **({"image": image} if image else {})}
+    gpu = device(name=name, driver=driver)
+    if not said:
+        return check(gpu, GOOD, **runtime)
+    with pytest.raises(HostError, match=said) as error:
+        check(gpu, GOOD, **runtime)
+    assert "runtime.image" in error.value.hint
+    return None
+
+
 def test_an_environment_of_one_s_own_is_not_judged() -> None:
     old = device(driver="535.1", compute_capability="7.0")
     check(old, GOOD, python="/opt/python")

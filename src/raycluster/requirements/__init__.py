@@ -13,13 +13,12 @@ GPU_LOCK = "node-gpu.txt"
 class Needs:
     """What an environment needs of a host with NVIDIA's GPUs.
 
-    `cuda` is what its packages are built for, `driver` the oldest release of NVIDIA's driver for
-    that, `capability` the least of a GPU for which kernels are there, `glibc` by processor.
+    `cuda` is what its packages are built for, `capability` the least of a GPU for which kernels are
+    there, `glibc` the oldest by processor.
     """
 
     what: str
     cuda: str
-    driver: int
     capability: tuple[int, int]
     glibc: Mapping[str, tuple[int, int]]
 
@@ -33,15 +32,19 @@ class Lock:
     stored: int
 
 
+DRIVERS: Mapping[int, int] = {11: 450, 12: 525, 13: 580}
+"""The first release of NVIDIA's driver that runs programs of a CUDA's major version.
+
+From NVIDIA's table of minor version compatibility, as known in 2026-11.
+"""
+
 GPU_NEEDS = Needs(
     what="vLLM 0.32.0",
     cuda="13.0",
-    driver=580,
     capability=(7, 5),
     glibc={"x86_64": (2, 31), "aarch64": (2, 34)},
 )
-"""Of node-gpu.txt, seen 2026-11-29: kernels by cuobjdump, glibc by which wheels uv takes; the
-driver's release is the first of CUDA 13."""
+"""Of node-gpu.txt, seen 2026-11-29: kernels by cuobjdump, glibc by which wheels uv takes."""
 
 
 def gpu_lock() -> Lock:
@@ -51,6 +54,14 @@ def gpu_lock() -> Lock:
     """
     text = (resources.files(__name__) / GPU_LOCK).read_bytes()
     return Lock(text, download=4_400_000_000, stored=9_000_000_000)
+
+
+def too_old_for(cuda: str, driver: str) -> int:
+    """Return the oldest release of NVIDIA's driver for a CUDA, 0 where the driver will do."""
+    if not cuda or not driver:
+        return 0
+    least = DRIVERS.get(_release(cuda)[0], 0)
+    return least if _release(driver)[0] < least else 0
 
 
 def short_of(
@@ -69,9 +80,9 @@ def short_of(
     if least and glibc and _release(glibc) < least:
         told = ".".join(map(str, least))
         return f"{needs.what} needs glibc {told}, and the host has {glibc}", docker
-    if driver and _release(driver)[0] < needs.driver:
+    if oldest := too_old_for(needs.cuda, driver):
         return (
-            f"{needs.what} needs NVIDIA's driver {needs.driver} or newer (CUDA {needs.cuda}), "
+            f"{needs.what} needs NVIDIA's driver {oldest} or newer (CUDA {needs.cuda}), "
             f"and the host has {driver}",
             "update the driver, or use Docker with an image that is built for an older CUDA",
         )

@@ -5,6 +5,7 @@ Nobody asked a registry: `check` asks it for the tag of the spec.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from raycluster.tested import VLLM
@@ -62,6 +63,16 @@ def lacks_ray(image: str) -> bool:
 def python_in(image: str) -> str:
     """Return the version of Python in an image that is known, or ""."""
     return next((known.python for known in _of(image)), "")
+
+
+def cuda_in(image: str) -> str:
+    """Return the version of CUDA that an image with a known tag is built for, or ""."""
+    tag = image.partition("@")[0].rpartition(":")[2]
+    for known in _of(image):
+        pattern = re.escape(known.tag).replace(re.escape("{}"), r"[0-9]+(\.[0-9]+)*(rc[0-9]+)?")
+        if known.platform.startswith("CUDA ") and re.fullmatch(pattern, tag):
+            return known.platform.removeprefix("CUDA ")
+    return ""
 
 
 def _of(image: str) -> list[Known]:

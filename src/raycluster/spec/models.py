@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from raycluster.accelerators.choice import named
 from raycluster.spec.gpus import lacking_gpus
-from raycluster.spec.known_images import DEFAULT_IMAGE, python_in
+from raycluster.spec.known_images import DEFAULT_IMAGE, cuda_in, python_in
 from raycluster.spec.sections import (
     CPU_REQUIREMENTS,
     GPU_REQUIREMENTS,
@@ -270,6 +270,11 @@ class ResolvedHost(Part):
         """Whether the environment is one that is made by default, for the host's GPUs."""
         own = self.runtime.python or self.runtime.requirements
         return self.kind == "native" and not own
+
+    @property
+    def image_cuda(self) -> str:
+        """The CUDA that the host's image is built for, "" where there is none or it is unknown."""
+        return cuda_in(self.runtime.image or DEFAULT_IMAGE) if self.kind == "docker" else ""
 
     @property
     def runs_own_programs(self) -> bool:
