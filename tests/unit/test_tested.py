@@ -14,6 +14,7 @@ from raycluster import __version__, tested
 from raycluster.requirements import GPU_NEEDS, gpu_lock
 from raycluster.spec.known_images import DEFAULT_IMAGE
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
+from scripts.pin_versions import FILES, pinned
 
 CHECKOUT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"][
@@ -63,6 +64,15 @@ def test_the_lock_for_gpus_holds_them() -> None:
     packages = re.split(r"\n(?=\S)", text)
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_asks_for_versions_asks_for_these(name: str) -> None:
+    text = (CHECKOUT / name).read_text()
+    assert pinned(text) == text, "make lock"
+    older = re.sub(r"==[\d.]+", "==0.1", text)
+    assert older != text
+    assert pinned(older).count("==0.1") < older.count("==0.1")
 
 
 def test_what_native_hosts_get_is_what_was_tested() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
+from raycluster.tested import VLLM
+
 GPU_LOCK = "node-gpu.txt"
 
 
@@ -39,7 +41,7 @@ From NVIDIA's table of minor version compatibility, as known in 2026-11.
 """
 
 GPU_NEEDS = Needs(
-    what="vLLM 0.32.0",
+    what=f"vLLM {VLLM}",
     cuda="13.0",
     capability=(7, 5),
     glibc={"x86_64": (2, 31), "aarch64": (2, 34)},

