@@ -32,7 +32,7 @@ def pinned(text: str) -> str:
     """Return the text in which each pin of a package of PINS has its version."""
     for name, version in PINS.items():
         pin = re.compile(rf'(?m)((?:^|")({re.escape(name)})(\[[\w,]+\])?==)[\w.]+')
-        text = pin.sub(lambda found, to=version: f"{found[1]}{to}", text)
+        text = pin.sub(rf"\g<1>{version}", text)
     return text
 
 

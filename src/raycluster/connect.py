@@ -57,7 +57,8 @@ def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
 
 
 def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
-    from raycluster.runtimes.native import PYTHON, NativeRuntime
+    from raycluster.runtimes.native import NativeRuntime
+    from raycluster.runtimes.native_environment import PYTHON
 
     options = host.runtime
     requirements, uv_args, lock = options.requirements or (), options.uv_args or (), None
