@@ -131,7 +131,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
             "aiohttp",
             "pyarrow",
         ),
-        ("serve.*", "probe.on_node"),
+        ("serve.*",),
     ),
 }
 # What the laptop reads of the code that runs on the cluster.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.machinery
 import importlib.util
 import json
@@ -238,8 +239,8 @@ def lines() -> Iterator[Said]:
     yield {"at": "torch"}
     try:
         if os.environ.get("VLLM_ENABLE_CUDA_COMPATIBILITY"):
-            import vllm  # noqa: F401  # it brings another driver's library before torch comes
-        import torch
+            importlib.import_module("vllm")  # it brings another driver's library before torch comes
+        torch = importlib.import_module("torch")
     except Exception as error:  # it may be anything that is wrong with an installation
         yield {"at": "", "failed": {"torch": words(error)}}
         return
