@@ -121,3 +121,79 @@ def test_output_that_is_not_the_programs_is_one_error(output: bytes, what: str) 
         read(output, "gpu-1")
     assert caught.value.where == "gpu-1"
     assert len(str(caught.value)) < 500
+
+
+TORCH = """
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace as Of
+
+__version__ = "2.13.0+cu130"
+version = Of(cuda="13.0", hip=None)
+GONE = "CUDA error: no kernel image is available for execution on the device"
+
+
+class One:
+    def __init__(self, value):
+        self.value = value
+
+    def __add__(self, more):
+        return One(self.value + more)
+
+    def __getitem__(self, _):
+        return self
+
+    def contiguous(self):
+        return self
+
+    def item(self):
+        return self.value
+
+
+def zeros(shape, device, dtype=None):
+    if device == "cuda:1":
+        raise RuntimeError(GONE)
+    if device == "cuda:2":
+        time.sleep(60)
+    return One(0)
+
+
+def silu_and_mul(result, given):
+    raise RuntimeError("not for this GPU")
+
+
+float16 = None
+ops = Of(_C=Of(silu_and_mul=silu_and_mul))
+cuda = Of(
+    get_arch_list=lambda: ["sm_75", "sm_90"],
+    nccl=Of(version=lambda: (2, 29, 7)),
+    device_count=lambda: 4,
+    init=lambda: None,
+    get_device_properties=lambda n: Of(name=f"H{n}", major=9, minor=0, uuid="1a", is_integrated=0),
+    mem_get_info=lambda n: (5 << 30, 79 << 30),
+    device=lambda n: nullcontext(),
+    synchronize=lambda n: None,
+)
+"""
+
+
+def test_each_gpu_is_tried_until_one_hangs(tmp_path: Path) -> None:
+    """torch is a double: what is told of a GPU that works, one that does not, one that hangs."""
+    (tmp_path / "torch.py").write_text(TORCH)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("KERNEL_S = 20.0", "KERNEL_S = 1.0")],
+        input=b'{"env": {"CC": "/nowhere"}}',
+        capture_output=True,
+        check=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        timeout=30,
+    )
+    seen = read(done.stdout, "gpu-1")
+    assert seen.torch == told.Torch("2.13.0+cu130", "13.0", "", ("sm_75", "sm_90"), "2.29.7")
+    assert (seen.vllm, seen.count, seen.init, seen.compiler) == (False, 4, "", "")
+    good, bad = seen.gpus
+    assert (good.index, good.name, good.capability, good.uuid) == (0, "H0", (9, 0), "1a")
+    assert (good.free, good.total) == (5 << 30, 79 << 30)
+    assert (good.error, good.engine) == ("", "RuntimeError: not for this GPU")
+    assert "no kernel image is available" in bad.error
+    assert seen.failed == {"gpu 2": "did not end within 1 s"}
