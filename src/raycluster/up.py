@@ -27,6 +27,7 @@ from raycluster.plan import (
     check_up,
     plan_nodes,
 )
+from raycluster.probe.ask import check_environments
 from raycluster.services.firewall import remove_script
 from raycluster.services.grafana import GRAFANA, READ_PASSWORD
 from raycluster.services.ray_node import RAY_ROLES
@@ -110,13 +111,14 @@ def _up(
     if spec.models:
         check_nodes_gpus(work, state)
     change = plan_deploy(work, state)
+    started = {a.host for a in actions if isinstance(a, Start) and a.process.role in RAY_ROLES}
+    if change and not starts:
+        _refuse_what_cannot_work(work, state, (change,))
+    check_environments(work, state, {h.name for h in spec.hosts} if change else started)
     if change:
-        if not starts:
-            _refuse_what_cannot_work(work, state, (change,))
         deploy(work, change, state, verify=verify)
         actions = (*actions, change)
     else:
-        started = {a.host for a in actions if isinstance(a, Start) and a.process.role in RAY_ROLES}
         if spec.models and (started or verify):  # replicas may come to a node that joined
             bring(work, state, wanted_app(work, state), verify=verify)
         recover(work, state)

@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exchange",),
     ("logs", "logs.*"),
     ("spool",),
-    ("leave", "weights", "images", "survey"),
+    ("leave", "weights", "images", "survey", "probe", "probe.*"),
     ("deploy",),
     ("apply",),
     ("export", "export.*"),
@@ -60,7 +60,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 FAMILIES = (
     "export",
     *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
-    *("logs", "bundle"),
+    *("logs", "bundle", "probe"),
     *("sizing", "forecast", "accelerators"),
     *("transports.ssh", "runtimes.docker", "runtimes.native"),
 )
@@ -73,6 +73,7 @@ PURE = (
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
     *("sizing", "sizing.*", "forecast", "forecast.*", "report_forecast"),
+    *("probe.told", "probe.judge"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
     *("bench.server", "bench.series", "bench.figures", "judge"),
     *("status.figures", "status.gpus", "status.json", "status.view", "status.warnings"),
