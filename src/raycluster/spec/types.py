@@ -281,8 +281,8 @@ HttpPath = Annotated[
 Device = Annotated[
     Operand,
     Worded(
-        r"/dev/[A-Za-z0-9_./-]+(:/[A-Za-z0-9_./-]+(:[rwm]{1,3})?)?",
-        "a device such as `/dev/infiniband`, or `/dev/HERE:/dev/THERE:rwm`, is",
+        r"/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+(:(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+(:[rwm]{1,3})?)?",
+        "`/dev/HERE` or `/dev/HERE:/dev/THERE:rwm` is",
     ),
 ]
 Limit = Annotated[int, Field(ge=-1, le=(1 << 63) - 1), _IS_NUMBER]
