@@ -211,8 +211,8 @@ class Process:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits over all that a running process is made from."""
         volumes = [(v.source, v.target, v.read_only) for v in self.volumes]
-        facts = [self.role, self.argv, dict(self.env), self.gpus, dict(self.ports), volumes]
-        facts += [self.image, self.shm_size, self.files_id]
+        facts: list[object] = [self.role, self.argv, dict(self.env), self.gpus, dict(self.ports)]
+        facts += [volumes, self.image, self.shm_size, self.files_id]
         facts += self.box.facts  # nothing by default: a cluster of before does not restart
         canonical = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
