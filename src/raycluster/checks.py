@@ -22,6 +22,7 @@ from raycluster.plan import (
     check_host_gpus,
     check_machines,
     desired,
+    gpu_notes,
     gpus_of,
 )
 from raycluster.registry_api import Answer, ask_for
@@ -279,8 +280,13 @@ def _gpus(spec: ClusterSpec, facts: dict[str, Facts]) -> list[Finding]:
     """Compare the models with all GPUs, where each host has told of its own."""
     if not all(h.name in facts and not lack(h.gpus, facts[h.name].gpus) for h in spec.hosts):
         return []
+    gpus = {h.name: gpus_of(h, facts[h.name]) for h in spec.hosts}
     try:
-        check_gpus(spec, {h.name: gpus_of(h, facts[h.name]) for h in spec.hosts})
+        check_gpus(spec, gpus)
     except RayclusterError as error:
         return [Finding("cluster", "models", False, error.what, error.hint)]
-    return []
+    notes = gpu_notes(spec, gpus).items()
+    return [
+        Finding("cluster", "models", True, f"{name}: {what}; {hint}", hint)
+        for name, (what, hint) in notes
+    ]

@@ -141,6 +141,25 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class BoxOptions:
+    """What a container has besides; a runtime without containers takes none of it.
+
+    `devices` are as Docker writes them, `PATH[:PATH[:rwm]]`; a limit of -1 is none.
+    """
+
+    devices: tuple[str, ...] = ()
+    ulimits: Mapping[str, int] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    ipc: str = ""
+
+    @property
+    def facts(self) -> list[object]:
+        """What is set, for a fingerprint; nothing where nothing is."""
+        every = (self.devices, dict(self.ulimits), self.capabilities, self.ipc)
+        return [every] if any(every) else []
+
+
+@dataclass(frozen=True)
 class RegistryLogin:
     """What a registry of images asks for; `server` is how its images' names begin."""
 
@@ -172,6 +191,7 @@ class Process:
     volumes: tuple[Volume, ...] = ()
     image: str = ""
     shm_size: str = ""
+    box: BoxOptions = BoxOptions()
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     files_id: str = ""
     live_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -191,8 +211,9 @@ class Process:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits over all that a running process is made from."""
         volumes = [(v.source, v.target, v.read_only) for v in self.volumes]
-        facts = [self.role, self.argv, dict(self.env), self.gpus, dict(self.ports), volumes]
-        facts += [self.image, self.shm_size, self.files_id]
+        facts: list[object] = [self.role, self.argv, dict(self.env), self.gpus, dict(self.ports)]
+        facts += [volumes, self.image, self.shm_size, self.files_id]
+        facts += self.box.facts  # nothing by default: a cluster of before does not restart
         canonical = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -24,7 +24,7 @@ from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.spec.gpus import lacking_gpus
+from raycluster.spec.gpus import advice, lacking_gpus
 from raycluster.state import App, ClusterState, RayNode
 
 ATTEMPT = "attempt"
@@ -391,6 +391,12 @@ def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:
     """Raise SpecError where the GPUs, by host, do not hold the models' replicas."""
     if lack := lacking_gpus(spec.models, gpus):
         raise SpecError(lack, where="models", hint="see `num_gpus`, `replicas` and `engine_args`")
+
+
+def gpu_notes(spec: ClusterSpec, gpus: Mapping[str, float]) -> dict[str, tuple[str, str]]:
+    """Return, by model, what to know of how its replicas lie on the GPUs, and the next step."""
+    found = {model.name: advice(model, gpus) for model in spec.models}
+    return {name: told for name, told in found.items() if told}
 
 
 def plan_app(

@@ -23,6 +23,7 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
     return {
         "problems": [asdict(p) for p in forecast.problems],
         "warnings": [asdict(p) for p in forecast.warnings],
+        "notes": [asdict(p) for p in forecast.notes],
         "models": [_model_json(m) for m in forecast.models],
         "downloads": [_download_json(d) for d in forecast.downloads],
         "interruptions": [asdict(i) for i in forecast.interruptions],
@@ -81,6 +82,8 @@ def forecast_view(forecast: Forecast) -> RenderableType:
         parts += _told(problem, "✗", "red")
     for problem in forecast.warnings:
         parts += _told(problem, "!", "yellow")
+    for note in forecast.notes:
+        parts += _told(note, "i", "cyan")
     if forecast.models:
         parts += [_models(forecast), *(Text(line) for line in _unknown(forecast))]
     if forecast.downloads:

@@ -138,8 +138,14 @@ def _grafana_password(fleet: Fleet, actions: tuple[Action, ...]) -> Secret | Non
 
 
 def _refuse_what_cannot_work(work: Work, state: ClusterState, actions: Sequence[Action]) -> None:
-    """Raise SpecError or HostError where models cannot fit on the hosts, before any is started."""
-    refuse(look_ahead(work, state, actions), state.hosts)
+    """Raise SpecError or HostError where models cannot fit on the hosts, before any is started.
+
+    What can be done better is told.
+    """
+    forecast = look_ahead(work, state, actions)
+    refuse(forecast, state.hosts)
+    for note in forecast.notes:
+        work.listen(Event(note.where, f"{note.what}; {note.hint}", "note"))
 
 
 def preview(

@@ -31,10 +31,11 @@ _FILES = {
 
 
 @contextlib.contextmanager
-def docker_daemon(folder: Path, beside: str = "") -> Iterator[str]:
+def docker_daemon(folder: Path, beside: str = "", options: tuple[str, ...] = ()) -> Iterator[str]:
     """Run dockerd with all its files in `folder`; yield its socket's path.
 
-    `beside` is a shell command for a server that shares its network, which has no way out.
+    `beside` is a shell command for a server that shares its network, which has no way out;
+    `options` are further ones of dockerd.
     """
     for reason in _lacks():
         pytest.skip(reason)
@@ -45,6 +46,7 @@ def docker_daemon(folder: Path, beside: str = "") -> Iterator[str]:
             *("dockerd", "--host", f"unix://{socket}"),
             *(f"--{option}={folder}/{name}" for option, name in files.items()),
             *("--iptables=false", "--bridge=none", "--storage-driver=vfs"),
+            *options,
         ]
     )
     script = (

@@ -93,6 +93,28 @@ def test_gpus_follow_from_the_engine_arguments() -> None:
     assert without["deployments"][0]["ray_actor_options"]["num_gpus"] == 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "gpus", "num_gpus", "bundles"),
+    [
+        ({"tensor": 2, "data": 4}, {"head": 8}, 8, 0),
+        ({"tensor": 2, "prefill_context": 2}, {"head": 4}, 4, 0),
+        ({"tensor": 2, "pipeline": 2}, {"head": 2, "b": 2}, 0, 4),
+        ({"tensor": 2}, {"head": 1, "b": 1}, 0, 2),
+    ],
+)
+def test_a_replica_is_placed_by_all_its_sizes(
+    sizes: dict[str, int], gpus: dict[str, float], num_gpus: float, bundles: int
+) -> None:
+    args = {f"{name}_parallel_size": size for name, size in sizes.items()}
+    tables = {"cluster": {"name": "q"}, "head": {"host": "h"}}
+    spec = ClusterSpec.model_validate({**tables, "models": [{**ONE[0], "engine_args": args}]})
+    [made] = app(spec, gpus=gpus, fingerprint="")["applications"]
+    [deployment] = made["deployments"]
+    assert deployment["ray_actor_options"]["num_gpus"] == num_gpus
+    placed = deployment.get("placement_group_bundles", [])
+    assert [bundle["GPU"] for bundle in placed] == [1.0] * bundles
+
+
 def test_a_version_that_failed_is_tried_again_as_another_one() -> None:
     """Serve never starts a version again that did not start."""
     body = wanted(ONE)

@@ -67,7 +67,7 @@ def test_a_person_reads_what_is_wrong_first_and_only_what_there_is_to_say() -> N
 def test_a_program_reads_everything_in_bytes_and_null_for_unknown() -> None:
     told = forecast_json(WHOLE)
     assert set(told) == {
-        *("problems", "warnings", "models", "downloads", "interruptions", "cost"),
+        *("problems", "warnings", "notes", "models", "downloads", "interruptions", "cost"),
     }
     llama, other = told["models"]
     assert llama["weights_bytes"] == 16 * GIB

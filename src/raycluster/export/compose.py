@@ -137,13 +137,17 @@ def _container(process: Process, image: str = "") -> dict[str, Any]:
     """Return how our own runtime would run it, in the words of Compose."""
     argv = [_plain(part) for part in process.argv]
     bind = ["NET_BIND_SERVICE"] if any(port < 1024 for port in process.ports.values()) else []
+    box = process.box
     return {
         "image": image or _image(process),
         "network_mode": "host",
         "init": True,
-        **({"shm_size": process.shm_size} if process.shm_size else {}),
+        **({"shm_size": process.shm_size} if process.shm_size and box.ipc != "host" else {}),
+        **({"ipc": box.ipc} if box.ipc else {}),
+        **({"ulimits": dict(box.ulimits)} if box.ulimits else {}),
+        **({"devices": list(box.devices)} if box.devices else {}),
         "cap_drop": ["ALL"],
-        "cap_add": [*CAPABILITIES, *bind],
+        "cap_add": [*dict.fromkeys((*CAPABILITIES, *bind, *box.capabilities))],
         "security_opt": ["no-new-privileges:true"],
         "entrypoint": argv[:1],
         "command": argv[1:],

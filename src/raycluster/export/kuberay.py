@@ -148,11 +148,15 @@ def _pod(design: Design, host: ResolvedHost, name: str) -> dict[str, Any]:
         "resources": _resources(design, host),
         "securityContext": {
             "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+            "capabilities": {
+                "drop": ["ALL"],
+                "add": [*dict.fromkeys((*CAPABILITIES, *process.box.capabilities))],
+            },
         },
         "volumeMounts": mounts,
     }
-    return {"spec": {"containers": [container], "volumes": volumes}}
+    shared = {"hostIPC": True} if process.box.ipc == "host" else {}
+    return {"spec": {**shared, "containers": [container], "volumes": volumes}}
 
 
 _PULL = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from raycluster.accelerators.choice import chosen, lack
 from raycluster.contracts import Facts, Gpus
 from raycluster.forecast.seen import Files, Seen
-from raycluster.plan import gpus_of
+from raycluster.plan import gpu_notes, gpus_of
 from raycluster.serve.wanted import Wanted
 from raycluster.sizing.memory import Fit, Load, ask_of, fit, in_gib, load_of
 from raycluster.sizing.shape import Shape, read_shape
@@ -73,16 +73,30 @@ def forecast_models(
 
     `wanted` tells what each model's weights are looked for as.
     """
-    gpus = {
-        host.name: gpus_of(host, there.facts)
-        for host in spec.hosts
-        if (there := seen.hosts.get(host.name)) and not lack(host.gpus, there.facts.gpus)
-    }
+    gpus = _gpus(spec, seen)
     return tuple(
         _forecast(spec, model, wanted.get(model.name), seen, gpus)
         for model in spec.models
         if only is None or model.name in only
     )
+
+
+def forecast_notes(spec: ClusterSpec, seen: Seen, only: Sequence[str]) -> tuple[Problem, ...]:
+    """Return what to know of how replicas lie on the hosts' GPUs, where all hosts tell theirs."""
+    gpus = _gpus(spec, seen)
+    if len(gpus) < len(spec.hosts):
+        return ()
+    notes = gpu_notes(spec, gpus).items()
+    return tuple(Problem(name, what, hint) for name, (what, hint) in notes if name in only)
+
+
+def _gpus(spec: ClusterSpec, seen: Seen) -> dict[str, int]:
+    """Return how many GPUs are used of each host that was seen and whose GPUs answer."""
+    return {
+        host.name: gpus_of(host, there.facts)
+        for host in spec.hosts
+        if (there := seen.hosts.get(host.name)) and not lack(host.gpus, there.facts.gpus)
+    }
 
 
 def _forecast(

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from raycluster.errors import HostError, SpecError
 from raycluster.forecast.cost import Cost, cost
 from raycluster.forecast.downloads import Download, absent, downloads, tight, too_little_room
-from raycluster.forecast.fits import ModelForecast, Problem, forecast_models, together
+from raycluster.forecast.fits import (
+    ModelForecast,
+    Problem,
+    forecast_models,
+    forecast_notes,
+    together,
+)
 from raycluster.forecast.interruptions import Interruption, interruptions
 from raycluster.forecast.seen import Seen
 from raycluster.plan import Action, Deploy
@@ -20,7 +26,10 @@ from raycluster.state import ClusterState
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a change needs and costs: `problems` keep it from working, `warnings` may."""
+    """What a change needs and costs: `problems` keep it from working, `warnings` may.
+
+    `notes` are choices that work, and that a person should know of.
+    """
 
     models: tuple[ModelForecast, ...] = ()
     downloads: tuple[Download, ...] = ()
@@ -28,6 +37,7 @@ class Forecast:
     cost: Cost | None = None
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
 
 
 def forecast(
@@ -57,6 +67,7 @@ def forecast(
             *absent(seen, every),
             *tight(fetched),
         ),
+        notes=forecast_notes(spec, seen, starting),
     )
 
 

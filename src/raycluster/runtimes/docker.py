@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -53,6 +54,8 @@ from raycluster.runtimes.docker_options import (
     with_added,
 )
 from raycluster.runtimes.docker_ray import RAY, RayAdder, Wanted
+from raycluster.runtimes.docker_rdma import FOLDER as RDMA
+from raycluster.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.runtimes.docker_shell import DockerShell
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
@@ -72,6 +75,7 @@ class DockerRuntime:
         pull: Literal["always", "missing", "never"] = "missing",
         socket: str = "/var/run/docker.sock",
         ray: Wanted = RAY,
+        rdma: str = RDMA,
     ) -> None:
         self._host = host
         self._cluster = cluster
@@ -79,6 +83,7 @@ class DockerRuntime:
         self._pull: Literal["always", "missing", "never"] = pull
         self.socket = socket
         self._ray = ray
+        self._rdma = rdma
         self._edge = Edge(host, transport, socket)
 
     @cached_property
@@ -165,12 +170,13 @@ class DockerRuntime:
             gpus = self._gpus(process)
             if process.gpus and not gpus:
                 tell("no GPU here that Docker can hand on: starting without")
+            made = self._with_rdma(process, tell) if gpus else process
             more = {}
             if versions.added:
                 of_image = self._images.environment(process.image)
                 more = with_added(process, of_image, versions.added)
             options = container_options(
-                self._client, self._cluster, process, self._home(process), gpus, more=more
+                self._client, self._cluster, made, self._home(process), gpus, more=more
             )
             user = self._images.user(process.image)
             self._discard(self._listed(f"{ROLE}={process.role}"))
@@ -186,6 +192,19 @@ class DockerRuntime:
                     self._client.remove_container(name, force=True)
                 raise
             self._check_runs(name)
+
+    def _with_rdma(self, process: Process, tell: Tell) -> Process:
+        """Return what is run on a host with GPUs: with the RDMA devices that GPUs talk through.
+
+        They are the host's and not the spec's, and so not in the fingerprint.
+        """
+        if not has_rdma(self._transport, self._rdma):
+            return process
+        box = with_rdma(process.box, self._rdma)
+        if box != process.box:
+            limit = box.ulimits[LOCK]
+            tell(f"RDMA devices in {self._rdma} are handed on, with {PIN} and memlock = {limit:d}")
+        return replace(process, box=box)
 
     def _gpus(self, process: Process) -> GpuOptions | None:
         info = newest_info(self._client) if process.gpus else {}

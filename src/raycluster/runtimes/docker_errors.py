@@ -36,6 +36,13 @@ class _Known(NamedTuple):
 
 _KNOWN = (
     _Known(
+        "error setting rlimit",
+        HostError,
+        "Docker may not raise a limit that the container shall have: {said}",
+        "set lower `ulimits` under [runtime], such as memlock = 8388608: with IPC_LOCK that limit "
+        "does not count",
+    ),
+    _Known(
         "could not select device driver",
         RuntimeUnavailableError,
         "Docker cannot give GPUs to containers: it has no NVIDIA runtime",

@@ -10,9 +10,18 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import docker
-from docker.types import LogConfig, Mount
+from docker.types import LogConfig, Mount, Ulimit
 
-from raycluster.contracts import ROOT, TEMP, Files, Process, Versions, Volume, file_mode
+from raycluster.contracts import (
+    ROOT,
+    TEMP,
+    BoxOptions,
+    Files,
+    Process,
+    Versions,
+    Volume,
+    file_mode,
+)
 from raycluster.runtimes.docker_gpus import GpuOptions
 
 FOLDER = "/raycluster"
@@ -63,6 +72,7 @@ def container_options(
     `more` is added to the process's environment.
     """
     gpus = gpus or GpuOptions()
+    box = process.box
     argv = [_rooted(part) for part in process.argv]
     bind = ["NET_BIND_SERVICE"] if any(port < 1024 for port in process.ports.values()) else []
     host_config = client.create_host_config(
@@ -72,12 +82,14 @@ def container_options(
         log_config=LogConfig(
             type=LogConfig.types.JSON, config={"max-size": "50m", "max-file": "3"}
         ),
-        shm_size=process.shm_size or None,
+        shm_size=process.shm_size if process.shm_size and box.ipc != "host" else None,
+        ipc_mode=box.ipc or None,
+        ulimits=[Ulimit(name=n, soft=most, hard=most) for n, most in box.ulimits.items()] or None,
         cap_drop=["ALL"],
-        cap_add=[*CAPABILITIES, *bind],
+        cap_add=[*dict.fromkeys((*CAPABILITIES, *bind, *map(_bare, box.capabilities)))],
         security_opt=["no-new-privileges:true"],
         mounts=[_own_volume(cluster), *_mounts(process, home)],
-        **gpus.host,
+        **{**gpus.host, **_devices(gpus, box)},
     )
     return {
         "entrypoint": argv[:1],
@@ -86,6 +98,15 @@ def container_options(
         "host_config": host_config,
         "use_config_proxy": False,
     }
+
+
+def _bare(capability: str) -> str:
+    return capability.removeprefix("CAP_")
+
+
+def _devices(gpus: GpuOptions, box: BoxOptions) -> dict[str, Any]:
+    devices = [*gpus.host.get("devices", ()), *box.devices]
+    return {"devices": list(dict.fromkeys(devices))} if devices else {}
 
 
 def oneoff_options(

@@ -1,6 +1,7 @@
 """Processes without Docker: a Python environment, and a supervisor that keeps each one alive.
 
-A plain user with sh and python3 is enough. `image` and `shm_size` of a Process mean nothing here.
+A plain user with sh and python3 is enough. `image`, `shm_size` and `box` of a Process mean nothing
+here.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         max_queued_requests=model.max_queued_requests,
         adapters=model.adapters,
         routing=model.routing,
-        spread=model.world_size if spreads(model, gpus) else 0,
+        spread=model.rank_gpus if spreads(model, gpus) else 0,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raycluster.accelerators.choice import named
-from raycluster.contracts import ROOT, Process, Volume
+from raycluster.contracts import ROOT, BoxOptions, Process, Volume
 from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -98,6 +98,12 @@ def ray_node(
         volumes=tuple(parse_volume(v) for v in runtime.volumes or ()),
         image=runtime.image or DEFAULT_IMAGE,
         shm_size=runtime.shm_size or "8g",
+        box=BoxOptions(
+            devices=runtime.devices or (),
+            ulimits=runtime.ulimits or {},
+            capabilities=runtime.cap_add or (),
+            ipc=runtime.ipc or "",
+        ),
     )
 
 

@@ -32,12 +32,14 @@ AS_STORED: Mapping[str, tuple[object, ...]] = {
 class Ask:
     """What the spec asks of a model's engine.
 
+    `tensor` and `pipeline` split the weights; each of `data` engines has all of them.
     `share` is of a GPU's memory; `kv_bytes` is a fixed room for keys and values on each device.
     `length` is None where the config decides, and `fitted` where the engine fits it to the memory.
     """
 
     tensor: int = 1
     pipeline: int = 1
+    data: int = 1
     share: float = 1.0
     reserves: bool = True
     kv_bytes: int | None = None
@@ -51,7 +53,7 @@ class Ask:
 
     @property
     def devices(self) -> int:
-        """GPUs, or processes, that one replica is split over."""
+        """GPUs, or processes, that the weights of one engine are split over."""
         return self.tensor * self.pipeline
 
 
@@ -76,6 +78,7 @@ def ask_of(model: Model, *, gpus: float, env: Mapping[str, str]) -> Ask:
     return Ask(
         tensor=model.tensor,
         pipeline=model.pipeline,
+        data=model.data,
         share=_share(args.get("gpu_memory_utilization"), gpus) if shared else 1.0,
         reserves=vllm,
         kv_bytes=kv_bytes,
@@ -133,11 +136,14 @@ class Load:
 def load_of(ask: Ask, shape: Shape, stored: int | None) -> Load:
     """Return what a model needs; `stored` are the bytes of its weights on disk, if known."""
     changed = any("changes what is loaded" in doubt for doubt in ask.doubts)
-    weights = None if changed else _weights(ask, shape, stored)
+    shared = ask.data > 1 and shape.experts
+    weights = None if changed or shared else _weights(ask, shape, stored)
     value = ask.kv_dtype or ask.dtype or HALF
     certain = not any("kv_cache_dtype" in doubt for doubt in ask.doubts) and not changed
     per_token = shape.values * value * len(shape.windows) if shape.values and certain else None
     doubts = (*ask.doubts, *shape.doubts)
+    if shared:
+        doubts += ("data parallel engines share its experts",)
     if weights is None and not doubts:
         doubts = ("the size of its weights is not known",)
     length = ask.length or shape.context
@@ -192,8 +198,9 @@ def fit(ask: Ask, shape: Shape, load: Load, memory: int | None, *, gpu: bool) ->
         return Fit(memory=memory)
     budget = int(memory * ask.share)
     devices = ask.devices if gpu else 1
-    weights = max(0, load.weights // devices - ask.offloaded)
-    fixed = ask.kv_bytes if devices == ask.devices else None
+    engines = 1 if gpu else ask.data
+    weights = max(0, load.weights * engines // devices - ask.offloaded)
+    fixed = ask.kv_bytes if devices == ask.devices and engines == 1 else None
     room = max(0, budget - weights) if fixed is None else fixed
     seen = Fit(memory=memory, budget=budget, weights=weights, room=room)
     if weights + (fixed or 0) > budget:
@@ -210,7 +217,7 @@ def _with_requests(ask: Ask, shape: Shape, load: Load, seen: Fit, *, gpu: bool) 
     request = request_bytes(ask, shape, load.length)
     if not request:
         return seen
-    seen = replace(seen, request=request, at_once=room / request)
+    seen = replace(seen, request=request, at_once=room / request * (ask.data if gpu else 1))
     if room >= request or ask.fitted or not ask.reserves:
         return seen
     each = " of each GPU" if gpu and ask.devices > 1 else ""

@@ -68,6 +68,7 @@ class Shape:
     latent: bool = False
     windows: tuple[int | None, ...] = ()
     context: int | None = None
+    experts: bool = False
     doubts: tuple[str, ...] = ()
 
 
@@ -94,6 +95,7 @@ def read_shape(config: Config) -> Shape:
         latent=latent,
         windows=windows,
         context=_context(text),
+        experts=bool(_experts(text)),
         doubts=tuple(doubts),
     )
 
@@ -195,7 +197,7 @@ def _parameters(text: Config) -> int | None:
     embeddings = vocabulary * hidden * (1 if tied else 2)
     matrices = 3 if text.get("hidden_act") in ("silu", "swish", "swiglu") else 2
     dense = matrices * hidden * inner
-    experts = _whole(text, "num_local_experts", "n_routed_experts", "num_experts")
+    experts = _experts(text)
     if not experts:
         return embeddings + layers * (attention + dense)
     one = matrices * hidden * (_whole(text, "moe_intermediate_size") or inner)
@@ -210,6 +212,10 @@ def _parameters(text: Config) -> int | None:
     return (
         embeddings + layers * attention + sparse_layers * sparse + (layers - sparse_layers) * dense
     )
+
+
+def _experts(text: Config) -> int | None:
+    return _whole(text, "num_local_experts", "n_routed_experts", "num_experts")
 
 
 def _attention(text: Config, hidden: int, heads: int) -> int | None:

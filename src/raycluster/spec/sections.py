@@ -16,9 +16,11 @@ from pydantic import (
 from raycluster.spec.known_images import DEFAULT_IMAGE
 from raycluster.spec.types import (
     AtLeastOne,
+    Capability,
     Count,
     Currency,
     Delay,
+    Device,
     EngineArgs,
     EnvName,
     Function,
@@ -30,6 +32,8 @@ from raycluster.spec.types import (
     IpAddress,
     JumpHosts,
     Label,
+    Limit,
+    LimitName,
     Line,
     ModelName,
     Operand,
@@ -42,6 +46,7 @@ from raycluster.spec.types import (
     Text,
     UserName,
     VolumeText,
+    shown,
 )
 from raycluster.tested import RAY, TORCH, VLLM, VLLM_CPU
 
@@ -141,6 +146,28 @@ class Runtime(Part):
         default=None,
         description="Docker: shared memory for Ray and NCCL; default `8g`.",
         examples=["8g"],
+    )
+    devices: tuple[Device, ...] | None = Field(
+        default=None,
+        description="Docker: devices or folders of them for Ray's node; RDMA's are found on hosts "
+        "with GPUs.",
+        examples=[["/dev/infiniband"]],
+    )
+    ulimits: dict[LimitName, Limit] | None = Field(
+        default=None,
+        description="Docker: limits of Ray's node, -1 for none; default: the daemon's.",
+        examples=[{"memlock": -1, "nofile": 1048576}],
+    )
+    cap_add: tuple[Capability, ...] | None = Field(
+        default=None,
+        description="Docker: capabilities of Ray's node besides the six that it has.",
+        examples=[["IPC_LOCK"]],
+    )
+    ipc: Literal["host", "private", "shareable"] | None = Field(
+        default=None,
+        description="Docker: `host` shares the host's /dev/shm, and `shm_size` does not count; "
+        "default: the daemon's.",
+        examples=["host"],
     )
     env: dict[EnvName, Line] | None = Field(
         default=None,
@@ -340,6 +367,16 @@ class Model(Part):
         return self
 
     @model_validator(mode="after")
+    def _data_parallel_is_whole(self) -> Model:
+        local = self.engine_args.get("data_parallel_size_local", self.data)
+        if local != self.data:
+            raise ValueError(
+                f"data_parallel_size_local is {shown(local)} of data_parallel_size {self.data}: "
+                "all engines of a replica are on its host; leave it out, and use `replicas`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _gpus_agree(self) -> Model:
         if self.world_size > 1 and self.num_gpus not in (None, 0, self.world_size):
             raise ValueError(
@@ -365,18 +402,41 @@ class Model(Part):
 
     @property
     def tensor(self) -> int:
-        """GPUs that hold one stage of a replica, all on one host."""
-        return int(self.engine_args.get("tensor_parallel_size", 1))
+        """Parts that each layer is split into."""
+        return self._size("tensor")
 
     @property
     def pipeline(self) -> int:
         """Stages of a replica, each of which may be on a host of its own."""
-        return int(self.engine_args.get("pipeline_parallel_size", 1))
+        return self._size("pipeline")
+
+    @property
+    def prefill(self) -> int:
+        """Parts that the tokens of a prompt are split into, each with the weights of a stage."""
+        return self._size("prefill_context")
+
+    @property
+    def data(self) -> int:
+        """Engines of a replica, each with all weights of a dense model."""
+        return self._size("data")
+
+    def _size(self, of: str) -> int:
+        return int(self.engine_args.get(f"{of}_parallel_size", 1))
+
+    @property
+    def stage(self) -> int:
+        """GPUs that one stage takes: on one host, or in equal parts on several."""
+        return self.tensor * self.prefill
+
+    @property
+    def rank_gpus(self) -> int:
+        """GPUs that one of the engines of a replica takes; vLLM calls this its world size."""
+        return self.stage * self.pipeline
 
     @property
     def world_size(self) -> int:
-        """GPUs that one replica spreads over when there are GPUs."""
-        return self.tensor * self.pipeline
+        """GPUs that one replica needs by its engine arguments when there are GPUs."""
+        return self.rank_gpus * self.data
 
     @property
     def each_gpus(self) -> float:

@@ -278,6 +278,27 @@ HttpPath = Annotated[
         "a path such as `/health`, or `/v1/` for all below it, is",
     ),
 ]
+Device = Annotated[
+    Operand,
+    Worded(
+        r"/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+(:(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+(:[rwm]{1,3})?)?",
+        "`/dev/HERE` or `/dev/HERE:/dev/THERE:rwm` is",
+    ),
+]
+Limit = Annotated[int, Field(ge=-1, le=(1 << 63) - 1), _IS_NUMBER]
+"""A limit of resources; -1 is none."""
+LimitName = Annotated[
+    Text,
+    Worded(
+        "core|cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime|sigpending"
+        "|stack",
+        "a limit of `docker run --ulimit`, such as `memlock` or `nofile`, is",
+    ),
+]
+Capability = Annotated[
+    Text,
+    Worded(r"(CAP_)?[A-Z][A-Z_]{1,40}", "a capability such as `IPC_LOCK` is"),
+]
 ImageName = Annotated[Operand, Worded(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", "an image's name is")]
 PythonVersion = Annotated[Text, Worded(r"3\.(11|12|13)", "`3.11`, `3.12` or `3.13` is")]
 RegistryName = Annotated[

@@ -93,6 +93,26 @@ def test_the_head_gets_its_gpus_and_folders(program: Path, exported: Path) -> No
     assert head["shm_size"] == str(8 << 30)
 
 
+def test_devices_limits_and_capabilities_are_those_of_the_spec(
+    program: Path, tmp_path: Path
+) -> None:
+    runtime = {
+        **{"devices": ["/dev/infiniband"], "ulimits": {"memlock": -1, "nofile": 1048576}},
+        **{"cap_add": ["IPC_LOCK", "CHOWN"], "ipc": "host"},
+    }
+    head = {"host": "10.0.0.1", "runtime": runtime}
+    design = design_of({"cluster": {"name": "one"}, "head": head})
+    write(compose(design), tmp_path / "rdma")
+    service = read(program, tmp_path / "rdma/head")["services"]["head"]
+    [device] = service["devices"]
+    assert device["source"] == device["target"] == "/dev/infiniband"
+    assert service["ulimits"] == {"memlock": -1, "nofile": 1048576}
+    assert service["cap_add"].count("CHOWN") == 1
+    assert "IPC_LOCK" in service["cap_add"]
+    assert service["ipc"] == "host"
+    assert "shm_size" not in service
+
+
 def test_all_gpus_are_asked_for_where_the_host_has_some(program: Path, tmp_path: Path) -> None:
     tables = {"cluster": {"name": "one"}, "head": {"host": "10.0.0.1"}}
     design = Design(ClusterSpec.model_validate(tables), {"head": "10.0.0.1"}, {"head": 4})

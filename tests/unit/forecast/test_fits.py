@@ -8,7 +8,13 @@ import pytest
 
 from raycluster.accelerators.values import Accelerators, Trouble
 from raycluster.contracts import Facts
-from raycluster.forecast.fits import ModelForecast, forecast_models, gpu_memory, together
+from raycluster.forecast.fits import (
+    ModelForecast,
+    forecast_models,
+    forecast_notes,
+    gpu_memory,
+    together,
+)
 from raycluster.forecast.seen import Files, HostSeen, Seen
 from raycluster.spec import ClusterSpec
 from tests.unit.forecast.given import CARD, GIB, LLAMA, SMALL_CARD, host_seen, spec_of
@@ -130,3 +136,19 @@ def test_where_a_driver_does_not_answer_nothing_is_forecast_for_the_cpu() -> Non
     found = the_one(spec_of(), seen)
     assert (found.gpus, found.problem) == (1, None)
     assert found.fits["head"].budget is None
+
+
+def test_stages_over_hosts_are_a_note_and_no_problem() -> None:
+    wide = {"name": "llama", "engine_args": {"tensor_parallel_size": 2}}
+    spec = spec_of({}, models=[wide])
+    seen = Seen(
+        {"head": host_seen(CARD), "gpu-1": host_seen(CARD)}, {LLAMA: Files({}, LLAMA_31_8B)}
+    )
+    found = the_one(spec, seen)
+    assert (found.problem, found.warnings) == (None, ())
+    (note,) = forecast_notes(spec, seen, ["llama"])
+    assert note.where == "llama"
+    assert note.what.startswith("tensor parallel 2 over 2 hosts with 1 GPU each")
+    assert "pipeline_parallel_size = 2" in note.hint
+    assert forecast_notes(spec, seen, []) == ()
+    assert forecast_notes(spec, Seen({"head": host_seen(CARD)}), ["llama"]) == ()

@@ -73,6 +73,7 @@ def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() ->
         "enable_lora": True,
         "max_loras": 1,
         "distributed_executor_backend": "ray",
+        "worker_extension_cls": "raycluster.serve.engines.vllm_worker.AtTheNodesAddress",
     }
 
 

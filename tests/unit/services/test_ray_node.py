@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from raycluster.contracts import ROOT, Process, Secret
+from raycluster.contracts import ROOT, BoxOptions, Process, Secret
 from raycluster.services.head import head
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
@@ -49,3 +51,31 @@ def test_ray_is_told_how_many_gpus_are_named(gpus: object, flags: list[str]) -> 
 def test_a_choice_of_gpus_is_part_of_the_fingerprint() -> None:
     made = [Process("head", (), gpus=gpus) for gpus in ("all", 2, (0, 1), ("GPU-aaaa",))]
     assert len({process.fingerprint for process in made}) == len(made)
+
+
+def node_of(host: dict[str, object], **runtime: object) -> Process:
+    tables = {"cluster": {"name": "q"}, "head": {"host": "h0", "runtime": host}}
+    spec = ClusterSpec.model_validate({**tables, "runtime": runtime})
+    made = head(spec, spec.hosts[0], Wiring({"head": "10.0.0.1"}, Secret("t")))
+    assert made
+    return made
+
+
+def test_devices_and_limits_are_the_cluster_s_or_the_host_s_own() -> None:
+    every = {"devices": ["/dev/infiniband"], "ulimits": {"memlock": -1}, "cap_add": ["IPC_LOCK"]}
+    box = node_of({"ulimits": {"nofile": 9}, "ipc": "host"}, **every).box
+    assert box == BoxOptions(("/dev/infiniband",), {"nofile": 9}, ("IPC_LOCK",), "host")
+    assert node_of({}).box == BoxOptions()
+
+
+def test_what_is_not_set_leaves_the_fingerprint_as_it_was() -> None:
+    plain = Process("head", ("ray",))
+    assert plain.fingerprint == "33111f33f736"  # of version 0.1.0 before
+    kinds = (
+        BoxOptions(devices=("/dev/fuse",)),
+        BoxOptions(ulimits={"nofile": 9}),
+        BoxOptions(capabilities=("SYS_NICE",)),
+        BoxOptions(ipc="host"),
+    )
+    made = {plain.fingerprint, *(replace(plain, box=box).fingerprint for box in kinds)}
+    assert len(made) == 1 + len(kinds)

@@ -97,6 +97,31 @@ def test_tensor_and_pipeline_parallel_split_weights_and_keys() -> None:
         assert (part.weights, part.request) == (whole.weights // 4, whole.request // 4)  # type: ignore[operator]
 
 
+def test_each_data_parallel_engine_has_all_weights_and_requests_of_its_own() -> None:
+    alone = fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=2)
+    four = fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=2, data_parallel_size=4)
+    assert (four.weights, four.request) == (alone.weights, alone.request)
+    assert alone.at_once
+    assert four.at_once == pytest.approx(4 * alone.at_once)
+    on_cpu = fitted(published.LLAMA_3_8B, A100, gpus=0, data_parallel_size=3)
+    assert on_cpu.weights == pytest.approx(3 * 8_030_261_248 * 2, rel=0.001)
+
+
+def test_the_context_of_prompts_splits_no_weights() -> None:
+    alone = fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=2)
+    wide = fitted(
+        published.LLAMA_3_8B, A100, tensor_parallel_size=2, prefill_context_parallel_size=2
+    )
+    assert wide == alone
+
+
+def test_experts_that_data_parallel_engines_share_are_not_guessed() -> None:
+    assert fitted(published.MIXTRAL_8X7B, SMALL, data_parallel_size=8).weights is None
+    shape = read_shape(published.MIXTRAL_8X7B)
+    ask = ask_of(Model(name="m", engine_args={"data_parallel_size": 8}), gpus=8, env={})
+    assert load_of(ask, shape, None).doubts == ("data parallel engines share its experts",)
+
+
 def test_heads_are_not_split_further_than_there_are() -> None:
     eight = fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=8).request
     assert fitted(published.LLAMA_3_8B, A100, tensor_parallel_size=16).request == eight

@@ -37,6 +37,19 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
             "num_gpus = 1\nengine_args.tensor_parallel_size = 2",
             "num_gpus is 1, and the engine arguments need 2: leave out num_gpus",
         ),
+        (
+            "num_gpus = 2\nengine_args = { tensor_parallel_size = 2, data_parallel_size = 4 }",
+            "num_gpus is 2, and the engine arguments need 8: leave out num_gpus",
+        ),
+        (
+            "engine_args = { data_parallel_size = 4, data_parallel_size_local = 2 }",
+            "data_parallel_size_local is 2 of data_parallel_size 4: all engines of a replica are "
+            "on its host; leave it out, and use `replicas`",
+        ),
+        (
+            "engine_args.data_parallel_size_local = 0",
+            "data_parallel_size_local is 0 of data_parallel_size 1",
+        ),
     ],
 )
 def test_what_is_refused(refusal: Refusal, lines: str, said: str) -> None:
@@ -83,3 +96,10 @@ def test_replicas_are_told_so(gpus: dict[str, float], engine: str) -> None:
     )
     [told] = app(spec, gpus=gpus, fingerprint="f")["applications"]
     assert told["args"]["model"]["engine"] == engine
+
+
+@pytest.mark.parametrize("local", ["", ", data_parallel_size_local = 4"])
+def test_eight_gpus_of_four_engines_of_two_are_what_num_gpus_says(read: Read, local: str) -> None:
+    sizes = f"{{ tensor_parallel_size = 2, data_parallel_size = 4{local} }}"
+    (model,) = read(f"{MODEL}num_gpus = 8\nengine_args = {sizes}\n").models
+    assert model.each_gpus == model.world_size == 8

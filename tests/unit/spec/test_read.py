@@ -135,6 +135,21 @@ LINE = "line breaks and control characters are not allowed"
          "runtime.requirements: a list is expected, not 'ray'"),
         ('runtime.shm_size = "8 GB"',
          "runtime.shm_size: a size such as `8g` or `512m` is expected, not '8 GB'"),
+        ('runtime.devices = ["/etc/passwd"]',
+         "runtime.devices[0]: `/dev/HERE` or `/dev/HERE:/dev/THERE:rwm` is expected, "
+         "not '/etc/passwd'"),
+        ('runtime.devices = ["/dev/../etc"]',
+         "runtime.devices[0]: `/dev/HERE` or `/dev/HERE:/dev/THERE:rwm` is expected, "
+         "not '/dev/../etc'"),
+        ("runtime.ulimits = { memory = -1 }",
+         "runtime.ulimits.memory: a limit of `docker run --ulimit`, such as `memlock` or `nofile`, "
+         "is expected, not 'memory'"),
+        ("runtime.ulimits = { nofile = -2 }",
+         "runtime.ulimits.nofile: -1 or more is expected, not -2"),
+        ('runtime.cap_add = ["ipc lock"]',
+         "runtime.cap_add[0]: a capability such as `IPC_LOCK` is expected, not 'ipc lock'"),
+        ('runtime.ipc = "container:x"',
+         "runtime.ipc: 'host', 'private' or 'shareable' is expected, not 'container:x'"),
         ('runtime.volumes = ["../a:/b"]',
          "runtime.volumes[0]: `/FOLDER:/TARGET` or `VOLUME:/TARGET`, with `:ro` or without, is "
          "expected, not '../a:/b'"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from raycluster.serve.capture import Capture
 from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.engines.vllm_log import phases
+from raycluster.serve.engines.vllm_network import WORKER_EXTENSION, environment, interfaces
 from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, ModelSettings
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ class VllmEngine:
 
     async def start(self, settings: ModelSettings, _: Count) -> ASGI:
         began = time.monotonic()
-        for name, value in defaults(os.environ, cpu=_built_for_cpu()).items():
+        ours = {
+            **defaults(os.environ, cpu=_built_for_cpu()),
+            **environment(settings, os.environ, interfaces()),
+        }
+        for name, value in ours.items():
             os.environ.setdefault(name, value)
         vllm = upstream()
         self.phases["import"] = time.monotonic() - began
@@ -176,7 +181,10 @@ def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
     if settings.adapters:  # by default vLLM takes one adapter into a batch
         ours |= {"enable_lora": True, "max_loras": len(settings.adapters)}
     if settings.spread:
-        ours["distributed_executor_backend"] = "ray"
+        ours |= {
+            "distributed_executor_backend": "ray",
+            "worker_extension_cls": WORKER_EXTENSION,
+        }
     return ours | {name.replace("-", "_"): v for name, v in settings.engine_args.items()}
 
 
