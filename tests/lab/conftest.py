@@ -15,7 +15,7 @@ from tests.lab.specs import cluster_toml
 
 PROGRAMS = (
     *("dockerd", "docker", "sshd", "ssh", "ip", "nft", "debootstrap", "cron", "iptables"),
-    *("nginx", "prometheus"),
+    *("nginx", "prometheus", "gcc"),
 )
 SBIN = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 

@@ -24,10 +24,16 @@ def cluster_toml(
     model: bool = True,
     tiny: bool = False,
     engine: str = "auto",
+    served: Mapping[str, object] | None = None,
+    own: Mapping[str, Mapping[str, object]] | None = None,
     extra: str = "",
 ) -> str:
-    """Return a spec whose head is the first host; `extra` is TOML to add at the end."""
+    """Return a spec whose head is the first host; `extra` is TOML to add at the end.
+
+    `served` are more keys of the model, `own` those of hosts by their names.
+    """
     head, *workers = hosts
+    own = own or {}
     tables: list[tuple[str, Mapping[str, object]]] = [
         ("[cluster]", {"name": name}),
         ("[ssh]", {"identity_file": str(lab.key), "known_hosts": str(lab.known_hosts)}),
@@ -36,16 +42,18 @@ def cluster_toml(
             {"image": IMAGE, "pull": "never", "volumes": lab.volumes, "shm_size": "1g"},
         ),
         ("[env]", ENV),
-        ("[head]", _host(lab, head)),
-        *(("[[workers]]", {"name": host.name} | _host(lab, host)) for host in workers),
+        ("[head]", {**_host(lab, head), **own.get(head.name, {})}),
     ]
+    for host in workers:
+        keys = {"name": host.name, **_host(lab, host), **own.get(host.name, {})}
+        tables.append(("[[workers]]", keys))
     if model:
         name, source = (TINY, lab.tiny) if tiny else (MODEL, lab.model)
-        served: dict[str, object] = {"name": name, "source": str(source), "replicas": replicas}
-        served["engine"] = engine
+        table: dict[str, object] = {"name": name, "source": str(source), "replicas": replicas}
+        table |= {"engine": engine, **(served or {})}
         known = {"max_model_len"} if engine == "transformers" else {*ENGINE_ARGS}
         arguments = {name: value for name, value in ENGINE_ARGS.items() if name in known}
-        tables.append(("[[models]]", served | {"engine_args": arguments}))
+        tables.append(("[[models]]", table | {"engine_args": arguments}))
     return "schema = 1\n" + "".join(map(_table, tables)) + extra
 
 
