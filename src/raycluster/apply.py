@@ -103,7 +103,7 @@ def guard(work: Work, guards: list[Guard]) -> None:
         if action.rules and done.text.strip():
             work.listen(Event(connected.host.name, f"firewall: {done.text.strip()}", "note"))
 
-    all_or_raise(work.fleet.each({g.host for g in guards}, write))
+    all_or_raise(work.fleet.each(dict.fromkeys(g.host for g in guards), write))
 
 
 def _files(work: Work, members: Iterable[ResolvedHost]) -> dict[str, bytes]:
@@ -123,9 +123,9 @@ def _prepare(
     work: Work, state: ClusterState, starts: list[Start], freed: Collection[str]
 ) -> Prepared:
     """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
-    hosts = {s.host for s in starts}
+    hosts = list(dict.fromkeys(s.host for s in starts))
     facts = all_or_raise(work.fleet.each(hosts, lambda c: read_facts(c.transport)))
-    nodes = {s.host for s in starts if s.process.role in RAY_ROLES}
+    nodes = [s.host for s in starts if s.process.role in RAY_ROLES]
     all_or_raise({n: _gpus_answer(work.fleet[n].host, facts[n]) for n in nodes})
     if facts.keys() == {h.name for h in work.spec.hosts}:
         check_gpus(work.spec, {h.name: gpus_of(h, facts[h.name]) for h in work.spec.hosts})
@@ -226,7 +226,7 @@ def _start(work: Work, starts: list[Start], prepared: Prepared, files: Files) ->
             whole = {**files, **process.files, **process.live_files}
             connected.runtime.start(process, prepared[name, process.role], whole, tell)
 
-    all_or_raise(work.fleet.each({s.host for s in starts}, start))
+    all_or_raise(work.fleet.each(dict.fromkeys(s.host for s in starts), start))
 
 
 def _start_services(work: Work, starts: list[Start], prepared: Prepared) -> None:
@@ -238,7 +238,7 @@ def _start_services(work: Work, starts: list[Start], prepared: Prepared) -> None
             wait_for_service(connected, start.process)
             work.listen(Event(start.host, f"{start.process.role} is up", "done"))
 
-    all_or_raise(work.fleet.each({s.host for s in starts}, wait))
+    all_or_raise(work.fleet.each(dict.fromkeys(s.host for s in starts), wait))
 
 
 def wait_for_service(connected: Connected, process: Process) -> None:
@@ -275,7 +275,7 @@ def _reload(work: Work, reloads: list[Reload]) -> None:
                 )
             work.listen(Event(connected.host.name, f"{process.role} has read its files", "done"))
 
-    all_or_raise(work.fleet.each({r.host for r in reloads}, tell))
+    all_or_raise(work.fleet.each(dict.fromkeys(r.host for r in reloads), tell))
 
 
 def refresh(work: Work, wiring: Wiring, only: Only) -> None:
@@ -367,4 +367,4 @@ def _take_off(work: Work, removes: Iterable[Remove]) -> None:
             if action.host == connected.host.name:
                 connected.runtime.remove(action.role)
 
-    all_or_raise(work.fleet.each({r.host for r in removes}, remove))
+    all_or_raise(work.fleet.each(dict.fromkeys(r.host for r in removes), remove))

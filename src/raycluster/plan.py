@@ -374,17 +374,25 @@ def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:
     if hiding:
         hint = f"take {hiding[0]} out of runtime.env, and name GPUs by `gpus`"
     elif host.runs_own_programs:
-        hint = f"raycluster exec {host.name} -- nvidia-smi -L, and then raycluster up"
+        hint = (
+            f"raycluster exec {host.name} -- nvidia-smi -L; when the driver is whole (Ray counts "
+            f"by its libnvidia-ml), {_anew(host)}"
+        )
     else:
         hint = (
             f"raycluster exec {host.name} -- nvidia-smi -L: the container does not see them all; "
-            "look at the container toolkit, and restart the node after a change of the driver"
+            f"look at the container toolkit; after a change of the driver, {_anew(host)}"
         )
     raise HostError(
         f"Ray counts {counted:g} of the {wanted} GPUs that the cluster uses of this host",
         where=host.name,
         hint=hint,
     )
+
+
+def _anew(host: ResolvedHost) -> str:
+    """Return how a node counts its GPUs again, which Ray does when it starts alone."""
+    return f"raycluster exec {host.name} -- ray stop (it starts again by itself), and raycluster up"
 
 
 def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:

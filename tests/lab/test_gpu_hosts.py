@@ -21,7 +21,7 @@ from tests.lab.gpu_hosts import give_gpus, give_library, give_toolkit, make_libr
 from tests.lab.host import Host, Kind
 from tests.lab.hosts import Lab
 from tests.lab.program import Cli
-from tests.lab.specs import TINY, cluster_toml
+from tests.lab.specs import cluster_toml
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -210,6 +210,11 @@ class Running:
         """Return what `status` says."""
         return dict(json.loads(self.rack.cli("status", self.spec, "--json").stdout))
 
+    def counted(self) -> dict[str, float | None]:
+        """Return how many GPUs Ray counts on each case's host."""
+        nodes = {node["name"]: node["gpus_total"] for node in self.status()["nodes"]}
+        return {case: nodes[self.rack.named(case, self.cases)] for case in self.cases}
+
 
 @pytest.fixture(scope="module")
 def running(rack: Rack) -> Iterator[Running]:
@@ -234,25 +239,20 @@ def test_ray_counts_fewer_gpus_than_the_driver(running: Running) -> None:
 
 
 def test_ray_counts_the_gpus_of_each_host(running: Running) -> None:
-    nodes = {node["name"]: node for node in running.status()["nodes"]}
-    counted = {c: nodes[running.rack.named(c, running.cases)]["gpus_total"] for c in running.cases}
-    assert counted == {**COUNTED, "unseen": 0}
-    eight = nodes[running.rack.hosts["eight"].name]["gpus"]
+    assert running.counted() == {**COUNTED, "unseen": 0}
+    nodes = {node["name"]: node["gpus"] for node in running.status()["nodes"]}
+    eight = nodes[running.rack.hosts["eight"].name]
     assert [gpu["index"] for gpu in eight] == [*"01234567"]
     assert {(gpu["source"], gpu["memory_total_mib"]) for gpu in eight} == {("nvidia-smi", 81559)}
 
 
-@pytest.mark.long
-def test_a_model_that_takes_a_gpu_serves(running: Running) -> None:
-    unseen = running.rack.hosts["unseen"]
-    give_library(unseen, fake.driver(2), running.rack.library)
-    done = running.rack.cli("up", running.spec, "--json", timeout=200)
-    assert done.returncode == 0, done.stderr
-    [proof] = json.loads(done.stdout)["completions"]
-    assert (proof["model"], proof["engine"]) == (TINY, "vllm")
-    status = running.status()
-    assert status["healthy"] is True
-    nodes = {node["name"]: node["gpus_total"] for node in status["nodes"]}
-    assert nodes[unseen.name] == COUNTED["unseen"]
-    [model] = status["models"]
-    assert (model["engine"], model["fallback_reason"]) == ("vllm", None)
+def test_up_goes_as_far_as_the_engine(running: Running) -> None:
+    """A GPU that is a double runs nothing: `up` looks, and says so before it deploys."""
+    cases = [case for case in running.cases if case != "unseen"]
+    spec = running.rack.spec(cases, "counted")
+    done = running.rack.cli("up", spec, timeout=200)
+    assert done.returncode == 1, done.stderr
+    _, _, errors = done.stderr.partition("error: ")
+    told = re.findall(r"^(\S+): the environment holds a torch for CPUs", errors, re.MULTILINE)
+    assert told == [running.rack.named(c, cases) for c in cases if COUNTED[c]], errors
+    assert running.status()["models"][0]["status"] == "absent"
