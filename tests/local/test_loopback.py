@@ -48,15 +48,19 @@ def _lacks() -> Iterator[str]:
         yield "needs unshare, ip, ss, mount, hostname and timeout"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("told", "env", "name_at", "expected"),
     [
-        ({"engine_args": ARGS}, {}, ADDRESS, LOOPBACK),
-        ({"engine_args": ARGS}, {"GLOO_SOCKET_IFNAME": "v0"}, LOOPBACK, ADDRESS),
-        (OVER_HOSTS, {}, LOOPBACK, ADDRESS),
+        pytest.param({"engine_args": ARGS}, {}, ADDRESS, LOOPBACK, id="one host"),
+        pytest.param(
+            *({"engine_args": ARGS}, {"GLOO_SOCKET_IFNAME": "v0"}, LOOPBACK, ADDRESS),
+            id="what the environment says goes first",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *(OVER_HOSTS, {}, LOOPBACK, ADDRESS), id="several hosts", marks=pytest.mark.long
+        ),
     ],
-    ids=["one host", "what the environment says goes first", "several hosts"],
 )
 def test_where_an_engines_processes_meet(
     tmp_path: Path, told: dict[str, Any], env: dict[str, str], name_at: str, expected: str
