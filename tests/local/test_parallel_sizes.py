@@ -12,7 +12,7 @@ from tests.local.cluster import made_by
 
 pytestmark = pytest.mark.local
 
-SIZES = (
+SIZES: tuple[dict[str, int], ...] = (
     {},
     {"tensor": 2},
     {"tensor": 2, "pipeline": 3},
