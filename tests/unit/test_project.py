@@ -40,6 +40,7 @@ BROUGHT = {
     "torch": "every engine",
     "transformers": "vLLM",
     "huggingface_hub": "transformers",
+    "psutil": "vLLM and accelerate",
 }
 PUBLIC = {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
 

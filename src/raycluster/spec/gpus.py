@@ -41,6 +41,9 @@ def advice(model: Model, gpus: Mapping[str, float]) -> tuple[str, str] | None:
 def _lacking(model: Model, gpus: Mapping[str, float]) -> str:
     if not model.each_gpus:
         return ""
+    given = sum(gpus.values())
+    if model.each_gpus > given:  # of which there may be no replica at first
+        return f"a replica of {model.name} needs {model.each_gpus:g} GPUs, the hosts give {given:g}"
     if not spreads(model, gpus):
         return _lacking_blocks(model, gpus, model.each_gpus, model.least_replicas)
     if model.data > 1:

@@ -129,6 +129,11 @@ def test_which_replicas_need_several_hosts(
             {"a": 3, "b": 3},
             "big needs 3 times 2 GPUs on one host; the hosts have room for 2",
         ),
+        (
+            model(8, replicas={"min": 0, "max": 1}),
+            {"a": 2, "b": 2},
+            "a replica of big needs 8 GPUs, the hosts give 4",
+        ),
         (model(replicas=3), {"a": 1, "b": 1}, "the models need 3 GPUs at least, the hosts give 2"),
     ],
 )
