@@ -40,6 +40,8 @@ FULL_EVERY = {"gemma2": 2, "gpt_oss": 2, "cohere2": 4, "olmo3": 4, "gemma3_text"
 """Every how many layers one keeps all tokens, by transformers' classes (`configuration_*.py`)."""
 ALL_SLIDING = ("mistral", "mixtral", "ministral", "starcoder2", "phi3", "phimoe")
 """Kinds whose window is that of every layer (vLLM's `engine/arg_utils.py`, `layer_types`)."""
+NEVER_LEFT_OUT = ("mistral", "ministral", *FULL_EVERY)
+"""Kinds that transformers' classes give a window where the config has no word of one."""
 STATES = ("linear_attention", "mamba", "conv")
 """Words of `layer_types` for layers that keep a state of fixed size."""
 NOT_UNDERSTOOD = (
@@ -55,17 +57,26 @@ OF_STATES = ("ssm_state_size", "mamba_d_state", "linear_attn_config", "linear_co
 
 def read_layers(text: Config, count: int) -> Layers:
     """Return what the layers keep; `text` describes the language model."""
-    if strange := [key for key in NOT_UNDERSTOOD if text.get(key)]:
-        return Layers(doubt=f"its config has {strange[0]}")
-    if text.get("v_head_dim") and not text.get("kv_lora_rank"):
-        return Layers(doubt="its keys and its values differ in size")
-    if hybrid := _hybrid(text, count):
+    hybrid = _hybrid(text, count)
+    if doubt := _doubt(text, states=hybrid is not None):
+        return Layers(doubt=doubt)
+    if hybrid:
         return hybrid
-    if strange := [key for key in OF_STATES if text.get(key)]:
-        return Layers(doubt=f"its config has {strange[0]}")
     if chunk := whole(text, "attention_chunk_size"):
         return _chunked(text, count, chunk)
     return _windowed(text, count)
+
+
+def _doubt(text: Config, *, states: bool) -> str:
+    """Return why a config is not understood; `states` tells that it says which layers have one."""
+    unknown = NOT_UNDERSTOOD if states else (*NOT_UNDERSTOOD, *OF_STATES)
+    if strange := next((key for key in unknown if text.get(key)), ""):
+        return f"its config has {strange}"
+    if text.get("v_head_dim") and not text.get("kv_lora_rank"):
+        return "its keys and its values differ in size"
+    if text.get("model_type") in NEVER_LEFT_OUT and "sliding_window" not in text:
+        return "its config does not tell its sliding window"
+    return ""
 
 
 def whole(config: Config, *keys: str) -> int | None:

@@ -31,6 +31,8 @@ CONTEXT_KEYS = (
     "seq_len",
 )
 """Where configs say how long a request may be; vLLM takes the smallest."""
+GEMMA_HEAD = 256
+"""Values of a head where a config of Gemma does not tell them, by transformers' classes."""
 UNSCALED = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "mrope")
 """Kinds of RoPE whose factor is not a factor of the length, or already in it."""
 
@@ -102,7 +104,11 @@ def _text(config: Config) -> Config:
 
 def _head_size(text: Config, heads: int) -> int | None:
     hidden = whole(text, "hidden_size")
-    return whole(text, "head_dim", "hidden_size_per_head") or (hidden // heads if hidden else None)
+    if told := whole(text, "head_dim", "hidden_size_per_head"):
+        return told
+    if _kind(text).startswith("gemma"):
+        return GEMMA_HEAD
+    return hidden // heads if hidden else None
 
 
 def _kv_heads(text: Config, heads: int) -> int:

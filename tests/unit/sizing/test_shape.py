@@ -117,6 +117,20 @@ def test_older_configs_say_that_all_heads_have_one_key() -> None:
     assert read_shape(config).kv_heads == 32
 
 
+def test_what_transformers_fills_in_for_gemma() -> None:
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 3840,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    }
+    told = read_shape({**config, "sliding_window": 1024})
+    assert told.values == 2 * 8 * 256, "not 3840 / 16"
+    assert [layer.kind for layer in told.layers].count("full") == 8
+    assert read_shape(config).doubts == ("its config does not tell its sliding window",)
+
+
 @pytest.mark.parametrize(
     ("how", "bytes_", "known"),
     [
