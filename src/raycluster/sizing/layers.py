@@ -91,7 +91,8 @@ def _hybrid(text: Config, count: int) -> Layers | None:
     kinds = text.get("layer_types")
     linear = text.get("linear_attn_config")
     if isinstance(kinds, list) and any(kind in STATES for kind in kinds):
-        known = len(kinds) == count and set(kinds) <= {"full_attention", "attention", *STATES}
+        words = ("full_attention", "attention", *STATES)
+        known = len(kinds) == count and all(kind in words for kind in kinds)
         attention = sum(kind not in STATES for kind in kinds) if known else None
     elif isinstance(pattern := text.get("hybrid_override_pattern"), str):
         attention = pattern.count("*") if set(pattern) <= set("M*-E") else None
@@ -136,7 +137,8 @@ def _windowed(text: Config, count: int) -> Layers:
     sliding = Layer("sliding", window) if window else FULL
     kinds = text.get("layer_types")
     if isinstance(kinds, list | tuple):
-        known = len(kinds) == count and set(kinds) <= {"full_attention", "sliding_attention"}
+        words = ("full_attention", "sliding_attention")
+        known = len(kinds) == count and all(kind in words for kind in kinds)
         if not known:
             return Layers(doubt="its layers keep something else than keys and values")
         return Layers(tuple(sliding if kind == "sliding_attention" else FULL for kind in kinds))

@@ -124,6 +124,8 @@ def _engine(model: Model, args: Mapping[str, object], batch: int, *, cpu: bool) 
     """
     alone = not cpu and model.tensor * model.pipeline == 1
     ahead = alone and args.get("async_scheduling") is not False
+    if args.get("speculative_config") or args.get("distributed_executor_backend") == "ray":
+        ahead = False  # of some kinds vLLM prepares no step ahead
     return Engine(
         batch=int(_number(args.get("max_num_batched_tokens"))) or batch,
         steps=2 if ahead else model.pipeline,

@@ -160,6 +160,7 @@ def test_a_model_with_images_is_read_by_its_language_part() -> None:
     [
         ({}, "its config does not tell layers and heads"),
         ({"num_hidden_layers": "32", "num_attention_heads": True}, "does not tell layers"),
+        ({**published.LLAMA_3_8B, "layer_types": [{}] * 32}, "its layers keep something else"),
         ({**published.LLAMA_3_8B, "ssm_state_size": 128}, "its config has ssm_state_size"),
         ({**published.LLAMA_3_8B, "num_kv_shared_layers": 15}, "has num_kv_shared_layers"),
         ({**published.LLAMA_3_8B, "v_head_dim": 64}, "its keys and its values differ"),

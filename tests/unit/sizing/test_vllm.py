@@ -85,8 +85,9 @@ def test_a_step_of_more_tokens_is_kept_beside_a_window() -> None:
     per_block = 32 * 16 * 2 * 8 * 128 * 2
     in_flight = {"max_num_batched_tokens": 2048}
     assert request_bytes(asked(**in_flight), shape, 32768) == (512 + 1) * per_block
-    one = asked(**in_flight, async_scheduling=False)
-    assert request_bytes(one, shape, 32768) == (384 + 1) * per_block
+    for reason in ({"async_scheduling": False}, {"speculative_config": {"method": "ngram"}}):
+        one = asked(**in_flight, **reason)
+        assert request_bytes(one, shape, 32768) == (384 + 1) * per_block
     assert request_bytes(asked(), shape, 1000) == (63 + 1) * per_block
 
 
