@@ -10,7 +10,7 @@ from raycluster.contracts import Facts, Gpus
 from raycluster.forecast.seen import Files, Seen
 from raycluster.plan import gpu_notes, gpus_of
 from raycluster.serve.wanted import Wanted
-from raycluster.sizing.memory import Fit, Load, ask_of, fit, in_gib, load_of
+from raycluster.sizing.memory import BATCH, Fit, Load, ask_of, batch_on, fit, in_gib, load_of
 from raycluster.sizing.shape import Shape, read_shape
 from raycluster.spec import ClusterSpec, Model
 
@@ -116,7 +116,9 @@ def _forecast(
             continue
         if gpus[host.name] < 1 if each else host.num_cpus == 0:
             continue
-        ask = ask_of(model, gpus=each, env={**(host.runtime.env or {}), **spec.env})
+        env = {**(host.runtime.env or {}), **spec.env}
+        batch = gpu_batch(there.facts, host.gpus) if each else BATCH
+        ask = ask_of(model, gpus=each, env=env, batch=batch)
         load = load_of(ask, shape, files.weights(_load_format(model)))
         memory = gpu_memory(there.facts, host.gpus) if each else there.facts.memory_bytes
         fits[host.name] = fit(ask, shape, load, memory, gpu=bool(each))
@@ -156,6 +158,12 @@ def gpu_memory(facts: Facts, gpus: Gpus) -> int | None:
     """Return the bytes of the smallest of the GPUs that are used, None where none tells."""
     sizes = [d.memory_total_bytes for d in chosen(gpus, facts.gpus)]
     return min((size for size in sizes if size), default=None)
+
+
+def gpu_batch(facts: Facts, gpus: Gpus) -> int:
+    """Return the tokens of a step on the GPU, of those that are used, that takes the fewest."""
+    devices = chosen(gpus, facts.gpus)
+    return min((batch_on(d.memory_total_bytes, d.name) for d in devices), default=BATCH)
 
 
 def together(spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]) -> Problem | None:

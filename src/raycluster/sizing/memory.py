@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY
+from raycluster.sizing.cache import (
+    CPU_BLOCK,
+    GPU_BLOCK,
+    LATENT_CPU_BLOCK,
+    Engine,
+    tokens_kept,
+)
 from raycluster.sizing.shape import DTYPE_BYTES, HALF, Shape
 from raycluster.spec import Model
 
@@ -20,6 +27,11 @@ ROUND = 1024
 """Tokens that a proposed length is a multiple of."""
 CHANGES_WEIGHTS = ("quantization", "hf_overrides", "load_format", "model_impl")
 """Engine arguments with which the stored weights, or the config, are not what is loaded."""
+CACHE_AS_USUAL = {"decode_context_parallel_size": 1, "disable_sliding_window": False}
+"""Engine arguments that, if not so, give a request another length or another part of a device."""
+BATCHES = ((160, 16384), (70, 8192))
+"""GiB of a GPU from which on vLLM's server takes so many tokens into a step, if not told."""
+BATCH = 2048
 AS_STORED: Mapping[str, tuple[object, ...]] = {
     "quantization": (None, ""),
     "load_format": (None, "", "auto", "safetensors", "pt", "dummy", "mistral"),
@@ -49,6 +61,8 @@ class Ask:
     requests: int = 1
     dtype: float | None = None
     kv_dtype: float | None = None
+    engine: Engine = field(default_factory=Engine)
+    on_cpu: bool = False
     doubts: tuple[str, ...] = ()
 
     @property
@@ -57,10 +71,16 @@ class Ask:
         return self.tensor * self.pipeline
 
 
-def ask_of(model: Model, *, gpus: float, env: Mapping[str, str]) -> Ask:
+def batch_on(memory: int | None, name: str) -> int:
+    """Return the tokens of a step on a GPU of this name (vLLM's `get_batch_defaults`)."""
+    sizes = BATCHES if "a100" not in name.lower() else BATCHES[:1]
+    return next((batch for size, batch in sizes if (memory or 0) >= size * GIB), BATCH)
+
+
+def ask_of(model: Model, *, gpus: float, env: Mapping[str, str], batch: int = BATCH) -> Ask:
     """Return what is asked of a model's engine on `gpus` per replica, or on a CPU with 0.
 
-    `env` is the environment of the replicas.
+    `env` is the environment of the replicas, `batch` the tokens of a step if nothing says others.
     """
     args = {name.replace("-", "_"): value for name, value in model.engine_args.items()}
     length, fitted = _length(args.get("max_model_len"))
@@ -72,6 +92,7 @@ def ask_of(model: Model, *, gpus: float, env: Mapping[str, str]) -> Ask:
     kv_dtype = str(args.get("kv_cache_dtype") or "auto")
     if kv_dtype not in ("auto", *DTYPE_BYTES):
         doubts.append(f"engine_args: kv_cache_dtype {kv_dtype} is not known here")
+    doubts += [f"engine_args: {name} changes the cache" for name in _changes_cache(args)]
     vllm = model.engine != "transformers"
     kv_bytes = _kv_bytes(args.get("kv_cache_memory_bytes"), env, cpu=not gpus) if vllm else None
     shared = vllm and gpus and not kv_bytes
@@ -88,7 +109,31 @@ def ask_of(model: Model, *, gpus: float, env: Mapping[str, str]) -> Ask:
         requests=min(model.max_ongoing_requests, int(_number(args.get("max_num_seqs")) or 10**6)),
         dtype=DTYPE_BYTES.get(str(args.get("dtype") or "auto")),
         kv_dtype=DTYPE_BYTES.get(kv_dtype),
+        engine=_engine(model, args, batch, cpu=not gpus),
+        on_cpu=not gpus,
         doubts=tuple(doubts),
+    )
+
+
+def _changes_cache(args: Mapping[str, object]) -> list[str]:
+    return [name for name, usual in CACHE_AS_USUAL.items() if args.get(name) not in (None, usual)]
+
+
+def _engine(model: Model, args: Mapping[str, object], batch: int, *, cpu: bool) -> Engine:
+    """Return what decides on the cache.
+
+    One GPU computes a step while the next is prepared. With several, vLLM's way between them
+    decides on that, and fewer are taken for granted.
+    """
+    alone = not cpu and model.tensor * model.pipeline == 1
+    ahead = alone and args.get("async_scheduling") is not False
+    if args.get("speculative_config") or args.get("distributed_executor_backend") == "ray":
+        ahead = False  # of some kinds vLLM prepares no step ahead
+    return Engine(
+        batch=int(_number(args.get("max_num_batched_tokens"))) or batch,
+        steps=2 if ahead else model.pipeline,
+        block=int(_number(args.get("block_size"))) or None,
+        promoted=args.get("disable_hybrid_kv_cache_manager") is True,
     )
 
 
@@ -138,9 +183,9 @@ def load_of(ask: Ask, shape: Shape, stored: int | None) -> Load:
     changed = any("changes what is loaded" in doubt for doubt in ask.doubts)
     shared = ask.data > 1 and shape.experts
     weights = None if changed or shared else _weights(ask, shape, stored)
-    value = ask.kv_dtype or ask.dtype or HALF
-    certain = not any("kv_cache_dtype" in doubt for doubt in ask.doubts) and not changed
-    per_token = shape.values * value * len(shape.windows) if shape.values and certain else None
+    certain = not any("kv_cache_dtype" in d or "the cache" in d for d in ask.doubts)
+    value = shape.values * _value_bytes(ask, shape) if shape.values and certain else None
+    per_token = value * len(shape.layers) if value and not changed else None
     doubts = (*ask.doubts, *shape.doubts)
     if shared:
         doubts += ("data parallel engines share its experts",)
@@ -148,6 +193,10 @@ def load_of(ask: Ask, shape: Shape, stored: int | None) -> Load:
         doubts = ("the size of its weights is not known",)
     length = ask.length or shape.context
     return Load(weights, shape.parameters, per_token, length, doubts)
+
+
+def _value_bytes(ask: Ask, shape: Shape) -> float:
+    return ask.kv_dtype or shape.cache_bytes or ask.dtype or HALF
 
 
 def _weights(ask: Ask, shape: Shape, stored: int | None) -> int | None:
@@ -183,13 +232,17 @@ class Fit:
 
 
 def request_bytes(ask: Ask, shape: Shape, length: int) -> int | None:
-    """Return what one request of so many tokens takes on each device."""
-    if not (shape.values and shape.windows and shape.kv_heads):
+    """Return what one request of so many tokens takes on each device at least.
+
+    States that layers without attention keep are left out.
+    """
+    if not (shape.values and shape.layers and shape.kv_heads):
         return None
     split = 1 if shape.latent else max(1, shape.kv_heads // ask.tensor) / shape.kv_heads
-    value = ask.kv_dtype or ask.dtype or HALF
-    tokens = sum(min(window or length, length) for window in shape.windows)
-    return int(tokens * shape.values * split * value / ask.pipeline)
+    usual = LATENT_CPU_BLOCK if shape.latent else CPU_BLOCK
+    block = ask.engine.block or (usual if ask.on_cpu else GPU_BLOCK)
+    tokens = tokens_kept(shape.layers, length, ask.engine, block)
+    return int(tokens * shape.values * split * _value_bytes(ask, shape) / ask.pipeline)
 
 
 def fit(ask: Ask, shape: Shape, load: Load, memory: int | None, *, gpu: bool) -> Fit:

@@ -1,16 +1,15 @@
 """A model's `config.json` as the figures that its memory follows from; pure.
 
-Nothing here knows models by name: the fields of the config decide. What they do not tell is None,
-and `doubts` says why.
+The fields of the config decide. What they do not tell is None, and `doubts` says why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
-Config = Mapping[str, Any]
+from raycluster.sizing.layers import Config, Layer, Layers, read_layers, whole
 
 DTYPE_BYTES = {
     **dict.fromkeys(("float32", "float"), 4.0),
@@ -32,21 +31,10 @@ CONTEXT_KEYS = (
     "seq_len",
 )
 """Where configs say how long a request may be; vLLM takes the smallest."""
+GEMMA_HEAD = 256
+"""Values of a head where a config of Gemma does not tell them, by transformers' classes."""
 UNSCALED = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "mrope")
 """Kinds of RoPE whose factor is not a factor of the length, or already in it."""
-NOT_KEYS_AND_VALUES = (
-    *(
-        "linear_attn_config",
-        "ssm_cfg",
-        "ssm_state_size",
-        "mamba_d_state",
-        "hybrid_override_pattern",
-    ),
-    *("layers_block_type", "attn_layer_period", "full_attention_interval", "compress_ratios"),
-    *("num_kv_shared_layers", "cla_share_factor", "index_topk", "is_encoder_decoder"),
-)
-"""Fields of models that keep something else than each layer's keys and values for each token."""
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
@@ -54,9 +42,10 @@ class Shape:
     """What of a model's architecture its memory follows from.
 
     `values` are those that one layer keeps for one token: keys and values of all heads, or one
-    compressed vector (`latent`), which tensor parallelism does not split. `windows` are the tokens
-    that each layer keeps, None for all. `context` are the tokens of a request at most, by the
-    config. `stored_bytes` are those of a weight as it is stored.
+    compressed vector (`latent`), which tensor parallelism does not split; `cache_bytes` are those
+    of a value where the weights come with a kind of their own. `layers` are those that keep some;
+    `stateful` says that others keep a state, which is not counted. `context` are the tokens of a
+    request at most, by the config. `stored_bytes` are those of a weight as it is stored.
     """
 
     parameters: int | None = None
@@ -66,7 +55,9 @@ class Shape:
     kv_heads: int | None = None
     values: int | None = None
     latent: bool = False
-    windows: tuple[int | None, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    stateful: bool = False
+    cache_bytes: float | None = None
     context: int | None = None
     experts: bool = False
     doubts: tuple[str, ...] = ()
@@ -75,25 +66,30 @@ class Shape:
 def read_shape(config: Config) -> Shape:
     """Return what a model's config tells."""
     text = _text(config)
-    layers, heads = _whole(text, "num_hidden_layers"), _whole(text, "num_attention_heads")
-    strange = [key for key in NOT_KEYS_AND_VALUES if text.get(key)]
-    doubts = [f"its config has {key}" for key in strange]
-    if not layers or not heads:
+    count, heads = whole(text, "num_hidden_layers"), whole(text, "num_attention_heads")
+    layers = read_layers(text, count) if count else Layers()
+    doubts = [layers.doubt] if layers.doubt else []
+    if not count or not heads:
         doubts.append("its config does not tell layers and heads")
-    bytes_, quantized = _stored(config, text)
-    values, kv_heads, latent = (None, None, False) if strange else _values(text, heads)
-    windows = _windows(text, layers) if layers else ()
-    if layers and not windows:
-        doubts.append("its layers keep something else than keys and values")
+    how = config.get("quantization_config") or text.get("quantization_config")
+    cache_bytes, cached = _cached(how) if isinstance(how, Mapping) else (None, True)
+    if not cached:
+        doubts.append("its config has keys and values of a kind that is not known here")
+    bytes_, quantized = _stored(how) if isinstance(how, Mapping) else (dtype_bytes(config), False)
+    known = bool(layers.kept) and cached
+    values, kv_heads, latent = _values(text, heads) if known else (None, None, False)
+    counted = text is config and bool(layers.kept) and not layers.stateful
     return Shape(
-        parameters=_parameters(text) if text is config and not strange else None,
+        parameters=_parameters(text) if counted else None,
         stored_bytes=bytes_,
         quantized=quantized,
         heads=heads,
         kv_heads=kv_heads,
-        values=values if layers and windows else None,
+        values=values,
         latent=latent,
-        windows=windows,
+        layers=layers.kept,
+        stateful=layers.stateful,
+        cache_bytes=cache_bytes,
         context=_context(text),
         experts=bool(_experts(text)),
         doubts=tuple(doubts),
@@ -108,47 +104,40 @@ def _text(config: Config) -> Config:
     return next((part for part in parts if isinstance(part, Mapping)), config)
 
 
-def _whole(config: Config, *keys: str) -> int | None:
-    """Return the first of these fields that is a whole number above 0."""
-    found = (config.get(key) for key in keys)
-    return next((n for n in found if type(n) is int and n > 0), None)
-
-
 def _head_size(text: Config, heads: int) -> int | None:
-    hidden = _whole(text, "hidden_size")
-    return _whole(text, "head_dim", "hidden_size_per_head") or (hidden // heads if hidden else None)
+    hidden = whole(text, "hidden_size")
+    if told := whole(text, "head_dim", "hidden_size_per_head"):
+        return told
+    if _kind(text).startswith("gemma"):
+        return GEMMA_HEAD
+    return hidden // heads if hidden else None
+
+
+def _kv_heads(text: Config, heads: int) -> int:
+    """Return the heads of keys and values; older configs say `multi_query` where it is one."""
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+        return 1
+    return whole(text, "num_key_value_heads", "num_kv_heads") or heads
 
 
 def _values(text: Config, heads: int | None) -> tuple[int | None, int | None, bool]:
     """Return the values per token and layer, the heads that they are of, and whether latent."""
     if not heads:
         return None, None, False
-    if rank := _whole(text, "kv_lora_rank"):
-        rope = _whole(text, "qk_rope_head_dim")
+    if rank := whole(text, "kv_lora_rank"):
+        rope = whole(text, "qk_rope_head_dim")
         return (rank + rope if rope else None), 1, True
-    kv_heads, size = _whole(text, "num_key_value_heads") or heads, _head_size(text, heads)
+    kv_heads, size = _kv_heads(text, heads), _head_size(text, heads)
     return (2 * kv_heads * size if size else None), kv_heads, False
 
 
-def _windows(text: Config, layers: int) -> tuple[int | None, ...]:
-    """Return the tokens that each layer keeps; nothing where a layer keeps something else."""
-    window = _whole(text, "sliding_window") if text.get("use_sliding_window", True) else None
-    kinds = text.get("layer_types")
-    if isinstance(kinds, list | tuple):
-        known = len(kinds) == layers and all(kind in (FULL, SLIDING) for kind in kinds)
-        return tuple(window if kind == SLIDING else None for kind in kinds) if known else ()
-    if every := _whole(text, "sliding_window_pattern"):
-        return tuple(None if (i + 1) % every == 0 else window for i in range(layers))
-    return (window,) * layers
-
-
 def _context(text: Config) -> int | None:
-    lengths = [n for key in CONTEXT_KEYS if (n := _whole(text, key))]
+    lengths = [n for key in CONTEXT_KEYS if (n := whole(text, key))]
     if not lengths:
         return None
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    original = _whole(text, "original_max_position_embeddings")
+    original = whole(text, "original_max_position_embeddings")
     if kind == "longrope" and original:
         return original
     factor = rope.get("factor") if kind not in UNSCALED and "gemma3" not in _kind(text) else 1
@@ -168,16 +157,45 @@ def dtype_bytes(config: Config) -> float | None:
     return None
 
 
-def _stored(config: Config, text: Config) -> tuple[float | None, bool]:
-    """Return the bytes of a stored weight, and whether it is quantized."""
-    how = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(how, Mapping):
-        return dtype_bytes(config), False
-    if bits := _whole(how, "bits", "w_bit"):
+def _stored(how: Config) -> tuple[float | None, bool]:
+    """Return the bytes of a weight that is quantized so, and that it is.
+
+    Embeddings and other parts are left as they were, so that this is the least.
+    """
+    if bits := _bits(how):
         return bits / 8, True
+    algorithm = str(how.get("quant_algo") or how.get("quant_method")).lower()
+    sizes = {"fp8": 1.0, "fbgemm_fp8": 1.0, "mxfp4": 0.5, "nvfp4": 0.5}
+    return sizes.get(algorithm), True
+
+
+def _bits(how: Config) -> int | None:
+    """Return the bits of a weight, of the smallest where there are several kinds."""
     if how.get("load_in_4bit"):
-        return 0.5, True
-    return {"fp8": 1.0, "fbgemm_fp8": 1.0, "mxfp4": 0.5}.get(str(how.get("quant_method"))), True
+        return 4
+    groups = how.get("config_groups")
+    parts = [g.get("weights") for g in groups.values() if _is_map(g)] if _is_map(groups) else []
+    several = [n for part in parts if _is_map(part) and (n := whole(part, "num_bits"))]
+    return min(several, default=None) or whole(how, "bits", "w_bit")
+
+
+def _is_map(value: object) -> TypeGuard[Config]:
+    return isinstance(value, Mapping)
+
+
+def _cached(how: Config) -> tuple[float | None, bool]:
+    """Return the bytes of a value in the cache, None for the model's own, and whether known.
+
+    vLLM's `get_kv_cache_quant_algo_string`, and its compressed-tensors.
+    """
+    scheme = how.get("kv_cache_scheme") or how.get("kv_cache_quant_algo")
+    if not scheme:
+        return None, True
+    if isinstance(scheme, Mapping):
+        eight = scheme.get("num_bits") == 8 and scheme.get("type", "float") == "float"
+    else:
+        eight = str(scheme).lower() in DTYPE_BYTES and DTYPE_BYTES[str(scheme).lower()] == 1
+    return (1.0, True) if eight else (None, False)
 
 
 def _parameters(text: Config) -> int | None:
@@ -185,9 +203,9 @@ def _parameters(text: Config) -> int | None:
 
     Where a config leaves open whether it has another matrix, it is not counted.
     """
-    layers, heads = _whole(text, "num_hidden_layers"), _whole(text, "num_attention_heads")
-    hidden, vocabulary = _whole(text, "hidden_size"), _whole(text, "vocab_size")
-    inner = _whole(text, "intermediate_size")
+    layers, heads = whole(text, "num_hidden_layers"), whole(text, "num_attention_heads")
+    hidden, vocabulary = whole(text, "hidden_size"), whole(text, "vocab_size")
+    inner = whole(text, "intermediate_size")
     if not (layers and heads and hidden and vocabulary and inner):
         return None
     attention = _attention(text, hidden, heads)
@@ -200,14 +218,14 @@ def _parameters(text: Config) -> int | None:
     experts = _experts(text)
     if not experts:
         return embeddings + layers * (attention + dense)
-    one = matrices * hidden * (_whole(text, "moe_intermediate_size") or inner)
-    shared = one * (_whole(text, "n_shared_experts") or 0)
-    shared += matrices * hidden * (_whole(text, "shared_expert_intermediate_size") or 0)
+    one = matrices * hidden * (whole(text, "moe_intermediate_size") or inner)
+    shared = one * (whole(text, "n_shared_experts") or 0)
+    shared += matrices * hidden * (whole(text, "shared_expert_intermediate_size") or 0)
     sparse = experts * (one + hidden) + shared
-    first = _whole(text, "first_k_dense_replace") or 0
+    first = whole(text, "first_k_dense_replace") or 0
     only = text.get("mlp_only_layers")
     first += len(only) if isinstance(only, list) else 0
-    step = _whole(text, "decoder_sparse_step", "moe_layer_freq") or 1
+    step = whole(text, "decoder_sparse_step", "moe_layer_freq") or 1
     sparse_layers = max(0, layers - first) // step
     return (
         embeddings + layers * attention + sparse_layers * sparse + (layers - sparse_layers) * dense
@@ -215,17 +233,17 @@ def _parameters(text: Config) -> int | None:
 
 
 def _experts(text: Config) -> int | None:
-    return _whole(text, "num_local_experts", "n_routed_experts", "num_experts")
+    return whole(text, "num_local_experts", "n_routed_experts", "num_experts")
 
 
 def _attention(text: Config, hidden: int, heads: int) -> int | None:
     size = _head_size(text, heads)
-    if rank := _whole(text, "kv_lora_rank"):
-        rope, nope = _whole(text, "qk_rope_head_dim"), _whole(text, "qk_nope_head_dim")
-        value = _whole(text, "v_head_dim")
+    if rank := whole(text, "kv_lora_rank"):
+        rope, nope = whole(text, "qk_rope_head_dim"), whole(text, "qk_nope_head_dim")
+        value = whole(text, "v_head_dim")
         if not (rope and nope and value):
             return None
-        query = _whole(text, "q_lora_rank")
+        query = whole(text, "q_lora_rank")
         asked = heads * (nope + rope)
         queries = query * (hidden + asked) if query else hidden * asked
         return (
@@ -236,5 +254,5 @@ def _attention(text: Config, hidden: int, heads: int) -> int | None:
         )
     if not size:
         return None
-    kv_heads = _whole(text, "num_key_value_heads") or heads
+    kv_heads = _kv_heads(text, heads)
     return 2 * hidden * heads * size + 2 * hidden * kv_heads * size

@@ -93,12 +93,3 @@ GPT_OSS_20B: dict[str, Any] = {
     "quantization_config": {"quant_method": "mxfp4"},
     "sliding_window": 128,
 }
-QWEN3_NEXT: dict[str, Any] = {
-    "full_attention_interval": 4,
-    "head_dim": 256,
-    "hidden_size": 2048,
-    "model_type": "qwen3_next",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 2,
-}

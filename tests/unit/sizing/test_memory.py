@@ -46,7 +46,7 @@ def test_bytes_of_a_token_in_the_cache(config: dict[str, Any], per_token: int) -
     shape = read_shape(config)
     ask = ask_of(Model(name="m"), gpus=1, env={})
     assert load_of(ask, shape, None).per_token == per_token
-    assert request_bytes(ask, shape, 1) == per_token
+    assert request_bytes(ask, shape, 1) == 16 * per_token, "a block has 16 tokens"
 
 
 def test_a_fitting_model_says_how_many_requests_fit_beside_its_weights() -> None:
@@ -136,7 +136,9 @@ def test_latent_attention_is_not_split_by_tensor_parallelism() -> None:
 def test_windows_bound_what_a_request_takes() -> None:
     shape = read_shape(published.GPT_OSS_20B)
     ask = ask_of(Model(name="m"), gpus=1, env={})
-    assert request_bytes(ask, shape, 1000) == 12 * (1000 + 128) * 2 * 8 * 64 * 2
+    long = request_bytes(ask, shape, 131072)
+    assert long == 12 * (131072 + 4224 + 16) * 2 * 8 * 64 * 2, "2 x 2048 tokens are in flight"
+    assert request_bytes(ask, shape, 1000) == 12 * (1008 + 1008 + 16) * 2 * 8 * 64 * 2
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,24 @@ def test_memory_that_is_not_known_is_no_problem() -> None:
 
 
 def test_a_model_that_keeps_something_else_is_judged_by_its_weights_alone() -> None:
-    seen = fitted(published.QWEN3_NEXT, SMALL, stored=10 * GIB)
+    strange = {**published.LLAMA_3_8B, "compress_ratios": [4]}
+    seen = fitted(strange, SMALL, stored=10 * GIB)
     assert (seen.weights, seen.at_once, seen.problem) == (10 * GIB, None, "")
-    assert "weights take" in fitted(published.QWEN3_NEXT, SMALL, stored=40 * GIB).problem
+    assert "weights take" in fitted(strange, SMALL, stored=40 * GIB).problem
+
+
+@pytest.mark.parametrize(
+    "args", [{"decode_context_parallel_size": 2}, {"disable_sliding_window": True}]
+)
+def test_arguments_that_change_the_cache_leave_it_unknown(args: dict[str, Any]) -> None:
+    seen = fitted(published.LLAMA_31_8B, SMALL, **args)
+    assert (seen.request, seen.problem) == (None, "")
+
+
+@pytest.mark.parametrize(("latent", "block"), [(False, 128), (True, 16)])
+def test_a_cpu_has_larger_blocks(latent: bool, block: int) -> None:
+    config = published.DEEPSEEK_V3 if latent else published.LLAMA_3_8B
+    shape, ask = read_shape(config), ask_of(Model(name="m"), gpus=0, env={})
+    per_token = load_of(ask, shape, None).per_token
+    assert per_token
+    assert request_bytes(ask, shape, 1) == block * per_token

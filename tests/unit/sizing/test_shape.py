@@ -69,12 +69,84 @@ def test_the_length_is_the_one_that_vllm_takes(config: dict[str, Any], context: 
     assert read_shape(config).context == context
 
 
+def windows(config: dict[str, Any]) -> set[tuple[str, int]]:
+    return {(layer.kind, layer.tokens) for layer in read_shape(config).layers}
+
+
 def test_layers_with_a_window_keep_no_more_than_it() -> None:
-    assert set(read_shape(published.GPT_OSS_20B).windows) == {128, None}
-    assert set(read_shape(published.QWEN25_05B).windows) == {None}
-    assert set(read_shape({**published.MIXTRAL_8X7B, "sliding_window": 4096}).windows) == {4096}
+    full = ("full", 0)
+    assert windows(published.GPT_OSS_20B) == {("sliding", 128), full}
+    assert windows(published.QWEN25_05B) == {full}
+    assert windows({**published.MIXTRAL_8X7B, "sliding_window": 4096}) == {("sliding", 4096)}
     gemma = {**published.LLAMA_3_8B, "sliding_window": 1024, "sliding_window_pattern": 6}
-    assert read_shape(gemma).windows[:7] == (1024, 1024, 1024, 1024, 1024, None, 1024)
+    kinds = [layer.kind for layer in read_shape(gemma).layers[:7]]
+    assert kinds == [*["sliding"] * 5, "full", "sliding"]
+
+
+def test_llama_4_keeps_all_tokens_where_it_has_no_rope() -> None:
+    scout = {**published.LLAMA_3_8B, "attention_chunk_size": 8192, "no_rope_layers": []}
+    kinds = [layer.kind for layer in read_shape(scout).layers]
+    assert kinds == ["chunked", "chunked", "chunked", "full"] * 8
+    told = {**scout, "no_rope_layers": [1] * 31 + [0]}
+    assert [layer.kind for layer in read_shape(told).layers].count("full") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "attention"),
+    [
+        ({"layer_types": ["linear_attention", "full_attention"] * 16}, 16),
+        ({"layer_types": ["mamba"] * 31 + ["attention"]}, 1),
+        ({"full_attention_interval": 4, "linear_conv_kernel_dim": 4}, 8),
+        ({"attn_layer_period": 8, "attn_layer_offset": 4, "mamba_d_state": 16}, 4),
+        ({"attn_layer_indices": [9, 18, 27], "mamba_d_state": 128}, 3),
+        ({"hybrid_override_pattern": "M-M*" * 8, "ssm_state_size": 128}, 8),
+        ({"linear_attn_config": {"full_attn_layers": [4, 8]}}, 2),
+        ({"mamba_d_ssm": 3072, "mamba_d_state": 256}, 32),
+    ],
+)
+def test_beside_layers_with_a_state_those_with_attention_count(
+    fields: dict[str, Any], attention: int
+) -> None:
+    shape = read_shape({**published.LLAMA_3_8B, **fields})
+    assert (len(shape.layers), shape.stateful, shape.parameters) == (attention, True, None)
+
+
+def test_older_configs_say_that_all_heads_have_one_key() -> None:
+    config = {k: v for k, v in published.LLAMA_3_8B.items() if k != "num_key_value_heads"}
+    assert read_shape({**config, "multi_query": True}).kv_heads == 1
+    assert read_shape(config).kv_heads == 32
+
+
+def test_what_transformers_fills_in_for_gemma() -> None:
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 3840,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    }
+    told = read_shape({**config, "sliding_window": 1024})
+    assert told.values == 2 * 8 * 256, "not 3840 / 16"
+    assert [layer.kind for layer in told.layers].count("full") == 8
+    assert read_shape(config).doubts == ("its config does not tell its sliding window",)
+
+
+@pytest.mark.parametrize(
+    ("how", "bytes_", "known"),
+    [
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, None, True),
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, 1.0, True),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, 1.0, True),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "NVFP4"}, None, False),
+        ({"kv_cache_scheme": {"num_bits": 4, "type": "float"}}, None, False),
+    ],
+)
+def test_weights_may_come_with_a_kind_of_cache(
+    how: dict[str, Any], bytes_: float | None, known: bool
+) -> None:
+    shape = read_shape({**published.LLAMA_3_8B, "quantization_config": how})
+    assert (shape.cache_bytes, shape.values is not None) == (bytes_, known)
+    assert bool(shape.doubts) is not known
 
 
 def test_a_model_with_images_is_read_by_its_language_part() -> None:
@@ -88,7 +160,14 @@ def test_a_model_with_images_is_read_by_its_language_part() -> None:
     [
         ({}, "its config does not tell layers and heads"),
         ({"num_hidden_layers": "32", "num_attention_heads": True}, "does not tell layers"),
-        (published.QWEN3_NEXT, "its config has full_attention_interval"),
+        ({**published.LLAMA_3_8B, "layer_types": [{}] * 32}, "its layers keep something else"),
+        ({**published.LLAMA_3_8B, "ssm_state_size": 128}, "its config has ssm_state_size"),
+        ({**published.LLAMA_3_8B, "num_kv_shared_layers": 15}, "has num_kv_shared_layers"),
+        ({**published.LLAMA_3_8B, "v_head_dim": 64}, "its keys and its values differ"),
+        (
+            {**published.LLAMA_3_8B, "sliding_window": 4096},
+            "does not tell which layers have its sliding window",
+        ),
         ({**published.DEEPSEEK_V3, "index_topk": 2048}, "its config has index_topk"),
         (
             {**published.LLAMA_3_8B, "layer_types": ["linear_attention"] * 32},
@@ -110,6 +189,12 @@ def test_what_is_not_understood_is_unknown_and_said(config: dict[str, Any], doub
         ({"quant_method": "fp8"}, 1.0),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 0.5),
         ({"quant_method": "compressed-tensors"}, None),
+        ({"config_groups": {"a": {"weights": {"num_bits": 4}}}}, 0.5),
+        ({"config_groups": {"a": {"weights": {"num_bits": 8}}, "b": None}}, 1.0),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 0.5),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 1.0),
+        ({"quant_method": "mxfp4"}, 0.5),
+        ({"quant_method": "gguf"}, None),
     ],
 )
 def test_a_quantized_weight_has_its_own_size(how: dict[str, Any], stored: float | None) -> None:
