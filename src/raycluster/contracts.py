@@ -57,6 +57,14 @@ class Completed:
         return self.stdout.decode("utf-8", "replace").rstrip("\n")
 
 
+FIND_PYTHON = (
+    "python=$(command -v python || command -v python3) || "
+    "{ echo 'there is no python' >&2; exit 127; }"
+)
+"""A line for a shell inside a node: `python` is its Python, which vLLM's image has as python3."""
+PYTHON = ("sh", "-c", f'{FIND_PYTHON}; exec "$python" "$@"', "python")
+"""Begins a command that a node's Python runs."""
+
 Channel = Literal["stdout", "stderr"]
 Address = str | tuple[str, int]
 """A Unix socket's absolute path, or a host and port, both as seen from the far side."""

@@ -10,7 +10,7 @@ from raycluster.bench.away import Job, Listener, code, looked_file
 from raycluster.bench.load import Conditions, Keep
 from raycluster.bench.schedule import Load
 from raycluster.bench.summary import Summary
-from raycluster.contracts import Shell, Tell
+from raycluster.contracts import FIND_PYTHON, Shell, Tell
 from raycluster.errors import CommandError, HostError
 from raycluster.observe import push_files
 from raycluster.openai_wire.prompts import Prompt
@@ -19,7 +19,7 @@ from raycluster.session import ended
 
 _RUN = (
     'cd "$RAYCLUSTER_ROOT/$0" && export PYTHONPATH="$PWD/code.zip" && '
-    "exec python -m raycluster.bench.away job"
+    f'{FIND_PYTHON}; exec "$python" -m raycluster.bench.away job'
 )
 _TOUCH = ': >"$RAYCLUSTER_ROOT/$0"'
 _REMOVE = 'rm -rf "$RAYCLUSTER_ROOT/$0"'

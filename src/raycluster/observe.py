@@ -12,7 +12,16 @@ from typing import Any
 from raycluster.accelerators import host as gpus_of_host
 from raycluster.accelerators.values import Accelerators, Trouble, clean
 from raycluster.connect import Connected, Fleet
-from raycluster.contracts import PROGRAMS, Facts, Secret, Shell, Transport, file_mode, live_id_path
+from raycluster.contracts import (
+    PROGRAMS,
+    PYTHON,
+    Facts,
+    Secret,
+    Shell,
+    Transport,
+    file_mode,
+    live_id_path,
+)
 from raycluster.errors import (
     CommandError,
     ConnectionLostError,
@@ -199,7 +208,7 @@ def push_files(shell: Shell, files: Mapping[str, bytes]) -> None:
             info = tarfile.TarInfo(path)
             info.size, info.mode = len(content), file_mode(content)
             tar.addfile(info, io.BytesIO(content))
-    done = shell.run(("python", "-c", _UNPACK), input=packed.getvalue())
+    done = shell.run((*PYTHON, "-c", _UNPACK), input=packed.getvalue())
     if done.exit_code != 0:
         raise CommandError(
             f"cannot write files: {done.stderr.decode(errors='replace').strip()[-300:]}",

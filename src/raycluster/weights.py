@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from raycluster.connect import Connected, all_or_raise
+from raycluster.contracts import FIND_PYTHON, PYTHON
 from raycluster.errors import AppError, CommandError, HostError, RayclusterError
 from raycluster.events import Event
 from raycluster.exchange import Party, all_private, exchange, spoken
@@ -72,7 +73,7 @@ class Asking:
         """Bring what a node needs from the hub, and check it. Raises HostError."""
         name = connected.host.name
         ask = order(needed, verify=self.verify, secrets_path=self.secrets_path)
-        argv = ("python", "-m", "raycluster.serve.fetch", ask)
+        argv = (*PYTHON, "-m", "raycluster.serve.fetch", ask)
         try:
             lines = spoken(connected.runtime.inside(connected.host.role), argv, self.work.spec.env)
             return _carried_out(self.work, name, lines)
@@ -109,7 +110,11 @@ class Asking:
 
 
 ORDER_FILE = "share.json"
-_SHARE = ("sh", "-c", f'exec python -m raycluster.serve.share "$RAYCLUSTER_ROOT/{ORDER_FILE}"')
+_SHARE = (
+    "sh",
+    "-c",
+    f'{FIND_PYTHON}; exec "$python" -m raycluster.serve.share "$RAYCLUSTER_ROOT/{ORDER_FILE}"',
+)
 
 
 def _hand_on(

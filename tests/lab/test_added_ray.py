@@ -41,7 +41,16 @@ def rayless(lab: Lab) -> Iterator[Path]:
         remove = (uv, "pip", "uninstall", "--quiet", "--python", copy / "bin/python", *LACKING)
         subprocess.run(remove, check=True)
         Path(folder).chmod(0o755)
+        _call_it_python3(copy / "bin")
         yield copy
+
+
+def _call_it_python3(folder: Path) -> None:
+    """Leave the interpreter under the one name that it has in vLLM's image."""
+    program = (folder / "python").resolve()
+    for name in ("python", "python3"):
+        (folder / name).unlink()
+    (folder / "python3").symlink_to(program)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from raycluster.batch.place import Kept, Open, Place, terminated
 from raycluster.batch.report import Progress
 from raycluster.batch.run import Sent, Task, Way
 from raycluster.batch.work import away, no_entry
-from raycluster.contracts import Tell
+from raycluster.contracts import PYTHON, Tell
 from raycluster.errors import HostError, RayclusterError, UsageError
 from raycluster.serve.offline.order import (
     AWAY,
@@ -118,7 +118,7 @@ class _Run:
     def _look(self) -> None:
         """Find the job's folder, and its job. Raises HostError with what is missing there."""
         modules = (MODULE, *NEEDED)
-        done = self._place(lambda place: place.shell.run(("python", "-c", _LOOK, *modules)))
+        done = self._place(lambda place: place.shell.run((*PYTHON, "-c", _LOOK, *modules)))
         if done.exit_code:
             cause = last_exception(done.stderr.decode("utf-8", "replace")) or f"{done.exit_code}"
             raise HostError(f"the node's Python does not run: {cause}", where=self._place.host)

@@ -14,6 +14,7 @@ from raycluster.bundle import on_node
 from raycluster.bundle.parts import FILE, Parts
 from raycluster.bundle.redact import is_secret_name, secret_values
 from raycluster.connect import Connected
+from raycluster.contracts import PYTHON
 from raycluster.errors import HostError
 from raycluster.observe import read_gpus
 from raycluster.plan import roles
@@ -116,7 +117,7 @@ def _service(parts: Parts, connected: Connected, role: str) -> None:
 
 def _ray(parts: Parts, connected: Connected, role: str) -> None:
     limits = json.dumps({"file": RAY_FILE, "all": min(RAY_ALL, parts.limit // 2)})
-    argv = ("python", "-c", inspect.getsource(on_node), limits)
+    argv = (*PYTHON, "-c", inspect.getsource(on_node), limits)
     with parts.trying(f"{role}/"):
         done = connected.runtime.inside(role).run(argv, timeout=TIMEOUT_S)
         if done.exit_code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raycluster.contracts import PYTHON
 from raycluster.drill.cluster import Cluster
 from raycluster.errors import CommandError, HostError
 from raycluster.services.ray_node import HEAD
@@ -40,7 +41,7 @@ class NodeFault:
         """Kill Ray's own processes there."""
         shell = self.cluster.fleet[self.host.name].runtime.inside(self.host.role)
         try:
-            done = shell.run(("python", "-c", KILL_RAY))
+            done = shell.run((*PYTHON, "-c", KILL_RAY))
         except HostError:
             return  # the container ended before the command did
         if done.exit_code not in (0, 137):

@@ -92,7 +92,7 @@ def sender(design: Design, head: Role, role: str) -> Process:
     return Process(
         role=role,
         argv=(
-            *("python", "-m", "raycluster.serve.send_app", f"{ROOT}/{APP_FILE}"),
+            *("python3", "-m", "raycluster.serve.send_app", f"{ROOT}/{APP_FILE}"),
             f"--dashboard=http://127.0.0.1:{spec.ports.dashboard}",
             f"--timeout={spec.cluster.app_timeout:g}",
         ),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from raycluster.connect import Connected
-from raycluster.contracts import Channel
+from raycluster.contracts import PYTHON, Channel
 from raycluster.errors import CommandError
 from raycluster.logs import on_node
 from raycluster.logs.choose import Replicas
@@ -102,6 +102,6 @@ def inside(
     connected: Connected, ask: Mapping[str, Any]
 ) -> Generator[tuple[Channel, bytes], None, None]:
     """Run the program on a node, which is asked this. Raises HostError."""
-    argv = ("python", "-u", "-c", inspect.getsource(on_node), json.dumps(dict(ask)))
+    argv = (*PYTHON, "-u", "-c", inspect.getsource(on_node), json.dumps(dict(ask)))
     stream = connected.runtime.inside(connected.host.role).stream(argv)
     return cast("Generator[tuple[Channel, bytes], None, None]", stream)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from raycluster.accelerators.values import Choice
 from raycluster.connect import Connected, all_or_raise
+from raycluster.contracts import FIND_PYTHON
 from raycluster.errors import ConnectionLostError, HostError, UnreachableError
 from raycluster.events import Event
 from raycluster.plan import HIDING
@@ -21,7 +22,7 @@ from raycluster.work import Work
 
 ALL_S = 150.0
 """Seconds for the whole look; the program has limits of its own that are below it."""
-_RUN = 'python -c "$1" 2>&1 | head -c "$2"'
+_RUN = f'{FIND_PYTHON}; "$python" -c "$1" 2>&1 | head -c "$2"'
 
 
 def check_environments(work: Work, state: ClusterState, hosts: Collection[str]) -> None:
