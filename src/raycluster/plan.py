@@ -33,6 +33,8 @@ HIDING = (
     *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
 )
 """Variables that take GPUs out of Ray's sight."""
+ANEW = "raycluster down and then raycluster up: Ray counts when a node starts"
+"""How a node counts its GPUs again; another `up` alone leaves it as it is."""
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
 SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus, grafana)
@@ -376,23 +378,18 @@ def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:
     elif host.runs_own_programs:
         hint = (
             f"raycluster exec {host.name} -- nvidia-smi -L; when the driver is whole (Ray counts "
-            f"by its libnvidia-ml), {_anew(host)}"
+            f"by its libnvidia-ml), {ANEW}"
         )
     else:
         hint = (
             f"raycluster exec {host.name} -- nvidia-smi -L: the container does not see them all; "
-            f"look at the container toolkit; after a change of the driver, {_anew(host)}"
+            f"look at the container toolkit; after a change of the driver, {ANEW}"
         )
     raise HostError(
         f"Ray counts {counted:g} of the {wanted} GPUs that the cluster uses of this host",
         where=host.name,
         hint=hint,
     )
-
-
-def _anew(host: ResolvedHost) -> str:
-    """Return how a node counts its GPUs again, which Ray does when it starts alone."""
-    return f"raycluster exec {host.name} -- ray stop (it starts again by itself), and raycluster up"
 
 
 def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:

@@ -201,6 +201,7 @@ def test_ray_counting_fewer_than_the_host_has(install: Install, fleet: Fleet) ->
     [
         ({"kind": "docker"}, "look at the container toolkit"),
         ({"kind": "native"}, "raycluster exec head -- nvidia-smi -L"),
+        ({"kind": "native"}, "raycluster down and then raycluster up"),
         ({"env": {"CUDA_VISIBLE_DEVICES": "0"}}, "take CUDA_VISIBLE_DEVICES out of runtime.env"),
         ({"kind": "docker", "env": {"NVIDIA_VISIBLE_DEVICES": "0"}}, "take NVIDIA_VISIBLE_DEVICES"),
     ],
