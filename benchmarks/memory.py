@@ -3,11 +3,11 @@
     python -m benchmarks.memory
 
 A cluster of this machine alone serves the shape with random weights; the memory is the proportional
-set size of the replica's process and of its engine's, after some requests. On a CPU the weights and
-the keys and values lie in it too, which on a GPU would lie in the GPU's memory: they are counted
-apart. So are the copies that vLLM's kernels for CPUs with bfloat16 make of the embedding (one for
-its own layer, one for the head, which shares its weights): what such a copy takes is measured on
-this machine. Ends with 1 when the rest is above its limit.
+set size of the replica's process, its keeper's, vLLM's server's and its engine's, after some
+requests. On a CPU the weights and the keys and values lie in it too, which on a GPU would lie in
+the GPU's memory: they are counted apart. So are the copies that vLLM's kernels for CPUs with
+bfloat16 make of the embedding (one for its own layer, one for the head, which shares its weights):
+what such a copy takes is measured on this machine. Ends with 1 when the rest is above its limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ MOST_MB = 2000
 KV_MB = 1024
 """What our default, VLLM_CPU_KVCACHE_SPACE = 1 (GiB), takes; all of it is touched at the start."""
 ARGUMENTS = '{ max_model_len = 2048, dtype = "bfloat16", enforce_eager = true }'
-KINDS = {"ray::ServeReplica": "replica", "VLLM::EngineCore": "engine"}
+KINDS = {
+    **{"ray::ServeReplica": "replica", "VLLM::EngineCore": "engine"},
+    **{"/keeper.py ": "keeper", "/vllm serve ": "server"},
+}
+"""What is in the command lines of processes, and what these are; the first that fits."""
 
 EMBEDDING = "151936, 896"
 EMBEDDINGS = 2
@@ -62,7 +66,7 @@ def processes(name: str) -> Iterator[dict[str, object]]:
         sizes = {
             key: int(size.split()[0]) / 1024 for key, _, size in (x.partition(":") for x in lines)
         }
-        kind = next((kind for start, kind in KINDS.items() if title.startswith(start)), "other")
+        kind = next((kind for word, kind in KINDS.items() if word in title), "other")
         yield {
             "kind": kind,
             "title": " ".join(word.rpartition("/")[2] for word in title.split())[:60],

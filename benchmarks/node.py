@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from raycluster.payload import haproxy_file
 from tests.local.cluster import PORT_OPTIONS, descendants, free_ports, made_by, serve_env
 
 
@@ -38,7 +39,9 @@ class Node:
     folder: Path
 
     def put(self, body: Mapping[str, Any]) -> None:
-        """Deploy."""
+        """Deploy, and let HAProxy know of it as `deploy` does."""
+        for name, content in haproxy_file(body).items():
+            (self.folder / name).write_bytes(content)
         url = f"{self.api}/api/serve/applications/"
         httpx.put(url, json=dict(body), timeout=60).raise_for_status()
 

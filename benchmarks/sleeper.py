@@ -39,7 +39,7 @@ class Sleeper:
     async def __serve_build_asgi_app__(self) -> ASGI:
         route = Route("/{path:path}", self._answer)
         app = Starlette(routes=[route])
-        ready = Readiness(app, ("/v1/completions", {}))
+        ready = Readiness(app, [("/v1/completions", {})])
         return Front(app, {"engine": "sleep"}, Metrics("sleep"), ready, Recent())
 
     async def _answer(self, _: Request) -> JSONResponse:

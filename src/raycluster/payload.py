@@ -45,7 +45,7 @@ def secret_files(token: Secret, secrets: Mapping[str, Secret]) -> dict[str, byte
 
 def haproxy_file(*bodies: Mapping[str, Any]) -> dict[str, bytes]:
     """Return what HAProxy's program reads of a deployment, or of several, the last one first."""
-    told: dict[str, dict[str, str]] = {}
+    told: dict[str, dict[str, Any]] = {}
     for name, value in (pair for body in bodies for pair in haproxy_of(body).items()):
         told[name] = {**told.get(name, {}), **value}
     return {HAPROXY_TOLD: json.dumps(told).encode()}

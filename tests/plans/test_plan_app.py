@@ -98,8 +98,8 @@ def test_gpus_follow_from_the_engine_arguments() -> None:
     [
         ({"tensor": 2, "data": 4}, {"head": 8}, 8, 0),
         ({"tensor": 2, "prefill_context": 2}, {"head": 4}, 4, 0),
-        ({"tensor": 2, "pipeline": 2}, {"head": 2, "b": 2}, 0, 4),
-        ({"tensor": 2}, {"head": 1, "b": 1}, 0, 2),
+        ({"tensor": 2, "pipeline": 2}, {"head": 2, "b": 2}, 2, 2),
+        ({"tensor": 2}, {"head": 1, "b": 1}, 1, 2),
     ],
 )
 def test_a_replica_is_placed_by_all_its_sizes(
@@ -112,7 +112,7 @@ def test_a_replica_is_placed_by_all_its_sizes(
     [deployment] = made["deployments"]
     assert deployment["ray_actor_options"]["num_gpus"] == num_gpus
     placed = deployment.get("placement_group_bundles", [])
-    assert [bundle["GPU"] for bundle in placed] == [1.0] * bundles
+    assert [bundle["GPU"] for bundle in placed] == [num_gpus] * bundles
 
 
 def test_a_version_that_failed_is_tried_again_as_another_one() -> None:

@@ -158,10 +158,14 @@ def test_only_live_nodes_count() -> None:
     assert surges(rolled([model(version=2)], before, [*on((1, 0)), dead])) == {"a": 0}
 
 
-@pytest.mark.parametrize("more", [{"replicas": 3}, {"max_ongoing_requests": 8}])
-def test_counts_and_limits_change_in_place(more: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("more", "cost"), [({"replicas": 3}, IN_PLACE), ({"max_ongoing_requests": 8}, NEW_FIRST)]
+)
+def test_counts_change_in_place_and_limits_with_new_replicas(
+    more: dict[str, Any], cost: str
+) -> None:
     rollout = rolled([model(**more)], run([model()], {"a": ["n0"]}), on((3, 0)))
-    assert rollout.costs == {"a": IN_PLACE}
+    assert rollout.costs == {"a": cost}
     assert len(rollout.steps) == 1
 
 

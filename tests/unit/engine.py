@@ -105,13 +105,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class Ports:
-    """Free ports: three for the HTTP of replicas, three for their gRPC, and the node's own."""
+    """Free ports: of replicas, their engines and their gRPC three each, and the node's own."""
 
     def __init__(self) -> None:
-        ports = free_ports(7)
+        ports = free_ports(10)
         self.http = ports[:3]
-        self.replicas = ports[:6]
-        self.metrics = ports[6]
+        self.replicas = ports[:9]
+        self.metrics = ports[9]
 
     def spec(
         self, gpus: int | str = 0, metrics: int = 0, head: Mapping[str, object] | None = None

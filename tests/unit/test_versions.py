@@ -61,12 +61,13 @@ def test_environments_that_lack_something(both: Versions, sentence: str) -> None
 
 
 def test_a_doubtful_engine_is_told() -> None:
-    found = {"a": GOOD.vllm, "b": "0.29.0+cpu", "c": "", "d": "0.33.0", "e": "0.28.1"}
+    found = {"a": GOOD.vllm, "b": "0.29.0+cpu", "c": "", "d": "0.34.0", "e": "0.25.1"}
+    found["f"] = "0.33.1"
     told = doubtful_engines({name: Versions(vllm=version) for name, version in found.items()})
     assert told == {
         "b": f"vLLM 0.29.0+cpu has known vulnerabilities; use {VLLM}",
-        "d": "vLLM 0.33.0 cannot be started: 0.29 to 0.32 can",
-        "e": "vLLM 0.28.1 cannot be started: 0.29 to 0.32 can",
+        "d": "vLLM 0.34.0 is newer than those that were looked at (0.26 to 0.33)",
+        "e": "vLLM 0.25.1 cannot be started: 0.26 and newer can",
     }
 
 
@@ -74,15 +75,16 @@ def test_a_doubtful_engine_is_told() -> None:
     ("model", "gpus", "vllm", "said"),
     [
         ({}, True, "", "no vllm in the environment, and m needs it.*or set `fallback = true`"),
-        ({}, True, "0.33.0", "vLLM 0.33.0 cannot be started: 0.29 to 0.32 can"),
+        ({}, True, "0.25.0", "vLLM 0.25.0 cannot be started: 0.26 and newer can"),
         ({"engine": "vllm"}, False, "", "no vllm in the environment, and m needs it"),
-        ({"engine": "vllm"}, True, "0.26.0", "vLLM 0.26.0 cannot be started"),
+        ({"engine": "vllm"}, True, "0.25.9", "vLLM 0.25.9 cannot be started"),
         ({}, False, "", ""),
-        ({}, False, "0.33.0", ""),
+        ({}, False, "0.25.0", ""),
         ({"fallback": True}, True, "", ""),
         ({"engine": "transformers"}, True, "", ""),
         ({"num_gpus": 0}, True, "", ""),
-        ({}, True, "0.29.0", ""),
+        ({}, True, "0.26.0", ""),
+        ({}, True, "0.40.0", ""),
         ({}, True, "0.32.1+cu129", ""),
     ],
 )

@@ -6,35 +6,61 @@ Serve imports this file in a task before it starts replicas: it imports no engin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from prometheus_client import REGISTRY
 from ray import serve
 from ray.serve import Application
 
 from raycluster.serve import engines
 from raycluster.serve.capture import Capture
 from raycluster.serve.deaths import Records, folder, verdict
-from raycluster.serve.engines import ASGI, Engine, EngineError
-from raycluster.serve.front import Front
+from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive, Send
+from raycluster.serve.engines.server import Place
+from raycluster.serve.figures import ours, parsed, written
+from raycluster.serve.front import Front, refuse
 from raycluster.serve.listen import listen_privately
-from raycluster.serve.metrics import Metrics, Mirror, ray_gauge
-from raycluster.serve.ready import Readiness, question
+from raycluster.serve.metrics import (
+    EXPOSED,
+    PREFIXES,
+    Metrics,
+    Mirror,
+    Sample,
+    own_text,
+    ray_gauge,
+    samples,
+)
+from raycluster.serve.ready import Readiness, questions
 from raycluster.serve.recent import Recent
 from raycluster.serve.rootcause import MARK, explain, why_dead
 from raycluster.serve.secret_file import load_secrets
-from raycluster.serve.settings import DEPLOYMENT, ModelSettings
+from raycluster.serve.settings import DEPLOYMENT, OFFSET, ModelSettings
 from raycluster.serve.wanted import is_path
 
 logger = logging.getLogger("ray.serve")
+
+FIGURES_S = 5.0
+LOOK_S = 0.5
+QUIET = 4
+"""Looks in a row at an engine without requests before it is ended: HAProxies that were replaced,
+and do not know it, may still bring one."""
+
+LISTEN_S = 30.0
+"""Seconds for an engine's server to take connections, when the engine has started."""
+
+DEFAULT_OFFSET = 333
+RUNNING = "running_requests"
+"""Serve's own name for what a replica has; what `record_autoscaling_stats` says goes before it."""
 
 ATTEMPTS = 2
 """Starts of a replica before a first deployment is called failed; Serve's own number is 3 each."""
@@ -51,56 +77,207 @@ class Model:
     """One replica."""
 
     async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
-        listen_privately(ray.util.get_node_ip_address())
-        settings = ModelSettings.from_json(told)
-        load_secrets(settings.secrets_path)
+        self._told = told
+        self._settings = ModelSettings.from_json(told)
+        self._offset = int(os.environ.get(OFFSET, DEFAULT_OFFSET))
+        self._listening = listen_privately(ray.util.get_node_ip_address(), self._offset)
+        load_secrets(self._settings.secrets_path)
+        self._front = Door()
+        self._running: Running | None = None
+
+    async def __serve_build_asgi_app__(self) -> ASGI:
+        return self._front
+
+    async def reconfigure(self, _: object) -> None:
+        """Start the engine: Serve calls this when the replica's port is known, before it serves.
+
+        Serve calls it again when nothing that concerns us has changed.
+        """
+        if self._running is None:
+            port = self._listening.port + self._offset
+            root = f"/m/{serve.get_replica_context().app_name}"
+            place = Place(self._listening.address, port, root)
+            self._running = await Running.start(self._settings, self._told, place)
+            self._front.leads_to = self._running.front
+
+    async def check_health(self) -> None:
+        if self._running is not None:
+            await self._running.check()
+
+    async def record_autoscaling_stats(self) -> Mapping[str, float]:
+        """Return, by Serve's own name for it, how many requests there are, if Serve cannot know."""
+        return await self._running.load() if self._running is not None else {}
+
+    async def __del__(self) -> None:
+        if running := getattr(self, "_running", None):
+            await running.end()
+
+
+class Running:
+    """A started engine, and all that is told and counted of it."""
+
+    def __init__(self, engine: Engine, app: ASGI, watch: Watch | None) -> None:
+        self._engine = engine
+        self._watch = watch
+        self._app = app
+        self._beside: list[asyncio.Future[None]] = []
+        self._load = 0.0
+        self._count: Callable[[], int] | None = None
+        self.front: ASGI = app
+
+    @classmethod
+    async def start(cls, settings: ModelSettings, told: Mapping[str, Any], place: Place) -> Running:
+        """Start the engine that comes first, or the one that takes its place."""
         metrics = Metrics(settings.name)
         began = time.monotonic()
         root = os.environ.get("RAYCLUSTER_ROOT") if settings.engine == "auto" else ""
-        self._watch = Watch(root, told) if root else None
-        self._engine, self._app, reason = await start(
-            settings, self._watch.verdict() if self._watch else "", metrics.tokens
+        watch = Watch(root, told) if root else None
+        engine, app, reason = await start(
+            settings, watch.verdict() if watch else "", metrics.tokens, place
         )
-        phases = {**self._engine.phases, "total": time.monotonic() - began}
-        self._report = {
-            "engine": self._engine.name,
+        phases = {**engine.phases, "total": time.monotonic() - began}
+        report = {
+            "engine": engine.name,
             "reason": reason,
             "model": settings.name,
             "pid": os.getpid(),
             "versions": {
                 "python": platform.python_version(),
                 "ray": ray.__version__,
-                **self._engine.versions,
+                **engine.versions,
             },
             "seconds": {phase: round(took, 2) for phase, took in phases.items()},
         }
-        metrics.started(self._engine.name, reason, phases)
-        readiness = Readiness(
-            self._app,
-            question(self._engine.tasks, settings.name),
-            generated=partial(metrics.asked, self._engine.name),
-        )
-        recent = Recent()
-        self._front = Front(self._app, self._report, metrics, readiness, recent)
-        self._beside = [asyncio.ensure_future(o.run()) for o in (Mirror(ray_gauge), recent)]
-        logger.info("raycluster: %s", json.dumps(self._report))
+        metrics.started(engine.name, reason, phases)
+        running = cls(engine, app, watch)
+        running._tell(settings, report, metrics, place)
+        await asyncio.wait_for(listened(place), LISTEN_S)
+        logger.info("raycluster: %s", json.dumps(report))
+        return running
 
-    async def __serve_build_asgi_app__(self) -> ASGI:
-        return self._front
+    def _tell(
+        self, settings: ModelSettings, report: Mapping[str, Any], metrics: Metrics, place: Place
+    ) -> None:
+        asked = partial(metrics.asked, self._engine.name)
+        readiness = Readiness(self._app, questions(settings.name), generated=asked)
+        figures = self._engine.figures
+        if figures is None:
+            recent = Recent()
+            counted = Counted(Front(self._app, report, metrics, readiness, recent))
+            self.front, self._count = counted, counted.count
+            self._begin(Mirror(ray_gauge).run(), recent.run(), serve_at(self.front, place))
+            return
 
-    async def check_health(self) -> None:
+        def also(text: str) -> str:
+            return own_text() + written(ours(text, settings.name, self._engine.name))
+
+        def every() -> Iterator[Sample]:
+            yield from samples(REGISTRY, EXPOSED)
+            for name, labels, value in parsed(figures.last):
+                theirs = name.startswith(PREFIXES) and not name.startswith(EXPOSED)
+                if theirs and not name.endswith("_created"):
+                    yield name.replace(":", "_"), name, labels, value
+
+        figures.also = also
+        self.front = Front(self._app, report, metrics, readiness, figures, figures=figures.newest)
+        self._begin(figures.run(), Mirror(ray_gauge, every).run())
+
+    def _begin(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._beside += [asyncio.ensure_future(each) for each in work]
+
+    async def check(self) -> None:
+        """Raise when the engine is dead, and keep that on record."""
         if self._watch and self._engine.name == "vllm":
             await self._watch.check(self._engine)
         else:
             await self._engine.check()
 
-    async def __del__(self) -> None:
-        for task in getattr(self, "_beside", ()):
+    async def load(self) -> Mapping[str, float]:
+        """Return how many requests there are; Serve knows only of those by its own way."""
+        if self._count is not None:
+            return {RUNNING: self._count()}
+        figures = self._engine.figures
+        if figures is None:
+            return {}
+        try:
+            self._load = await asyncio.wait_for(figures.load(), FIGURES_S)
+        except Exception as error:
+            logger.warning("raycluster: the engine's load is not known: %r", error)
+        return {RUNNING: self._load}
+
+    async def end(self) -> None:
+        """End the engine when it has no more requests; Serve ends the replica when it is late."""
+        began = time.monotonic()
+        quiet = 0
+        with contextlib.suppress(Exception):  # there is nothing to wait for in a dead engine
+            while quiet < QUIET:
+                await self._engine.check()
+                quiet = 0 if (await self.load()).get(RUNNING) else quiet + 1
+                await asyncio.sleep(LOOK_S)
+        took = time.monotonic() - began
+        logger.info("raycluster: the engine had no more requests after %.1f s", took)
+        for task in self._beside:
             task.cancel()
-        if engine := getattr(self, "_engine", None):
-            await engine.stop()
-        if watch := getattr(self, "_watch", None):
-            watch.ended()
+        await self._engine.stop()
+        if self._watch is not None:
+            self._watch.ended()
+
+
+class Counted:
+    """An application that knows how many requests it has, by whichever of its ports they came."""
+
+    def __init__(self, app: ASGI) -> None:
+        self._app = app
+        self._now = 0
+
+    def count(self) -> int:
+        """Return how many there are."""
+        return self._now
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        self._now += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._now -= 1
+
+
+class Door:
+    """The application that Serve is given before there is an engine; nobody comes so early."""
+
+    leads_to: ASGI | None = None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # an engine begins and ends by other ways
+            while (kind := (await receive())["type"]) != "lifespan.shutdown":
+                await send({"type": f"{kind}.complete"})
+            await send({"type": f"{kind}.complete"})
+        elif self.leads_to is not None:
+            await self.leads_to(scope, receive, send)
+        elif scope["type"] == "http":
+            await refuse(send, 503, "the engine is starting")
+
+
+async def serve_at(app: ASGI, place: Place) -> None:
+    """Serve an application that is in this process at the place of a server of its own."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, host=place.host, port=place.port, lifespan="off", access_log=False, log_level="warning"
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext
+    await server.serve()
+
+
+async def listened(place: Place) -> None:
+    """Return when somebody listens there: HAProxy looks as soon as it knows of the replica."""
+    while True:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(place.host, place.port)
+            writer.close()
+            return
+        await asyncio.sleep(0.05)
 
 
 class Watch:
@@ -131,7 +308,7 @@ class Watch:
 
 
 async def start(
-    settings: ModelSettings, died: str, count: Callable[[str, int, int], None]
+    settings: ModelSettings, died: str, count: Callable[[str, int, int], None], place: Place
 ) -> tuple[Engine, ASGI, str]:
     """Return a started engine, its application, and why it is not the one that comes first.
 
@@ -144,7 +321,7 @@ async def start(
     reasons = {"vllm": died} if died else {}
     for name in order(settings.engine, died):
         capture = Capture()
-        engine = engines.make(name)
+        engine = engines.make(name, place)
         try:
             app = await engine.start(settings, partial(count, name))
         except Exception as error:  # whatever an engine raises is reported as the root cause

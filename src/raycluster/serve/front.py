@@ -6,19 +6,20 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.ready import Readiness
-from raycluster.serve.recent import Recent
 from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_HEADER, ENGINE_PATH
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+METRICS_PATHS = ("/metrics", "/metrics/")
 READY_PATH = "/raycluster/ready"
 READY = b'{"ready": true}'
+TEXT = b"text/plain; version=0.0.4"
 
 ENDPOINTS = frozenset(
     {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models"}
@@ -41,6 +42,12 @@ ROUTE = re.compile(r"/m/[^/]+(?=/)")
 """The route of a model that is one of several."""
 
 
+class Earlier(Protocol):
+    """What tells figures of some seconds ago: how long ago, and their text."""
+
+    def earliest(self) -> tuple[float, bytes | str] | None: ...
+
+
 class Front:
     """An ASGI application that says which engine answers, counts, and reports on itself.
 
@@ -56,7 +63,9 @@ class Front:
         report: Mapping[str, Any],
         metrics: Metrics,
         readiness: Readiness,
-        recent: Recent,
+        recent: Earlier,
+        *,
+        figures: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._app = app
         self._engine = str(report["engine"])
@@ -65,6 +74,7 @@ class Front:
         self._metrics = metrics
         self._readiness = readiness
         self._recent = recent
+        self._figures = figures
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +90,9 @@ class Front:
             await self._ready(exchange.send)
         elif scope["method"] == "GET" and path == EARLIER_PATH:
             await self._earlier(exchange.send)
+        elif self._figures and scope["method"] == "GET" and path in METRICS_PATHS:
+            text = (await self._figures()).encode()
+            await respond(exchange.send, 200, text, kind=TEXT)
         else:
             await self._serve(scope, receive, exchange)
 
@@ -106,7 +119,8 @@ class Front:
         if kept := self._recent.earliest():
             age, text = kept
             headers = ((AGE_HEADER.encode(), b"%.3f" % age),)
-            await respond(send, 200, text, headers, kind=b"text/plain; version=0.0.4")
+            body = text if isinstance(text, bytes) else text.encode()
+            await respond(send, 200, body, headers, kind=TEXT)
         else:
             await refuse(send, 503, "no figures were kept yet")
 

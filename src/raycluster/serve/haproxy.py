@@ -14,9 +14,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from raycluster.serve.balance import balanced
+from raycluster.serve.direct import straight
 from raycluster.serve.members import own_address
+from raycluster.serve.settings import OFFSET
 
 TOLD = "RAYCLUSTER_HAPROXY"
 """The variable that names a file of JSON: what `settings.haproxy_of` returns."""
@@ -61,7 +64,8 @@ def main() -> None:
     if "-f" in arguments[:-1]:
         path = Path(arguments[arguments.index("-f") + 1])
         more = told(os.environ.get(TOLD, ""))
-        path.write_text(edited(path.read_text(), **more, address=own_address()))
+        offset = int(os.environ.get(OFFSET, "0"))
+        path.write_text(edited(path.read_text(), **more, address=own_address(), offset=offset))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which names this program
     program = real_program()
     os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
@@ -76,17 +80,24 @@ def real_program() -> str:
     return str(get_haproxy_binary())
 
 
-def told(path: str) -> dict[str, dict[str, str]]:
-    """Return the routes and the routing of the file; none where it is absent or damaged."""
+def told(path: str) -> dict[str, dict[str, Any]]:
+    """Return routes, routing and limits of the file; none where it is absent or damaged."""
+    names = ("routes", "routing", "limits")
     try:
         found = json.loads(Path(path).read_text())
-        return {name: dict(found[name]) for name in ("routes", "routing")}
+        return {name: dict(found[name]) for name in names}
     except (OSError, ValueError, TypeError, KeyError):
-        return {"routes": {}, "routing": {}}
+        return {name: {} for name in names}
 
 
 def edited(
-    config: str, routes: Mapping[str, str], routing: Mapping[str, str], *, address: str = ""
+    config: str,
+    routes: Mapping[str, str],
+    routing: Mapping[str, str],
+    limits: Mapping[str, Sequence[int]] | None = None,
+    *,
+    address: str = "",
+    offset: int = 0,
 ) -> str:
     """Return the configuration with what Serve has no setting for.
 
@@ -95,6 +106,7 @@ def edited(
     on connections whose other end is gone without a word, and HTTP for the other nodes' gateways
     at `address`, where there is one.
     """
+    config = straight(config, limits or {}, offset, address=address)
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind \S+:(\d+)\n")
     added = "".join([*model_rules(routes), *refusals()])

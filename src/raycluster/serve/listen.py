@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from raycluster.serve.members import members
+from raycluster.serve.members import members, own_address
 
 GRPC_PORTS = "RAYCLUSTER_GRPC_PORTS"
 """The variable that holds the ports for the replicas' gRPC, as FIRST-LAST."""
@@ -59,18 +59,21 @@ class Servers:
             server.should_exit = value
 
 
-def listen_privately(node: str) -> None:
+def listen_privately(node: str, beside: int = 0) -> Listening:
     """Make this process's replica listen on loopback and `node`, its node's address among others.
 
     On a cluster's only node loopback is enough. To be called before Serve starts the replica's
-    HTTP, which is after its constructor.
+    HTTP, which is after its constructor. Returns what tells the port then. With `beside` it is one
+    for which nobody listens so far above it either, at the address that HAProxies use.
     """
     loopback = str(_upstream("get_localhost_ip")())
     addresses = (loopback,) if node == loopback or members() == 1 else (loopback, node)
-    _replace("start_asgi_http_server", lambda start: on_each(start, addresses))
+    listening = Listening(own_address() or loopback, beside)
+    _replace("start_asgi_http_server", lambda start: on_each(start, addresses, listening))
     if ports := os.environ.get(GRPC_PORTS, ""):
         first, last = map(int, ports.split("-"))
         _replace("add_port_to_grpc_server", lambda add: among(add, range(first, last + 1)))
+    return listening
 
 
 def among(add: AddPort, ports: range) -> AddPort:
@@ -89,6 +92,26 @@ def among(add: AddPort, ports: range) -> AddPort:
     return added
 
 
+@dataclass
+class Listening:
+    """Where a replica came to listen: `port` is 0 before. `beside` is the distance to another."""
+
+    address: str
+    beside: int
+    port: int = 0
+
+    def take(self, port: int) -> None:
+        """Note the port; raises RuntimeError when the one beside it is taken."""
+        if self.beside:
+            with socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.address, port + self.beside))
+                except OSError as error:
+                    raise RuntimeError(f"port {port + self.beside} is taken") from error
+        self.port = port
+
+
 def _free(port: int) -> bool:
     with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
         try:
@@ -98,7 +121,7 @@ def _free(port: int) -> bool:
     return True
 
 
-def on_each(start: Start, addresses: tuple[str, ...]) -> Start:
+def on_each(start: Start, addresses: tuple[str, ...], listening: Listening | None = None) -> Start:
     """Return what starts one server for each address where `start` starts one for the options."""
 
     async def started(
@@ -106,6 +129,8 @@ def on_each(start: Start, addresses: tuple[str, ...]) -> Start:
     ) -> tuple[asyncio.Future[Any], Server]:
         made: list[tuple[asyncio.Future[Any], Server]] = []
         try:
+            if listening is not None:
+                listening.take(options.port)
             for address in addresses:
                 there = options.model_copy(update={"host": address})
                 made.append(await start(app, there, **more))

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 PERIOD_S = 5.0
 PREFIXES = ("raycluster_", "vllm:")
@@ -27,6 +34,16 @@ DURATION_BUCKETS = (
 )
 
 logger = logging.getLogger("ray.serve")
+
+
+Sample = tuple[str, str, dict[str, str], float]
+"""Name, help, labels and value."""
+
+EXPOSED = (
+    *("raycluster_readiness_tokens", "raycluster_engine_info"),
+    *("raycluster_engine_fallbacks", "raycluster_engine_start_seconds"),
+)
+"""What a replica counts itself of an engine whose server counts its clients."""
 
 
 class Point(Protocol):
@@ -130,10 +147,10 @@ class Mirror:
     def __init__(
         self,
         make: Callable[[str, str, tuple[str, ...]], Point],
-        registry: CollectorRegistry = REGISTRY,
+        source: Callable[[], Iterable[Sample]] = lambda: samples(REGISTRY),
     ) -> None:
         self._make = make
-        self._registry = registry
+        self._source = source
         self._points: dict[str, Point] = {}
 
     async def run(self) -> None:
@@ -142,7 +159,7 @@ class Mirror:
 
     def copy(self) -> None:
         """Copy once."""
-        for name, told, labels, value in samples(self._registry):
+        for name, told, labels, value in self._source():
             if name not in self._points:
                 self._points[name] = self._make(name, told, tuple(labels))
             self._points[name].set(value, {k: _plain(v) for k, v in labels.items()})
@@ -161,15 +178,21 @@ async def again_and_again(work: Callable[[], object], period: float, failed: str
         await asyncio.sleep(period)
 
 
-def samples(registry: CollectorRegistry) -> Iterator[tuple[str, str, dict[str, str], float]]:
-    """Yield the name, help, labels and value of what is ours or vLLM's."""
+def samples(registry: CollectorRegistry, names: tuple[str, ...] = PREFIXES) -> Iterator[Sample]:
+    """Yield the name, help, labels and value of what is ours or vLLM's; `names` are beginnings."""
     for metric in registry.collect():
-        if not metric.name.startswith(PREFIXES):
+        if not metric.name.startswith(names):
             continue
         for sample in metric.samples:
             if not sample.name.endswith("_created"):
                 name = sample.name.replace(":", "_")
                 yield name, metric.documentation, dict(sample.labels), sample.value
+
+
+def own_text(registry: CollectorRegistry = REGISTRY) -> str:
+    """Return what a replica counts itself beside its engine's server, as text."""
+    names = [s.name for m in registry.collect() if m.name in EXPOSED for s in m.samples]
+    return str(generate_latest(registry.restricted_registry(names)), "utf-8")
 
 
 def _plain(text: str) -> str:

@@ -17,33 +17,33 @@ GOOD_FOR_S = 2.0
 Question = tuple[str, Mapping[str, Any]]
 
 
-def question(tasks: Sequence[str], model: str) -> Question:
-    """Return the path and body of the smallest request that a model for these tasks answers."""
-    if "generate" in tasks:
-        return GENERATES, {"model": model, "prompt": "a", "max_tokens": 1}
-    if "embed" in tasks:
-        return "/v1/embeddings", {"model": model, "input": "a"}
-    if "classify" in tasks:
-        return "/classify", {"model": model, "input": "a"}
-    return "/pooling", {"model": model, "input": "a"}
+def questions(model: str) -> tuple[Question, ...]:
+    """Return paths and bodies of the smallest requests, of which a model answers one at least."""
+    return (
+        (GENERATES, {"model": model, "prompt": "a", "max_tokens": 1}),
+        ("/v1/embeddings", {"model": model, "input": "a"}),
+        ("/classify", {"model": model, "input": "a"}),
+        ("/pooling", {"model": model, "input": "a"}),
+    )
 
 
 class Readiness:
     """Asks the application; callers at the same time share one request, a good answer lasts 2 s.
 
-    `generated` is called for each token that this costs.
+    Of the questions the first counts whose path is there. `generated` is called for each token
+    that this costs.
     """
 
     def __init__(
         self,
         app: ASGI,
-        asked: Question,
+        asked: Sequence[Question],
         clock: Callable[[], float] = time.monotonic,
         *,
         generated: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
-        self._asked = asked
+        self._asked = list(asked)
         self._clock = clock
         self._generated = generated
         self._good_until = -1.0
@@ -59,7 +59,7 @@ class Readiness:
 
     async def _ask(self) -> str:
         try:
-            status, body = await asyncio.wait_for(call(self._app, *self._asked), PATIENCE_S)
+            status, body = await asyncio.wait_for(self._answer(), PATIENCE_S)
         except TimeoutError:
             return f"no token came within {PATIENCE_S:.0f} s"
         except Exception as error:  # whatever the application raises means that it cannot answer
@@ -67,9 +67,17 @@ class Readiness:
         if status != 200:
             return f"answered {status}: {body[:300].decode('utf-8', 'replace')}"
         self._good_until = self._clock() + GOOD_FOR_S
-        if self._asked[0] == GENERATES:
+        if self._asked[0][0] == GENERATES:
             self._generated()
         return ""
+
+    async def _answer(self) -> tuple[int, bytes]:
+        """Ask, and leave out from then on what the model has no path for."""
+        status, body = await call(self._app, *self._asked[0])
+        while status == 404 and len(self._asked) > 1:
+            del self._asked[0]
+            status, body = await call(self._app, *self._asked[0])
+        return status, body
 
 
 async def call(app: ASGI, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:

@@ -60,11 +60,17 @@ def last_exception(text: str) -> str:
 
 
 def explain(error: BaseException, written: str) -> str:
-    """Return why an engine did not start: from its exception, or from what its processes wrote."""
-    if killed := _KILLED.search(str(error)):
+    """Return why an engine did not start: from its exception, or from what its processes wrote.
+
+    An exception with a `signal` is of a process that this has ended.
+    """
+    elsewhere = _ELSEWHERE.search(str(error))
+    if killed := _KILLED.search(f"{error}\n{written}" if elsewhere else str(error)):
         return ended(int(killed[1]))
+    if signal := getattr(error, "signal", 0):
+        return ended(signal)
     lines = _plain(written)
-    if not _ELSEWHERE.search(str(error)):
+    if not elsewhere:
         return _named(one_line(error), f"{type(error).__name__}: {error}", lines)
     last = last_exception(written)
     return _named(last, last, lines) or one_line(error)

@@ -15,16 +15,12 @@ import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
 from raycluster.serve.front import READY, READY_PATH, Headers, respond
+from raycluster.serve.relay import exchange, while_awaited
 from raycluster.serve.settings import ENGINE_PATH, WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
-CONNECT_S = 10.0
 READY_S = 15.0
 ERRORS = {404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
-HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"host", b"expect"}
-    | {b"content-length", b"proxy-connection", b"trailer"}
-)
 
 
 class Router:
@@ -127,55 +123,23 @@ class Router:
         self, scope: Message, receive: Receive, send: Send, path: str, body: bytes
     ) -> None:
         """Send the request on and its answer back; end both when the client goes away."""
-        work = asyncio.ensure_future(self._exchange(scope, send, path, body))
-        gone = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-        finally:
-            work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+        await while_awaited(receive, self._exchange(scope, send, path, body))
 
     async def _exchange(self, scope: Message, send: Send, path: str, body: bytes) -> None:
-        query = scope.get("query_string", b"").decode("latin-1")
-        headers = [
-            (k.decode("latin-1"), v.decode("latin-1"))
-            for k, v in scope["headers"]
-            if k.lower() not in HOP_BY_HOP
-        ]
-        url = self._upstream + path + (f"?{query}" if query else "")
         try:
-            request = self._client().request(scope["method"], url, data=body, headers=headers)
-            async with request as response:
-                await _relay(response, send)
+            await exchange(self._client(), scope, send, self._upstream + path, body)
         except aiohttp.ClientConnectorError as error:
             await _refuse(send, 503, f"the model cannot be reached: {error}")
 
     def _client(self) -> aiohttp.ClientSession:
         """Return the session, made on the event loop that serves."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            )
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self._session
 
     def _unknown(self, model: object) -> str:
         there = ", ".join(sorted(self._routes))
         return f"The model `{model}` does not exist. There are: {there}."
-
-
-async def _relay(response: aiohttp.ClientResponse, send: Send) -> None:
-    """Send the answer as it comes; a broken upstream breaks the answer, so that clients see it."""
-    headers = [(k.lower(), v) for k, v in response.raw_headers if k.lower() not in HOP_BY_HOP]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    async for chunk in response.content.iter_any():
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -198,11 +162,6 @@ def _model(body: bytes) -> str | None:
         return None
     model = told.get("model") if isinstance(told, dict) else None
     return model if isinstance(model, str) else None
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _lifespan(scope: Message, receive: Receive, send: Send) -> None:

@@ -28,6 +28,8 @@ EARLIER_PATH = "/raycluster/earlier"
 AGE_HEADER = "x-raycluster-age"
 """How many seconds ago that was."""
 DEPLOYMENT = "Model"
+OFFSET = "RAYCLUSTER_ENGINE_OFFSET"
+"""The variable that holds how far above a replica's own port its engine's server listens."""
 
 DEFAULT_ONGOING = 256
 QUEUED_PER_ONGOING = 4
@@ -66,7 +68,7 @@ class ModelSettings:
     the replica before its engine starts; it may hold variables of the node's environment ($NAME).
     `env` is no place for secrets.
     `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
-    several hosts: it is the number of its workers then, each with a GPU of its own.
+    several hosts: it is the number of its equal parts then, each with its GPUs on one host.
     `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
 
@@ -136,9 +138,9 @@ def applications(
     `code_path` is the folder on every node that holds this package, where it is not on the nodes'
     own PYTHONPATH. `host`, `port` and `proxy_location` count only when Serve starts: afterwards
     Serve ignores them without an error.
-    Replica counts and request limits change in place; anything else restarts the replicas, one at
-    a time and the old one first. Who knows that there is room for more of them meanwhile says so
-    with `max_surge_percent`.
+    Replica counts change in place; anything else restarts the replicas, one at a time and the old
+    one first: request limits too, which HAProxy learns of when replicas change. Who knows that
+    there is room for more of them meanwhile says so with `max_surge_percent`.
     """
     slug = slugs([model.name for model in models])
     alone = len(models) == 1
@@ -171,15 +173,24 @@ def applications(
     }
 
 
-def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what HAProxy is told of the applications of `body`.
 
     `routes` has the path prefix of each model by its name, where there is a router for several;
-    `routing` how each application that is a model is to be balanced, by its name.
+    `routing` how each application that is a model is to be balanced, by its name, and `limits` how
+    many requests one of its replicas takes at once, and how many wait for one.
     """
     args = {app["name"]: app.get("args", {}) for app in body["applications"]}
     models = {name: told["model"] for name, told in args.items() if "model" in told}
+    limits = {
+        app["name"]: [
+            app["deployments"][0][f"max_{kind}_requests"] for kind in ("ongoing", "queued")
+        ]
+        for app in body["applications"]
+        if app["name"] in models
+    }
     return {
+        "limits": limits,
         "routes": dict(args[ROUTER]["routes"]) if ROUTER in args else {},
         "routing": {name: model["routing"] for name, model in models.items()},
     }
@@ -211,8 +222,7 @@ def _model_application(
     code_path: str,
     fingerprint: str,
 ) -> dict[str, Any]:
-    in_place = ("replicas", "max_ongoing_requests", "max_queued_requests")
-    told = {name: value for name, value in model.to_json().items() if name not in in_place}
+    told = {name: value for name, value in model.to_json().items() if name != "replicas"}
     return {
         "name": name,
         "route_prefix": route,
@@ -231,6 +241,9 @@ def _model_application(
                 "backpressure_config": {"status_code": 429, "retry_after_s": 1.0},
                 "health_check_period_s": 5.0,
                 "health_check_timeout_s": 12.0,
+                # An engine starts in `reconfigure`, which Serve calls for this alone: a replica
+                # knows its port then.
+                "user_config": {},
                 "graceful_shutdown_wait_loop_s": 1.0,
                 "graceful_shutdown_timeout_s": DRAIN_S,
                 **_place(model),
@@ -265,18 +278,19 @@ def _replicas(replicas: int | Autoscale) -> dict[str, Any]:
 
 
 def _place(model: ModelSettings) -> dict[str, Any]:
-    """Return what a replica takes; one that spreads gets a bundle for each worker.
+    """Return what a replica takes; one that spreads gets a bundle for each of its parts.
 
-    The replica itself stands in the first bundle and takes no GPU: its engine's workers do.
+    The replica itself has the first part, and starts the others in the other bundles.
     """
     cpus, gpus = float(model.num_cpus), float(model.num_gpus)
     if not model.spread:
         return {"ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus}}
-    each = {"GPU": 1.0}
-    first = {"CPU": cpus, **each} if cpus else each
+    each = gpus / model.spread
+    other = {"GPU": each} if each else {"CPU": cpus}
+    first = {"CPU": cpus, **other} if cpus else other
     return {
-        "ray_actor_options": {"num_cpus": cpus, "num_gpus": 0.0},
-        "placement_group_bundles": [first, *([each] * (model.spread - 1))],
+        "ray_actor_options": {"num_cpus": cpus, "num_gpus": each},
+        "placement_group_bundles": [first, *([other] * (model.spread - 1))],
         "placement_group_strategy": "PACK",
     }
 

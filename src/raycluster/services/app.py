@@ -8,7 +8,7 @@ from typing import Any
 from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from raycluster.services.ray_node import SECRETS_FILE
 from raycluster.spec import ClusterSpec, Model
-from raycluster.spec.gpus import spreads
+from raycluster.spec.gpus import parts
 from raycluster.spec.models import Replicas
 
 
@@ -46,7 +46,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         max_queued_requests=model.max_queued_requests,
         adapters=model.adapters,
         routing=model.routing,
-        spread=model.rank_gpus if spreads(model, gpus) else 0,
+        spread=parts(model, gpus),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raycluster.contracts import ROOT, TEMP
+from raycluster.serve.settings import OFFSET
 from raycluster.spec.models import Ports
 
 HAPROXY_FILE = "code/haproxy"
@@ -59,13 +60,13 @@ _FIXED: Mapping[str, str] = {
 
 def data_path(ports: Ports) -> dict[str, str]:
     """Return the variables; `ports` are the spec's."""
-    first, last = ports.ranges["replica"]
-    middle = (first + last) // 2
+    own, engines, grpc = ports.replica_parts
     return {
         **_FIXED,
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(middle),
-        "RAYCLUSTER_GRPC_PORTS": f"{middle + 1}-{last}",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(own[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(own[-1]),
+        OFFSET: str(engines[0] - own[0]),
+        "RAYCLUSTER_GRPC_PORTS": f"{grpc[0]}-{grpc[-1]}",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.ingress_fallback),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.ingress_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.ingress_stats),

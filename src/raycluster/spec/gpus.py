@@ -12,6 +12,16 @@ def spreads(model: Model, gpus: Mapping[str, float]) -> bool:
     return model.world_size > 1 and model.each_gpus > max(gpus.values(), default=0) > 0
 
 
+def parts(model: Model, gpus: Mapping[str, float]) -> int:
+    """Return into how many equal parts a replica is split, each with its GPUs on one host; 0: none.
+
+    A part is a stage, or as many GPUs of one as each host has.
+    """
+    if not spreads(model, gpus):
+        return 0
+    return model.rank_gpus // min(model.stage, int(max(gpus.values())))
+
+
 def lacking_gpus(models: Sequence[Model], gpus: Mapping[str, float]) -> str:
     """Return why the GPUs, by host, cannot hold the smallest numbers of replicas, or "".
 

@@ -367,6 +367,19 @@ class Model(Part):
         return self
 
     @model_validator(mode="after")
+    def _load_can_be_seen(self) -> Model:
+        """What waits beyond `max_ongoing_requests` is in no replica, where autoscaling looks."""
+        if not isinstance(self.replicas, Replicas):
+            return self
+        target = self.replicas.target_ongoing_requests
+        if self.replicas.max > self.replicas.min and target >= self.max_ongoing_requests:
+            raise ValueError(
+                f"replicas.target_ongoing_requests ({target}) has to be less than "
+                f"max_ongoing_requests ({self.max_ongoing_requests}), or no load adds replicas"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _data_parallel_is_whole(self) -> Model:
         local = self.engine_args.get("data_parallel_size_local", self.data)
         if local != self.data:
@@ -449,6 +462,10 @@ class Model(Part):
         return self.replicas.min if isinstance(self.replicas, Replicas) else self.replicas
 
 
+LEAST_REPLICA_PORTS = 6
+"""Ray leaves out the last port of the HTTP part, so that this is one replica."""
+
+
 class Ports(Part):
     """Every port that the cluster listens on, the same on all hosts."""
 
@@ -479,15 +496,21 @@ class Ports(Part):
     worker_min: Port = Field(default=20000, description="First port of Ray's worker processes.")
     worker_max: Port = Field(default=20999, description="Last port of Ray's worker processes.")
     replica_min: Port = Field(default=30000, description="First port of the replicas, for HTTP.")
-    replica_max: Port = Field(default=30999, description="Last port of the replicas, for gRPC.")
+    replica_max: Port = Field(
+        default=30999,
+        description="Last port of the replicas, for their engines and gRPC.",
+    )
 
     @model_validator(mode="after")
     def _apart(self) -> Ports:
         for name, (first, last) in self.ranges.items():
             if first > last:
                 raise ValueError(f"{name}_min ({first}) is above {name}_max")
-        if self.replica_min == self.replica_max:
-            raise ValueError("a replica takes two ports: replica_max has to be above replica_min")
+        if self.replica_max - self.replica_min + 1 < LEAST_REPLICA_PORTS:
+            raise ValueError(
+                "a replica takes three ports: replica_min to replica_max have to be "
+                f"{LEAST_REPLICA_PORTS} at least"
+            )
         if self.worker_min <= self.replica_max and self.replica_min <= self.worker_max:
             raise ValueError("worker_min to worker_max and replica_min to replica_max overlap")
         seen: dict[int, str] = {}
@@ -507,6 +530,16 @@ class Ports(Part):
             "worker": (self.worker_min, self.worker_max),
             "replica": (self.replica_min, self.replica_max),
         }
+
+    @property
+    def replica_parts(self) -> tuple[range, range, range]:
+        """The ports of replicas' own HTTP, of their engines' servers, and of their gRPC.
+
+        A replica's engine listens as far above the replica as the parts begin above each other.
+        """
+        third = (self.replica_max - self.replica_min + 1) // 3
+        first, second, last = (self.replica_min + n * third for n in range(3))
+        return range(first, second), range(second, last), range(last, self.replica_max + 1)
 
     @property
     def single(self) -> dict[str, int]:

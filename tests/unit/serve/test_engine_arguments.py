@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from raycluster.serve.engines import EngineError, vllm
 from raycluster.serve.engines import transformers as fallback
+from raycluster.serve.engines.server import Place
 from raycluster.serve.settings import EngineChoice, ModelSettings
 
 
@@ -22,18 +25,66 @@ from raycluster.serve.settings import EngineChoice, ModelSettings
     ],
 )
 def test_words_of_vllm_s_command_line(value: object, words: list[str]) -> None:
-    options = ["--max-model-len", "--no-max-model-len"]
-    assert vllm.flags("max_model_len", value, options) == words
-
-
-def test_false_without_a_negated_option_is_the_default() -> None:
-    assert vllm.flags("headless", False, ["--headless"]) == []
+    assert vllm.flags("max_model_len", value) == words
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:
-    known = ["max_model_len", "dtype"]
-    assert vllm.unknown("max-modle-len", known).endswith("did you mean 'max_model_len'?")
-    assert vllm.unknown("zzz", known).endswith("'zzz'")
+    known = ["max-model-len", "dtype"]
+    told = vllm.in_the_specs_words("unrecognized arguments: --max-modle-len=5", known)
+    assert told == "vLLM has no argument 'max_modle_len': did you mean 'max_model_len'?"
+    told = vllm.in_the_specs_words("unrecognized arguments: --no-zzz", known)
+    assert told == "vLLM has no argument 'zzz'"
+    other = "argument --dtype: invalid choice: 'x'"
+    assert vllm.in_the_specs_words(other, known) == other
+
+
+@pytest.mark.parametrize(
+    ("mistake", "needless"),
+    [
+        ("unrecognized arguments: --no-async --no-eager", ["--no-async", "--no-eager"]),
+        ("unrecognized arguments: --no-async --no-eagr", []),
+        ("unrecognized arguments: --no-async --eager=1", []),
+        ("unrecognized arguments: x", []),
+        ("argument --dtype: invalid choice: 'x'", []),
+    ],
+)
+def test_false_for_a_flag_that_can_be_switched_on_alone(mistake: str, needless: list[str]) -> None:
+    assert vllm.off_already(mistake, ["async", "eager"]) == needless
+
+
+@pytest.mark.parametrize("program", ["vllm serve", "main.py serve", "python -m a.b serve"])
+def test_what_the_parser_refused(program: str) -> None:
+    written = f"INFO: starting\nusage: {program} [model_tag]\n{program}: error: no such thing\n"
+    assert vllm.wrong_argument(2, written) == "no such thing"
+    assert vllm.wrong_argument(1, written) == ""
+    assert vllm.wrong_argument(2, "ValueError: other") == ""
+
+
+def test_the_command_is_that_of_vllm_s_own_server() -> None:
+    settings = ModelSettings("a", "/m", adapters={"x": "/y"}, engine_args={"max-model-len": 5})
+    argv = vllm.command(settings, Place("10.0.0.1", 30333, "/m/a"), cpu=True)
+    at = argv.index("serve")
+    assert argv[at + 1 : at + 6] == [
+        *("/m", "--served-model-name=a", "--host=10.0.0.1", "--port=30333", "--root-path=/m/a")
+    ]
+    assert argv[-3:] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
+    share = vllm.Share(1, 2, "10.0.0.1", 30700)
+    part = vllm.command(settings, Place("h", 1), share, cpu=True)
+    assert part[at + 1 : at + 8] == [
+        *("/m", "--served-model-name=a", "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1"),
+        *("--master-port=30700", "--headless"),
+    ]
+    assert not any(word.startswith(("--host", "--port", "--root-path")) for word in part)
+    first = vllm.command(settings, Place("h", 1), share.of_rank(0), cpu=True)
+    assert {"--node-rank=0", "--host=h", "--port=1"} <= {*first}
+    with pytest.raises(EngineError, match="'port' is set by raycluster"):
+        vllm.command(ModelSettings("a", "/m", engine_args={"port": 1}), Place("h", 1), cpu=True)
+
+
+def test_the_build_for_cpus_is_known_as_vllm(tmp_path: Path) -> None:
+    path = vllm.known_as_vllm(tmp_path, "0.32.0")
+    [found] = importlib.metadata.distributions(name="vllm", path=[path])
+    assert found.version == "0.32.0+cpu"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +108,7 @@ def test_gpus_get_no_defaults_for_cpus() -> None:
 def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() -> None:
     assert vllm.arguments(ModelSettings("a", "a", engine_args={"dtype": "auto"}), cpu=True) == {
         "allowed_media_domains": [vllm.NO_DOMAIN],
+        "disable_uvicorn_access_log": True,
         "dtype": "auto",
     }
     given = vllm.arguments(
@@ -64,17 +116,17 @@ def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() ->
             *("a", "a"),
             adapters={"b": "/b", "c": "/c"},
             engine_args={"max_loras": 1},
-            spread=2,
         ),
         cpu=True,
     )
     assert given == {
         "allowed_media_domains": [vllm.NO_DOMAIN],
+        "disable_uvicorn_access_log": True,
         "enable_lora": True,
         "max_loras": 1,
-        "distributed_executor_backend": "ray",
-        "worker_extension_cls": "raycluster.serve.engines.vllm_worker.AtTheNodesAddress",
     }
+    parts = vllm.arguments(ModelSettings("a", "a", spread=2), cpu=True)
+    assert parts["distributed_executor_backend"] == "mp"
 
 
 @pytest.mark.parametrize(

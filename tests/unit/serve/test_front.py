@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.front import Front, endpoint_of, respond
 from raycluster.serve.metrics import Metrics, samples
-from raycluster.serve.ready import Readiness, question
+from raycluster.serve.ready import Readiness, questions
 from raycluster.serve.recent import Recent
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -37,7 +37,7 @@ class Asked:
 
     def __init__(self, app: ASGI) -> None:
         self.registry = CollectorRegistry()
-        readiness = Readiness(app, question(("generate",), "m"))
+        readiness = Readiness(app, questions("m"))
         metrics = Metrics("m", self.registry)
         self.recent = Recent(self.registry)
         self.front = Front(app, {"engine": "vllm"}, metrics, readiness, self.recent)

@@ -72,7 +72,7 @@ def test_another_configuration_is_left_as_it_is() -> None:
 def test_what_is_absent_or_damaged_is_nothing(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "told").write_text(text)
-    assert told(str(tmp_path / "told")) == {"routes": {}, "routing": {}}
+    assert told(str(tmp_path / "told")) == {"routes": {}, "routing": {}, "limits": {}}
 
 
 def test_what_is_told_of_a_deployment_is_what_the_program_reads(tmp_path: Path) -> None:
@@ -82,6 +82,7 @@ def test_what_is_told_of_a_deployment_is_what_the_program_reads(tmp_path: Path) 
     assert told(str(tmp_path / "told")) == {
         "routes": {"org/a": "/m/org-a", "b": "/m/b"},
         "routing": {"org-a": "sticky", "b": "least-busy"},
+        "limits": {"org-a": [256, 1024], "b": [256, 1024]},
     }
 
 

@@ -53,7 +53,7 @@ def test_the_mirror_copies_ours_and_vllm_s_under_their_names() -> None:
         "m"
     ).inc(7)
     Counter("python_gc", "Not ours.", registry=registry).inc()
-    mirror = Mirror(exporter.make, registry)
+    mirror = Mirror(exporter.make, lambda: samples(registry))
     metrics.ended("vllm", "/v1/completions", 200, 0.2)
     mirror.copy()
     metrics.ended("vllm", "/v1/completions", 200, 0.2)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from raycluster.serve.engines.server import ServerEndedError
 from raycluster.serve.rootcause import MARK, explain, last_exception, one_line, root_cause, why_dead
 
 DATA = Path(__file__).parent / "data"
@@ -55,6 +56,25 @@ def test_the_engine_process_says_why_when_the_parent_does_not() -> None:
         "{'EngineCore_DP0': 1}"
     )
     assert explain(parent, (DATA / "engine_core.log").read_text()) == NO_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("code", "written", "told"),
+    [
+        (1, (DATA / "engine_core.log").read_text(), NO_MEMORY),
+        (
+            1,
+            "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause "
+            "above. Failed core proc(s): {'EngineCore': -11}",
+            "the engine's process: a fault in native code (signal 11)",
+        ),
+        (132, "ValueError: older", "the engine's process: an instruction that this processor"),
+        (-9, "", "the engine's process: was killed (signal 9)"),
+        (3, "nothing", "ServerEndedError: the engine's server ended with code 3"),
+    ],
+)
+def test_why_a_server_did_not_start(code: int, written: str, told: str) -> None:
+    assert explain(ServerEndedError(code, written), written).startswith(told)
 
 
 def test_a_killed_engine_process_left_no_word() -> None:

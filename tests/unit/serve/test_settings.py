@@ -81,15 +81,15 @@ def test_the_router_knows_who_may_sleep() -> None:
     assert apps["router"]["args"]["asleep"] == ["sleepy"]
 
 
-def test_counts_and_limits_are_outside_of_what_restarts_replicas() -> None:
+def test_counts_are_outside_of_what_restarts_replicas_and_limits_within() -> None:
     def app(replicas: int | Autoscale, ongoing: int) -> dict[str, Any]:
         settings = ModelSettings("a", "a", replicas=replicas, max_ongoing_requests=ongoing)
         (made,) = body(settings)["applications"]
         assert isinstance(made, dict)
         return made
 
-    one, many = app(1, 8), app(Autoscale(1, 4), 16)
-    assert one["args"] == many["args"]
+    one, many = app(1, 8), app(Autoscale(1, 4), 8)
+    assert one["args"] == many["args"] != app(1, 16)["args"]
     (fixed,), (scaled,) = one["deployments"], many["deployments"]
     assert fixed["num_replicas"] == 1
     assert "num_replicas" not in scaled
@@ -129,16 +129,23 @@ def test_a_model_that_may_sleep_starts_awake() -> None:
     assert "policy" not in config
 
 
-@pytest.mark.parametrize(("cpus", "first"), [(2, {"CPU": 2.0, "GPU": 1.0}), (0, {"GPU": 1.0})])
-def test_a_replica_over_several_hosts_has_a_bundle_for_each_worker(
-    cpus: float, first: dict[str, float]
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "first", "other"),
+    [
+        (2, 6, {"CPU": 2.0, "GPU": 2.0}, {"GPU": 2.0}),
+        (0, 3, {"GPU": 1.0}, {"GPU": 1.0}),
+        (1, 0, {"CPU": 1.0}, {"CPU": 1.0}),
+    ],
+)
+def test_a_replica_over_several_hosts_has_a_bundle_for_each_part(
+    cpus: float, gpus: float, first: dict[str, float], other: dict[str, float]
 ) -> None:
-    made = deployment(ModelSettings("a", "a", num_cpus=cpus, num_gpus=3, spread=3))
-    assert made["placement_group_bundles"] == [first, {"GPU": 1.0}, {"GPU": 1.0}]
-    assert made["ray_actor_options"] == {"num_cpus": float(cpus), "num_gpus": 0.0}
+    made = deployment(ModelSettings("a", "a", num_cpus=cpus, num_gpus=gpus, spread=3))
+    assert made["placement_group_bundles"] == [first, other, other]
+    assert made["ray_actor_options"] == {"num_cpus": float(cpus), "num_gpus": gpus / 3}
 
 
-def test_a_replica_on_one_host_has_all_its_gpus_itself() -> None:
+def test_a_replica_has_all_its_gpus_itself() -> None:
     made = deployment(ModelSettings("a", "a", num_gpus=4))
     assert made["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 4.0}
     assert "placement_group_bundles" not in made

@@ -11,7 +11,7 @@ RELOADING = ".4194304.tmp"
 
 def test_every_port_of_the_data_path_is_the_spec_s() -> None:
     told = data_path(
-        Ports(ingress_stats=1, ingress_metrics=2, ingress_fallback=3, replica_min=4, replica_max=5)
+        Ports(ingress_stats=1, ingress_metrics=2, ingress_fallback=3, replica_min=4, replica_max=9)
     )
     ports = {name: value for name, value in told.items() if "PORT" in name}
     assert ports == {
@@ -19,9 +19,10 @@ def test_every_port_of_the_data_path_is_the_spec_s() -> None:
         "RAY_SERVE_HAPROXY_METRICS_PORT": "2",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "3",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "4",
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "4",
-        "RAYCLUSTER_GRPC_PORTS": "5-5",
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "5",
+        "RAYCLUSTER_GRPC_PORTS": "8-9",
     }
+    assert told["RAYCLUSTER_ENGINE_OFFSET"] == "2"
 
 
 def test_haproxy_s_socket_has_room_in_a_socket_s_path() -> None:

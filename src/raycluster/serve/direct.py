@@ -1,0 +1,193 @@
+"""Requests straight to the servers of engines: what HAProxy is told instead of Serve's own way.
+
+Serve writes where each replica listens. The server of its engine listens so far above that port as
+OFFSET says, so nothing else has to be known here. Health stays with the replica's own port: Serve's
+health, draining and places decide who gets requests. What a replica tells of itself is asked of the
+replica, by a second section with the same servers. A replica of an earlier release has nobody at
+its engine's port, and gets its requests as Serve says.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, cast
+
+ENGINE_HEADER = "x-raycluster-engine"
+ENGINE = "vllm"
+"""What has a server of its own; another engine, in a replica, says its name itself."""
+
+OWN = "-own"
+OWN_PATHS = r"^(/m/[^/]+)?/(raycluster/.*|metrics/?)$"
+"""What replicas answer, and not the servers of their engines."""
+
+RETRY_S = 1
+QUEUE_S = 600
+"""Seconds that a request waits for a free place; HAProxy's own default is that of a connection."""
+
+FULL = ("RateLimitError", "too many requests wait for this model: try again later")
+BARE = {404: (22, "Not Found"), 405: (31, "Method Not Allowed")}
+"""The length of what FastAPI says for paths that it does not have, and its words."""
+
+PROBE_S = 1.0
+"""Seconds for engines to take a connection; those of hosts that are silent stay what they were."""
+
+Address = tuple[str, int]
+_SERVER = re.compile(r"(?m)^(\s*server )(\S+) (\S+):(\d+) check(.*)$")
+
+
+def refusing(addresses: Iterable[Address]) -> frozenset[Address]:
+    """Return those at which nobody listens, though their host answers."""
+    refused: set[Address] = set()
+    with ExitStack() as opened, suppress(OSError):  # such as too many open files
+        asked = opened.enter_context(selectors.DefaultSelector())
+        for host, port in addresses:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            probe = opened.enter_context(socket.socket(family))
+            probe.setblocking(False)
+            try:
+                probe.connect((host.strip("[]"), port))
+            except BlockingIOError:
+                asked.register(probe, selectors.EVENT_WRITE, (host, port))
+            except ConnectionRefusedError:
+                refused.add((host, port))
+            except OSError:
+                continue
+        end = time.monotonic() + PROBE_S
+        while asked.get_map() and (left := end - time.monotonic()) > 0:
+            for found, _ in asked.select(left):
+                probe = cast("socket.socket", found.fileobj)
+                asked.unregister(probe)
+                if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+                    refused.add(found.data)
+    return frozenset(refused)
+
+
+Refusing = Callable[[Iterable[Address]], frozenset[Address]]
+
+
+def straight(
+    config: str,
+    limits: Mapping[str, Sequence[int]],
+    offset: int,
+    *,
+    address: str = "",
+    absent: Refusing = refusing,
+) -> str:
+    """Return the configuration in which requests for the applications of `limits` go straight.
+
+    `limits` has how many requests a server takes at once, and how many wait for each. `address` is
+    where the servers of this node's engines listen; without it that is loopback. `absent` tells
+    where nobody listens.
+    """
+    if not offset:
+        return config
+    sections = re.split(r"(?m)^(?=\S)", config)
+    names = {f"http-{app}": limit for app, limit in limits.items()}
+    made: list[str] = []
+    models = [s for s in sections if _name(s) in names and _SERVER.search(s)]
+    engines = {e for s in models for m in _replicas(s) for e in _engines(m, offset, address)}
+    without = absent(engines)
+    for section in sections:
+        name = _name(section)
+        if section in models:
+            direct = _direct(section, names[name], offset, address, without)
+            made += [direct, _own(section, name)]
+        elif section.startswith("frontend http_frontend\n"):
+            made.append(_divided(section, [n for n in names if f"backend {n}\n" in config]))
+        else:
+            made.append(section)
+    return "".join(made)
+
+
+def _name(section: str) -> str:
+    """Return the name of a backend."""
+    kind, _, name = section.partition("\n")[0].partition(" ")
+    return name if kind == "backend" else ""
+
+
+def _replicas(backend: str) -> Sequence[re.Match[str]]:
+    """Return the lines of servers that are replicas: the other one is Serve's own proxy."""
+    return [m for m in _SERVER.finditer(backend) if not m[5].rstrip().endswith("backup")]
+
+
+def _engines(server: re.Match[str], offset: int, address: str) -> list[Address]:
+    """Return where the server of a replica's engine may listen, the likely place first.
+
+    One that started before its node was one of several listens on loopback.
+    """
+    host, port = server[3], int(server[4]) + offset
+    here = address and host in ("127.0.0.1", "localhost", "::1")
+    return [(address, port), (host, port)] if here else [(host, port)]
+
+
+def _divided(frontend: str, names: Sequence[str]) -> str:
+    """Return the section that sends to replicas what replicas answer."""
+    for name in names:
+        rule = f"    use_backend {name} if is_{name}\n"
+        own = f"    use_backend {name}{OWN} if is_{name} {{ path_reg {OWN_PATHS} }}\n"
+        frontend = frontend.replace(rule, own + rule)
+    return frontend
+
+
+def _direct(
+    backend: str,
+    limit: Sequence[int],
+    offset: int,
+    address: str,
+    without: frozenset[Address],
+) -> str:
+    ongoing, queued = limit
+    replicas = _replicas(backend)
+    added = [f"timeout queue {QUEUE_S}s"]
+    if replicas:
+        told = _error(429, *FULL)
+        most = queued * len(replicas)
+        added.append(
+            f"http-request return {told} hdr retry-after {RETRY_S} if {{ queue ge {most} }}"
+        )
+    for status, (length, words) in BARE.items():
+        kind = "NotFoundError" if status == 404 else "BadRequestError"
+        added.append(
+            f"http-response return {_error(status, kind, words)} hdr {ENGINE_HEADER} {ENGINE}"
+            f" if {{ status {status} }} {{ res.hdr(content-length) -m int {length} }}"
+        )
+    added.append(
+        f"http-response set-header {ENGINE_HEADER} {ENGINE} if !{{ res.hdr({ENGINE_HEADER})"
+        " -m found } !{ res.hdr(content-type) -m beg text/plain }"
+    )
+
+    def moved(line: re.Match[str]) -> str:
+        begin, name, host, port, rest = line.groups()
+        engines = [e for e in _engines(line, offset, address) if e not in without]
+        if rest.rstrip().endswith("backup") or not engines:
+            return line[0]
+        (there, engine), *_ = engines
+        way = f"{there}:{engine} check addr {host} port {port}"
+        return f"{begin}{name} {way}{rest} maxconn {ongoing}"
+
+    head, _, rest = _SERVER.sub(moved, backend).partition("\n")
+    return head + "\n" + "".join(f"    {line}\n" for line in added) + rest
+
+
+def _own(backend: str, name: str) -> str:
+    """Return the section for the replicas themselves, who are well where the other says so."""
+    lines = backend.splitlines(keepends=True)[1:]
+    left = (x for x in lines if not re.match(r"\s*(option httpchk|http-check|default-server)", x))
+
+    def tracked(line: re.Match[str]) -> str:
+        last = " backup" if line[5].rstrip().endswith("backup") else ""
+        return f"{line[1]}{line[2]} {line[3]}:{line[4]} track {name}/{line[2]}{last}"
+
+    return f"backend {name}{OWN}\n" + _SERVER.sub(tracked, "".join(left))
+
+
+def _error(status: int, kind: str, message: str) -> str:
+    error: dict[str, Any] = {"message": message, "type": kind, "param": None, "code": status}
+    return f"status {status} content-type application/json string '{json.dumps({'error': error})}'"
