@@ -7,6 +7,7 @@ one sentence.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MOST = 1 << 20
 """Bytes of one record."""
+_LARGE = re.compile(rb"e\+?[0-9]"), re.compile(rb"E\+?[0-9]"), re.compile(rb"[0-9]{300}")
 
 
 def decode(
@@ -46,7 +48,8 @@ def decode(
         if len(encoded) > most:
             raise ValueError(f"longer than {most} bytes")
         plain = from_json(encoded, allow_inf_nan=False)
-        json.dumps(plain, allow_nan=False)  # 1e999 is read as infinite
+        if any(each.search(encoded) for each in _LARGE):
+            json.dumps(plain, allow_nan=False)  # refuses 1e999, which is read as infinite
         if schema is not None:
             _check_schema(plain, schema, what, where)
         value: T = _adapter(cast("Hashable", kind)).validate_json(encoded, strict=True)

@@ -91,6 +91,8 @@ def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None
         for name, address in reached.items()
         if isinstance(address, str) and address not in spare
     }
+    if not names:
+        return
     head = work.fleet[work.head.name]
     with http_client(
         head.transport, work.spec.ports.dashboard, token=work.token.reveal()

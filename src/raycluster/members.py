@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from raycluster.contracts import Secret
 from raycluster.decode import decode, unread
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.spec.sections import Runtime
+from raycluster.spec.sections import Runtime, Ssh
 from raycluster.spec.types import HostName, IpAddress, Label, Port, Price, Text, Worded
 
 SCHEMA = 1
@@ -27,11 +27,15 @@ _KINDS = ("docker", "native")
 _BEFORE = " (before"
 
 
+_Digest = Annotated[Text, Worded(r"[0-9a-f]{12}", "12 hexadecimal digits are")]
+
+
 class Member(BaseModel):
     """A host as it is recorded; `host` is empty for the machine that ran `up`.
 
-    `kind` is its runtime's name, which this version need not know. `via` tells jump hosts apart and
-    does not say which they are. `private_address` and the price are shown and compared alone.
+    `kind` is its runtime's name, which this version need not know. `user` and `via` are digests, by
+    which the spec's login is found that was used: they say neither user nor jump host.
+    `private_address` and the price are compared and shown alone.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -42,7 +46,8 @@ class Member(BaseModel):
     kind: Annotated[Text, Worded(r"[a-z0-9-]{1,40}", "a runtime's name is")]
     private_address: IpAddress | None = None
     price_per_hour: Price | None = None
-    via: Annotated[Text, Worded(r"[0-9a-f]{12}", "12 hexadecimal digits are")] | None = None
+    user: _Digest | None = None
+    via: _Digest | None = None
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -83,12 +88,13 @@ def member_of(host: ResolvedHost) -> Member:
         kind=host.kind,
         private_address=host.private_address,
         price_per_hour=host.price_per_hour,
-        via=None if local else _via(host.ssh.proxy_jump),
+        user=None if local else _digest(host.ssh.user),
+        via=None if local else _digest(host.ssh.proxy_jump),
     )
 
 
-def _via(jump: str | None) -> str | None:
-    return hashlib.sha256(jump.encode()).hexdigest()[:12] if jump else None
+def _digest(text: str | None) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else None
 
 
 def members_file(members: Iterable[Member]) -> bytes:
@@ -103,6 +109,7 @@ class _File(BaseModel):
 
 class _Ssh(BaseModel):
     port: Port | None = None
+    user: str | None = None
     proxy_jump: str | None = None
 
 
@@ -141,7 +148,8 @@ def _numbered(old: _Unnumbered) -> dict[str, Any]:
         "kind": old.runtime.kind or "docker",
         "private_address": old.private_address,
         "price_per_hour": old.price_per_hour,
-        "via": None if local else _via(old.ssh.proxy_jump),
+        "user": None if local else _digest(old.ssh.user),
+        "via": None if local else _digest(old.ssh.proxy_jump),
     }
 
 
@@ -194,6 +202,15 @@ def _former(spec: ClusterSpec, member: Member, name: str, host: ResolvedHost | N
             trouble="was the machine itself on which `raycluster up` ran, which no host may name",
             hint='run `raycluster down` there with a spec that has it as transport = "local"',
         )
+    login = _login(spec, member)
+    if login is None:
+        return Former(
+            member,
+            name,
+            trouble=f"was reached at {member.address} by a user or a jump host that the spec has "
+            "no longer",
+            hint="give them under [ssh], or put it back into the spec",
+        )
     reached = ResolvedHost(
         name=name,
         role="worker",
@@ -204,7 +221,15 @@ def _former(spec: ClusterSpec, member: Member, name: str, host: ResolvedHost | N
         gpus=0,
         num_cpus=None,
         price_per_hour=member.price_per_hour,
-        ssh=spec.ssh.model_copy(update={"port": member.port, "host_keys": "strict"}),
+        ssh=login.model_copy(update={"port": member.port, "host_keys": "strict"}),
         runtime=runtime,
     )
     return Former(member, name, reached)
+
+
+def _login(spec: ClusterSpec, member: Member) -> Ssh | None:
+    """Return that of the spec's logins by which the member was reached."""
+    for ssh in (spec.ssh, *(host.ssh for host in spec.hosts if host.transport == "ssh")):
+        if (_digest(ssh.user), _digest(ssh.proxy_jump)) == (member.user, member.via):
+            return ssh
+    return None
