@@ -12,7 +12,7 @@ import pickle
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -25,10 +25,11 @@ from raycluster.bench.record import Record
 from raycluster.bench.schedule import Load, Shape, shape_of
 from raycluster.bench.search import Found
 from raycluster.bench.server import Server
+from raycluster.bench.stats import Distribution
 from raycluster.bench.summary import Level, Summary
 from raycluster.bench.verdict import Circumstances, Client
 from raycluster.contracts import Tell
-from raycluster.errors import RayclusterError, RecordError
+from raycluster.errors import RayclusterError
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 from raycluster.poll import wait_for
@@ -38,7 +39,6 @@ PARTS = (
     *("accelerators", "bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
-MOST_LINE = 16 << 20
 _LOOK_S = 60.0
 """After so long without a word, the program goes on: figures of servers are no reason to stop."""
 
@@ -58,28 +58,6 @@ class Job:
         here = replace(self.conditions, alive=always, watch=None, over=_ignore)
         watched = self.conditions.watch is not None
         return pickle.dumps(replace(self, conditions=here, watched=watched))
-
-
-@dataclass(frozen=True)
-class _End:
-    load: dict[str, Any]
-    client: Client
-    repeated: int
-    salted: bool
-
-
-@dataclass(frozen=True)
-class _Message:
-    """A line of the program, which tells one of these."""
-
-    note: str | None = None
-    level: int = 0
-    record: Record | None = None
-    look: int | None = None
-    ago: float | None = None
-    levels: list[_End] | None = None
-    found: Found | None = None
-    error: tuple[str, str, str] | None = None
 
 
 def always() -> bool:
@@ -134,11 +112,10 @@ class Listener:
 
     def take(self, line: bytes) -> None:
         """Take one line. Raises RayclusterError when it tells an error, or cannot be understood."""
-        from raycluster.decode import decode
-
         try:
-            self._take(decode(line, _Message, what="the line", most=MOST_LINE))
-        except (RecordError, LookupError) as error:
+            message = json.loads(line)
+            self._take(message)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "raycluster bench, without --from"
             text = line[:200].decode(errors="replace").strip()
             raise RayclusterError(
@@ -160,30 +137,38 @@ class Listener:
         load = self._job.load
         return Summary(started, target.shown, model, load, tuple(levels), found=self._found)
 
-    def _take(self, message: _Message) -> None:
-        if message.note is not None:
-            self._tell(message.note)
-        elif message.record:
-            self._records.setdefault(message.level, []).append(message.record)
-            self._keep(message.level, message.record)
-        elif message.look is not None:
-            self._look(message.look, message.ago)
-        elif message.levels is not None:
-            for number, told in enumerate(message.levels):
-                seen = Circumstances(told.client, repeated=told.repeated, salted=told.salted)
-                self._levels += self._level(number, shape_of(told.load), seen)
-            self._found = message.found
-        elif message.error:
-            what, where, hint = message.error
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if "note" in message:
+            self._tell(str(message["note"]))
+        elif "record" in message:
+            level, record = int(message["level"]), Record.from_json(message["record"])
+            self._records.setdefault(level, []).append(record)
+            self._keep(level, record)
+        elif "look" in message:
+            self._look(message)
+        elif "levels" in message:
+            for number, told in enumerate(message["levels"]):
+                client = dict(told["client"])
+                lag = client.pop("loop_lag_ms")
+                spread = None if lag is None else Distribution(**lag)
+                seen = Circumstances(
+                    Client(spread, **client), repeated=int(told["repeated"]), salted=told["salted"]
+                )
+                self._levels += self._level(number, shape_of(told["load"]), seen)
+            if found := message["found"]:
+                self._found = Found(tuple(found["limits"]), found["kept"], found["missed"])
+        else:
+            what, where, hint = (str(part) for part in message["error"])
             raise RayclusterError(what, where=where, hint=hint)
 
-    def _look(self, number: int, ago: float | None) -> None:
+    def _look(self, message: Mapping[str, Any]) -> None:
         watch = self._job.conditions.watch
-        if watch and ago is None:
+        if watch and message["ago"] is None:
             watch.begin()
-        elif watch and ago is not None:
-            self._servers.append(watch.end(time.monotonic() - ago, self._job.load.ramp))
-        self._looked(number)
+        elif watch:
+            origin = time.monotonic() - float(message["ago"])
+            self._servers.append(watch.end(origin, self._job.load.ramp))
+        self._looked(int(message["look"]))
 
     def _level(self, number: int, shape: Shape, seen: Circumstances) -> Iterable[Level]:
         ramp = self._job.load.ramp
@@ -248,9 +233,8 @@ def _end(level: Level) -> dict[str, Any]:
 
 
 def _say(**message: object) -> None:
-    line = json.dumps(message, separators=(",", ":"), ensure_ascii=False) + "\n"
-    sys.stdout.buffer.write(line.encode("utf-8", "replace"))  # half characters of a server
-    sys.stdout.buffer.flush()
+    sys.stdout.write(json.dumps(message, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ import json
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import docker
 import docker.errors
-from pydantic import Field
 
 from raycluster.contracts import (
     Files,
@@ -34,7 +33,7 @@ from raycluster.contracts import (
     Transport,
     Versions,
 )
-from raycluster.decode import MOST, decode, unread
+from raycluster.decode import MOST, unread
 from raycluster.errors import HostError, ImageError, RecordError
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_gpus import GpuOptions, gpu_options
@@ -64,25 +63,6 @@ from raycluster.runtimes.docker_shell import DockerShell
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
 RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A container, as Docker lists it."""
-
-    id: Annotated[str, Field(validation_alias="Id")]
-    names: Annotated[list[str], Field(validation_alias="Names")]
-    image: Annotated[str, Field(validation_alias="Image")]
-    labels: Annotated[dict[str, str], Field(validation_alias="Labels")]
-    state: Annotated[str, Field(validation_alias="State")]
-    status: Annotated[str, Field(validation_alias="Status")]
-    created: Annotated[int, Field(validation_alias="Created", ge=0, lt=1 << 36)]
-
-    @property
-    def named(self) -> bool:
-        """Whether it is one of the cluster's processes, with the name of a role."""
-        role = re.fullmatch(r"[a-z0-9-]{1,64}", self.labels.get(ROLE, ""))
-        return role is not None and ONEOFF not in self.labels
 
 
 class DockerRuntime:
@@ -124,7 +104,8 @@ class DockerRuntime:
         """Return this cluster's containers, by one call where all of them run."""
         with self._edge.translated("reading the containers"):
             every = self._listed(client=self._looker)
-            return tuple(self._found(each) for each in every if each.named)
+            listed = [each for each in every if ONEOFF not in each["Labels"]]
+            return tuple(self._found(each) for each in listed)
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Bring the image as the pull policy says, add Ray where a node's lacks it; its versions.
@@ -239,7 +220,7 @@ class DockerRuntime:
             if role is None:
                 removed += self._remove_volumes() + self._remove_networks()
             if purge:
-                images = sorted({each.image for each in listed})
+                images = sorted({each["Image"] for each in listed})
                 removed += [line for image in images if (line := self._remove_image(image))]
         return tuple(removed)
 
@@ -251,7 +232,7 @@ class DockerRuntime:
         """Return a file of the cluster's volume, as any of its containers has it."""
         with self._edge.translated(f"reading {path}"):
             if listed := self._listed():
-                return self._file(listed[0].id, f"{FOLDER}/{path}")
+                return self._plain(str(listed[0]["Id"]), path)
             if volumes := self._volumes():
                 raise RecordError(
                     f"the volume {volumes[0]} is there, and no container by which to read it",
@@ -283,36 +264,33 @@ class DockerRuntime:
                 # docker-py lets a cut stream look like an ended one
                 raise self._edge.lost(f"following the log of {name}")
 
-    def _listed(self, *wanted: str, client: docker.APIClient | None = None) -> list[Listed]:
+    def _listed(self, *wanted: str, client: docker.APIClient | None = None) -> list[dict[str, Any]]:
         label = [f"{CLUSTER}={self._cluster}", *wanted]
         asked = client or self._client
-        told = json.dumps(asked.containers(all=True, filters={"label": label}))
-        found: list[Listed] = decode(
-            told, list[Listed], what="Docker's list of containers", where=self._host, most=16 * MOST
-        )
+        found: list[dict[str, Any]] = asked.containers(all=True, filters={"label": label})
         return found
 
-    def _found(self, listed: Listed) -> Found:
-        marks = listed.labels
-        health = _health(listed.state)
+    def _found(self, listed: Mapping[str, Any]) -> Found:
+        marks = listed["Labels"]
+        health = _health(listed["State"])
         return Found(
-            role=marks[ROLE],
+            role=marks.get(ROLE, ""),
             fingerprint=marks.get(FINGERPRINT, ""),
             health=health,
             versions=_versions(marks.get(VERSIONS, "")),
             detail="" if health == "running" else self._detail(listed),
-            started=datetime.fromtimestamp(listed.created, UTC).isoformat(),
+            started=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
         )
 
-    def _detail(self, listed: Listed) -> str:
+    def _detail(self, listed: Mapping[str, Any]) -> str:
         """Return why a container does not run: how it ended and the last thing it said."""
-        if listed.state == "created":
+        if listed["State"] == "created":
             return "was created, but never started"
         try:
-            said = self._last_line(listed.id)
+            said = self._last_line(listed["Id"])
         except docker.errors.APIError:  # it is being removed meanwhile
-            return listed.status
-        return f"{listed.status}: {said}" if said else listed.status
+            return str(listed["Status"])
+        return f"{listed['Status']}: {said}" if said else str(listed["Status"])
 
     def _last_line(self, container: str) -> str:
         said: bytes = self._client.logs(container, tail=1)
@@ -333,12 +311,18 @@ class DockerRuntime:
         )
 
     def _read(self, container: str, path: str) -> str:
-        return self._file(container, path).decode("utf-8", "replace")
-
-    def _file(self, container: str, path: str) -> bytes:
-        """Return a plain file, empty where there is none. Raises RecordError."""
         try:
             chunks, _ = self._client.get_archive(container, path)
+        except docker.errors.NotFound:
+            return ""
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+            file = tar.extractfile(tar.getmembers()[0])
+            return file.read().decode("utf-8", "replace") if file else ""
+
+    def _plain(self, container: str, path: str) -> bytes:
+        """Return a plain file under ROOT, empty where there is none. Raises RecordError."""
+        try:
+            chunks, _ = self._client.get_archive(container, f"{FOLDER}/{path}")
         except docker.errors.NotFound:
             return b""
         packed = b""
@@ -351,8 +335,8 @@ class DockerRuntime:
                 entry = tar.next()
                 plain = entry and entry.isreg() and not entry.issparse()
                 file = tar.extractfile(entry) if entry and plain else None
-                return file.read(2 * MOST) if file else b""
-        except (tarfile.TarError, ValueError, OSError) as error:
+                return file.read(MOST) if file else b""
+        except (tarfile.TarError, ValueError, LookupError, OSError, RecursionError) as error:
             raise unread(path, str(error), self._host) from error
 
     def _state(self, container: str) -> dict[str, Any]:
@@ -383,22 +367,22 @@ class DockerRuntime:
         said = re.sub(r"\.\d+", "", self._client.info()["SystemTime"])
         return datetime.fromisoformat(said).timestamp()
 
-    def _discard(self, listed: list[Listed]) -> list[str]:
+    def _discard(self, listed: list[dict[str, Any]]) -> list[str]:
         """Stop and remove containers, side by side, as each may take its whole grace."""
         if not listed:
             return []
         with ThreadPoolExecutor(len(listed)) as pool:
             return list(pool.map(self._discard_one, listed))
 
-    def _discard_one(self, listed: Listed) -> str:
+    def _discard_one(self, listed: Mapping[str, Any]) -> str:
         try:
-            if listed.state not in ("created", "exited", "dead"):
-                self._client.stop(listed.id, timeout=GRACE)
-            self._client.remove_container(listed.id, force=True, v=True)
+            if listed["State"] not in ("created", "exited", "dead"):
+                self._client.stop(listed["Id"], timeout=GRACE)
+            self._client.remove_container(listed["Id"], force=True, v=True)
         except docker.errors.APIError as error:  # another run removes it as well
             if error.status_code != 404 and "already in progress" not in str(error.explanation):
                 raise
-        return f"container {next(iter(listed.names), listed.id).lstrip('/')}"
+        return f"container {listed['Names'][0].lstrip('/')}"
 
     def _volumes(self) -> list[str]:
         told = self._client.volumes(filters={"label": f"{CLUSTER}={self._cluster}"})["Volumes"]
@@ -439,6 +423,6 @@ def _health(state: str) -> Health:
 
 def _versions(text: str) -> Versions:
     try:
-        return decode(text, Versions, what="the label of versions")
-    except RecordError:
+        return Versions(**json.loads(text))
+    except (ValueError, TypeError):
         return Versions()

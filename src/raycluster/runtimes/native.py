@@ -10,7 +10,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 from raycluster.accelerators.choice import visible
 from raycluster.contracts import (
@@ -28,21 +28,12 @@ from raycluster.contracts import (
     Versions,
     file_mode,
 )
+from raycluster.decode import MOST, unread
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.requirements import Lock
 from raycluster.runtimes.native_environment import PYTHON, Environment
 from raycluster.runtimes.native_program import source
-from raycluster.runtimes.native_remote import (
-    Described,
-    Launched,
-    Logged,
-    Observed,
-    Place,
-    Remote,
-    Removed,
-    Seen,
-    entering,
-)
+from raycluster.runtimes.native_remote import Remote, entering
 
 SCHEMA = 1  # of launch.json
 
@@ -80,12 +71,12 @@ class NativeRuntime:
 
     def observe(self) -> tuple[Found, ...]:
         """Return our cluster's processes on this host; changes nothing."""
-        return tuple(_found(each) for each in self._remote.ask("observe", Observed).found)
+        return tuple(_found(each) for each in self._remote.ask("observe")["found"])
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Make the environment, unless one is given, and return what is in it."""
         self._refuse_volumes(process)
-        facts = self._remote.ask("where", Place)
+        facts = self._remote.ask("where")
         self._environment.ensure(facts, tell)
         versions = self._environment.versions(facts)
         if "ray" in process.argv and not versions.ray:
@@ -98,8 +89,8 @@ class NativeRuntime:
 
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
         """Return whether the environment is there; the process sees the host's own paths."""
-        facts = self._remote.ask("where", Place)
-        root, home = facts.root, facts.home
+        facts = self._remote.ask("where")
+        root, home = facts["root"], facts["home"]
         places = {
             path: home + path[1:] if path.startswith("~") else path.replace(ROOT, root)
             for path in paths
@@ -120,14 +111,14 @@ class NativeRuntime:
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
         """Replace whatever has this role by `process`, with `files` in place before it runs."""
         self._refuse_volumes(process)
-        facts = self._remote.ask("stop", Place, role=process.role)
-        root = facts.root
+        facts = self._remote.ask("stop", role=process.role)
+        root = facts["root"]
         launch = {
             "schema": SCHEMA,
             "argv": _argv(process, facts),
             "env": _env(process, facts, self._environment.programs(facts)),
             "cwd": root,
-            "temp": facts.temp,
+            "temp": facts["temp"],
             "fingerprint": process.fingerprint,
             "versions": asdict(versions),
             "files": sorted(files),
@@ -138,26 +129,32 @@ class NativeRuntime:
         self._transport.put(f"{root}/supervisor.py", supervisor, mode=0o600)
         description = json.dumps(launch).encode()
         self._transport.put(f"{root}/roles/{process.role}/launch.json", description, mode=0o600)
-        boot = self._start_on_boot
-        answer = self._remote.ask("launch", Launched, role=process.role, start_on_boot=boot)
-        if answer.boot:
-            tell(f"will not start by itself after a reboot: {answer.boot}")
+        answer = self._remote.ask("launch", role=process.role, start_on_boot=self._start_on_boot)
+        if answer["boot"]:
+            tell(f"will not start by itself after a reboot: {answer['boot']}")
 
     def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         """End one role, or everything with its folders, and return what was removed.
 
         The environment lies in the cluster's folder, so there is nothing more to purge.
         """
-        return tuple(self._remote.ask("remove", Removed, role=role or "").removed)
+        return tuple(self._remote.ask("remove", role=role or "")["removed"])
 
     def inside(self, role: str) -> Shell:
         """Return a shell with the process's environment, in the cluster's folder."""
-        told = self._remote.ask("describe", Described, role=role)
-        return _Inside(self._transport, told.root, told.launch)
+        told = self._remote.ask("describe", role=role)
+        return _Inside(self._transport, told["root"], told["launch"])
 
     def read(self, path: str) -> bytes:
         """Return a file of the cluster's folder. Raises RecordError where it is large."""
-        return self._remote.read(path)
+        told = self._remote.ask("read", path=path).get("content")
+        try:
+            content = bytes.fromhex(told if isinstance(told, str) else "none")
+        except ValueError as error:
+            raise unread(path, "the host does not tell it", self._host) from error
+        if len(content) > MOST:
+            raise unread(path, "it is too large", self._host)
+        return content
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
@@ -166,10 +163,10 @@ class NativeRuntime:
 
         While it is followed, an empty piece comes every second.
         """
-        told = self._remote.ask("logs", Logged, role=role, tail=tail, since=since)
-        begin, size = f"+{told.begin + 1}", str(told.end - told.begin)
+        told = self._remote.ask("logs", role=role, tail=tail, since=since)
+        begin, size = f"+{told['begin'] + 1}", str(told["end"] - told["begin"])
         last = ("sh", "-c", _FOLLOW, begin) if follow else ("sh", "-c", _PART, size, begin)
-        for argv in [*(("cat", old) for old in told.older), (*last, told.log)]:
+        for argv in [*(("cat", old) for old in told["older"]), (*last, told["log"])]:
             yield from self._output(argv)
 
     def _output(self, argv: Sequence[str]) -> Iterator[bytes]:
@@ -217,45 +214,45 @@ class _Inside:
         return entering(self.launch, (*more, *argv))
 
 
-def _argv(process: Process, facts: Place) -> list[str]:
-    argv = [part.replace(ROOT, facts.root) for part in process.argv]
+def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:
+    argv = [part.replace(ROOT, facts["root"]) for part in process.argv]
     if argv[:2] == ["ray", "start"] and not any(part.startswith("--temp-dir") for part in argv):
         # Ray gives a worker the path that the head uses on its host; a socket's path is
         # limited to 107 bytes, so that it cannot lie under the root
-        argv.append(f"--temp-dir={facts.temp}/ray")
+        argv.append(f"--temp-dir={facts['temp']}/ray")
     return argv
 
 
-def _env(process: Process, facts: Place, programs: str) -> dict[str, str]:
-    root = facts.root
+def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str, str]:
+    root = facts["root"]
     devices = visible(process.gpus)
     gpus = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
-    if devices is not None and facts.amd:
+    if devices is not None and facts.get("amd"):
         gpus["HIP_VISIBLE_DEVICES"] = devices
     return {
         "LANG": "C.UTF-8",
-        **facts.environment,
-        "PATH": f"{programs}:{facts.system_path}",
-        "TMPDIR": facts.temp,
-        "RAY_TMPDIR": facts.temp,
+        **facts["environment"],
+        "PATH": f"{programs}:{facts['system_path']}",
+        "TMPDIR": facts["temp"],
+        "RAY_TMPDIR": facts["temp"],
         **gpus,
         **{name: _placed(value, facts) for name, value in process.env.items()},
-        "RAYCLUSTER_OWNER": facts.owner,
+        "RAYCLUSTER_OWNER": facts["owner"],
         "RAYCLUSTER_ROLE": process.role,
         "RAYCLUSTER_ROOT": root,
     }
 
 
-def _placed(value: str, facts: Place) -> str:
-    return value.replace(ROOT, facts.root).replace(TEMP, facts.temp)
+def _placed(value: str, facts: Mapping[str, Any]) -> str:
+    return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
-def _found(told: Seen) -> Found:
+def _found(told: Mapping[str, Any]) -> Found:
     return Found(
-        role=told.role,
-        fingerprint=told.fingerprint,
-        health=told.health,
-        versions=told.versions,
-        detail=told.detail,
-        started=told.started,
+        role=told["role"],
+        fingerprint=told["fingerprint"],
+        health=told["health"],
+        versions=Versions(**told.get("versions", {})),
+        detail=told["detail"],
+        started=told.get("started", ""),
     )

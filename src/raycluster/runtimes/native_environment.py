@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from raycluster.contracts import Channel, Tell, Transport, Versions
-from raycluster.decode import decode
 from raycluster.errors import CommandError, RuntimeUnavailableError
 from raycluster.requirements import Lock
-from raycluster.runtimes.native_remote import Place
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
@@ -72,23 +69,23 @@ class Environment:
         facts += self.lock.text if self.lock else b""
         object.__setattr__(self, "name", f"env-{hashlib.sha256(facts).hexdigest()[:8]}")
 
-    def programs(self, facts: Place) -> str:
+    def programs(self, facts: Mapping[str, Any]) -> str:
         """Return the folder that holds `python` and `ray`; `facts` are what the host told."""
         if self.python:
             return posixpath.dirname(self._given(facts))
-        return f"{facts.root}/{self.name}/bin"
+        return f"{facts['root']}/{self.name}/bin"
 
-    def ensure(self, facts: Place, tell: Tell) -> None:
+    def ensure(self, facts: Mapping[str, Any], tell: Tell) -> None:
         """Make the environment unless it is given or complete."""
         if self.complete(facts):
             return
-        root = facts.root
+        root = facts["root"]
         home = f"{root}/{self.name}"
         env = {"UV_PYTHON_INSTALL_DIR": f"{root}/python", "UV_NO_PROGRESS": "1"}
-        cache = "" if facts.uv_cache else f"{root}/uv-cache"
+        cache = "" if facts["uv_cache"] else f"{root}/uv-cache"
         if cache:
             env["UV_CACHE_DIR"] = cache
-        uv = facts.uv or self._install_uv(root, tell)
+        uv = facts["uv"] or self._install_uv(root, tell)
         tell("making the environment" + "".join(f" {each}" for each in self.requirements[:3]))
         self._run(("rm", "-rf", home), env, tell)
         self._run((uv, "venv", "--quiet", "--python", self.version, home), env, tell)
@@ -103,11 +100,11 @@ class Environment:
         if cache:
             self._run(("rm", "-rf", cache), env, tell)
 
-    def complete(self, facts: Place) -> bool:
+    def complete(self, facts: Mapping[str, Any]) -> bool:
         """Tell whether `ensure` has nothing to make."""
-        return bool(self.python) or self.name in facts.complete
+        return bool(self.python) or self.name in facts["complete"]
 
-    def versions(self, facts: Place) -> Versions:
+    def versions(self, facts: Mapping[str, Any]) -> Versions:
         """Return what the environment holds."""
         python = self._given(facts) if self.python else f"{self.programs(facts)}/python"
         done = self.transport.run((python, "-I", "-c", _PROBE))
@@ -115,19 +112,15 @@ class Environment:
         if not lines:
             reason = "does not exist" if done.exit_code == 127 else "does not run"
             raise self._unusable(f"{python} {reason}")
-        number = re.match(r"([0-9]{1,3})\.([0-9]{1,3})\b", lines[0])
-        if number and (int(number[1]), int(number[2])) < OLDEST_PYTHON:
+        if tuple(int(part) for part in lines[0].split(".")[:2]) < OLDEST_PYTHON:
             raise self._unusable(f"{python} is Python {lines[0]}; 3.9 or newer is needed")
-        if not number or done.exit_code or len(lines) != 2:
+        if done.exit_code:
             raise self._unusable(f"{python} cannot tell what is installed")
-        have: tuple[str, str, str] = decode(
-            lines[1], tuple[str, str, str], what="what is installed", where=self.host
-        )
-        return Versions(lines[0], *have)
+        return Versions(lines[0], *json.loads(lines[1]))
 
-    def _given(self, facts: Place) -> str:
+    def _given(self, facts: Mapping[str, Any]) -> str:
         inside = self.python.removeprefix("~/")
-        return posixpath.join(facts.home, inside)
+        return posixpath.join(facts["home"], inside)
 
     def _unusable(self, what: str) -> RuntimeUnavailableError:
         hint = "name a Python with ray in [runtime] python, or leave it out to have one made"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-from raycluster.contracts import Health, Transport, Versions
-from raycluster.decode import MOST, decode, unread
-from raycluster.errors import HostError, RecordError, RuntimeUnavailableError
+from raycluster.contracts import Transport
+from raycluster.errors import HostError, RuntimeUnavailableError
 from raycluster.runtimes.native_program import host_program
-
-T = TypeVar("T")
 
 # the system's own interpreter first: one that a version manager picks is slower and may change
 _FIND_PYTHON = (
@@ -42,86 +39,6 @@ def entering(launch: str, argv: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    error: str = ""
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a cluster's things are on a host, and what is there."""
-
-    root: str
-    temp: str
-    owner: str
-    home: str
-    environment: dict[str, str]
-    system_path: str
-    uv: str
-    uv_cache: bool
-    complete: list[str]
-    amd: bool = False
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A role as it was found."""
-
-    role: str
-    fingerprint: str
-    health: Health
-    detail: str
-    versions: Versions = field(default_factory=Versions)
-    started: str = ""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """All roles that were found."""
-
-    found: list[Seen]
-
-
-@dataclass(frozen=True)
-class Launched:
-    """Why it will not start at boot, or empty."""
-
-    boot: str
-
-
-@dataclass(frozen=True)
-class Described:
-    """Where the root and a role's launch.json are."""
-
-    root: str
-    launch: str
-
-
-@dataclass(frozen=True)
-class Logged:
-    """A role's logs, the oldest first, and what bytes of the last one are asked for."""
-
-    older: list[str]
-    log: str
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Content:
-    """A file's content, in hexadecimal."""
-
-    content: str
-
-
-@dataclass(frozen=True)
-class Removed:
-    """What was removed."""
-
-    removed: list[str]
-
-
-@dataclass(frozen=True)
 class Remote:
     """A cluster's folder on a host; `root` is empty for the usual one."""
 
@@ -130,7 +47,7 @@ class Remote:
     transport: Transport
     root: str = ""
 
-    def ask(self, command: str, kind: type[T], timeout: float = 60.0, **arguments: object) -> T:
+    def ask(self, command: str, timeout: float = 60.0, **arguments: object) -> dict[str, Any]:
         """Run a command of native_host.py there; raises HostError with what it has to say."""
         question = json.dumps({"cluster": self.cluster, "root": self.root, **arguments})
         argv = ("sh", "-c", _FIND_PYTHON, "raycluster", "-", command, question)
@@ -141,29 +58,12 @@ class Remote:
                 where=self.host,
                 hint="install Python 3.8 or newer there (apt install python3), or use Docker",
             )
-        lines = done.stdout.splitlines()
         try:
-            problem = decode(
-                lines[-1] if lines else b"", _Problem, what="the host's answer", most=4 * MOST
-            )
-        except RecordError as error:
+            answer: dict[str, Any] = json.loads(done.text.splitlines()[-1])
+        except (ValueError, IndexError) as error:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             what = said[-1] if said else f"python3 ended with {done.exit_code}"
             raise HostError(f"the native runtime cannot work: {what}", where=self.host) from error
-        if problem.error:
-            raise RuntimeUnavailableError(problem.error, where=self.host, hint=problem.hint)
-        answer: T = decode(
-            lines[-1], kind, what="the host's answer", where=self.host, most=4 * MOST
-        )
+        if "error" in answer:
+            raise RuntimeUnavailableError(answer["error"], where=self.host, hint=answer["hint"])
         return answer
-
-    def read(self, path: str) -> bytes:
-        """Return a file under the root. Raises RecordError where it is large or was not told."""
-        told = self.ask("read", Content, path=path).content
-        try:
-            content = bytes.fromhex(told)
-        except ValueError:
-            content = bytes(MOST + 1)
-        if len(content) > MOST:
-            raise unread(path, f"longer than {MOST} bytes", self.host)
-        return content
