@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from raycluster.connect import Connected, Fleet
+from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.errors import (
     AuthError,
@@ -132,7 +132,7 @@ def forget(work: Work, leaving: Iterable[Former]) -> tuple[Former, ...]:
     former = {f.name: f for f in leaving}
     if not former:
         return ()
-    staying = work.fleet.each((h.name for h in work.spec.hosts), machine)
+    staying = all_or_raise(work.fleet.each((h.name for h in work.spec.hosts), machine))
     kinds = {(told, work.fleet[name].host.kind) for name, told in staying.items()}
 
     def remove(connected: Connected) -> bool:
