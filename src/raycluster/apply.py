@@ -11,7 +11,7 @@ from raycluster.contracts import Facts, Files, Process, Versions
 from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
 from raycluster.events import Event
 from raycluster.images import bring_images
-from raycluster.leave import forget, leave
+from raycluster.leave import leave, make_way
 from raycluster.members import Former
 from raycluster.observe import observe, push_live, read_facts, read_gpus, read_listening
 from raycluster.payload import code_files, secret_files
@@ -65,8 +65,7 @@ def apply_nodes(
     versions = _prepare(work, state, starts, freed)
     guard(work, [a for a in actions if isinstance(a, Guard)])
     _take_off(work, [r for r in removes if r.role])
-    if forget(work, moved):
-        raise HostError("the former runtime's processes could not be removed", where=moved[0].name)
+    make_way(work, moved)
     former = (*removed, *stranded)
     if leaving or state.unread or any(s.process.role == WORKER for s in starts):
         record(work, state, former)

@@ -57,7 +57,7 @@ def recognise(
 def _not_cleaned(name: str, address: str, error: RayclusterError) -> HostError:
     login = isinstance(error, UnreachableError | HostKeyError | AuthError)
     return HostError(
-        f"is recorded at {address} as a host that left the spec, and is not cleaned: {error.what}",
+        f"is recorded at {address} as a host of before, and is not cleaned: {error.what}",
         where=name,
         hint=f"`[ssh]` of the spec or your ssh config has to say how to log in at {address}, and "
         "its key has to be known; or put it back into the spec"
@@ -77,6 +77,14 @@ def leave(work: Work, state: ClusterState, leaving: Iterable[Former]) -> tuple[F
     ours = [former[name] for name, told in known.items() if told is True]
     drain(work, ours, spare={host.address for host in state.hosts.values()})
     return (*kept, *forget(work, ours))
+
+
+def make_way(work: Work, moved: Iterable[Former]) -> None:
+    """Remove what hosts of the spec ran with another runtime. Raises HostError."""
+    former = {f.name: f for f in moved}
+    known = all_or_raise(recognise(work.fleet, former.values(), work.token))
+    if kept := forget(work, [former[name] for name, ours in known.items() if ours]):
+        raise HostError("the former runtime's processes could not be removed", where=kept[0].name)
 
 
 def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None:

@@ -236,11 +236,10 @@ def down(
 
 def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> tuple[str, ...]:
     state = observe(spec, fleet)
-    left = removed_hosts(spec, state)
+    former = (*removed_hosts(spec, state), *moved_hosts(spec, state))
     # before anything is cleaned: a host of the spec may be among them by another address
-    known = recognise(fleet, left, state.token) if state.token else {}
-    former = (*moved_hosts(spec, state), *(f for f in left if known.get(f.name) is True))
-    hosts = [*spec.hosts, *(f.host for f in former if f.host)]
+    known = recognise(fleet, former, state.token) if state.token else {}
+    hosts = [*spec.hosts, *(f.host for f in former if f.host and known.get(f.name) is True)]
     results = fleet.reach(hosts, lambda c: _clean(spec, c, listen, purge=purge))
     problems = [r for r in (*known.values(), *results.values()) if isinstance(r, RayclusterError)]
     problems += stranded(spec, state)

@@ -21,9 +21,9 @@ from raycluster.contracts import Process, Secret, Versions
 from raycluster.errors import HostError, NewerRecordError, RayclusterError
 from raycluster.events import Event
 from raycluster.health import look
-from raycluster.leave import leave
+from raycluster.leave import leave, make_way
 from raycluster.observe import observe
-from raycluster.plan import removed_hosts, stranded_hosts
+from raycluster.plan import moved_hosts, removed_hosts, stranded_hosts
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
 from raycluster.up import down, preview
@@ -164,6 +164,28 @@ def test_what_a_host_says_of_members_changes_nothing_elsewhere(places: Places) -
     assert "does not hold this cluster's token" in said
     assert "the machine itself" in said
     assert "localhost" in said  # it has no line in known_hosts, and gets none
+    assert places.safe() == before
+
+
+def test_a_local_host_of_the_spec_loses_nothing_to_a_record_of_another_runtime(
+    places: Places,
+) -> None:
+    before = places.safe()
+    record = places.host.folder / "home/.raycluster" / places.name / "members.json"
+    local = {"transport": "local", "name": "me", "runtime": {"kind": "docker"}}
+    table = {**places.spec.model_dump(by_alias=True, exclude_unset=True), "workers": [local]}
+    spec = ClusterSpec.model_validate(table)
+    places.begin(json.dumps([old("", None, "local")]).encode())
+    with places.fleet() as fleet:
+        state = observe(spec, fleet)
+        assert record.exists()
+        moved = moved_hosts(spec, state)
+        assert [(f.member.kind, f.host and f.host.transport) for f in moved] == [
+            ("native", "local")
+        ]
+        work = Work(spec, fleet, Secret(TOKEN), NO_SECRETS, places.told.append)
+        with pytest.raises(HostError, match="does not hold this cluster's token"):
+            make_way(work, moved)
     assert places.safe() == before
 
 
