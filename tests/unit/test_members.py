@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -193,3 +194,32 @@ def test_a_member_is_frozen_data() -> None:
     assert set(Member.model_fields) == {
         *("name", "host", "port", "kind", "private_address", "price_per_hour", "user", "via"),
     }
+
+
+def test_no_bytes_bring_anything_but_the_one_error_or_the_specs_logins() -> None:
+    dice = random.Random(14)
+    spec = spec_of(workers=[{"host": "y", "user": "other", "proxy_jump": "me@gate"}])
+    good = [old(), old(transport="local"), members_file(map(member_of, spec.hosts))]
+    pieces = [b'"', b"[", b"}", b",", b"\\ud800", b"1e999", b"null", b"-oX", b"\x1b", b"..", b"@"]
+    read = 0
+    for _ in range(3000):
+        content = bytearray(dice.choice(good))
+        for _ in range(dice.randrange(1, 4)):
+            start = dice.randrange(len(content) + 1)
+            piece = dice.choice([*pieces, dice.randbytes(2), bytes([dice.randrange(32, 127)])])
+            content[start : start + dice.randrange(4)] = piece
+        try:
+            found = reached(spec, bytes(content))
+        except RecordError:
+            continue
+        read += 1
+        for left in found:
+            assert left.name.isprintable()
+            if left.host is None:
+                assert left.trouble
+                continue
+            options = ssh_options(left.host)
+            assert (options.user, options.proxy_jump) in {("me", None), ("other", "me@gate")}
+            assert (options.known_hosts, options.host_key) == ("/laptop/known_hosts", None)
+            assert left.moved or options.host_keys == "strict"
+    assert read > 300
