@@ -464,12 +464,12 @@ def test_what_hosts_say_of_members_hurts_neither_the_laptop_nor_others(job: Runn
         {**plain, "host": "", "transport": "local", "ssh": {}},
         {**plain, "host": third.address, "ssh": {**login, "port": third.ssh_port}},
     ]
-    own = job.cli.home / ".raycluster/job/precious"
-    other = third.folder / "disk/root/.raycluster/job"
-    for folder in (own.parent, other):
-        folder.mkdir(parents=True)
-        (folder / "token").write_text("0" * 64)
-    own.write_text("data")
+    own = job.cli.home / ".raycluster/job/token"
+    own.parent.mkdir(parents=True)
+    own.write_text("0" * 64)
+    there = "/root/.raycluster/job"
+    third.check("mkdir", "-p", there)
+    third.check("cp", "/etc/hostname", f"{there}/token")
     write_records(job, json.dumps(members).encode())
     plan = job.cli("plan", job.spec())
     assert f"no longer in the spec, at {third.address}:{third.ssh_port}" in plan.stdout
@@ -477,9 +477,9 @@ def test_what_hosts_say_of_members_hurts_neither_the_laptop_nor_others(job: Runn
     assert done.returncode == 0, done.stderr
     assert "what is there does not hold this cluster's token" in done.stderr
     assert "the machine itself on which `raycluster up` ran" in done.stderr
-    assert (own.read_text(), keys.exists(), (other / "token").exists()) == ("data", False, True)
+    assert (own.read_text(), keys.exists()) == ("0" * 64, False)
+    third.check("rm", "-r", f"{there}/token", there, "/root/.raycluster")
     shutil.rmtree(own.parents[1])
-    shutil.rmtree(other.parent)
 
 
 @pytest.mark.parametrize("content", [b"[", b"true", b"[{}]"])
