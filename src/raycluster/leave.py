@@ -21,6 +21,7 @@ DRAIN_S = 120
 
 def drain(work: Work, leaving: Iterable[ResolvedHost]) -> None:
     """Ask Ray to move what runs on leaving hosts, and wait until Serve has done so."""
+    work.fleet.check()
     reached = work.fleet.reach(leaving, lambda connected: connected.address)
     names = {address: name for name, address in reached.items() if isinstance(address, str)}
     head = work.fleet[work.head.name]
@@ -62,6 +63,7 @@ def forget(work: Work, leaving: Iterable[ResolvedHost]) -> tuple[ResolvedHost, .
     hosts = {h.name: h for h in leaving}
     if not hosts:
         return ()
+    work.fleet.check()
     staying = work.fleet.each(
         (h.name for h in work.spec.hosts), lambda c: (machine(c), c.host.kind)
     )

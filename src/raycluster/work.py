@@ -53,4 +53,5 @@ def record(work: Work, state: ClusterState, members: tuple[ResolvedHost, ...]) -
         for name, host in state.hosts.items()
         if any(f.health == "running" and f.role == work.fleet[name].host.role for f in host.found)
     ]
+    work.fleet.check()
     work.fleet.each(running, push)  # a node that just stopped gets the record when it is started

@@ -85,7 +85,8 @@ def _ends_reported_to(events: SimpleQueue[Exception | None]) -> Iterator[None]:
     def note(_number: int, _frame: FrameType | None) -> None:
         events.put(None)  # unlike an Event, this queue may be used where a signal interrupts it
 
-    before = {number: signal.signal(number, note) for number in ENDS}
+    heeded = [n for n in ENDS if signal.getsignal(n) is not signal.SIG_IGN]  # `nohup` ignores one
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield
     finally:
