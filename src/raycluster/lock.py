@@ -121,8 +121,8 @@ class Claim:
 class Lock:
     """The lock of a cluster, held between enter and exit; a lease for what is done meanwhile.
 
-    `who` describes this run to others. `wake` is called, from any thread, when the lock is lost
-    while it is held. A run goes on only after it saw no other claim beside its own: of two, one at
+    `who` describes this run to others. `wake` is called when another thread than the main one
+    finds that the lock is lost while it is held. A run goes on only after it saw no other claim beside its own: of two, one at
     least sees the other's.
     """
 
@@ -182,6 +182,7 @@ class Lock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._judge()  # a connection that broke while the run stood still is not the cause
         self._withdraw()
 
     def check(self) -> None:
@@ -280,8 +281,8 @@ class Lock:
                 where=self._cluster,
                 hint="see what is there with `raycluster plan`, and run the command again",
             )
-        if self._state == "held":
-            self._wake()
+        if self._state == "held" and threading.current_thread() is not threading.main_thread():
+            self._wake()  # who runs there now is told by an error
 
     def _run(self, script: str, *args: str, input: bytes = b"", timeout: float = 60.0) -> Completed:
         argv = ("sh", "-c", script, "sh", *args)
