@@ -52,9 +52,7 @@ def main() -> None:
     """Run the program and end it with the designed exit code."""
     startup.begin()
     _open_streams()
-    for request in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(request) is signal.SIG_DFL:  # `nohup` ignores the second
-            signal.signal(request, _like_ctrl_c)
+    _heed_requests()
     sys.exit(_run())
 
 
@@ -103,13 +101,20 @@ def _by_interrupt(end: SystemExit) -> bool:
     return cause is not None and isinstance(cause.__cause__, KeyboardInterrupt)
 
 
+def _heed_requests() -> None:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does, also where Ctrl-C itself is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio puts its own in place
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
+            signal.signal(number, _like_ctrl_c)
+
+
 def _like_ctrl_c(_number: int, frame: FrameType | None) -> None:
-    """Do what Ctrl-C does, also where that is ignored, as in the background of a script."""
     ctrl_c = signal.getsignal(signal.SIGINT)
     if callable(ctrl_c):
-        ctrl_c(signal.SIGINT, frame)  # asyncio ends its tasks first
-    else:
-        raise KeyboardInterrupt
+        ctrl_c(signal.SIGINT, frame)
 
 
 def _end(code: int) -> NoReturn:

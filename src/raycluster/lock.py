@@ -122,8 +122,8 @@ class Lock:
     """The lock of a cluster, held between enter and exit; a lease for what is done meanwhile.
 
     `who` describes this run to others. `wake` is called when another thread than the main one
-    finds that the lock is lost while it is held. A run goes on only after it saw no other claim beside its own: of two, one at
-    least sees the other's.
+    finds that the lock is lost while it is held. A run goes on only after it saw no other claim
+    beside its own: of two, one at least sees the other's.
     """
 
     def __init__(
