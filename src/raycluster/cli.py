@@ -103,9 +103,6 @@ def _by_interrupt(end: SystemExit) -> bool:
 
 def _heed_requests() -> None:
     """Let SIGTERM and SIGHUP do what Ctrl-C does, also where Ctrl-C itself is ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio puts its own in place
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
             signal.signal(number, _like_ctrl_c)
@@ -114,7 +111,9 @@ def _heed_requests() -> None:
 def _like_ctrl_c(_number: int, frame: FrameType | None) -> None:
     ctrl_c = signal.getsignal(signal.SIGINT)
     if callable(ctrl_c):
-        ctrl_c(signal.SIGINT, frame)
+        ctrl_c(signal.SIGINT, frame)  # asyncio's ends its tasks first
+    else:  # in the background of a script
+        raise KeyboardInterrupt
 
 
 def _end(code: int) -> NoReturn:
