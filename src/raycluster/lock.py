@@ -81,11 +81,11 @@ while read -r claim; do
   [ "$claim" = "$own" ] && continue
   then='' when='' state='' text=''
   [ -L "$claim/beat" ] || [ ! -f "$claim/beat" ] || read -r then when state <"$claim/beat"
-  case $when in ''|*[!0-9]*) then='';; esac
+  case $when in ''|*[!0-9]*|?????????????*) then='';; esac
   if [ "$then" = "$boot" ] && [ $((now - when)) -le "$limit" ]; then
     [ -L "$claim/holder" ] || [ ! -f "$claim/holder" ] ||
       text=$(head -c 500 "$claim/holder" | tr -d '\n')
-    echo "claim ${claim##*.} $when $state $text"
+    printf 'claim %s %s %s %s\n' "${claim##*.}" "$when" "$state" "$text"
   else
     rm -rf "$claim" 2>/dev/null
   fi
@@ -156,18 +156,9 @@ class Lock:
 
     def __enter__(self) -> Lock:
         """Take the lock. Raises LockedError with its holder, and HostError."""
-        began = _clock()
-        done = self._run(_CLAIM, self._claim, input=self._who.encode())
-        if done.exit_code != 0:
-            raise HostError(
-                f"the lock {self._claim} cannot be made: {_said(done)}",
-                where=self._cluster,
-                hint="its folder should be root's, with mode 1777, and have room: "
-                "ls -ld /tmp; df /tmp; df -i /tmp",
-            )
-        self._good = began
-        self._thread.start()
         try:
+            self._make_claim()
+            self._thread.start()
             self._wait_for_turn()
             self._state = "held"
             self.check()
@@ -184,6 +175,18 @@ class Lock:
     ) -> None:
         self._judge()  # a connection that broke while the run stood still is not the cause
         self._withdraw()
+
+    def _make_claim(self) -> None:
+        began = _clock()
+        done = self._run(_CLAIM, self._claim, input=self._who.encode())
+        if done.exit_code != 0:
+            raise HostError(
+                f"the lock {self._claim} cannot be made: {_said(done)}",
+                where=self._cluster,
+                hint="its folder should be root's, with mode 1777, and have room: "
+                "ls -ld /tmp; df /tmp; df -i /tmp",
+            )
+        self._good = began
 
     def check(self) -> None:
         """Beat now: whoever comes after that knows this run as alive. Raises LockedError."""
