@@ -258,7 +258,8 @@ class Fleet:
 
     @staticmethod
     def _gather(futures: Mapping[str, Future[T]]) -> dict[str, T | RayclusterError]:
-        wait(futures.values())
+        while wait(futures.values(), timeout=1.0).not_done:
+            pass  # a signal that comes just before a wait is heeded after it
         results: dict[str, T | RayclusterError] = {}
         for name, future in futures.items():
             error = future.exception()
