@@ -86,6 +86,8 @@ def apply_nodes(
 
 def guard(work: Work, guards: list[Guard]) -> None:
     """Put firewall rules in force, or take them back. Raises CommandError."""
+    if not guards:
+        return
     cluster = work.spec.cluster.name
 
     def write(connected: Connected) -> None:
@@ -104,6 +106,7 @@ def guard(work: Work, guards: list[Guard]) -> None:
         if action.rules and done.text.strip():
             work.listen(Event(connected.host.name, f"firewall: {done.text.strip()}", "note"))
 
+    work.fleet.check()
     all_or_raise(work.fleet.each(dict.fromkeys(g.host for g in guards), write))
 
 
@@ -131,6 +134,7 @@ def _prepare(
     if facts.keys() == {h.name for h in work.spec.hosts}:
         check_gpus(work.spec, {h.name: gpus_of(h, facts[h.name]) for h in work.spec.hosts})
 
+    work.fleet.check()
     login = work.secrets.registry
     starts = [replace(s, process=replace(s.process, login=login)) for s in starts]
     bring_images(work, {h: [s.process for s in starts if s.host == h] for h in hosts})
@@ -227,6 +231,8 @@ def _start(work: Work, starts: list[Start], prepared: Prepared, files: Files) ->
             whole = {**files, **process.files, **process.live_files}
             connected.runtime.start(process, prepared[name, process.role], whole, tell)
 
+    if starts:
+        work.fleet.check()
     all_or_raise(work.fleet.each(dict.fromkeys(s.host for s in starts), start))
 
 
@@ -276,6 +282,8 @@ def _reload(work: Work, reloads: list[Reload]) -> None:
                 )
             work.listen(Event(connected.host.name, f"{process.role} has read its files", "done"))
 
+    if reloads:
+        work.fleet.check()
     all_or_raise(work.fleet.each(dict.fromkeys(r.host for r in reloads), tell))
 
 
@@ -288,6 +296,7 @@ def refresh(work: Work, wiring: Wiring, only: Only) -> None:
                 push_live(connected.runtime.inside(process.role), process.live_files)
 
     hosts = (host.name for host in work.spec.hosts if only.nodes(host))
+    work.fleet.check()
     all_or_raise(work.fleet.each(hosts, push))
 
 
@@ -362,10 +371,12 @@ def _no_start(connected: Connected, role: str, what: str) -> HostError:
     )
 
 
-def _take_off(work: Work, removes: Iterable[Remove]) -> None:
+def _take_off(work: Work, removes: Collection[Remove]) -> None:
     def remove(connected: Connected) -> None:
         for action in removes:
             if action.host == connected.host.name:
                 connected.runtime.remove(action.role)
 
+    if removes:
+        work.fleet.check()
     all_or_raise(work.fleet.each(dict.fromkeys(r.host for r in removes), remove))

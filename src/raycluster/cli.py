@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from raycluster import __version__, startup
 from raycluster.commands import COMMANDS
-from raycluster.errors import RayclusterError
+from raycluster.errors import LockedError, RayclusterError
 from raycluster.tested import sentence
 
 INTERRUPTED = 130
@@ -50,6 +52,7 @@ def main() -> None:
     """Run the program and end it with the designed exit code."""
     startup.begin()
     _open_streams()
+    _heed_requests()
     sys.exit(_run())
 
 
@@ -61,12 +64,14 @@ def _run() -> int:
             sys.stdout.flush()
     except RayclusterError as error:
         sys.stderr.write(f"error: {error}\n")
+        if isinstance(error, LockedError):
+            _end(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
-        _end_interrupted()
+        _end(INTERRUPTED)
     except SystemExit as end:
         if _by_interrupt(end):
-            _end_interrupted()
+            _end(INTERRUPTED)
         return end.code if isinstance(end.code, int) else 0
     except OSError as error:
         return _cut_off(error)
@@ -96,6 +101,21 @@ def _by_interrupt(end: SystemExit) -> bool:
     return cause is not None and isinstance(cause.__cause__, KeyboardInterrupt)
 
 
-def _end_interrupted() -> NoReturn:
+def _heed_requests() -> None:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does, also where Ctrl-C itself is ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
+            signal.signal(number, _like_ctrl_c)
+
+
+def _like_ctrl_c(_number: int, frame: FrameType | None) -> None:
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if callable(ctrl_c):
+        ctrl_c(signal.SIGINT, frame)  # asyncio's ends its tasks first
+    else:  # in the background of a script
+        raise KeyboardInterrupt
+
+
+def _end(code: int) -> NoReturn:
     sys.stderr.flush()
-    os._exit(INTERRUPTED)  # threads that wait for hosts would keep the process alive
+    os._exit(code)  # threads that wait for hosts would keep the process alive

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from raycluster.accelerators.host import has_nvidia, quick_script
 from raycluster.contracts import Runtime, Transport
 from raycluster.errors import HostError, RayclusterError, raise_together
+from raycluster.fence import Fenced, Lease
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
 
@@ -129,9 +130,14 @@ def ssh_options(host: ResolvedHost) -> SshOptions:
     )
 
 
-def connect(host: ResolvedHost, cluster: str, ask: Ask | None = None) -> Connected:
-    """Reach one host. Raises HostError."""
-    transport = TRANSPORTS[host.transport](host, ask)
+def connect(
+    host: ResolvedHost,
+    cluster: str,
+    ask: Ask | None = None,
+    valid: Callable[[], None] = lambda: None,
+) -> Connected:
+    """Reach one host; `valid` is called before anything is done there. Raises HostError."""
+    transport = Fenced(TRANSPORTS[host.transport](host, ask), valid)
     return Connected(host, transport, RUNTIMES[host.kind](host, cluster, transport))
 
 
@@ -152,6 +158,7 @@ class Fleet:
         self._attempts: dict[str, Thread] = {}
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="host")
         self._reached: dict[str, Connected | RayclusterError] = {}
+        self._lease: Lease | None = None
 
     def __enter__(self) -> Fleet:
         return self
@@ -166,6 +173,25 @@ class Fleet:
             if isinstance(reached, Connected):
                 reached.transport.close()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    @contextmanager
+    def under(self, lease: Lease) -> Iterator[None]:
+        """Inside it nothing is done on any host without this lease: LockedError is raised.
+
+        After an error or an interrupt this stays so, for what threads still do.
+        """
+        self._lease = lease
+        yield
+        self._lease = None
+
+    def check(self) -> None:
+        """Make sure of the lease before something is changed. Raises LockedError."""
+        if self._lease is not None:
+            self._lease.check()
+
+    def _valid(self) -> None:
+        if self._lease is not None:
+            self._lease.valid()
 
     def reach(
         self, hosts: Iterable[ResolvedHost], then: Callable[[Connected], T]
@@ -196,7 +222,7 @@ class Fleet:
 
     def _connect(self, host: ResolvedHost) -> Connected:
         try:
-            reached = connect(host, self._cluster, self._ask)
+            reached = connect(host, self._cluster, self._ask, self._valid)
         except RayclusterError as error:
             self._reached[host.name] = error
             raise
@@ -208,7 +234,10 @@ class Fleet:
         return all_or_raise(self.reach([host], lambda connected: connected))[host.name]
 
     def beside(self, name: str) -> Transport:
-        """Open a further connection to a reached host; the caller closes it. Raises HostError."""
+        """Open a further connection to a reached host, under no lease; the caller closes it.
+
+        Raises HostError.
+        """
         host = self[name].host
         return TRANSPORTS[host.transport](host, self._ask)
 
@@ -229,7 +258,8 @@ class Fleet:
 
     @staticmethod
     def _gather(futures: Mapping[str, Future[T]]) -> dict[str, T | RayclusterError]:
-        wait(futures.values())
+        while wait(futures.values(), timeout=1.0).not_done:
+            pass  # a signal that comes just before a wait is heeded after it
         results: dict[str, T | RayclusterError] = {}
         for name, future in futures.items():
             error = future.exception()

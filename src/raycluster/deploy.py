@@ -156,6 +156,7 @@ def _write(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
     def write(connected: Connected) -> None:
         push_files(connected.runtime.inside(connected.host.role), files)
 
+    work.fleet.check()
     all_or_raise(work.fleet.each((h.name for h in work.spec.hosts if state.runs(h)), write))
 
 

@@ -92,6 +92,7 @@ def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None
 
     `spare` are addresses of hosts that stay, whatever else is said to have them.
     """
+    work.fleet.check()
     hosts = [f.host for f in leaving if f.host]
     reached = work.fleet.reach(hosts, lambda connected: connected.address)
     names = {
@@ -140,6 +141,7 @@ def forget(work: Work, leaving: Iterable[Former]) -> tuple[Former, ...]:
     former = {f.name: f for f in leaving}
     if not former:
         return ()
+    work.fleet.check()
     staying = all_or_raise(work.fleet.each((h.name for h in work.spec.hosts), machine))
     kinds = {(told, work.fleet[name].host.kind) for name, told in staying.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,9 +21,19 @@ PIECE = 16 << 20
 PROGRAMS = (("raycluster.serve", "transfer.py"), ("raycluster.runtimes", "docker_spool.py"))
 LOOPBACK = "127.0.0.1"
 
+# Somebody else may hold the usual name: then another, which a later run finds again.
 _MAKE = """
 umask 077
-mkdir -p -m 700 "$1" && [ -O "$1" ] && [ ! -L "$1" ] || exit 1
+mkdir -p "$1" || exit 1
+if [ -n "$(find "$1/" -maxdepth 0 -perm -0002 ! -perm -1000)" ]; then
+  echo "others may rename what is in $1" >&2; exit 1
+fi
+folder=$1/$2
+mkdir "$folder" 2>/dev/null || [ -O "$folder" ] && [ -d "$folder" ] && [ ! -L "$folder" ] || {
+  folder=$(find "$1/" -maxdepth 1 -type d -user "$(id -u)" -name "$2.????????" | head -n 1)
+  [ -n "$folder" ] || folder=$(mktemp -d "$1/$2.XXXXXXXX") || exit 1
+}
+chmod 700 "$folder" && echo "folder $folder"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null && echo python || echo none
 """
 _SIZE = """
@@ -37,7 +48,11 @@ _CLOSE = """
 cd "$1" && rm -f -- *.py *.json saved.tar* && cd / && rmdir "$1" 2>/dev/null
 true
 """
-_CLEAR = '[ -d "$1" ] && [ -O "$1" ] && [ ! -L "$1" ] && rm -rf "$1" && echo removed; true'
+_CLEAR = """
+[ -d "$1" ] || exit 0
+find "$1/" -maxdepth 1 -type d -user "$(id -u)" \\( -name "$2" -o -name "$2.????????" \\) |
+while read -r folder; do rm -rf "$folder" && echo "folder $folder"; done
+"""
 
 
 @dataclass(frozen=True)
@@ -150,15 +165,18 @@ def store(connected: Connected) -> ImageStore:
 
 def open_spool(connected: Connected, base: str, cluster: str) -> Spool:
     """Make a host's folder, with our programs in it. Raises HostError."""
-    transport, folder = connected.transport, _folder(connected.transport, base, cluster)
-    done = transport.run(("sh", "-c", _MAKE, "make", folder))
-    if done.exit_code:
+    transport = connected.transport
+    done = transport.run(("sh", "-c", _MAKE, "make", *_place(transport, base, cluster)))
+    told = re.fullmatch(r"folder (/.*)\n(python|none)", done.text)
+    if done.exit_code or not told:
+        said = done.stderr.decode(errors="replace").strip()[-300:]
         raise HostError(
-            f"{folder} cannot be made, or is somebody else's",
+            f"no folder for images can be made in {base}: {said}",
             where=connected.host.name,
             hint="set distribution.folder to a folder that the user may write to",
         )
-    spool = Spool(connected, folder, done.text.strip() == "python")
+    folder = told[1]
+    spool = Spool(connected, folder, told[2] == "python")
     for package, program in PROGRAMS if spool.python else ():
         content = (resources.files(package) / program).read_bytes()
         transport.put(f"{folder}/{program}", content, mode=0o600)
@@ -167,12 +185,12 @@ def open_spool(connected: Connected, base: str, cluster: str) -> Spool:
 
 def clear_spool(connected: Connected, base: str, cluster: str) -> tuple[str, ...]:
     """Remove what an interrupted run has left on a host, and return it."""
-    folder = _folder(connected.transport, base, cluster)
-    done = connected.transport.run(("sh", "-c", _CLEAR, "clear", folder))
-    return (f"folder {folder}",) if done.text.strip() == "removed" else ()
+    place = _place(connected.transport, base, cluster)
+    done = connected.transport.run(("sh", "-c", _CLEAR, "clear", *place))
+    return tuple(line for line in done.text.splitlines() if line.startswith("folder /"))
 
 
-def _folder(transport: Transport, base: str, cluster: str) -> str:
-    """Return the folder of this user and cluster: others may write to what is above it."""
+def _place(transport: Transport, base: str, cluster: str) -> tuple[str, str]:
+    """Return the base and the usual name of the folder of this user and cluster in it."""
     user = transport.run(("id", "-u")).text.strip()
-    return f"{base.rstrip('/')}/raycluster-{user}-{cluster}"
+    return base.rstrip("/") or "/", f"raycluster-{user}-{cluster}"

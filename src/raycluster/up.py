@@ -76,14 +76,20 @@ def up(
     this one.
     """
     _reach(spec, fleet, only)
-    with _lock(spec, fleet, command):
+    with _lock(spec, fleet, command, listen):
         return _up(spec, fleet, secrets, listen, only, verify=verify)
 
 
 @contextmanager
-def _lock(spec: ClusterSpec, fleet: Fleet, command: str) -> Iterator[None]:
+def _lock(spec: ClusterSpec, fleet: Fleet, command: str, listen: Listener) -> Iterator[None]:
     """Hold the cluster's lock over a connection that nothing else uses."""
-    with closing(fleet.beside(spec.hosts[0].name)) as own, holding(own, spec.cluster.name, command):
+    name = spec.cluster.name
+    tell = lambda text: listen(Event(name, text))  # noqa: E731
+    with (
+        closing(fleet.beside(spec.hosts[0].name)) as own,
+        holding(own, name, command, tell) as lease,
+        fleet.under(lease),
+    ):
         yield
 
 
@@ -230,7 +236,7 @@ def down(
     head = fleet.reach(spec.hosts[:1], lambda c: c.transport)[spec.hosts[0].name]
     if isinstance(head, RayclusterError):
         return _down(spec, fleet, listen, purge=purge)  # there is nobody to ask for the lock
-    with _lock(spec, fleet, "raycluster down"):
+    with _lock(spec, fleet, "raycluster down", listen):
         return _down(spec, fleet, listen, purge=purge)
 
 
@@ -238,8 +244,10 @@ def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> 
     state = observe(spec, fleet)
     former = (*removed_hosts(spec, state), *moved_hosts(spec, state))
     # before anything is cleaned: a host of the spec may be among them by another address
+    fleet.check()
     known = recognise(fleet, former, state.token) if state.token else {}
     hosts = [*spec.hosts, *(f.host for f in former if f.host and known.get(f.name) is True)]
+    fleet.check()
     results = fleet.reach(hosts, lambda c: _clean(spec, c, listen, purge=purge))
     problems = [r for r in (*known.values(), *results.values()) if isinstance(r, RayclusterError)]
     problems += stranded(spec, state)

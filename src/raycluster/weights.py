@@ -42,6 +42,7 @@ def bring(
     by_host = {n: needed for n, needed in every.items() if hosts is None or n in hosts}
     if not by_host:
         return
+    work.fleet.check()
     asking = Asking(work, models[0]["secrets_path"], verify=verify)
     brought: dict[tuple[str, Wanted], Mapping[str, Any]] = {}
     if work.spec.distribution.models != "hub" and len(every) > 1:

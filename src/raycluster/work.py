@@ -60,4 +60,5 @@ def record(work: Work, state: ClusterState, former: Iterable[Former]) -> None:
         for name, host in state.hosts.items()
         if any(f.health == "running" and f.role == work.fleet[name].host.role for f in host.found)
     ]
+    work.fleet.check()
     work.fleet.each(running, push)  # a node that just stopped gets the record when it is started

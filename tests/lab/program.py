@@ -26,10 +26,13 @@ class Cli:
     env: Mapping[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list, repr=False)
 
-    def start(self, *args: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
-        """Start the program and return at once."""
+    def start(
+        self, *args: str | Path, cwd: Path | None = None, background: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start the program and return at once; in the background of a script it ignores SIGINT."""
+        script = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh") if background else ()
         return subprocess.Popen(
-            [PROGRAM, *map(str, args)],
+            [*script, PROGRAM, *map(str, args)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

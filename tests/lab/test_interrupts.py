@@ -145,8 +145,16 @@ def test_one_run_at_a_time_changes_a_cluster(cut: Cut) -> None:
             assert "error: cut: is being changed by `raycluster up` of " in done.stderr
             assert "\n  next: wait" in done.stderr
 
-    cut.up_until(r"head: starting the head", INT, others_are_refused)
-    cut.down()
+    with cut.cli.start("up", cut.spec, background=True) as program:
+        _hear(program, r"head: starting the head")
+        others_are_refused()
+        program.send_signal(signal.SIGSTOP)
+        cut.down()  # follows it as soon as its beat has stopped
+        program.send_signal(signal.SIGCONT)
+        _, rest = program.communicate(timeout=60)
+    assert program.returncode == 5, rest
+    assert re.search(r"^error: cut: .*; it has ended, and changes nothing more$", rest, re.M), rest
+    cut.clean()
 
 
 def nothing(cut: Cut) -> None:
@@ -218,7 +226,7 @@ def _all_ended(host: Host) -> bool:
 
 def test_the_next_down_finishes_what_a_cut_one_began(cut: Cut) -> None:
     """The first is killed when it has only just begun, the second when one host is clean."""
-    lock = ("test", "-e", "/tmp/raycluster-cut.lock")
+    lock = ("sh", "-c", "ls -d /tmp/raycluster-cut.lock.*")
     with cut.cli.start("down", cut.spec, "--yes") as program:
         wait_for(lambda: cut.hosts[0].run(lock).returncode == 0, "the lock")
         _cut(program, KILL)

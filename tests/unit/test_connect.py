@@ -11,6 +11,7 @@ import pytest
 from raycluster import connect
 from raycluster.connect import Connected, Fleet
 from raycluster.errors import UnreachableError
+from raycluster.fence import Fenced
 from raycluster.poll import wait_for
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.transports.local import LocalTransport
@@ -112,9 +113,10 @@ def test_a_host_that_was_away_is_reached_again(
         first = reached(fleet)
         assert isinstance(first, Connected)
         assert reached(fleet) is first
-        assert isinstance(first.transport, Breaking)
+        assert isinstance(first.transport, Fenced)
+        assert isinstance(first.transport.transport, Breaking)
         Breaking.away.set()
-        first.transport.whole = False
+        first.transport.transport.whole = False
         for _ in range(3):
             assert isinstance(reached(fleet), UnreachableError)
         Breaking.away.clear()

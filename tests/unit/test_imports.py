@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("services.firewall",),
     ("plan", "versions", "payload", "ray_api", "ray_jobs"),
     ("forecast", "forecast.*"),
-    ("hub_api", "registry_api"),
+    ("hub_api", "registry_api", "fence"),
     ("connect",),
     ("observe", "replicas", "judge"),
     ("work", "health", "inside", "lock", "scrape"),

@@ -128,6 +128,9 @@ def test_a_host_that_stays_is_not_drained_whatever_address_one_that_left_is_said
     left = former(SPEC, read_members(record, "head"))
 
     class Fleets(Hosts):
+        def check(self) -> None:
+            """Nobody else has the lock."""
+
         def reach(self, hosts: Iterable[Any], then: Callable[[Any], Any]) -> dict[str, Any]:
             del then
             return {host.name: host.private_address for host in hosts}

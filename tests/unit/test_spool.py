@@ -57,13 +57,34 @@ def test_the_folder_is_the_user_s_own_and_holds_programs_that_run(
         assert "SyntaxError" not in said
 
 
-def test_a_folder_that_somebody_else_laid_there_is_refused(host: Connected, tmp_path: Path) -> None:
+def test_a_folder_that_somebody_else_laid_there_is_left_alone(
+    host: Connected, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / f"raycluster-{os.getuid()}-q").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(HostError, match="somebody else's"):
+    usual = tmp_path / f"raycluster-{os.getuid()}-q"
+    usual.symlink_to(tmp_path / "elsewhere")
+    folder = Path(open_spool(host, str(tmp_path), "q").folder)
+    assert folder != usual
+    assert (folder.stat().st_mode & 0o7777, folder.stat().st_uid) == (0o700, os.getuid())
+    assert open_spool(host, str(tmp_path), "q").folder == str(folder)  # and goes on there
+    assert clear_spool(host, str(tmp_path), "q") == (f"folder {folder}",)
+    assert sorted(tmp_path.iterdir()) == sorted([usual, tmp_path / "elsewhere"])
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_folder_in_which_others_may_rename_is_refused(host: Connected, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(HostError, match="others may rename what is in /"):
         open_spool(host, str(tmp_path), "q")
-    assert clear_spool(host, str(tmp_path), "q") == ()
-    assert (tmp_path / "elsewhere").is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_ours_is_made_private_again(host: Connected, tmp_path: Path) -> None:
+    usual = tmp_path / f"raycluster-{os.getuid()}-q"
+    usual.mkdir()
+    usual.chmod(0o777)
+    assert open_spool(host, str(tmp_path), "q").folder == str(usual)
+    assert usual.stat().st_mode & 0o7777 == 0o700
 
 
 def test_an_upload_goes_on_where_it_ended(

@@ -83,7 +83,8 @@ def _endpoint(events: int) -> Iterator[str]:
 
 
 def _serve(pipe: Connection, events: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     run_loop(_listen(pipe, canned(events)))
 
 

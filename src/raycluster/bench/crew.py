@@ -152,7 +152,8 @@ async def _collect(pipe: Connection, done: Done, efforts: list[Effort]) -> None:
 
 def _work(pipe: Connection, counter: Synchronized[int]) -> None:
     """Do what the pipe says, in a process of its own, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the first process says when to stop
     with contextlib.suppress(EOFError, OSError):
         make: Callable[[], Worker] = pipe.recv()
         gc.freeze()

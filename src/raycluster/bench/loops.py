@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,13 +47,36 @@ class Timing:
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, as asyncio.run does, on the cheapest event loop that is there."""
-    try:
+    """Run a coroutine to its end, as asyncio.run does, on the cheapest event loop that is there.
+
+    A request to end the program cancels it, also where SIGINT is ignored.
+    """
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):  # a node's environment may lack it
         import uvloop
-    except ImportError:  # a node's environment, perhaps
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(_cancelled_on_request(main))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _cancelled_on_request(main: Coroutine[Any, Any, T]) -> T:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task  # noqa: S101  # this
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(number)):  # the command line heeds it
+                before[number] = handler
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(task.cancel))
+    try:
+        return await main
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Senders:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home
@@ -53,14 +53,20 @@ def _mark(at: Place) -> str:
 
 @contextmanager
 def _locked() -> Iterator[None]:
+    """Keep other clusters of this user away; a folder that others can open they could hold too."""
     import fcntl
 
-    folder = os.open(str(home()), os.O_RDONLY)
+    folder = home() / ".raycluster"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    held = os.open(str(folder), os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(folder)
+        os.close(held)
+        with suppress(OSError):
+            folder.rmdir()  # only where it is empty
 
 
 def _read() -> list[bytes]:

@@ -16,7 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home, place
+from raycluster.runtimes.native_place import (
+    SYSTEM_PATH,
+    Place,
+    ProblemError,
+    home,
+    is_own,
+    place,
+    settle,
+)
 from raycluster.runtimes.native_processes import UNREAD, alive, boot_id, end
 
 SCHEMA = 1  # of what the supervisor writes
@@ -127,12 +135,16 @@ def launch(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def stop(ask: dict[str, Any]) -> dict[str, Any]:
-    """End a role's processes, forget its state, and tell what `where` tells; its files stay."""
+    """End a role's processes, forget its state, and tell what `where` tells; its files stay.
+
+    Whoever holds the name of our temporary folder keeps it: another is made.
+    """
     at = place(ask)
     end(at, ask["role"])
     for name in ("state.json", "launch.json"):
         with contextlib.suppress(FileNotFoundError):
             (at.role(ask["role"]) / name).unlink()
+    settle(at)
     return where(ask)
 
 
@@ -233,17 +245,12 @@ def _files(folder: Path) -> set[str]:
 
 
 def _delete_all(at: Place) -> list[str]:
-    folders = (at.root, at.temp) if _private(at.temp) else (at.root,)
+    folders = (at.root, at.temp) if is_own(at.temp) else (at.root,)
     removed = ["folder " + str(each) for each in folders if _delete(each)]
     if at.root.parent.name == ".raycluster":
         with contextlib.suppress(OSError):
             at.root.parent.rmdir()
     return removed
-
-
-def _private(folder: Path) -> bool:
-    """Tell whether it is ours: in /tmp anybody may have made a thing of that name."""
-    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
 
 
 def _delete(folder: Path) -> bool:

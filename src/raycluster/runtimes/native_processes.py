@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,7 +89,9 @@ def _semaphores(pids: Iterable[int]) -> list[Path]:
     files = {}
     for file in Path("/dev/shm").glob("sem.mp-*"):  # noqa: S108
         with contextlib.suppress(FileNotFoundError):
-            files[str(file.stat().st_ino)] = file
+            found = file.lstat()  # others lay theirs there too, and links
+            if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+                files[str(found.st_ino)] = file
     mapped = set()
     for pid in pids if files else ():
         with contextlib.suppress(OSError):  # it has ended

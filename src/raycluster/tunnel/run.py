@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from queue import SimpleQueue
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from types import FrameType
 
@@ -73,11 +73,17 @@ def run(
     worker = Thread(target=work, daemon=True)
     with _ends_reported_to(events), nullcontext() if route.local else note(chosen):
         worker.start()
-        outcome = events.get()
+        outcome = _first(events)
         stop.set()
         worker.join(PATIENCE)
     if outcome is not None:
         raise outcome
+
+
+def _first(events: SimpleQueue[Exception | None]) -> Exception | None:
+    while True:
+        with suppress(Empty):
+            return events.get(timeout=1.0)  # a signal just before a wait is heeded after it
 
 
 @contextmanager
@@ -85,7 +91,8 @@ def _ends_reported_to(events: SimpleQueue[Exception | None]) -> Iterator[None]:
     def note(_number: int, _frame: FrameType | None) -> None:
         events.put(None)  # unlike an Event, this queue may be used where a signal interrupts it
 
-    before = {number: signal.signal(number, note) for number in ENDS}
+    heeded = [n for n in ENDS if signal.getsignal(n) is not signal.SIG_IGN]  # `nohup` ignores one
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield
     finally:

@@ -324,8 +324,11 @@ def test_remove_deletes_semaphores_of_what_it_kills_and_no_others(
         assert eventually(lambda: log.read_text().endswith("\n"))
         ours = Path(f"/dev/shm/sem.{log.read_text().strip(chr(10) + '/')}")
         assert (theirs.exists(), ours.exists()) == (True, True)
+        trap = Path(f"/dev/shm/sem.mp-~{ours.name}")
+        trap.symlink_to(ours)  # as any user may
         runtime.remove()
-        assert (theirs.exists(), ours.exists()) == (True, False)
+        assert (theirs.exists(), ours.exists(), trap.is_symlink()) == (True, False, True)
+        trap.unlink()
         other.communicate(b"\n", timeout=20)
 
 
@@ -335,12 +338,36 @@ def test_a_temporary_folder_of_somebody_else_is_not_used(
     trap = Path(_temp(root))
     trap.symlink_to(tmp_path)
     try:
-        with pytest.raises(HostError, match=r"cannot start sleep: .* belongs to somebody else"):
-            start(runtime, SLEEPER)
-        runtime.remove()
+        start(runtime, SLEEPER)
+        other = Path(_temp(root))
+        assert other != trap
+        assert (other.stat().st_mode & 0o7777, other.stat().st_uid) == (0o700, os.geteuid())
+        start(runtime, Process("second", ("sleep", "1000")))
+        assert Path(_temp(root)) == other
+        assert f"folder {other}" in runtime.remove()
         assert trap.is_symlink()
+        assert not other.exists()
     finally:
         trap.unlink()
+
+
+def test_a_node_that_lost_its_temporary_folder_to_somebody_gets_another(
+    runtime: NativeRuntime, root: Path, tmp_path: Path
+) -> None:
+    """As after a reboot, which empties /tmp: the names of before are known."""
+    traps = [Path(_temp(root))]
+    traps[0].symlink_to(tmp_path)
+    try:
+        start(runtime, SLEEPER)
+        traps.append(Path(_temp(root)))
+        runtime.inside(SLEEPER.role).run(("rm", "-r", str(traps[1])))
+        traps[1].symlink_to(tmp_path)
+        start(runtime, SLEEPER)
+        assert Path(_temp(root)) not in traps
+        runtime.remove()
+    finally:
+        for trap in traps:
+            trap.unlink()
 
 
 def test_old_sessions_of_ray_are_deleted(runtime: NativeRuntime, root: Path) -> None:

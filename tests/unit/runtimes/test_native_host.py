@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_a_crontab_that_was_not_there_is_gone_afterwards(crontab: Crontab, tmp_p
     assert crontab.table.exists()
     runtime.remove()
     assert not crontab.table.exists()
+
+
+def test_a_home_that_others_hold_keeps_nobody_from_the_crontab(
+    crontab: Crontab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may open a folder may hold a lock on it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".raycluster/other").mkdir(parents=True)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    runtime, _ = _start(tmp_path / "root")
+    assert crontab.table.read_text().startswith("@reboot ")
+    assert (tmp_path / ".raycluster").stat().st_mode & 0o777 == 0o700
+    runtime.remove()
+    assert (tmp_path / ".raycluster/other").is_dir()
+    os.close(descriptor)
 
 
 def test_a_crontab_that_cannot_be_used_is_told(crontab: Crontab, tmp_path: Path) -> None:
