@@ -20,7 +20,8 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
-    ("requirements",),
+    ("printable", "requirements"),
+    ("console",),
     ("serve", "serve.*"),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings",),
@@ -69,7 +70,7 @@ PURE = (
     *("requirements", "accelerators", "accelerators.*"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
-    *("errors", "contracts", "events", "tested", "spec", "spec.*", "state"),
+    *("errors", "contracts", "events", "tested", "printable", "spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
     *("sizing", "sizing.*", "forecast", "forecast.*", "report_forecast"),

@@ -47,7 +47,7 @@ def test_each_label_has_a_colour_of_its_own() -> None:
         ("err", False, b"an error", b"an error\n"),
         ("ERR", False, b"an error", None),
         ("ERR", True, b"an error", b"an error\n"),
-        ("^an", False, b"\x1b[31man error", b"\x1b[31man error\n"),
+        ("^an", False, b"\x1b[31man error", b"\x1b[31man error\x1b[0m\n"),
         ("", False, b"all", b"all\n"),
     ],
 )
