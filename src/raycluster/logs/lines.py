@@ -14,26 +14,6 @@ _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _FOUND, _RESET = "\x1b[1;31m", "\x1b[0m"
 
 
-class Whole:
-    """Makes whole lines of chunks that end anywhere."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that are whole now, without their ends."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > LONGEST:
-            lines.append(self._rest)
-            self._rest = b""
-        return lines
-
-    def end(self) -> list[bytes]:
-        """Return what was left without a line end."""
-        rest, self._rest = self._rest, b""
-        return [rest] if rest else []
-
-
 def pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[str]:
     """Return the expression of `--grep`. Raises UsageError."""
     try:

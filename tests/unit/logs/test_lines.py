@@ -1,36 +1,28 @@
-"""From chunks to whole lines, and how these are shown."""
+"""How lines are shown."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raycluster.errors import UsageError
-from raycluster.logs.lines import LONGEST, View, Whole, pattern
-
-
-@given(st.lists(st.binary(max_size=8)))
-def test_lines_stay_whole_wherever_chunks_end(chunks: list[bytes]) -> None:
-    whole = Whole()
-    lines = [line for chunk in chunks for line in whole.feed(chunk)] + whole.end()
-    data = b"".join(chunks)
-    assert (
-        lines
-        == (data.split(b"\n") if not data.endswith(b"\n") else data[:-1].split(b"\n"))[: len(lines)]
-    )
-    assert b"\n".join(lines).rstrip(b"\n") == data.rstrip(b"\n")
-
-
-def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
-    whole = Whole()
-    assert whole.feed(b"x" * (LONGEST + 1)) == [b"x" * (LONGEST + 1)]
-    assert whole.end() == []
+from raycluster.logs.lines import View, pattern
 
 
 def test_a_label_stands_before_each_line() -> None:
     assert View(prefix=True).line("head/gateway", b"said\r") == b"head/gateway  said\n"
     assert View().line("head", b"said") == b"said\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (b"\x1b[1mbold\x1b]0;title\x07", b"\x1b[1mbold\\x1b]0;title\\x07\x1b[0m\n"),
+        (b"10%\r20%\r", b"10%\n20%\n"),
+        (b"\x9b2J \xff \xc2\x9b \tend", b"\\x9b2J \\xff \\x9b \tend\n"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(said: bytes, shown: bytes) -> None:
+    assert View().line("head", said) == shown
 
 
 def test_each_label_has_a_colour_of_its_own() -> None:
