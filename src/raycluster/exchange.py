@@ -19,11 +19,7 @@ from typing import Any
 from raycluster.contracts import Shell
 from raycluster.errors import CommandError, RayclusterError
 from raycluster.serve.rootcause import last_exception
-from raycluster.splitter import LineSplitter
 
-LONGEST = 1_000_000
-"""Bytes of a line that a program says; and of its last words below."""
-_SAID = 64_000
 BEGIN_S = 60.0
 """Seconds for those who hold the files to begin to serve."""
 PARTING_S = 10.0
@@ -188,16 +184,15 @@ def spoken(
 
     Raises CommandError with its last words if it breaks.
     """
-    said, lines = b"", LineSplitter(LONGEST, argv[0])
+    rest = {"stdout": b"", "stderr": b""}
     stream = shell.stream(argv, env=env)
     try:
         for channel, data in stream:
-            if channel == "stderr":
-                said = (said + data)[-_SAID:]
-                continue
-            yield from (json.loads(line) for line in lines.feed(data) if line.startswith(b"{"))
+            rest[channel] += data
+            *whole, rest["stdout"] = rest["stdout"].split(b"\n")
+            yield from (json.loads(line) for line in whole if line.startswith(b"{"))
     except CommandError as error:
-        words = said.decode("utf-8", "replace")
+        words = rest["stderr"].decode("utf-8", "replace")
         cause = last_exception(words) or words.strip()[-300:] or error.what
         raise CommandError(cause, where=error.where, status=error.status) from error
     finally:

@@ -16,14 +16,12 @@ from raycluster.observe import push_files
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 from raycluster.session import ended
-from raycluster.splitter import LineSplitter
 
 _RUN = (
     'cd "$RAYCLUSTER_ROOT/$0" && export PYTHONPATH="$PWD/code.zip" && '
     f'{FIND_PYTHON}; exec "$python" -m raycluster.bench.away job'
 )
 _TOUCH = ': >"$RAYCLUSTER_ROOT/$0"'
-LONGEST = 64_000_000  # bytes of one line, such as a level of a run
 _REMOVE = 'rm -rf "$RAYCLUSTER_ROOT/$0"'
 
 
@@ -64,14 +62,15 @@ class FromHead:
         return listener.summary(started, interrupted=interrupted)
 
     def _listen(self, folder: str, listener: Listener) -> None:
-        said, lines = b"", LineSplitter(LONGEST, self._name)
+        rest, said = b"", b""
         try:
             with ended(self._shell.stream(("sh", "-c", _RUN, folder))) as output:
                 for channel, chunk in output:
                     if channel == "stderr":
                         said = (said + chunk)[-2000:]
                         continue
-                    for line in lines.feed(chunk):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
                         listener.take(line)
         except CommandError as error:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or [error.what]

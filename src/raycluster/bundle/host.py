@@ -96,12 +96,12 @@ def _script(parts: Parts, path: str, shell: Shell, argv: tuple[str, ...]) -> Non
 def _log(parts: Parts, connected: Connected, role: str) -> None:
     path = f"logs/{role}.log"
     with parts.trying(path):
-        said = bytearray()
+        chunks: list[bytes] = []
         for chunk in connected.runtime.logs(role, follow=False, tail=LINES, since=None):
-            said += chunk
-            if len(said) > 4 * FILE:
-                del said[: -2 * FILE]
-        parts.add(path, bytes(said))
+            chunks.append(chunk)
+            if sum(map(len, chunks[1:])) > 4 * FILE:
+                chunks = [b"".join(chunks)[-2 * FILE :]]
+        parts.add(path, b"".join(chunks))
 
 
 def _service(parts: Parts, connected: Connected, role: str) -> None:

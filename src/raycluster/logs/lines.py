@@ -14,6 +14,28 @@ _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _FOUND, _RESET = "\x1b[1;31m", "\x1b[0m"
 
 
+class Whole:
+    """Makes whole lines of chunks that end anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that are whole now, without their ends."""
+        *lines, last = chunk.split(b"\n")
+        if lines and self._rest:
+            lines[0] = bytes(self._rest) + lines[0]
+            self._rest.clear()
+        self._rest.extend(last)
+        return [*lines, *self.end()] if len(self._rest) > LONGEST else lines
+
+    def end(self) -> list[bytes]:
+        """Return what was left without a line end."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        return [rest] if rest else []
+
+
 def pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[str]:
     """Return the expression of `--grep`. Raises UsageError."""
     try:

@@ -14,9 +14,8 @@ from raycluster.contracts import PYTHON, Channel
 from raycluster.errors import CommandError
 from raycluster.logs import on_node
 from raycluster.logs.choose import Replicas
-from raycluster.logs.lines import LONGEST
+from raycluster.logs.lines import Whole
 from raycluster.logs.read import Asked, Line
-from raycluster.splitter import LineSplitter
 
 _NO_SESSION = 3  # what on_node ends with where Ray has written nothing
 
@@ -36,7 +35,7 @@ class ProcessSource:
 
     def lines(self, asked: Asked) -> Iterator[Line | None]:
         """Yield whole lines; None for each chunk that had none."""
-        whole = LineSplitter(LONGEST)
+        whole = Whole()
         chunks = self.connected.runtime.logs(
             self.role, follow=asked.follow, tail=asked.tail, since=asked.since
         )
@@ -73,7 +72,7 @@ class ReplicaSource:
             "replica": self.wanted.replica,
             "ids": dict(self.ids),
         }
-        whole, labels = LineSplitter(LONGEST), dict[bytes, str]()
+        whole, labels = Whole(), dict[bytes, str]()
         stream = inside(self.connected, ask)
         try:
             with closing(stream):

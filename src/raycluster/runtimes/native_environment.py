@@ -14,12 +14,10 @@ from typing import Any, cast
 from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
 from raycluster.requirements import Lock
-from raycluster.splitter import LineSplitter
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
 COMPLETE, LOCK = ".complete", "requirements.txt"
-LONGEST = 1_000_000  # bytes of a line
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
 
@@ -137,19 +135,16 @@ class Environment:
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str], tell: Tell) -> None:
         said: list[str] = []
-        splitters = {"stdout": LineSplitter(LONGEST), "stderr": LineSplitter(LONGEST)}
+        rest = ""
         try:
             for channel, chunk in self._heard(argv, env):
-                whole = splitters[channel].feed(chunk)
-                lines = [line.decode("utf-8", "replace") for line in whole]
+                *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
                 said += lines
                 for line in lines if channel == "stderr" else []:
                     if line[:1].isalpha() and not line.startswith(("WARNING", "ERROR")):
                         tell(line.strip())
         except CommandError as error:
-            ends = (line for each in splitters.values() for line in each.end())
-            rest = [line.decode("utf-8", "replace") for line in ends]
-            what, hint = root_cause("\n".join([*said, *rest]))
+            what, hint = root_cause("\n".join([*said, rest]))
             raise RuntimeUnavailableError(
                 f"the environment cannot be made: {what}", where=self.host, hint=hint
             ) from error

@@ -1,11 +1,39 @@
-"""How lines are shown."""
+"""From chunks to whole lines, and how these are shown."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raycluster.errors import UsageError
-from raycluster.logs.lines import View, pattern
+from raycluster.logs.lines import LONGEST, View, Whole, pattern
+from tests.unit.counted import Counted, worked
+
+
+@given(st.lists(st.binary(max_size=8) | st.sampled_from([b"\n", b"a\n\nb"])))
+def test_lines_stay_whole_wherever_chunks_end(chunks: list[bytes]) -> None:
+    splitter = Whole()
+    lines = [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.end()
+    whole = b"".join(chunks).split(b"\n")
+    assert lines == (whole if whole[-1] else whole[:-1])
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
+    whole = Whole()
+    assert whole.feed(b"x" * (LONGEST + 1)) == [b"x" * (LONGEST + 1)]
+    assert whole.end() == []
+
+
+def test_a_long_line_in_small_pieces_is_looked_at_a_few_times_alone() -> None:
+    whole, size = Whole(), 1024
+    pieces = LONGEST // size
+    with worked() as work:
+        for _ in range(pieces):
+            assert whole.feed(Counted(b"x" * size)) == []
+        [line] = whole.feed(Counted(b"\n"))
+    assert len(line) == pieces * size
+    assert pieces * size <= work() <= 4 * pieces * size
 
 
 def test_a_label_stands_before_each_line() -> None:
