@@ -58,17 +58,21 @@ _BASES = {"octal": 8, "number": 10}
 _ORDERS = ("utf-16-le", "utf-16-be")
 _NO_HEX = bytes(sorted({*range(256)} - {*b"0123456789abcdef"}))
 # What stands between signs where a line is broken, in JSON too.
-_BREAK = re.compile(rb"(?<![ \t])[ \t]*+(?:[\r\n]|(?P<escaped>\\+)[nrt])(?:[\r\n]|\\+[nrt]|[ \t])*")
+_BREAK = re.compile(
+    rb"(?:(?<![ \t])[ \t]++)?(?:[\r\n]|(?<!\\)(?P<escaped>\\++)[nrt])(?:[\r\n \t]|\\++[nrt])*+"
+)
 # The same where a secret has blanks itself: which of them were its own nobody can tell.
-_BREAK_OR_BLANK = re.compile(rb"(?:[\r\n \t]|(?P<escaped>\\+)[nrt])(?:[\r\n \t]|\\+[nrt])*")
+_BREAK_OR_BLANK = re.compile(
+    rb"(?:[\r\n \t]|(?<!\\)(?P<escaped>\\++)[nrt])(?:[\r\n \t]|\\++[nrt])*+"
+)
 # What stands in the place of a sign, however deep it is nested.
 _ESCAPE = re.compile(
-    rb"\\+u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\+u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|\\+u(?P<four>[0-9a-fA-F]{4})|\\+u\{(?P<braced>[0-9a-fA-F]{1,6})\}"
-    rb"|\\+U(?P<eight>[0-9a-fA-F]{8})|\\+x(?P<byte>[0-9a-fA-F]{2})|\\+(?P<octal>[0-3][0-7]{2})"
+    rb"\\++(?:u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\++u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|u(?P<four>[0-9a-fA-F]{4})|u\{(?P<braced>[0-9a-fA-F]{1,6})\}|U(?P<eight>[0-9a-fA-F]{8})"
+    rb"|x(?P<byte>[0-9a-fA-F]{2})|(?P<octal>[0-3][0-7]{2})|)"
     rb"|%(?:25)*(?P<percent>[0-9a-fA-F]{2})"
-    rb"|&(?:amp;)*(?:#0*(?P<number>[0-9]{1,7})|#[xX]0*(?P<hex>[0-9a-fA-F]{1,6})"
-    rb"|(?P<name>quot|amp|lt|gt|apos));|\\+"
+    rb"|&(?:amp;)*(?:#0{0,9}(?P<number>[0-9]{1,7})|#[xX]0{0,9}(?P<hex>[0-9a-fA-F]{1,6})"
+    rb"|(?P<name>quot|amp|lt|gt|apos));"
 )
 
 _IN_URL = re.compile(r"://[^/\s:@\"']{0,100}:([^/\s@\"']{1,200})@")
