@@ -78,6 +78,23 @@ _ESCAPE = re.compile(
 _IN_URL = re.compile(r"://[^/\s:@\"']{0,100}:([^/\s@\"']{1,200})@")
 
 
+_SHOWN = re.compile(
+    r"(?:RAY|RAYCLUSTER|VLLM|NCCL|GLOO|UCX|CUDA|NVIDIA|HIP|ROCR|OMP|MKL|TORCH|PYTORCH|TORCHINDUCTOR"
+    r"|TRITON|FLASHINFER|HF|TRANSFORMERS|TOKENIZERS|PYTHON|LC|MALLOC|XDG)_\w+"
+    r"|PATH|PYTHONPATH|LD_LIBRARY_PATH|LD_PRELOAD|HOME|USER|LANG|TZ|SHELL|TERM|PWD|HOSTNAME|TMPDIR"
+    r"|[Nn][Oo]_[Pp][Rr][Oo][Xx][Yy]|VIRTUAL_ENV|UV_\w+"
+)
+"""Variables whose values are collected, unless their names say that they are secret."""
+
+
+def shown_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return all names, and the values of those variables that are there to be looked at."""
+    return {
+        name: value if _SHOWN.fullmatch(name) and not is_secret_name(name) else MASK.decode()
+        for name, value in variables.items()
+    }
+
+
 def secret_values(variables: Mapping[str, str]) -> Iterator[str]:
     """Yield what is secret in an environment: by a variable's name, and passwords in URLs."""
     for name, value in variables.items():

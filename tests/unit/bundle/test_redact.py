@@ -187,6 +187,8 @@ def test_half_a_secret_at_a_files_end_is_found(
         ('"WANDB_API_KEY": "0123456789abcdef"', '"WANDB_API_KEY": "***"'),
         ('{\\"password\\": \\"correct horse\\"}', '{\\"password\\": \\"*** horse\\"}'),
         ("password=correct", "password=***"),
+        (nested('{"password": "correct"}', 3), nested('{"password": "***"}', 3)),
+        ("tls.key: LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t", "tls.key: ***"),
         ("x eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl y", "x *** y"),
         (
             "a\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabcd\n-----END RSA PRIVATE KEY-----\nb",
