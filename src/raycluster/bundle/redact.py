@@ -58,13 +58,9 @@ _BASES = {"octal": 8, "number": 10}
 _ORDERS = ("utf-16-le", "utf-16-be")
 _NO_HEX = bytes(sorted({*range(256)} - {*b"0123456789abcdef"}))
 # What stands between signs where a line is broken, in JSON too.
-_BREAK = re.compile(
-    rb"(?:(?<![ \t])[ \t]++)?(?:[\r\n]|(?<!\\)(?P<escaped>\\++)[nrt])(?:[\r\n \t]|\\++[nrt])*+"
-)
+_BREAK = re.compile(rb"(?:(?<![ \t])[ \t]++)?(?:[\r\n]|(?<!\\)(?P<escaped>\\++)[nrt])[\r\n \t]*+")
 # The same where a secret has blanks itself: which of them were its own nobody can tell.
-_BREAK_OR_BLANK = re.compile(
-    rb"(?:[\r\n \t]|(?<!\\)(?P<escaped>\\++)[nrt])(?:[\r\n \t]|\\++[nrt])*+"
-)
+_BREAK_OR_BLANK = re.compile(rb"(?:[\r\n \t]|(?<!\\)(?P<escaped>\\++)[nrt])[\r\n \t]*+")
 # What stands in the place of a sign, however deep it is nested.
 _ESCAPE = re.compile(
     rb"\\++(?:u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\++u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})"
