@@ -8,8 +8,18 @@ from dataclasses import replace
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import Facts, Files, Process, Versions
-from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
+from raycluster.errors import (
+    AuthError,
+    CommandError,
+    ConnectionLostError,
+    HostError,
+    HostKeyError,
+    PortInUseError,
+    RayclusterError,
+    UnreachableError,
+)
 from raycluster.events import Event
+from raycluster.guard import guard
 from raycluster.images import bring_images
 from raycluster.leave import drain, forget
 from raycluster.observe import observe, push_live, read_facts, read_gpus, read_listening
@@ -31,7 +41,6 @@ from raycluster.plan import (
     removed_hosts,
 )
 from raycluster.poll import wait_for
-from raycluster.services.firewall import remove_script, write_script
 from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
@@ -41,16 +50,18 @@ from raycluster.work import Work, record
 
 EARLY_S = 20
 """A node that ends within so many seconds will not do better; later ones are started again."""
+AWAY = (UnreachableError, HostKeyError, AuthError, ConnectionLostError)
 SERVICE_S = 60
 """Seconds for a service to listen; Prometheus replays what it has stored before."""
 
 
 def apply_nodes(
     work: Work, state: ClusterState, actions: tuple[Action, ...], only: Only = EVERYTHING
-) -> None:
+) -> tuple[RayclusterError, ...]:
     """Start, restart and remove processes until the hosts are as planned.
 
-    Nothing is started before every host that needs something was found ready for it.
+    Nothing is started before every host that needs something was found ready for it. Returns why
+    hosts that left, and answer, could not be cleaned; the cluster is none the worse for it.
     """
     starts = [a for a in actions if isinstance(a, Start)]
     removes = [a for a in actions if isinstance(a, Remove)]
@@ -80,30 +91,10 @@ def apply_nodes(
     if leaving:
         drain(work, leaving)
         kept = forget(work, leaving)
-        record(work, observe(work.spec, work.fleet), (*work.spec.hosts, *kept))
-
-
-def guard(work: Work, guards: list[Guard]) -> None:
-    """Put firewall rules in force, or take them back. Raises CommandError."""
-    cluster = work.spec.cluster.name
-
-    def write(connected: Connected) -> None:
-        [action] = [g for g in guards if g.host == connected.host.name]
-        script = write_script(cluster) if action.rules else remove_script(cluster)
-        done = connected.transport.run(("sh", "-c", script), input=action.rules.encode())
-        if done.exit_code != 0:
-            said = done.stderr.decode(errors="replace").strip()[-300:]
-            raise CommandError(
-                f"cannot change the firewall: {said}",
-                where=connected.host.name,
-                hint="it needs nftables, and root or sudo without a password; or set "
-                "firewall.manage = false and close the ports yourself",
-                status=done.exit_code,
-            )
-        if action.rules and done.text.strip():
-            work.listen(Event(connected.host.name, f"firewall: {done.text.strip()}", "note"))
-
-    all_or_raise(work.fleet.each(dict.fromkeys(g.host for g in guards), write))
+        still = [host for host, _ in kept]
+        record(work, observe(work.spec, work.fleet), (*work.spec.hosts, *still))
+        return tuple(error for _, error in kept if not isinstance(error, AWAY))
+    return ()
 
 
 def _files(work: Work, members: Iterable[ResolvedHost]) -> dict[str, bytes]:

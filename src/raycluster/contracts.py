@@ -371,6 +371,10 @@ class Runtime(Protocol):
         """Return a shell inside the process's box: same files, environment and user."""
         ...
 
+    def sockets(self) -> frozenset[int]:
+        """Return the inodes of the sockets that our cluster's processes have open here."""
+        ...
+
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:

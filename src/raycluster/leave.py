@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from raycluster.connect import Connected
 from raycluster.errors import RayclusterError
 from raycluster.events import Event
+from raycluster.guard import take_away
 from raycluster.observe import machine
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
-from raycluster.services.firewall import remove_script
 from raycluster.services.ray_node import HEAD
 from raycluster.spec import ResolvedHost
 from raycluster.transports.http import http_client
@@ -54,7 +54,9 @@ def _drain_command(node_id: str) -> tuple[str, ...]:
     )
 
 
-def forget(work: Work, leaving: Iterable[ResolvedHost]) -> tuple[ResolvedHost, ...]:
+def forget(
+    work: Work, leaving: Iterable[ResolvedHost]
+) -> tuple[tuple[ResolvedHost, RayclusterError], ...]:
     """Remove everything of ours from hosts that left; return those that could not be cleaned.
 
     A host that is in the spec under another name, with the same runtime, is left as it is.
@@ -70,13 +72,13 @@ def forget(work: Work, leaving: Iterable[ResolvedHost]) -> tuple[ResolvedHost, .
         if (machine(connected), connected.host.kind) in staying.values():
             return False
         connected.runtime.remove(None)
-        connected.transport.run(("sh", "-c", remove_script(work.spec.cluster.name)))
+        take_away(connected, work.spec.cluster.name)
         return True
 
-    kept = []
+    kept: list[tuple[ResolvedHost, RayclusterError]] = []
     for name, result in work.fleet.reach(hosts.values(), remove).items():
         if isinstance(result, RayclusterError):
-            kept.append(hosts[name])
+            kept.append((hosts[name], result))
             work.listen(Event(name, f"left the spec, and stays as it is: {result}", "note"))
         elif result:
             work.listen(Event(name, "removed", "done"))

@@ -144,6 +144,10 @@ class NativeRuntime:
         told = self._remote.ask("describe", role=role)
         return _Inside(self._transport, told["root"], told["launch"])
 
+    def sockets(self) -> frozenset[int]:
+        """Return the inodes of our processes' sockets."""
+        return frozenset(map(int, self._remote.ask("sockets")["inodes"]))
+
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home, place
-from raycluster.runtimes.native_processes import alive, boot_id, end
+from raycluster.runtimes.native_processes import alive, boot_id, end, open_sockets
 
 SCHEMA = 1  # of what the supervisor writes
 START_LIMIT = 15.0  # seconds
@@ -248,7 +248,13 @@ def _delete(folder: Path) -> bool:
     return True
 
 
-COMMANDS = {each.__name__: each for each in (where, observe, launch, stop, describe, logs, remove)}
+def sockets(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell the inodes of all sockets that the cluster's processes have open."""
+    return {"inodes": open_sockets(place(ask))}
+
+
+_ALL = (where, observe, launch, stop, describe, logs, remove, sockets)
+COMMANDS = {each.__name__: each for each in _ALL}
 
 
 def main() -> None:
