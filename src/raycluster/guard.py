@@ -48,6 +48,7 @@ def take_away(connected: Connected, cluster: str) -> bool:
 def _put(work: Work, connected: Connected, rules: str) -> None:
     cluster, name, tag = work.spec.cluster.name, connected.host.name, secrets.token_hex(4)
     text = rules + exemptions(cluster, around(connected))
+    work.tell(name)("firewall rules on trial")
     _run(connected.transport, name, try_script(cluster, tag), text.encode())
     try:
         with closing(work.fleet.beside(name)) as fresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tests.lab.conftest import make_cli
 from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for
 from tests.lab.program import Cli
+from tests.lab.scan import open_ports
 from tests.lab.specs import cluster_toml
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
@@ -67,7 +69,13 @@ class Cut:
         assert self.up()["changes"] == []
 
     def clean(self) -> None:
-        """Assert that the hosts are as they were at first."""
+        """Assert that the hosts are as they were at first, once rules on trial are no more."""
+
+        def on_trial() -> list[str]:
+            every = [line for host in self.hosts for line in host.processes()]
+            return [line for line in every if ".nft." in line or line == "sleep 1"]
+
+        wait_for(lambda: not on_trial(), "what watches rules on trial to end", 5)
         assert {host.name: host.traces() for host in self.hosts} == self.before
 
     def down(self) -> None:
@@ -108,7 +116,9 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     hosts = (*lab.docker_hosts[:2], *lab.native_hosts)
     cli = make_cli(lab, folder / "home")
     made = Cut(cli, folder, hosts, {host.name: host.traces() for host in hosts})
-    made.spec.write_text(cluster_toml(lab, hosts, name="cut"))
+    own = {host.name: {"user": "root"} for host in hosts}  # for the firewall's rules
+    text = cluster_toml(lab, hosts, name="cut", own=own, extra="[firewall]\nmanage = true\n")
+    made.spec.write_text(text)
     yield made
     cli("down", made.spec, "--yes")
 
@@ -116,6 +126,7 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
 @pytest.mark.parametrize(
     ("said", "number"),
     [
+        (r": firewall rules on trial", KILL),
         pytest.param(r"head: \+ start head", INT, marks=pytest.mark.long),
         pytest.param(r": ready: Ray", KILL, marks=pytest.mark.long),
         (r": has joined", INT),
@@ -159,6 +170,13 @@ def lost_worker(cut: Cut) -> None:
     cut.hosts[1].check("docker", "rm", "-f", "raycluster-cut-worker")
 
 
+def other_rules(cut: Cut) -> None:
+    """The spec asks for other firewall rules than those in force."""
+    port = random.randrange(40000, 50000)
+    text = re.sub(r"allow_ports = .*\n", "", cut.spec.read_text())
+    cut.spec.write_text(text.replace("manage = true\n", f"manage = true\nallow_ports = [{port}]\n"))
+
+
 def another_model(cut: Cut) -> None:
     """The spec asks for other arguments of the engine than those that serve."""
     text = cut.spec.read_text()
@@ -170,6 +188,7 @@ def another_model(cut: Cut) -> None:
     ("begin", "said", "number"),
     [
         pytest.param(nothing, r"head: \+ start head", KILL, marks=pytest.mark.long),
+        (other_rules, r": firewall rules on trial", KILL),
         pytest.param(lost_worker, r"docker-2: \+ start worker", INT, marks=pytest.mark.long),
         (lost_worker, r"docker-2: ready: Ray", KILL),
         pytest.param(lost_worker, r": starting the worker", INT, marks=pytest.mark.long),
@@ -183,6 +202,31 @@ def test_the_next_up_converges(
     begin(cut)
     cut.up_until(said, number)
     cut.converge()
+
+
+def test_of_all_ports_strangers_find_sshs_alone(cut: Cut) -> None:
+    """With one replica of the real vLLM and with two, on hosts with Docker and without."""
+    addresses = [address for host in cut.hosts for address in (host.address, host.address6)]
+    text = cut.spec.read_text()
+    for count in (1, 2):
+        cut.spec.write_text(text.replace("replicas = 1\n", f"replicas = {count}\n"))
+        cut.converge()
+        assert open_ports(addresses) == {address: {22} for address in addresses}
+    for host in cut.hosts:
+        host.check("nft", "delete", "table", "inet", "raycluster_cut")
+    found = open_ports(addresses)
+    assert all(len(found[host.address]) > 4 for host in cut.hosts), found  # what they closed
+    cut.spec.write_text(text)
+    assert "guard" in {change["action"] for change in cut.up()["changes"]}
+
+
+def test_rules_are_in_force_again_after_a_reboot(cut: Cut) -> None:
+    native = cut.hosts[-1]
+    native.power_off()
+    native.power_on()
+    listed = ("nft", "list", "table", "inet", "raycluster_cut")
+    wait_for(lambda: native.run(listed).returncode == 0, "cron to load the rules")
+    assert open_ports([native.address]) == {native.address: {22}}
 
 
 @pytest.mark.parametrize(

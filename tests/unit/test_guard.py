@@ -44,6 +44,7 @@ CLUSTER = "my-qwen"
 TABLE = table(CLUSTER)
 HOST, FRIEND, STRANGER = "10.9.8.1", "10.9.8.2", "10.9.8.3"
 HOST6, FRIEND6, STRANGER6 = "fd09::1", "fd09::2", "fd09::3"
+NEIGHBOURS = (FRIEND, FRIEND6, STRANGER, STRANGER6)
 FILE, CRON = f"/etc/raycluster/{TABLE}.nft", f"/etc/cron.d/{TABLE}"
 UNIT = f"/etc/systemd/system/{TABLE}.service"
 WIRING = Wiring({"head": HOST, "b": FRIEND, "c": FRIEND6}, Secret("t"))
@@ -76,28 +77,33 @@ for held_one in held * 1000:
         held_one.sendto(data, peer)
 sys.stdin.read()
 """
-PROBE = """
+MEET = """
 import json, socket, sys
-open_ones = []
-for source, target, port in json.loads(sys.argv[1]):
-    family = socket.AF_INET6 if ":" in target else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.settimeout(0.4)
+for source, target in json.loads(sys.argv[1]):
+    with socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET) as probe:
         probe.bind((source, 0))
-        if probe.connect_ex((target, port)) == 0:
-            open_ones.append(port)
-print(json.dumps(open_ones))
+        probe.connect_ex((target, 1))  # it is refused once both know each other's link
 """
-ASK = """
-import socket, sys
-probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-probe.settimeout(0.4)
-probe.bind((sys.argv[1], 0))
-probe.sendto(b"a", (sys.argv[2], int(sys.argv[3])))
-try:
-    print(probe.recv(10).decode())
-except TimeoutError:
-    print("-")
+PROBE = """
+import json, selectors, socket, sys
+found, told = [], selectors.DefaultSelector()
+for number, (kind, source, target, port) in enumerate(json.loads(sys.argv[1])):
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    probe = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    probe.bind((source, 0))
+    probe.setblocking(False)
+    probe.connect_ex((target, port))
+    if kind == "udp":
+        probe.send(b"a")
+    told.register(probe, selectors.EVENT_WRITE if kind == "tcp" else selectors.EVENT_READ, number)
+while some := told.select(1):
+    for key, _ in some:
+        if not key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            found.append(key.data)
+        told.unregister(key.fileobj)
+    if not told.get_map():
+        break
+print(json.dumps(sorted(found)))
 """
 
 
@@ -150,11 +156,15 @@ class Lab:
         assert started.stdout
         assert started.stdout.readline() == b"listening\n"
 
-    def reached(self, source: str, target: str, *ports: int) -> list[int]:
-        found = json.loads(
-            self.others.python(PROBE, json.dumps([(source, target, p) for p in ports]))
-        )
-        return list(found)
+    def reached(self, *tried: tuple[str, str, str, int]) -> list[tuple[str, str, str, int]]:
+        """Return those of (protocol, source, target, port) that answer, asked all at once."""
+        return [tried[n] for n in json.loads(self.others.python(PROBE, json.dumps(tried)))]
+
+    def ports(self, *ports: int) -> dict[str, list[int]]:
+        """Return which TCP ports of the host answer to each neighbour, by its address."""
+        pairs = [(s, HOST6 if ":" in s else HOST) for s in NEIGHBOURS]
+        found = self.reached(*(("tcp", *pair, port) for pair in pairs for port in ports))
+        return {source: [port for _, s, _, port in found if s == source] for source, _ in pairs}
 
     def table(self) -> str:
         return self.host.run(("nft", "list", "table", "inet", TABLE)).text
@@ -180,7 +190,9 @@ def lab() -> Iterator[Lab]:
             for address in addresses:
                 width, rest = (64, "nodad") if ":" in address else (24, "")
                 space.sh(f"ip address add {address}/{width} dev {link} {rest}")
-            space.sh(f"ip link set {link} up")
+            space.sh(f"ip link set {link} addrgenmode none; ip link set {link} up")  # no DAD
+        ways = [(source, HOST6 if ":" in source else HOST) for source in NEIGHBOURS]
+        others.python(MEET, json.dumps(ways))
         yield Lab(host, others, stack)
 
 
@@ -215,34 +227,23 @@ OWN, FOREIGN, LATER, SSHD = 45425, 9999, 9998, 20022
 
 
 def both(port: int) -> tuple[tuple[str, str, str, int], ...]:
-    return (("SOCK_STREAM", "AF_INET", "0.0.0.0", port), ("SOCK_STREAM", "AF_INET6", "::", port))  # noqa: S104
+    return (("SOCK_STREAM", "AF_INET", "0.0.0.0", port), ("SOCK_STREAM", "AF_INET6", "::", port))
 
 
 def test_strangers_reach_what_is_not_the_clusters_and_its_hosts_reach_all(lab: Lab) -> None:
-    udp = [("SOCK_DGRAM", "AF_INET", "0.0.0.0", port) for port in (5353, 5354)]  # noqa: S104
     ports = (OWN, FOREIGN, LATER, SSHD, 20023, 6379, 22)
     lab.listen(*(each for port in ports for each in both(port)))
-    for one in udp:
-        lab.listen(one)
+    for port in (5353, 5354):
+        lab.listen(("SOCK_DGRAM", "AF_INET", "0.0.0.0", port))
     put(lab, rules(ssh=frozenset({SSHD}), tcp=frozenset({FOREIGN, 6379}), udp=frozenset({5353})))
-    assert lab.reached(STRANGER, HOST, *ports) == [FOREIGN, SSHD, 22]
-    assert lab.reached(STRANGER6, HOST6, *ports) == [FOREIGN, SSHD, 22]
-    assert lab.reached(FRIEND, HOST, *ports) == list(ports)
-    assert lab.reached(FRIEND6, HOST6, *ports) == list(ports)
-    said = [
-        lab.others.python(ASK, who, HOST, p) for who in (STRANGER, FRIEND) for p in ("5353", "5354")
-    ]
-    assert said == ["a", "-", "a", "a"]
-    put(
-        lab,
-        rules(
-            spec_of(
-                firewall={"manage": True, "allow_ports": [LATER], "allow_from": ["10.9.8.3/32"]}
-            )
-        ),
-    )
-    assert lab.reached(STRANGER, HOST, *ports) == list(ports)
-    assert lab.reached(STRANGER6, HOST6, *ports) == [LATER, 22]
+    some, every = [FOREIGN, SSHD, 22], list(ports)
+    assert lab.ports(*ports) == {FRIEND: every, FRIEND6: every, STRANGER: some, STRANGER6: some}
+    asked = [("udp", who, HOST, port) for who in (STRANGER, FRIEND) for port in (5353, 5354)]
+    assert lab.reached(*asked) == [asked[0], *asked[2:]]
+    more = {"manage": True, "allow_ports": [LATER], "allow_from": [f"{STRANGER}/32"]}
+    put(lab, rules(spec_of(firewall=more)))
+    assert lab.ports(*ports)[STRANGER] == every
+    assert lab.ports(*ports)[STRANGER6] == [LATER, 22]
 
 
 def test_what_the_host_asks_of_others_is_answered(lab: Lab) -> None:
@@ -251,23 +252,27 @@ def test_what_the_host_asks_of_others_is_answered(lab: Lab) -> None:
     lab.host, lab.others = lab.others, lab.host
     lab.listen(("SOCK_DGRAM", "AF_INET", STRANGER, 53))
     lab.listen(*both(80))
-    assert lab.others.python(ASK, HOST, STRANGER, "53") == "a"
-    assert lab.reached(HOST, STRANGER, 80) == [80]
+    asked = [("udp", HOST, STRANGER, 53), ("tcp", HOST, STRANGER, 80)]
+    assert lab.reached(*asked) == asked
 
 
 def test_another_cluster_on_the_same_host_goes_on_to_work(lab: Lab) -> None:
-    lab.listen(*both(7379), *both(OWN), *both(6379), *both(18080))
+    ports = (7379, 18080, 6379, OWN)
+    lab.listen(*(each for port in ports for each in both(port)))
     put(lab, rules(tcp=frozenset({OWN})))
-    ports = {"gcs": 7379, "gateway": 18080}
-    base = {"cluster": {"name": "other"}, "head": {"host": HOST}, "ports": ports}
+    told = {"gcs": 7379, "gateway": 18080}
+    base = {"cluster": {"name": "other"}, "head": {"host": HOST}, "ports": told}
     gate = {"api_keys": {"a": "env:A"}}
     other = ClusterSpec.model_validate({**base, "workers": [{"host": STRANGER}], "gateway": gate})
     text, _ = ruleset(other, other.hosts[0], Wiring({"head": HOST, "b": STRANGER}, Secret("t")))
     lab.host.sh(try_script("other", "t"), text)
     lab.host.sh(confirm_script("other", "t"))
-    assert lab.reached(STRANGER, HOST, 7379, 18080, 6379) == [7379, 18080]
-    assert lab.reached(FRIEND, HOST, 7379, 18080, 6379) == [18080, 6379]
-    assert lab.reached(STRANGER6, HOST6, OWN, 18080) == [18080]  # no port that one of both kept
+    assert lab.ports(*ports) == {
+        FRIEND: [18080, 6379, OWN],
+        FRIEND6: [18080, 6379, OWN],
+        STRANGER: [7379, 18080, OWN],
+        STRANGER6: [18080],  # not what one of both kept: it may be the other's
+    }
 
 
 def test_rules_that_nobody_confirms_are_taken_back(lab: Lab) -> None:
@@ -338,7 +343,7 @@ esac
 
 def test_roots_crontab_loses_the_line_of_earlier_releases_and_no_other(lab: Lab) -> None:
     lines = f"0 1 * * * backup\n@reboot PATH=/usr/sbin nft -f {FILE}\n"
-    lab.host.sh(f"mkdir /run/bin; cat >/run/bin/crontab; chmod +x /run/bin/crontab", CRONTAB)
+    lab.host.sh("mkdir /run/bin; cat >/run/bin/crontab; chmod +x /run/bin/crontab", CRONTAB)
     lab.host.sh("cat >/run/crontab; touch /run/refuses", lines)
     path = f"/run/bin:{os.environ['PATH']}"
     for script in (confirm_script(CLUSTER, "t"), remove_script(CLUSTER)):
@@ -402,8 +407,9 @@ def test_up_keeps_what_listens_and_is_not_the_clusters(
     lab.listen(*both(FOREIGN), *both(SSHD), ("SOCK_STREAM", "AF_INET", "127.0.0.1", LATER))
     run_guard(lab, Held(own))
     lab.listen(("SOCK_STREAM", "AF_INET", HOST, LATER))
-    assert lab.reached(STRANGER, HOST, OWN, FOREIGN, SSHD, LATER) == [FOREIGN, SSHD]
-    assert lab.reached(STRANGER6, HOST6, OWN, FOREIGN, SSHD) == [FOREIGN, SSHD]
+    found = lab.ports(OWN, FOREIGN, SSHD, LATER)
+    assert found[STRANGER] == found[STRANGER6] == [FOREIGN, SSHD]
+    assert found[FRIEND] == [OWN, FOREIGN, SSHD, LATER]
 
 
 def test_rules_that_keep_new_connections_out_are_taken_back_at_once(lab: Lab) -> None:
