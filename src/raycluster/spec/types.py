@@ -128,10 +128,10 @@ def _ip(value: str) -> str:
 
 
 def _network(value: str) -> str:
-    try:
-        return str(ipaddress.ip_network(value))
-    except ValueError as error:
-        raise ValueError(f"a network as 10.0.0.0/8 is expected, not {shown(value)}") from error
+    with suppress(ValueError):
+        if "%" not in value:
+            return str(ipaddress.ip_network(value))
+    raise ValueError(f"a network such as 10.0.0.0/8 is expected, not {shown(value)}")
 
 
 def _host_and_port(value: str) -> str:
