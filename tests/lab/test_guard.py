@@ -18,7 +18,7 @@ from raycluster.services.firewall import Around, read_script, ruleset
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.work import Work
-from tests.lab.host import Host
+from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
@@ -45,7 +45,11 @@ def work_on(lab: Lab, host: Host, port: int, folder: Path) -> Work:
     spec = ClusterSpec.model_validate(
         {
             "cluster": {"name": "odd"},
-            "ssh": {"identity_file": str(lab.key), "known_hosts": str(known)},
+            "ssh": {
+                "identity_file": str(lab.key),
+                "known_hosts": str(known),
+                "connect_timeout": 3,
+            },
             "runtime": {"kind": "native"},
             "head": {"host": host.address, "port": port, "user": "root"},
             "firewall": {"manage": True},
@@ -93,3 +97,21 @@ def test_rules_that_would_lock_out_are_gone_at_once(
             put(work)
         assert tell(work) == ""
     assert not odd.run(("sh", "-c", "ls -d /etc/raycluster/*; nft list tables | grep odd")).stdout
+
+
+def test_cron_puts_the_rules_in_force_again_after_a_reboot(
+    lab: Lab, odd: Host, tmp_path: Path
+) -> None:
+    work = work_on(lab, odd, SSHD, tmp_path)
+    with work.fleet:
+        work.fleet.open(work.spec.hosts[0])
+        put(work)
+    odd.power_off()
+    odd.power_on()
+    listed = ("nft", "list", "table", "inet", "raycluster_odd")
+    wait_for(lambda: odd.run(listed).returncode == 0, "cron to load the rules")
+    again = work_on(lab, odd, SSHD, tmp_path)
+    with again.fleet:
+        connected = again.fleet.open(again.spec.hosts[0])
+        assert tell(again)
+        guarding.take_away(connected, "odd")

@@ -220,15 +220,6 @@ def test_of_all_ports_strangers_find_sshs_alone(cut: Cut) -> None:
     assert "guard" in {change["action"] for change in cut.up()["changes"]}
 
 
-def test_rules_are_in_force_again_after_a_reboot(cut: Cut) -> None:
-    native = cut.hosts[-1]
-    native.power_off()
-    native.power_on()
-    listed = ("nft", "list", "table", "inet", "raycluster_cut")
-    wait_for(lambda: native.run(listed).returncode == 0, "cron to load the rules")
-    assert open_ports([native.address]) == {native.address: {22}}
-
-
 @pytest.mark.parametrize(
     "command",
     [
