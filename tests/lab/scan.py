@@ -8,8 +8,8 @@ import socket
 import time
 from collections.abc import Sequence
 
-AT_ONCE = 12000
-PATIENCE_S = 1.5
+AT_ONCE = 19000
+PATIENCE_S = 1.0
 
 
 def open_ports(addresses: Sequence[str]) -> dict[str, set[int]]:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,6 +109,12 @@ def _cut(program: subprocess.Popen[str], number: signal.Signals, heard: str = ""
         assert "interrupted; the next `raycluster up` or `down` goes on from here" in rest
 
 
+def _spec(lab: Lab, hosts: Sequence[Host], replicas: int = 1) -> str:
+    own = {host.name: {"user": "root"} for host in hosts}  # for the firewall's rules
+    rules = "[firewall]\nmanage = true\n"
+    return cluster_toml(lab, hosts, name="cut", own=own, replicas=replicas, extra=rules)
+
+
 @pytest.fixture(scope="module")
 def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     """Two hosts with Docker and one without; the cluster is taken down in any case."""
@@ -116,9 +122,7 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     hosts = (*lab.docker_hosts[:2], *lab.native_hosts)
     cli = make_cli(lab, folder / "home")
     made = Cut(cli, folder, hosts, {host.name: host.traces() for host in hosts})
-    own = {host.name: {"user": "root"} for host in hosts}  # for the firewall's rules
-    text = cluster_toml(lab, hosts, name="cut", own=own, extra="[firewall]\nmanage = true\n")
-    made.spec.write_text(text)
+    made.spec.write_text(_spec(lab, hosts))
     yield made
     cli("down", made.spec, "--yes")
 
@@ -204,20 +208,45 @@ def test_the_next_up_converges(
     cut.converge()
 
 
-def test_of_all_ports_strangers_find_sshs_alone(cut: Cut) -> None:
-    """With one replica of the real vLLM and with two, on hosts with Docker and without."""
-    addresses = [address for host in cut.hosts for address in (host.address, host.address6)]
+def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
+    """With one replica of the real vLLM on three hosts, then with two: Docker and native.
+
+    The host that leaves in between is as it was at first, its rules included.
+    """
     text = cut.spec.read_text()
-    for count in (1, 2):
-        cut.spec.write_text(text.replace("replicas = 1\n", f"replicas = {count}\n"))
-        cut.converge()
-        assert open_ports(addresses) == {address: {22} for address in addresses}
-    for host in cut.hosts:
+    cut.converge()
+    alone = {host.address: {22} for host in cut.hosts}
+    assert open_ports(list(alone)) == alone
+    head, leaving, native = cut.hosts
+    cut.spec.write_text(_spec(lab, (head, native), replicas=2))
+    cut.up()
+    assert leaving.traces() == cut.before[leaving.name]
+    _on_each(cut, (head, native))
+    alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
+    assert open_ports(list(alone)) == alone
+    for host in (head, native):
         host.check("nft", "delete", "table", "inet", "raycluster_cut")
-    found = open_ports(addresses)
-    assert all(len(found[host.address]) > 4 for host in cut.hosts), found  # what they closed
+    found = open_ports([head.address, native.address])
+    assert all(len(ports) > 4 for ports in found.values()), found  # what the rules closed
     cut.spec.write_text(text)
-    assert "guard" in {change["action"] for change in cut.up()["changes"]}
+
+
+def _on_each(cut: Cut, hosts: Sequence[Host]) -> None:
+    """See to it that each host has a replica: where one has two, one of them is killed."""
+
+    def running() -> list[str]:
+        [model] = json.loads(cut.cli("status", cut.spec, "--json").stdout)["models"]
+        return [r["address"] for r in model["replicas"] if r["state"] == "running"]
+
+    for _ in range(8):
+        wait_for(lambda: len(running()) == len(hosts), "as many replicas", 180)
+        if len(set(running())) == len(hosts):
+            return
+        [crowded] = [host for host in hosts if host.address in running()]
+        killed = crowded.check("pgrep", "-o", "-f", "ray::ServeReplica").strip()
+        crowded.check("kill", "-9", killed)
+        wait_for(lambda: len(running()) < len(hosts), "Serve to notice", 60)
+    raise AssertionError("Serve leaves a host without a replica")
 
 
 @pytest.mark.parametrize(
