@@ -8,8 +8,14 @@ from dataclasses import replace
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import Facts, Files, Process, Versions
-from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
+from raycluster.errors import (
+    CommandError,
+    HostError,
+    PortInUseError,
+    RayclusterError,
+)
 from raycluster.events import Event
+from raycluster.guard import guard
 from raycluster.images import bring_images
 from raycluster.leave import leave, make_way
 from raycluster.members import Former
@@ -33,7 +39,6 @@ from raycluster.plan import (
     stranded_hosts,
 )
 from raycluster.poll import wait_for
-from raycluster.services.firewall import remove_script, write_script
 from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
@@ -49,10 +54,11 @@ SERVICE_S = 60
 
 def apply_nodes(
     work: Work, state: ClusterState, actions: tuple[Action, ...], only: Only = EVERYTHING
-) -> None:
+) -> tuple[RayclusterError, ...]:
     """Start, restart and remove processes until the hosts are as planned.
 
-    Nothing is started before every host that needs something was found ready for it.
+    Nothing is started before every host that needs something was found ready for it. Returns why
+    hosts that left, and answer, could not be cleaned; the cluster is none the worse for it.
     """
     starts = [a for a in actions if isinstance(a, Start)]
     removes = [a for a in actions if isinstance(a, Remove)]
@@ -80,34 +86,10 @@ def apply_nodes(
     _start_services(work, [s for s in starts if s.process.role not in RAY_ROLES], versions)
     _reload(work, [a for a in actions if isinstance(a, Reload)])
     if leaving:
-        kept = leave(work, state, leaving)
+        kept, unclean = leave(work, state, leaving)
         record(work, observe(work.spec, work.fleet), (*kept, *stranded))
-
-
-def guard(work: Work, guards: list[Guard]) -> None:
-    """Put firewall rules in force, or take them back. Raises CommandError."""
-    if not guards:
-        return
-    cluster = work.spec.cluster.name
-
-    def write(connected: Connected) -> None:
-        [action] = [g for g in guards if g.host == connected.host.name]
-        script = write_script(cluster) if action.rules else remove_script(cluster)
-        done = connected.transport.run(("sh", "-c", script), input=action.rules.encode())
-        if done.exit_code != 0:
-            said = done.stderr.decode(errors="replace").strip()[-300:]
-            raise CommandError(
-                f"cannot change the firewall: {said}",
-                where=connected.host.name,
-                hint="it needs nftables, and root or sudo without a password; or set "
-                "firewall.manage = false and close the ports yourself",
-                status=done.exit_code,
-            )
-        if action.rules and done.text.strip():
-            work.listen(Event(connected.host.name, f"firewall: {done.text.strip()}", "note"))
-
-    work.fleet.check()
-    all_or_raise(work.fleet.each(dict.fromkeys(g.host for g in guards), write))
+        return unclean
+    return ()
 
 
 def _files(work: Work, former: Iterable[Former]) -> dict[str, bytes]:

@@ -378,6 +378,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def sockets(self) -> frozenset[int]:
+        """Return the inodes of the sockets that our cluster's processes have open here."""
+        ...
+
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:

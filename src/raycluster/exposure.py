@@ -1,4 +1,4 @@
-"""Tries the cluster's ports from here, as anybody could who reaches the hosts."""
+"""Tries from here what the cluster listens at, as anybody could who reaches the hosts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ipaddress import ip_address
 import httpx
 
 from raycluster.connect import Connected, Fleet
-from raycluster.errors import DegradedError, HostError, RayclusterError
-from raycluster.observe import read_listening
+from raycluster.errors import DegradedError, RayclusterError
+from raycluster.listeners import read_listeners
 from raycluster.services.firewall import cluster_ports
 from raycluster.spec import ClusterSpec
 from raycluster.transports.http import http_client
@@ -35,32 +35,50 @@ def exposed(spec: ClusterSpec, fleet: Fleet) -> tuple[DegradedError, ...]:
         return ()
     found = fleet.each((h.name for h in spec.hosts), lambda c: open_ports(spec, c))
     reached = [port for ports in found.values() if isinstance(ports, tuple) for port in ports]
+    unseen = [each for each in found.values() if isinstance(each, RayclusterError)]
     lines = [f"{o.host}: port {o.port} of {o.address} can be reached from here" for o in reached]
     if unguarded(spec, fleet):
         lines.append(f"{spec.hosts[0].name}: Ray's dashboard takes jobs from whoever asks")
+    blind = tuple(
+        DegradedError(
+            f"it is not known what strangers reach there: {each.what}",
+            where=each.where,
+            hint=each.hint,
+        )
+        for each in unseen
+    )
     if not lines:
-        return ()
+        return blind
     error = DegradedError(
         "the cluster serves, and more is open than SSH and the gateway:\n" + "\n".join(lines),
         where=spec.cluster.name,
         hint="[firewall] manage = true, or close them in your provider's firewall",
     )
-    return (error,)
+    return (error, *blind)
 
 
 def open_ports(spec: ClusterSpec, connected: Connected) -> tuple[Open, ...]:
-    """Return the cluster's ports that answer at the address where the host was reached."""
+    """Return which of the cluster's ports answer at the address where the host was reached.
+
+    Those are the ones of the spec, and whatever else its processes listen at. Raises HostError.
+    """
     address = connected.transport.address
     if connected.host.transport == "local":
         return ()
     if spec.firewall.check == "public" and not ip_address(address).is_global:
         return ()
-    try:
-        listening = read_listening(connected.transport)
-    except HostError:
-        return ()
     ranges = cluster_ports(spec)
-    ours = sorted(p for p in listening if any(first <= p <= last for first, last in ranges))
+    every = read_listeners(connected.transport)
+    own = connected.runtime.sockets()
+    ours = sorted(
+        {
+            each.port
+            for each in every
+            if each.protocol == "tcp"
+            and each.port != spec.ports.gateway
+            and (each.inode in own or any(first <= each.port <= last for first, last in ranges))
+        }
+    )
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         answers = pool.map(lambda port: _answers(address, port), ours)
         return tuple(

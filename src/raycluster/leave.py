@@ -8,22 +8,24 @@ from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.errors import (
     AuthError,
+    ConnectionLostError,
     HostError,
     HostKeyError,
     RayclusterError,
     UnreachableError,
 )
 from raycluster.events import Event
+from raycluster.guard import take_away
 from raycluster.members import Former
 from raycluster.observe import machine
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
-from raycluster.services.firewall import remove_script
 from raycluster.services.ray_node import HEAD, TOKEN_FILE
 from raycluster.state import ClusterState
 from raycluster.transports.http import http_client
 from raycluster.work import Work
 
+AWAY = (UnreachableError, HostKeyError, AuthError, ConnectionLostError)
 DRAIN_S = 120
 
 
@@ -66,8 +68,13 @@ def _not_cleaned(name: str, address: str, error: RayclusterError) -> HostError:
     )
 
 
-def leave(work: Work, state: ClusterState, leaving: Iterable[Former]) -> tuple[Former, ...]:
-    """Move replicas off hosts that left, and clean them; return those that could not be cleaned."""
+def leave(
+    work: Work, state: ClusterState, leaving: Iterable[Former]
+) -> tuple[tuple[Former, ...], tuple[RayclusterError, ...]]:
+    """Move replicas off hosts that left, and clean them.
+
+    Returns those that could not be cleaned, and the errors of those that answered.
+    """
     former = {f.name: f for f in leaving}
     known = recognise(work.fleet, former.values(), work.token)
     kept = [former[name] for name, told in known.items() if isinstance(told, RayclusterError)]
@@ -76,7 +83,9 @@ def leave(work: Work, state: ClusterState, leaving: Iterable[Former]) -> tuple[F
             work.listen(Event(name, f"stays as it is: {told}", "note"))
     ours = [former[name] for name, told in known.items() if told is True]
     drain(work, ours, spare={host.address for host in state.hosts.values()})
-    return (*kept, *forget(work, ours))
+    left = forget(work, ours)
+    answered = tuple(error for _, error in left if not isinstance(error, AWAY))
+    return (*kept, *(host for host, _ in left)), answered
 
 
 def make_way(work: Work, moved: Iterable[Former]) -> None:
@@ -84,7 +93,8 @@ def make_way(work: Work, moved: Iterable[Former]) -> None:
     former = {f.name: f for f in moved}
     known = all_or_raise(recognise(work.fleet, former.values(), work.token))
     if kept := forget(work, [former[name] for name, ours in known.items() if ours]):
-        raise HostError("the former runtime's processes could not be removed", where=kept[0].name)
+        where = kept[0][0].name
+        raise HostError("the former runtime's processes could not be removed", where=where)
 
 
 def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None:
@@ -133,7 +143,7 @@ def _drain_command(node_id: str) -> tuple[str, ...]:
     )
 
 
-def forget(work: Work, leaving: Iterable[Former]) -> tuple[Former, ...]:
+def forget(work: Work, leaving: Iterable[Former]) -> tuple[tuple[Former, RayclusterError], ...]:
     """Remove everything of ours from hosts that left; return those that could not be cleaned.
 
     A host that is in the spec under another name, with the same runtime, is left as it is.
@@ -151,14 +161,14 @@ def forget(work: Work, leaving: Iterable[Former]) -> tuple[Former, ...]:
             return False
         connected.runtime.remove(None)
         if here not in staying.values():  # with another runtime it has the rules still
-            connected.transport.run(("sh", "-c", remove_script(work.spec.cluster.name)))
+            take_away(connected, work.spec.cluster.name)
         return True
 
-    kept = []
+    kept: list[tuple[Former, RayclusterError]] = []
     hosts = [f.host for f in former.values() if f.host]
     for name, result in work.fleet.reach(hosts, remove).items():
         if isinstance(result, RayclusterError):
-            kept.append(former[name])
+            kept.append((former[name], result))
             work.listen(Event(name, f"left the spec, and stays as it is: {result}", "note"))
         elif result:
             work.listen(Event(name, "removed", "done"))

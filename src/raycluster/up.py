@@ -11,10 +11,11 @@ from raycluster.apply import apply_nodes, check_nodes_gpus, refresh, wait_for_no
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
-from raycluster.errors import CommandError, HostError, NewerRecordError, RayclusterError
+from raycluster.errors import HostError, NewerRecordError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.forecast.fits import Problem
 from raycluster.forecast.whole import Forecast, at_rest, refuse
+from raycluster.guard import take_away
 from raycluster.leave import recognise
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
@@ -34,7 +35,6 @@ from raycluster.plan import (
     unread,
 )
 from raycluster.probe.ask import check_environments
-from raycluster.services.firewall import remove_script
 from raycluster.services.grafana import GRAFANA, READ_PASSWORD
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
@@ -50,13 +50,15 @@ from raycluster.work import Work, record, wiring
 class Outcome:
     """What a run of `up` did, and the completions that prove that the cluster serves.
 
-    `grafana_password` is there when this run was the one that brought Grafana; `doubts` are what
-    the run had to do without.
+    `grafana_password` is there when this run was the one that brought Grafana; `unclean` says why
+    hosts that left the cluster still have something of it, `doubts` are what the run had to do
+    without.
     """
 
     actions: tuple[Action, ...]
     proofs: tuple[Proof, ...]
     grafana_password: Secret | None = None
+    unclean: tuple[RayclusterError, ...] = ()
     doubts: tuple[RayclusterError, ...] = ()
 
 
@@ -112,12 +114,13 @@ def _up(
     starts = any(isinstance(action, Start) for action in actions)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
+    unclean: tuple[RayclusterError, ...] = ()
     for action in actions:
         listen(Event(action.host, action.describe().partition(": ")[2]))
     if doubts and not actions:
         record(work, state, ())
     if actions:
-        apply_nodes(work, state, actions, only)
+        unclean = apply_nodes(work, state, actions, only)
         state = observe(spec, fleet)
     elif late := [h for h in spec.hosts if only.nodes(h) and state.node(h) is None]:
         wait_for_nodes(work, late)
@@ -125,7 +128,7 @@ def _up(
     refresh(work, wiring(work, state), only)
     password = _grafana_password(fleet, actions)
     if not only.app:
-        return Outcome(actions, (), password, doubts)
+        return Outcome(actions, (), password, unclean, doubts)
     if spec.models:
         check_nodes_gpus(work, state)
     change = plan_deploy(work, state)
@@ -140,7 +143,7 @@ def _up(
         if spec.models and (started or verify):  # replicas may come to a node that joined
             bring(work, state, wanted_app(work, state), verify=verify)
         recover(work, state)
-    return Outcome(actions, prove(work), password, doubts)
+    return Outcome(actions, prove(work), password, unclean, doubts)
 
 
 def _tell(listen: Listener, errors: Iterable[RayclusterError]) -> None:
@@ -269,15 +272,8 @@ def _clean(
 ) -> tuple[str, ...]:
     removed = connected.runtime.remove(None, purge=purge)
     removed += clear_spool(connected, spec.distribution.folder, spec.cluster.name)
-    done = connected.transport.run(("sh", "-c", remove_script(spec.cluster.name)))
-    if done.exit_code != 0:
-        said = done.stderr.decode(errors="replace").strip()[-300:]
-        raise CommandError(
-            f"the firewall rules are still there: {said}",
-            where=connected.host.name,
-            status=done.exit_code,
-        )
-    removed = (*removed, *(["firewall rules"] if done.text.strip() else []))
+    if take_away(connected, spec.cluster.name):
+        removed = (*removed, "firewall rules")
     text = f"removed {', '.join(removed)}" if removed else "nothing of this cluster is here"
     listen(Event(connected.host.name, text, "done"))
     return removed

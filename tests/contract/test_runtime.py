@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -119,6 +121,28 @@ def test_root_stands_for_the_cluster_folder_in_argv_and_env(kind: Kind, runtime:
     first, second = runtime.inside("head").run(("sh", "-c", "cat ${AT%/x}/seen")).text.split()
     assert first.startswith("/")
     assert second == f"{first}/x"
+
+
+LISTENS = """import os, socket, time
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print("listens", os.fstat(server.fileno()).st_ino, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_the_sockets_are_those_of_our_processes(kind: Kind, runtime: Runtime) -> None:
+    assert runtime.sockets() == frozenset()
+    begin(runtime, loop(kind, script='python3 -c "$LISTENS" & wait', LISTENS=LISTENS))
+
+    def said() -> list[int]:
+        log = b"".join(runtime.logs("head", follow=False, tail=None, since=None)).decode()
+        return [int(line.split()[1]) for line in log.splitlines() if line.startswith("listens")]
+
+    wait_for(said)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        found = runtime.sockets()
+        assert os.fstat(other.fileno()).st_ino not in found
+    assert found.issuperset(said())
 
 
 def test_files_are_there_before_the_process_and_its_own_alone(kind: Kind, runtime: Runtime) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.lab.conftest import make_cli
 from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for
 from tests.lab.program import Cli
+from tests.lab.scan import open_ports
 from tests.lab.specs import cluster_toml
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
@@ -67,7 +69,13 @@ class Cut:
         assert self.up()["changes"] == []
 
     def clean(self) -> None:
-        """Assert that the hosts are as they were at first."""
+        """Assert that the hosts are as they were at first, once rules on trial are no more."""
+
+        def on_trial() -> list[str]:
+            every = [line for host in self.hosts for line in host.processes()]
+            return [line for line in every if ".nft." in line or line == "sleep 1"]
+
+        wait_for(lambda: not on_trial(), "what watches rules on trial to end", 5)
         assert {host.name: host.traces() for host in self.hosts} == self.before
 
     def down(self) -> None:
@@ -101,6 +109,12 @@ def _cut(program: subprocess.Popen[str], number: signal.Signals, heard: str = ""
         assert "interrupted; the next `raycluster up` or `down` goes on from here" in rest
 
 
+def _spec(lab: Lab, hosts: Sequence[Host], replicas: int = 1) -> str:
+    own = {host.name: {"user": "root"} for host in hosts}  # for the firewall's rules
+    rules = "[firewall]\nmanage = true\n"
+    return cluster_toml(lab, hosts, name="cut", own=own, replicas=replicas, extra=rules)
+
+
 @pytest.fixture(scope="module")
 def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     """Two hosts with Docker and one without; the cluster is taken down in any case."""
@@ -108,7 +122,7 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     hosts = (*lab.docker_hosts[:2], *lab.native_hosts)
     cli = make_cli(lab, folder / "home")
     made = Cut(cli, folder, hosts, {host.name: host.traces() for host in hosts})
-    made.spec.write_text(cluster_toml(lab, hosts, name="cut"))
+    made.spec.write_text(_spec(lab, hosts))
     yield made
     cli("down", made.spec, "--yes")
 
@@ -116,6 +130,7 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
 @pytest.mark.parametrize(
     ("said", "number"),
     [
+        (r": firewall rules on trial", KILL),
         pytest.param(r"head: \+ start head", INT, marks=pytest.mark.long),
         pytest.param(r": ready: Ray", KILL, marks=pytest.mark.long),
         (r": has joined", INT),
@@ -167,6 +182,13 @@ def lost_worker(cut: Cut) -> None:
     cut.hosts[1].check("docker", "rm", "-f", "raycluster-cut-worker")
 
 
+def other_rules(cut: Cut) -> None:
+    """The spec asks for other firewall rules than those in force."""
+    port = random.randrange(40000, 50000)
+    text = re.sub(r"allow_ports = .*\n", "", cut.spec.read_text())
+    cut.spec.write_text(text.replace("manage = true\n", f"manage = true\nallow_ports = [{port}]\n"))
+
+
 def another_model(cut: Cut) -> None:
     """The spec asks for other arguments of the engine than those that serve."""
     text = cut.spec.read_text()
@@ -178,6 +200,7 @@ def another_model(cut: Cut) -> None:
     ("begin", "said", "number"),
     [
         pytest.param(nothing, r"head: \+ start head", KILL, marks=pytest.mark.long),
+        (other_rules, r": firewall rules on trial", KILL),
         pytest.param(lost_worker, r"docker-2: \+ start worker", INT, marks=pytest.mark.long),
         (lost_worker, r"docker-2: ready: Ray", KILL),
         pytest.param(lost_worker, r": starting the worker", INT, marks=pytest.mark.long),
@@ -191,6 +214,47 @@ def test_the_next_up_converges(
     begin(cut)
     cut.up_until(said, number)
     cut.converge()
+
+
+def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
+    """With one replica of the real vLLM on three hosts, then with two: Docker and native.
+
+    The host that leaves in between is as it was at first, its rules included.
+    """
+    text = cut.spec.read_text()
+    cut.converge()
+    alone = {host.address: {22} for host in cut.hosts}
+    assert open_ports(list(alone)) == alone
+    head, leaving, native = cut.hosts
+    cut.spec.write_text(_spec(lab, (head, native), replicas=2))
+    cut.up()
+    assert leaving.traces() == cut.before[leaving.name]
+    _on_each(cut, (head, native))
+    alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
+    assert open_ports(list(alone)) == alone
+    for host in (head, native):
+        host.check("nft", "delete", "table", "inet", "raycluster_cut")
+    found = open_ports([head.address, native.address])
+    assert all(len(ports) > 4 for ports in found.values()), found  # what the rules closed
+    cut.spec.write_text(text)
+
+
+def _on_each(cut: Cut, hosts: Sequence[Host]) -> None:
+    """See to it that each host has a replica: where one has two, one of them is killed."""
+
+    def running() -> list[str]:
+        [model] = json.loads(cut.cli("status", cut.spec, "--json").stdout)["models"]
+        return [r["address"] for r in model["replicas"] if r["state"] == "running"]
+
+    for _ in range(8):
+        wait_for(lambda: len(running()) == len(hosts), "as many replicas", 180)
+        if len(set(running())) == len(hosts):
+            return
+        [crowded] = [host for host in hosts if host.address in running()]
+        killed = crowded.check("pgrep", "-o", "-f", "ray::ServeReplica").strip()
+        crowded.check("kill", "-9", killed)
+        wait_for(lambda: len(running()) < len(hosts), "Serve to notice", 60)
+    raise AssertionError("Serve leaves a host without a replica")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.apply import _reload, _start, _take_off, guard, refresh
+from raycluster.apply import _reload, _start, _take_off, refresh
 from raycluster.connect import Fleet
 from raycluster.contracts import Process, Secret, Transport
 from raycluster.deploy import _write
 from raycluster.errors import LockedError
 from raycluster.events import Event
 from raycluster.fence import Fenced
+from raycluster.guard import guard
 from raycluster.leave import drain, forget
 from raycluster.members import Former, Member
 from raycluster.plan import EVERYTHING, Guard, Reload, Remove, Start

@@ -44,4 +44,4 @@ def up(
             console = session.out()
             console.print(outcome_text(opened.spec, outcome, private=console.is_terminal))
         open_ports = exposed(opened.spec, fleet) if part == EVERYTHING else ()
-    raise_together((*fell_back(outcome), *open_ports, *outcome.doubts))
+    raise_together((*outcome.unclean, *fell_back(outcome), *open_ports, *outcome.doubts))

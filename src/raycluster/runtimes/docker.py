@@ -62,6 +62,8 @@ from raycluster.runtimes.docker_shell import DockerShell
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
+_SOCKETS = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -o 'socket:.*'; true"
+_INODE = re.compile(r"socket:\[([0-9]{1,20})\]")
 RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
 
 
@@ -240,6 +242,20 @@ class DockerRuntime:
                     hint=f"if it is not needed: docker volume rm {volumes[0]}",
                 )
             return b""
+
+    def sockets(self) -> frozenset[int]:
+        """Return the inodes of the containers' sockets, each asked inside of itself."""
+        with self._edge.translated("reading the containers"):
+            running = [each for each in self._listed() if each["State"] == "running"]
+        inodes: set[str] = set()
+        for each in running:
+            shell = DockerShell(self._client, each["Id"], self._edge)
+            try:
+                inodes.update(_INODE.findall(shell.run(("sh", "-c", _SOCKETS)).text))
+            except HostError:
+                if each["Labels"].get(ROLE) in RAY_ROLES:
+                    raise  # another's image may lack a shell, and it has the spec's ports alone
+        return frozenset(map(int, inodes))
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None

@@ -156,6 +156,10 @@ class NativeRuntime:
             raise unread(path, "it is too large", self._host)
         return content
 
+    def sockets(self) -> frozenset[int]:
+        """Return the inodes of our processes' sockets."""
+        return frozenset(map(int, self._remote.ask("sockets")["inodes"]))
+
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from raycluster.runtimes.native_place import (
     place,
     settle,
 )
-from raycluster.runtimes.native_processes import UNREAD, alive, boot_id, end
+from raycluster.runtimes.native_processes import UNREAD, alive, boot_id, end, open_sockets
 
 SCHEMA = 1  # of what the supervisor writes
 MOST = 1 << 20  # bytes of a file that is read whole
@@ -269,9 +269,13 @@ def _delete(folder: Path) -> bool:
     return True
 
 
-COMMANDS = {
-    each.__name__: each for each in (where, observe, launch, stop, describe, logs, read, remove)
-}
+def sockets(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell the inodes of all sockets that the cluster's processes have open."""
+    return {"inodes": open_sockets(place(ask))}
+
+
+_ALL = (where, observe, launch, stop, describe, logs, read, remove, sockets)
+COMMANDS = {each.__name__: each for each in _ALL}
 
 
 def main() -> None:

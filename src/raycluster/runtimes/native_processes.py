@@ -100,6 +100,19 @@ def _semaphores(pids: Iterable[int]) -> list[Path]:
     return [file for number, file in files.items() if number in mapped]
 
 
+def open_sockets(at: Place) -> list[int]:
+    """Return the inodes of the sockets that a cluster's processes on this host have open."""
+    inodes = set()
+    for pid in _ours(at, ""):
+        with contextlib.suppress(OSError):  # it has ended
+            for file in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    kind, _, number = os.readlink(str(file)).partition(":")  # noqa: PTH115 - 3.8
+                    if kind == "socket":
+                        inodes.add(int(number.strip("[]")))
+    return sorted(inodes)
+
+
 def _still(at: Place, role: str, known: dict[int, int]) -> dict[int, int]:
     """Add to `known` what is new, and return what of it is alive; values tell when it began."""
     known.update(_ours(at, role))

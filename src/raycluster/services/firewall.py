@@ -1,10 +1,12 @@
-"""nftables rules for the cluster's ports: its hosts get in, others reach the gateway alone."""
+"""nftables rules of a host: the cluster's hosts get in, others reach SSH and the gateway alone."""
 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from raycluster import templates
 from raycluster.services.gateway import gateway
@@ -13,6 +15,18 @@ from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 ID_DIGITS = 12
+SSH = 22
+CONFIRM_S = 30
+"""Seconds after which a host takes rules back by itself that nobody confirmed."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """The ports of a host that are not the cluster's: sshd's, and of other services."""
+
+    ssh: frozenset[int] = frozenset()
+    tcp: frozenset[int] = frozenset()
+    udp: frozenset[int] = frozenset()
 
 
 def table(cluster: str) -> str:
@@ -49,16 +63,28 @@ def ruleset(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[str,
 
     The digits stand among the rules as the name of an empty chain, by which they are found again.
     """
+    own = spec.firewall
     values = {
         "table": table(spec.cluster.name),
-        "peers": _by_family(wiring.addresses.values()),
+        "friends": _by_family((*wiring.addresses.values(), *own.allow_from)),
         "ports": [f"{a}-{b}" if a != b else str(a) for a, b in cluster_ports(spec)],
-        "gateway": spec.ports.gateway,
-        "open": gateway_is_open(spec, host, wiring),
+        "ssh": sorted({SSH, host.ssh.port or SSH}),
+        "open": [spec.ports.gateway] if gateway_is_open(spec, host, wiring) else [],
+        "allowed": sorted(set(own.allow_ports)),
     }
     body = templates.render("nftables/cluster.nft", id="", **values)
     digits = hashlib.sha256(body).hexdigest()[:ID_DIGITS]
     return templates.render("nftables/cluster.nft", id=digits, **values).decode(), digits
+
+
+def exemptions(cluster: str, around: Around) -> str:
+    """Return the lines that follow the rules of a host: what else listens there stays open."""
+    sets = {"ssh": around.ssh, "kept_tcp": around.tcp, "kept_udp": around.udp}
+    return "".join(
+        f"add element inet {table(cluster)} {name} {{ {', '.join(map(str, sorted(ports)))} }}\n"
+        for name, ports in sets.items()
+        if ports
+    )
 
 
 def wanted(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[str, str]:
@@ -67,11 +93,10 @@ def wanted(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[str, 
 
 
 def _by_family(addresses: Iterable[str]) -> Mapping[str, list[str]]:
-    known = sorted({ip_address(a) for a in addresses if a}, key=lambda a: (a.version, int(a)))
-    return {
-        "ip": [str(a) for a in known if a.version == 4],
-        "ip6": [str(a) for a in known if a.version == 6],
-    }
+    networks = {ip_network(address) for address in addresses if address}
+    known = sorted(networks, key=lambda n: (n.version, int(n.network_address), n.prefixlen))
+    told = [(n.version, str(n).removesuffix(f"/{n.max_prefixlen}")) for n in known]
+    return {name: [n for v, n in told if v == version] for name, version in (("ip", 4), ("ip6", 6))}
 
 
 def _file(cluster: str) -> str:
@@ -79,43 +104,142 @@ def _file(cluster: str) -> str:
     return f"/etc/raycluster/{table(cluster)}.nft"
 
 
-_ROOT = 'PATH=$PATH:/usr/sbin:/sbin; s=; [ "$(id -u)" = 0 ] || s="sudo -n"; '
+def _new(cluster: str, tag: str) -> str:
+    """Return the file of rules that are on trial; who moves it away decides about them."""
+    return f"{_file(cluster)}.{tag}"
+
+
+def _as_root(script: str, *, when: str = "") -> str:
+    """Return a shell script that runs another as root, after a condition that needs no rights."""
+    root = 's=; [ "$(id -u)" = 0 ] || s="sudo -n"; '
+    run = f'exec $s env PATH="$PATH" sh -c {shlex.quote(script)} sh "$SSH_CONNECTION"'
+    return f"PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; {when}{root}{run}"
+
+
+def _boot(cluster: str) -> str:
+    """Return lines that set `unit`, `cron`, and `boot`: which of both loads the rules here.
+
+    Each is a file of its own: what others have in a crontab is not touched.
+    """
+    name = table(cluster)
+    return f"""unit=/etc/systemd/system/{name}.service
+wants=/etc/systemd/system/sysinit.target.wants/{name}.service
+cron=/etc/cron.d/{name}
+boot=; [ ! -d /etc/cron.d ] || boot=$cron
+[ ! -d /run/systemd/system ] || boot=$wants
+"""
+
+
+def _former(cluster: str) -> str:
+    """Return lines that take the line of earlier releases out of root's crontab."""
+    file = _file(cluster)
+    return f"""if old=$(crontab -l 2>/dev/null) && printf '%s\\n' "$old" | grep -qF {file}; then
+  rest=$(printf '%s\\n' "$old" | grep -vF {file})
+  if [ -n "$rest" ]; then printf '%s\\n' "$rest" | crontab -; else crontab -r; fi || exit 1
+fi
+"""
+
+
+def look_script() -> str:
+    """Return a shell script that prints the port of its connection, and what tells sshd's."""
+    return _as_root("""set -- $1; [ -z "$4" ] || echo ssh "$4"
+sshd -T 2>/dev/null | sed -n 's/^port /ssh /p'
+for comm in $(grep -lxE 'sshd|dropbear' /proc/[0-9]*/comm 2>/dev/null); do
+  ls -l "${comm%comm}fd" 2>/dev/null | sed -n 's/.*socket:\\[\\([0-9]*\\)\\]$/sshd \\1/p'
+done; true""")
 
 
 def read_script(cluster: str) -> str:
-    """Return a shell script that prints the digits of the rules that are in force, if any are."""
-    name = table(cluster)
-    show = f"$s nft list table inet {name} 2>/dev/null"
-    found = f"{show} | sed -n 's/^.*chain id_\\([0-9a-f]*\\) .*$/\\1/p'; true"
-    return f"[ -e {_file(cluster)} ] || exit 0; {_ROOT}{found}"
+    """Return a shell script that prints the digits of the rules, if they are there whole.
+
+    They are when they are in force, and in the file, and something loads that at boot.
+    """
+    file, name = _file(cluster), table(cluster)
+    script = f"""{_boot(cluster)}
+id=$(nft list table inet {name} 2>/dev/null | sed -n 's/^.*chain id_\\([0-9a-f]*\\) .*$/\\1/p')
+[ -n "$id" ] && grep -q "chain id_$id " {file} || exit 0
+[ -n "$boot" ] && [ ! -e "$boot" ] || echo $id"""
+    return _as_root(script, when=f"[ -e {file} ] || exit 0; ")
 
 
-def write_script(cluster: str) -> str:
-    """Return a shell script that puts the rules of its input in force, all or none of them.
+def _take_back(cluster: str, tag: str) -> str:
+    """Return lines that end a trial, unless it has been ended: the former rules, or none."""
+    file, new = _file(cluster), _new(cluster, tag)
+    return f"""if mv {new} {new}.refused 2>/dev/null; then
+  if [ -e {file} ]; then nft -f {file}; else nft delete table inet {table(cluster)}; fi
+  rm -f {new}.refused
+fi
+"""
 
-    They are kept in /etc/raycluster too, and root's crontab loads them again at boot.
+
+def try_script(cluster: str, tag: str, seconds: int = CONFIRM_S) -> str:
+    """Return a shell script that puts the rules of its input in force, for so many seconds.
+
+    Then the host takes them back, unless `confirm_script` of the same tag has run.
+    """
+    file, new = _file(cluster), _new(cluster, tag)
+    watch = f"""trap '' HUP; i=0
+while [ -e {new} ] && [ $((i += 1)) -le {seconds} ]; do sleep 1; done
+{_take_back(cluster, tag)}"""
+    return _as_root(f"""umask 022
+command -v nft >/dev/null || {{ echo "nft is not installed" >&2; exit 127; }}
+mkdir -p /etc/raycluster && cat >{new} && nft --check -f {new} || {{ rm -f {new}; exit 1; }}
+setsid sh -c {shlex.quote(watch)} </dev/null >/dev/null 2>&1 &
+nft -f {new} || {{ rm -f {new}; exit 1; }}
+for other in {file}.*; do [ "$other" = {new} ] || rm -f "$other"; done""")
+
+
+def take_back_script(cluster: str, tag: str) -> str:
+    """Return a shell script that ends a trial at once."""
+    return _as_root(_take_back(cluster, tag))
+
+
+def confirm_script(cluster: str, tag: str) -> str:
+    """Return a shell script that makes rules on trial last, also over a reboot.
+
+    It prints what a person should know.
     """
     file = _file(cluster)
-    return f"""{_ROOT}
-command -v nft >/dev/null || {{ echo "nft is not installed" >&2; exit 127; }}
-$s mkdir -p /etc/raycluster && $s tee {file} >/dev/null && $s nft -f {file} || exit 1
-command -v crontab >/dev/null || {{ echo "no crontab: not loaded again at boot"; exit 0; }}
-line="@reboot PATH=/usr/sbin:/sbin:/usr/bin:/bin nft -f {file}"
-$s crontab -l 2>/dev/null | grep -qxF "$line" && exit 0
-{{ $s crontab -l 2>/dev/null | grep -vF "{file}"; echo "$line"; }} | $s crontab -
-"""
+    unit = f"""[Unit]
+Description=Firewall rules of the cluster {cluster}
+DefaultDependencies=no
+Wants=network-pre.target
+After=local-fs.target nftables.service
+Before=network-pre.target shutdown.target
+Conflicts=shutdown.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=$(command -v nft) -f {file}
+[Install]
+WantedBy=sysinit.target"""
+    return _as_root(f"""umask 022
+mv {_new(cluster, tag)} {file} || {{ echo "the host took them back meanwhile" >&2; exit 1; }}
+nft -f {file} || exit 1
+{_boot(cluster)}
+if [ "$boot" = "$wants" ]; then
+  mkdir -p "${{wants%/*}}" && cat >"$unit.new" <<END && mv "$unit.new" "$unit" || exit 1
+{unit}
+END
+  ln -sf "$unit" "$wants" && rm -f "$cron" || exit 1
+elif [ -n "$boot" ]; then
+  echo "@reboot root PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin nft -f {file}" \
+    >"$cron.new" && mv "$cron.new" "$cron" || exit 1
+  grep -qxE 'crond?' /proc/[0-9]*/comm 2>/dev/null || boot=
+fi
+[ -n "$boot" ] || echo "neither systemd nor cron runs here: after a reboot run \\`raycluster up\\`"
+{_former(cluster)}""")
 
 
 def remove_script(cluster: str) -> str:
     """Return a shell script that takes everything back, and prints a word if there was any."""
-    name = table(cluster)
-    file = _file(cluster)
-    return f"""[ -e {file} ] || exit 0; {_ROOT}
-$s nft delete table inet {name} 2>/dev/null
-if command -v crontab >/dev/null && $s crontab -l 2>/dev/null | grep -qF {file}; then
-  rest=$($s crontab -l | grep -vF {file})
-  if [ -n "$rest" ]; then printf '%s\\n' "$rest" | $s crontab -; else $s crontab -r; fi
-fi
-$s rm -f {file} && $s rmdir /etc/raycluster 2>/dev/null
-! $s nft list table inet {name} >/dev/null 2>&1 && [ ! -e {file} ] && echo removed
-"""
+    file, name = _file(cluster), table(cluster)
+    script = f"""{_boot(cluster)}
+rm -f "$unit" "$wants" "$cron" || exit 1
+{_former(cluster)}
+nft delete table inet {name} 2>/dev/null
+! nft list table inet {name} >/dev/null 2>&1 || {{ echo "they cannot be deleted" >&2; exit 1; }}
+rm -f {file} {file}.* || exit 1
+rmdir /etc/raycluster 2>/dev/null
+echo removed"""
+    return _as_root(script, when=f"ls {file}* >/dev/null 2>&1 || exit 0; ")

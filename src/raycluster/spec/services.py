@@ -16,6 +16,7 @@ from raycluster.spec.types import (
     HttpPath,
     ImageName,
     IpAddress,
+    IpNetwork,
     KeyOwner,
     Operand,
     Port,
@@ -103,7 +104,18 @@ class Firewall(Part):
 
     manage: bool = Field(
         default=False,
-        description="Close the cluster's ports with nftables (root): only its hosts get in.",
+        description="Close the hosts with nftables (root) to all but SSH, the gateway, the "
+        "cluster's hosts, and the ports of other services that listen when the rules are written.",
+    )
+    allow_ports: tuple[Port, ...] = Field(
+        default=(),
+        description="More ports of other services, TCP and UDP, that stay open.",
+        examples=[[8888, 51820]],
+    )
+    allow_from: tuple[IpNetwork, ...] = Field(
+        default=(),
+        description="More networks that get in, such as a second one between the hosts.",
+        examples=[["192.168.100.0/24"]],
     )
     check: Literal["public", "always", "never"] = Field(
         default="public",

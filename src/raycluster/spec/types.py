@@ -127,6 +127,13 @@ def _ip(value: str) -> str:
     raise ValueError(f"an IPv4 or IPv6 address is expected, not {shown(value)}")
 
 
+def _network(value: str) -> str:
+    with suppress(ValueError):
+        if "%" not in value:
+            return str(ipaddress.ip_network(value))
+    raise ValueError(f"a network such as 10.0.0.0/8 is expected, not {shown(value)}")
+
+
 def _host_and_port(value: str) -> str:
     host, colon, port = value.rpartition(":")
     if "/" in value:
@@ -240,6 +247,7 @@ HostAndPort = Annotated[Operand, AfterValidator(_host_and_port)]
 UserName = Annotated[Operand, AfterValidator(_user)]
 JumpHosts = Annotated[Operand, AfterValidator(_jumps)]
 IpAddress = Annotated[Text, AfterValidator(_ip)]
+IpNetwork = Annotated[Text, AfterValidator(_network)]
 HostKeys = Literal["strict", "accept-new"]
 HostKey = Annotated[Text, Worded(r"SHA256:[A-Za-z0-9+/]{43}=?", "`SHA256:` and 43 characters are")]
 EnvName = Annotated[

@@ -8,10 +8,19 @@ import subprocess
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from raycluster.contracts import Secret
 from raycluster.plan import plan_nodes
-from raycluster.services.firewall import cluster_ports, read_script, ruleset, table, wanted
+from raycluster.services.firewall import (
+    Around,
+    cluster_ports,
+    exemptions,
+    read_script,
+    ruleset,
+    table,
+    wanted,
+)
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
@@ -28,7 +37,15 @@ def spec_of(**parts: Any) -> ClusterSpec:
 KEYS: dict[str, Any] = {"gateway": {"api_keys": {"a": "env:A"}}}
 
 
-@pytest.mark.parametrize("parts", [{}, KEYS, {"gateway": {"on": "all", "listen": "10.0.0.1"}}])
+MORE: dict[str, Any] = {
+    "manage": True,
+    "allow_ports": [53],
+    "allow_from": ["10.1.0.0/16", "fc00::/7"],
+}
+ON_ALL: dict[str, Any] = {"gateway": {"on": "all", "listen": "10.0.0.1"}, "firewall": MORE}
+
+
+@pytest.mark.parametrize("parts", [{}, KEYS, ON_ALL])
 def test_nftables_accepts_them(parts: dict[str, Any]) -> None:
     nft = shutil.which("nft", path=SBIN)
     if not nft or os.geteuid():
@@ -36,6 +53,7 @@ def test_nftables_accepts_them(parts: dict[str, Any]) -> None:
     spec = spec_of(**parts)
     for host in spec.hosts:
         rules, _ = ruleset(spec, host, WIRING)
+        rules += exemptions("my-qwen", Around(frozenset({22, 2222}), frozenset({80}), frozenset()))
         done = subprocess.run(
             [nft, "--check", "-f", "-"], input=rules, capture_output=True, text=True, check=False
         )
@@ -50,8 +68,21 @@ def test_others_reach_the_gateway_where_it_is_and_no_other_port() -> None:
     for rules in (first, second):
         assert "ip saddr 10.0.0.1 accept" in rules
         assert "ip6 saddr fd00::2 accept" in rules
-        assert all(f"tcp dport {p} drop" in rules for p in (6379, 8000, 8265, "30000-30999"))
-        assert "dport 22" not in rules
+        closed = "tcp dport {} tcp flags & (syn | ack) == syn drop"
+        assert all(closed.format(p) in rules for p in (6379, 8000, 8265, "30000-30999"))
+        assert rules.index("tcp dport 22 accept") < rules.index(" drop\n")
+
+
+def test_a_port_of_sshd_in_the_spec_is_open_before_any_is_closed() -> None:
+    spec = spec_of(head={"host": "h0", "port": 20022})
+    rules, _ = ruleset(spec, spec.hosts[0], WIRING)
+    assert rules.index("tcp dport 20022 accept") < rules.index("20000-20999")
+
+
+@pytest.mark.parametrize("network", ["10.0.0.1/8", "anywhere", "", "10.0.0.0/33", "fe80::1%eth0"])
+def test_what_is_no_network_is_no_spec(network: str) -> None:
+    with pytest.raises(ValidationError):
+        spec_of(firewall={"allow_from": [network]})
 
 
 def test_a_gateway_on_loopback_is_nobody_elses() -> None:

@@ -1,0 +1,105 @@
+"""Puts firewall rules in force on hosts, on trial until a new connection has come through."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable
+from contextlib import closing, suppress
+
+from raycluster.connect import Connected, all_or_raise
+from raycluster.contracts import Transport
+from raycluster.errors import CommandError, HostError
+from raycluster.events import Event
+from raycluster.listeners import read_listeners
+from raycluster.plan import Guard
+from raycluster.services.firewall import (
+    Around,
+    confirm_script,
+    exemptions,
+    look_script,
+    remove_script,
+    take_back_script,
+    try_script,
+)
+from raycluster.work import Work
+
+
+def guard(work: Work, guards: Iterable[Guard]) -> None:
+    """Put firewall rules in force, or take them back. Raises HostError."""
+    actions = {each.host: each for each in guards}
+    if not actions:
+        return
+    work.fleet.check()
+
+    def change(connected: Connected) -> None:
+        action = actions[connected.host.name]
+        if action.rules:
+            _put(work, connected, action.rules)
+        else:
+            take_away(connected, work.spec.cluster.name)
+
+    all_or_raise(work.fleet.each(actions, change))
+
+
+def take_away(connected: Connected, cluster: str) -> bool:
+    """Remove the cluster's rules from a host; return whether there were any. Raises HostError."""
+    name = connected.host.name
+    return bool(_run(connected.transport, name, remove_script(cluster)))
+
+
+def _put(work: Work, connected: Connected, rules: str) -> None:
+    cluster, name, tag = work.spec.cluster.name, connected.host.name, secrets.token_hex(4)
+    text = rules + exemptions(cluster, around(connected))
+    work.tell(name)("firewall rules on trial")
+    _run(connected.transport, name, try_script(cluster, tag), text.encode())
+    try:
+        with closing(work.fleet.beside(name)) as fresh:
+            said = _run(fresh, name, confirm_script(cluster, tag))
+    except CommandError:
+        raise
+    except HostError as error:
+        with suppress(HostError):  # if this cannot be said any more, the host does it by itself
+            connected.transport.run(("sh", "-c", take_back_script(cluster, tag)))
+        raise CommandError(
+            f"the new firewall rules are taken back: with them, no new connection: {error.what}",
+            where=name,
+            hint="look at how this machine reaches the host's sshd; firewall.allow_ports names "
+            "ports that stay open",
+        ) from error
+    if said:
+        work.listen(Event(name, f"firewall: {said}", "note"))
+
+
+def around(connected: Connected) -> Around:
+    """Return what listens on a host and is not the cluster's. Raises HostError.
+
+    What our processes have is asked for last: a socket that they open meanwhile is not mistaken.
+    """
+    every = read_listeners(connected.transport)
+    told = _run(connected.transport, connected.host.name, look_script()).splitlines()
+    found = [match for line in told if (match := re.fullmatch(r"(ssh|sshd) ([0-9]{1,20})", line))]
+    ports = {int(each[2]) for each in found if each[1] == "ssh" and 0 < int(each[2]) < 1 << 16}
+    sshd = {int(each[2]) for each in found if each[1] == "sshd"}
+    own = connected.runtime.sockets()
+    others = {each for each in every if each.inode not in own}
+    return Around(
+        ssh=frozenset(ports | {o.port for o in others if o.protocol == "tcp" and o.inode in sshd}),
+        tcp=frozenset(each.port for each in others if each.protocol == "tcp"),
+        udp=frozenset(each.port for each in others if each.protocol == "udp"),
+    )
+
+
+def _run(transport: Transport, host: str, script: str, given: bytes = b"") -> str:
+    """Run a script of the firewall; return what it said. Raises HostError."""
+    done = transport.run(("sh", "-c", script), input=given)
+    if done.exit_code != 0:
+        said = done.stderr.decode(errors="replace").strip()[-300:]
+        raise CommandError(
+            f"cannot change the firewall: {said}",
+            where=host,
+            hint="it needs nftables, and root or sudo without a password; or set "
+            "firewall.manage = false and close the ports yourself",
+            status=done.exit_code,
+        )
+    return done.text.strip()
