@@ -15,6 +15,8 @@ OLDEST_VLLM, NEWEST_VLLM = "0.26", "0.33"
 """Releases in which all is that the app asks for: older ones are refused, newer ones told of."""
 TRANSFORMERS = "5.19.0"
 TORCH = "2.13.0"
+UV = "0.13.9"
+"""What installs all of these."""
 PYTHON = "3.11"
 DOCKER_API = "1.41"
 
