@@ -6,6 +6,8 @@ GPUs, of which the tests have none: the same release.
 
 from __future__ import annotations
 
+import re
+
 RAY = "2.60.0"
 RAY_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 """Pythons that there are wheels of this Ray for, for glibc 2.17 on x86_64 and aarch64."""
@@ -28,6 +30,16 @@ TESTED = {
     "Python": PYTHON,
     "Docker API": DOCKER_API,
 }
+
+
+def startable(vllm: str) -> bool:
+    """Tell whether the app can start this release of vLLM."""
+    return release(vllm) >= release(OLDEST_VLLM)
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
 
 
 def sentence() -> str:

@@ -28,7 +28,6 @@ from raycluster.errors import ImageError
 from raycluster.requirements import ray_lock, uv_lock
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_image import Inside
-from raycluster.runtimes.docker_inside import RAY_LOCK, UV_LOCK, locks_of
 from raycluster.runtimes.docker_options import FOLDER, adding_options, volume_name
 from raycluster.runtimes.docker_wheels import (
     STORE,
@@ -38,6 +37,7 @@ from raycluster.runtimes.docker_wheels import (
     checked_pins,
     is_conflict,
 )
+from raycluster.serve.adding import RAY_LOCK, UV_LOCK, locks_of
 
 PIECE = 1 << 20
 MACHINES = ("x86_64", "aarch64")
@@ -135,7 +135,7 @@ class RayAdder:
 
     def _run(self, work: _Work, tell: Tell, archive: Path | None) -> dict[str, Any]:
         """Run the program in the image, after unpacking `archive`; return its last line."""
-        source = (resources.files("raycluster.runtimes") / "docker_inside.py").read_text()
+        source = (resources.files("raycluster.serve") / "adding.py").read_text()
         options = adding_options(self._client, self._cluster, work.process, work.home)
         order = json.dumps({"here": False, **work.order})
         container = self._client.create_container(

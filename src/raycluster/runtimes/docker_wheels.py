@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raycluster.errors import ImageError
-from raycluster.runtimes.docker_inside import COMPILED, HASHED, lacking, resolved
+from raycluster.serve.adding import COMPILED, HASHED, lacking, resolved
 
 GLIBC = (17, 28, *range(31, 41))
 """Minor versions of glibc 2 that uv has platforms for."""

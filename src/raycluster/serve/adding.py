@@ -132,10 +132,13 @@ def find_uv(work: Path, locks: Path) -> list[str]:
         return [found]
     if runs([sys.executable, "-m", "uv", "--version"]):
         return [sys.executable, "-m", "uv"]
-    if not runs([sys.executable, "-m", "pip", "--version"]):
-        raise FailedError("tool", "its image has neither uv nor pip")
-    place = work / "uv"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--retries", "1"]
+    place, python = work / "uv", sys.executable
+    if not runs([python, "-m", "pip", "--version"]):
+        own = work / "pip"
+        if not runs([python, "-m", "venv", str(own)]):
+            raise FailedError("tool", "there is neither uv nor pip")
+        python = str(own / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--retries", "1"]
     lock = [*HASHED, str(locks / UV_LOCK)]
     run([*pip, "--timeout", "10", "--target", str(place), *lock], "tool", work)
     return [str(place / "bin" / "uv")]
