@@ -165,7 +165,7 @@ def test_transformers_asked_for_by_name_refuses_what_it_does_not_understand() ->
 def test_another_python_gets_none_of_the_nodes_own_paths() -> None:
     node = {"PATH": "/bin", "PYTHONPATH": "/code:/ray", "PYTHONHOME": "/x", "HF_HOME": "/hf"}
     assert vllm.apart(node, "/env/bin/python", {}) == {
-        "PATH": "/env/bin:/usr/bin",
+        "PATH": "/env/bin:/bin",
         "HF_HOME": "/hf",
     }
     told = {"PYTHONPATH": "/plugins", "HF_HOME": "/hf"}
