@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import signal
-from collections import Counter
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,34 @@ def engines(cluster: Cluster) -> list[int]:
     return [pid for pid in below if "EngineCor" in _name(pid)]
 
 
+def config(cluster: Cluster) -> str:
+    """Return what HAProxy was last told."""
+    [path] = (cluster.folder / "h").rglob("haproxy.cfg")
+    return path.read_text()
+
+
+def straight(cluster: Cluster) -> list[tuple[int, int]]:
+    """Return the ports of engines that HAProxy asks, each with that of its replica."""
+    lines = [line.split() for line in config(cluster).splitlines() if f" maxconn {ONGOING}" in line]
+    return [
+        (int(words[2].rpartition(":")[2]), int(words[words.index("port") + 1]))
+        for words in lines
+        if words[0] == "server"
+    ]
+
+
+def waiting(cluster: Cluster) -> int:
+    """Return how many requests HAProxy says that wait for the model."""
+    [path] = re.findall(r"stats socket (\S+)", config(cluster))
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.connect(path)
+        asked.sendall(b"show stat\n")
+        text = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
+    rows = csv.DictReader(text.removeprefix("# ").splitlines())
+    named = (f"http-{NAME}", "BACKEND")
+    return sum(int(row["qcur"]) for row in rows if (row["pxname"], row["svname"]) == named)
+
+
 def _name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text()
@@ -53,14 +83,7 @@ def _name(pid: int) -> str:
 def test_haproxy_asks_the_engine_s_own_server(served: Cluster) -> None:
     """A path that only vLLM has is answered, and HAProxy asks its port."""
     assert served.http.get("/version").json().keys() == {"version"}
-    [config] = (served.folder / "h").rglob("haproxy.cfg")
-    servers = [line.split() for line in config.read_text().splitlines() if " maxconn 4" in line]
-    ports = [
-        (int(words[2].rpartition(":")[2]), int(words[words.index("port") + 1]))
-        for words in servers
-        if words[0] == "server"
-    ]
-    assert ports
+    ports = until(lambda: straight(served), seconds=60, what="HAProxy asks no engine")
     assert {engine - own for engine, own in ports} == {333}
 
 
@@ -69,12 +92,19 @@ def test_as_many_are_taken_and_wait_as_are_said(served: Cluster) -> None:
         body = {"model": NAME, "prompt": "a", "max_tokens": 200, "ignore_eos": True}
         return httpx.post(f"{served.http.base_url}/v1/completions", json=body, timeout=120)
 
-    with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(ask, range(40)))
-    assert Counter(a.status_code for a in answers) == {200: ONGOING + QUEUED, 429: 30}
-    refused = next(a for a in answers if a.status_code == 429)
-    assert refused.headers["retry-after"] == "1"
-    assert refused.json()["error"]["type"] == "RateLimitError"
+    [engine] = engines(served)
+    with ThreadPoolExecutor(ONGOING + QUEUED) as pool:
+        os.kill(engine, signal.SIGSTOP)  # what was taken lasts until the others were refused
+        try:
+            taken = [pool.submit(ask, number) for number in range(ONGOING + QUEUED)]
+            until(lambda: waiting(served) == QUEUED, seconds=60, what="they do not wait")
+            refused = [ask(number) for number in range(5)]
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert [each.result().status_code for each in taken] == [200] * (ONGOING + QUEUED)
+    assert {answer.status_code for answer in refused} == {429}
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert refused[0].json()["error"]["type"] == "RateLimitError"
 
 
 @pytest.mark.long
