@@ -130,7 +130,7 @@ class Environment:
             yield self.requirements
             return
         self.transport.put(f"{home}/{LOCK}", self.lock.text)
-        yield *HASHED, f"{home}/{LOCK}"
+        yield "--no-deps", *HASHED, f"{home}/{LOCK}"  # which is complete, but for what is beside
         if self.lock.beside:
             yield "--no-deps", *self.lock.beside
 
