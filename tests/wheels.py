@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,9 +42,26 @@ def write_index(folder: Path) -> None:
     for wheel in folder.glob("*.whl"):
         page = folder / "simple" / wheel.name.partition("-")[0].replace("_", "-") / "index.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        links = [f'<a href="../../{w.name}">{w.name}</a>' for w in sorted(folder.glob("*.whl"))]
+        links = [f'<a href="{_url(w)}">{w.name}</a>' for w in sorted(folder.glob("*.whl"))]
         own = [each for each in links if each.startswith(f'<a href="../../{_stem(wheel)}-')]
         page.write_text(f"<!DOCTYPE html><html><body>{''.join(own)}</body></html>")
+
+
+def lock_of(folder: Path, *names: str) -> bytes:
+    """Return a lock over wheels in a folder, each by `NAME-VERSION`."""
+    lines = [
+        f"{name.replace('-', '==', 1)} --hash=sha256:{_digest(next(folder.glob(f'{name}-*.whl')))}"
+        for name in names
+    ]
+    return "\n".join(lines).encode()
+
+
+def _url(wheel: Path) -> str:
+    return f"../../{wheel.name}#sha256={_digest(wheel)}"
+
+
+def _digest(wheel: Path) -> str:
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
 def _stem(wheel: Path) -> str:

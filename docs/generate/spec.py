@@ -139,7 +139,8 @@ def _default(field: Schema) -> str:
 
 
 def _branches(field: Schema) -> tuple[Schema, ...]:
-    return tuple(field.get("anyOf") or field.get("oneOf") or (field,))
+    kinds = field.get("anyOf") or field.get("oneOf")
+    return tuple(each for kind in kinds for each in _branches(kind)) if kinds else (field,)
 
 
 def _table_of(field: Schema) -> str:

@@ -81,16 +81,16 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
 
 def _engine(
     host: ResolvedHost, transport: Transport
-) -> tuple[tuple[str, ...], tuple[str, ...], Lock | None]:
+) -> tuple[tuple[str, ...], tuple[str, ...], Lock]:
     """Return what uv shall install, with what arguments and lock, for the host's GPUs or for none.
 
     GPUs whose driver does not answer count: with it mended, they are what is meant.
     """
-    if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
-        from raycluster.requirements import gpu_lock
+    from raycluster.requirements import cpu_lock, gpu_lock
 
+    if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
         return GPU_REQUIREMENTS, (), gpu_lock()
-    return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), None
+    return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), cpu_lock()
 
 
 TRANSPORTS: Mapping[str, Callable[[ResolvedHost, Ask | None], Transport]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from raycluster.connect import Connected, all_or_raise
+from raycluster.environments import make_environments
 from raycluster.errors import AppError, HostError
 from raycluster.events import Event, Listener
 from raycluster.observe import push_files
@@ -89,6 +90,7 @@ def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = Fa
     """
     files = {**secret_files(work.token, work.secrets.replicas), **code_files()}
     push(work, state, files)
+    make_environments(work, state, action.body)
     bring(work, state, action.body, verify=verify)
     work.listen(Event("app", "deploying: " + "; ".join(action.reasons)))
     for cost in action.costs:

@@ -11,6 +11,7 @@ from raycluster.apply import apply_nodes, check_nodes_gpus, refresh, wait_for_no
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
+from raycluster.environments import make_environments
 from raycluster.errors import HostError, NewerRecordError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.forecast.fits import Problem
@@ -141,7 +142,9 @@ def _up(
         actions = (*actions, change)
     else:
         if spec.models and (started or verify):  # replicas may come to a node that joined
-            bring(work, state, wanted_app(work, state), verify=verify)
+            wanted = wanted_app(work, state)
+            make_environments(work, state, wanted)
+            bring(work, state, wanted, verify=verify)
         recover(work, state)
     return Outcome(actions, prove(work), password, unclean, doubts)
 

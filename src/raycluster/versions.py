@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from raycluster.contracts import Versions
 from raycluster.errors import ImageError, VersionMismatchError
 from raycluster.spec import ClusterSpec, Model
-from raycluster.tested import NEWEST_VLLM, OLDEST_VLLM, VLLM
+from raycluster.tested import NEWEST_VLLM, OLDEST_VLLM, VLLM, release, startable
 
 SAFE_VLLM = "0.32"
 KNOWN = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
@@ -31,7 +30,8 @@ def check_versions(
     _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in versions.items()})
     serving = {n: v for n, v in versions.items() if n in _serving(spec)}
     _same("vLLM", {n: v.vllm or "none" for n, v in serving.items()})
-    if spec.models and not any(v.vllm or v.transformers for v in serving.values()):
+    own = [model for model in spec.models if model.environment is None]
+    if own and not any(v.vllm or v.transformers for v in serving.values()):
         raise ImageError(
             "neither vllm nor transformers in the environment",
             where=next(iter(serving), "cluster"),
@@ -39,7 +39,10 @@ def check_versions(
         )
     for name, seen in serving.items():
         for model in spec.models:
-            if model.engine_on(model.each_gpus if gpus else 0) == "vllm":
+            if (
+                model.environment is None
+                and model.engine_on(model.each_gpus if gpus else 0) == "vllm"
+            ):
                 _has_vllm(name, seen.vllm, model)
 
 
@@ -63,20 +66,11 @@ def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
     for name, seen in versions.items():
         if seen.vllm and not startable(seen.vllm):
             found[name] = f"vLLM {seen.vllm} cannot be started: {OLDEST_VLLM} and newer can"
-        elif seen.vllm and _release(seen.vllm) < _release(SAFE_VLLM):
+        elif seen.vllm and release(seen.vllm) < release(SAFE_VLLM):
             found[name] = f"vLLM {seen.vllm} has known vulnerabilities; use {VLLM}"
-        elif seen.vllm and _release(seen.vllm) > _release(NEWEST_VLLM):
+        elif seen.vllm and release(seen.vllm) > release(NEWEST_VLLM):
             found[name] = f"vLLM {seen.vllm} is newer than those that were looked at ({KNOWN})"
     return found
-
-
-def startable(version: str) -> bool:
-    """Tell whether the app can start this release of vLLM."""
-    return _release(version) >= _release(OLDEST_VLLM)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
 
 
 def _serving(spec: ClusterSpec) -> set[str]:

@@ -197,14 +197,22 @@ def holders(
     spec: ClusterSpec, state: ClusterState, models: Iterable[Mapping[str, Any]]
 ) -> dict[str, tuple[Wanted, ...]]:
     """Return what every live node needs: a model for GPUs only where there are any."""
-    found: dict[str, dict[Wanted, None]] = {}
+    held = holding(spec, state, models)
+    return {
+        h: tuple(dict.fromkeys(w for m in those for w in wanted(m))) for h, those in held.items()
+    }
+
+
+def holding(
+    spec: ClusterSpec, state: ClusterState, models: Iterable[Mapping[str, Any]]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return, for every live node, the models of which it may get replicas."""
+    listed, found = list(models), dict[str, list[Mapping[str, Any]]]()
     for host in spec.hosts:
         node = state.node(host)
-        if node is None or not node.cpus:
-            continue
-        held = [m for m in models if not m["num_gpus"] or node.gpus]
-        found[host.name] = dict.fromkeys(w for model in held for w in wanted(model))
-    return {name: tuple(needed) for name, needed in found.items()}
+        if node is not None and node.cpus:
+            found[host.name] = [m for m in listed if not m["num_gpus"] or node.gpus]
+    return found
 
 
 def _carried_out(work: Work, host: str, lines: Iterable[dict[str, Any]]) -> Results:

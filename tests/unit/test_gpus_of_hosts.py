@@ -21,7 +21,7 @@ from raycluster.errors import HostError
 from raycluster.events import Event
 from raycluster.observe import read_facts, read_listening
 from raycluster.plan import Start, check_counted, check_host_gpus, desired
-from raycluster.requirements import gpu_lock
+from raycluster.requirements import cpu_lock, gpu_lock
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
@@ -105,7 +105,7 @@ def test_which_environment_is_made(
     requirements, arguments, lock = connect._engine(host_of(gpus), LocalTransport("here"))
     assert requirements == made
     assert bool(arguments) is (made == CPU_REQUIREMENTS)
-    assert lock == (gpu_lock() if made == GPU_REQUIREMENTS else None)
+    assert lock == (gpu_lock() if made == GPU_REQUIREMENTS else cpu_lock())
 
 
 def gpus_found(spec: ClusterSpec, fleet: Fleet) -> Finding:

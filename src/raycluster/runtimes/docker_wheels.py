@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raycluster.errors import ImageError
+from raycluster.serve.adding import COMPILED, HASHED, lacking, resolved
 
 GLIBC = (17, 28, *range(31, 41))
 """Minor versions of glibc 2 that uv has platforms for."""
@@ -40,6 +41,7 @@ class Target:
     glibc: int
     have: tuple[str, ...]
     requirements: tuple[str, ...]
+    lock: bytes
 
     @property
     def platform(self) -> str:
@@ -107,14 +109,12 @@ def _installed(target: Target, folder: Path) -> Path:
     have, wanted, pins = (folder / name for name in ("have.txt", "wanted.txt", "pins.txt"))
     have.write_text("\n".join(target.have))
     wanted.write_text("\n".join(target.requirements))
+    pins.write_bytes(target.lock)
     fits = ("--python-version", target.python, "--python-platform", target.platform)
     common = ("--quiet", "--only-binary", ":all:", "--python", sys.executable, *fits)
-    compiled = ("pip", "compile", *common, "--no-header", "--no-annotate", "-c", str(have))
-    _run((*compiled, "-o", str(pins), str(wanted)), folder)
-    there = {pin.partition("==")[0] for pin in target.have}
-    lacking = [p for p in pins.read_text().split() if p.partition("==")[0] not in there]
-    pins.write_text("\n".join(lacking))
-    into = ("--target", str(folder / "tree"), "--no-deps", "-r", str(pins))
+    _run(("pip", "compile", *common, *COMPILED, *resolved(have, wanted, pins)), folder)
+    pins.write_text(lacking(pins.read_text(), target.have))
+    into = ("--target", str(folder / "tree"), "--no-deps", *HASHED, str(pins))
     _run(("pip", "install", *common, *into), folder)
     return folder / "tree"
 

@@ -13,11 +13,12 @@ from typing import Any, cast
 
 from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
-from raycluster.requirements import Lock
+from raycluster.requirements import Lock, uv_lock
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
 COMPLETE, LOCK = ".complete", "requirements.txt"
+HASHED = ("--require-hashes", "--only-binary=:all:", "-r")
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
 
@@ -91,11 +92,8 @@ class Environment:
         self._run((uv, "venv", "--quiet", "--python", self.version, home), env, tell)
         if self.requirements:
             into = ("--python", f"{home}/bin/python", "--compile-bytecode")
-            packages = self.requirements
-            if self.lock:
-                self.transport.put(f"{home}/{LOCK}", self.lock.text)
-                packages = ("--require-hashes", "--only-binary=:all:", "-r", f"{home}/{LOCK}")
-            self._run((uv, "pip", "install", *into, *self.uv_args, *packages), env, tell)
+            for packages in self._packages(home):
+                self._run((uv, "pip", "install", *into, *self.uv_args, *packages), env, tell)
         self.transport.put(f"{home}/{COMPLETE}", b"\n".join(r.encode() for r in self.requirements))
         if cache:
             self._run(("rm", "-rf", cache), env, tell)
@@ -126,11 +124,23 @@ class Environment:
         hint = "name a Python with ray in [runtime] python, or leave it out to have one made"
         return RuntimeUnavailableError(what, where=self.host, hint=hint)
 
+    def _packages(self, home: str) -> Iterator[tuple[str, ...]]:
+        """Yield what uv is to install, one call after the other."""
+        if self.lock is None:
+            yield self.requirements
+            return
+        self.transport.put(f"{home}/{LOCK}", self.lock.text)
+        yield "--no-deps", *HASHED, f"{home}/{LOCK}"  # which is complete, but for what is beside
+        if self.lock.beside:
+            yield "--no-deps", *self.lock.beside
+
     def _install_uv(self, root: str, tell: Tell) -> str:
         tell("installing uv")
         place = f"{root}/uv"
         self._run(("python3", "-m", "venv", "--clear", place), {}, tell)
-        self._run((f"{place}/bin/pip", "install", "--quiet", "uv"), {}, tell)
+        self.transport.put(f"{place}/{LOCK}", uv_lock())
+        pip = (f"{place}/bin/pip", "install", "--quiet", *HASHED, f"{place}/{LOCK}")
+        self._run(pip, {}, tell)
         return f"{place}/bin/uv"
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str], tell: Tell) -> None:

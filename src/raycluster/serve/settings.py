@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from raycluster.serve.environment import Environment
+
 EngineChoice = Literal["auto", "vllm", "transformers"]
 Routing = Literal["least-busy", "sticky", "prefix"]
 ProxyLocation = Literal["HeadOnly", "EveryNode"]
@@ -69,6 +71,7 @@ class ModelSettings:
     `env` is no place for secrets.
     `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
     several hosts: it is the number of its equal parts then, each with its GPUs on one host.
+    `environment` is the one of vLLM, where that is not the node's own.
     `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
 
@@ -86,6 +89,7 @@ class ModelSettings:
     adapters: Mapping[str, str] = field(default_factory=dict)
     spread: int = 0
     routing: Routing = "least-busy"
+    environment: Environment | None = None
 
     @property
     def sleeps(self) -> bool:
@@ -98,6 +102,7 @@ class ModelSettings:
         plain["engine_args"] = dict(self.engine_args)
         plain["env"] = dict(self.env)
         plain["adapters"] = dict(self.adapters)
+        plain["environment"] = self.environment.to_json() if self.environment else None
         if isinstance(self.replicas, Autoscale):
             plain["replicas"] = {f.name: getattr(self.replicas, f.name) for f in fields(Autoscale)}
         return plain
@@ -109,6 +114,8 @@ class ModelSettings:
         replicas = values.get("replicas")
         if isinstance(replicas, Mapping):
             values["replicas"] = Autoscale(**replicas)
+        if isinstance(environment := values.get("environment"), Mapping):
+            values["environment"] = Environment.from_json(environment)
         return cls(**values)
 
 

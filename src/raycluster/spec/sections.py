@@ -45,6 +45,7 @@ from raycluster.spec.types import (
     Size,
     Text,
     UserName,
+    VllmVersion,
     VolumeText,
     shown,
 )
@@ -294,6 +295,37 @@ class Replicas(Part):
         return self
 
 
+ENVIRONMENT = {
+    **{"vllm": VLLM, "python_version": "3.12"},
+    **{"requirements": ["flashinfer-python"], "uv_args": ["--no-cache"]},
+}
+
+
+class EngineEnvironment(Part):
+    """A Python environment that uv makes on the nodes for one model's vLLM."""
+
+    vllm: VllmVersion | None = Field(default=None, description="The release of vLLM.")
+    requirements: tuple[Operand, ...] | None = Field(
+        default=None, description="What else is installed, or all of it."
+    )
+    uv_args: tuple[Text, ...] | None = Field(
+        default=None, description="Further arguments of `uv pip install`."
+    )
+    python_version: PythonVersion | None = Field(
+        default=None, description="Default: that of the node."
+    )
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> EngineEnvironment:
+        if not self.vllm and not self.requirements:
+            raise ValueError("`vllm` or `requirements` is expected")
+        return self
+
+
+def _kept(value: object) -> str:
+    return "table" if isinstance(value, dict | EngineEnvironment) else "text"
+
+
 def _shape(value: object) -> str:
     return "table" if isinstance(value, dict | Replicas) else "number"
 
@@ -348,6 +380,18 @@ class Model(Part):
         description="LoRA adapters by the name that clients ask for: hub id, or path on the hosts.",
         examples=[{"my-adapter": "/models/my-adapter"}],
     )
+    environment: (
+        Annotated[
+            Annotated[Operand, Tag("text")] | Annotated[EngineEnvironment, Tag("table")],
+            Discriminator(_kept),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="A vLLM of its own: a table of what uv installs, or the path of a Python that "
+        "is on every node.",
+        examples=[ENVIRONMENT],
+    )
     engine_args: EngineArgs = Field(
         default_factory=dict,
         description="The engine's own arguments, under its own names.",
@@ -358,6 +402,12 @@ class Model(Part):
     def _engine_has_adapters(self) -> Model:
         if self.adapters and self.engine == "transformers":
             raise ValueError("adapters need vLLM: leave out `engine`, or the adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _environment_has_vllm(self) -> Model:
+        if self.environment and self.engine == "transformers":
+            raise ValueError("`environment` is vLLM's: leave out `engine`, or the environment")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from raycluster.accelerators.values import UUID
+from raycluster.tested import OLDEST_VLLM, startable
 
 ENGINE_ARGS_ELSEWHERE = {
     "model": "`source` of the model says this",
@@ -184,6 +185,12 @@ def _named_gpus(value: list[object] | tuple[object, ...]) -> tuple[object, ...]:
     return tuple(value)
 
 
+def _startable(value: str) -> str:
+    if not startable(value):
+        raise ValueError(f"vLLM {value} cannot be started: {OLDEST_VLLM} and newer can")
+    return value
+
+
 def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
     for key, given in value.items():
         if key in ENGINE_ARGS_ELSEWHERE:
@@ -309,6 +316,11 @@ Capability = Annotated[
 ]
 ImageName = Annotated[Operand, Worded(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", "an image's name is")]
 PythonVersion = Annotated[Text, Worded(r"3\.(11|12|13)", "`3.11`, `3.12` or `3.13` is")]
+VllmVersion = Annotated[
+    Text,
+    Worded(r"[0-9]+(\.[0-9]+){1,3}((a|b|rc|\.post|\.dev)[0-9]+)?", "a release such as `0.32.0` is"),
+    AfterValidator(_startable),
+]
 RegistryName = Annotated[
     Text,
     Worded(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", "a registry's `HOST` or `HOST:PORT` is"),

@@ -61,7 +61,7 @@ def test_what_ray_cannot_be_added_to_is_refused(change: dict[str, object], expec
     ],
 )
 def test_the_platform_is_one_that_uv_knows(glibc: int, platform: str) -> None:
-    assert Target("3.12", "aarch64", glibc, (), ()).platform == f"aarch64-{platform}"
+    assert Target("3.12", "aarch64", glibc, (), (), b"").platform == f"aarch64-{platform}"
 
 
 @pytest.mark.parametrize(

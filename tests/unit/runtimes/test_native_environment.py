@@ -15,6 +15,7 @@ from raycluster.errors import RuntimeUnavailableError
 from raycluster.requirements import Lock
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.runtimes.native_environment import PYTHON, Environment, root_cause
+from raycluster.tested import UV as UV_VERSION
 from raycluster.transports.local import LocalTransport
 
 RAY = Process("head", ("ray", "start"))
@@ -123,6 +124,20 @@ def test_a_lock_takes_the_files_that_it_names_alone(tmp_path: Path, wheels: Path
     assert _runtime(root, wheels, "ray", lock=good).prepare(RAY, lambda _: None).ray == "2.60.0"
     made = [path for path in root.glob("env-*") if (path / ".complete").exists()]
     assert [(path / "requirements.txt").read_bytes() for path in made] == [good.text]
+
+
+@needs_uv
+def test_what_has_no_hash_is_installed_beside_the_lock(tmp_path: Path, wheels: Path) -> None:
+    lock = Lock(b"", download=1, stored=2, beside=("ray==2.60.0",))
+    runtime = _runtime(tmp_path / "root", wheels, "ray", lock=lock)
+    assert runtime.prepare(RAY, lambda _: None).ray == "2.60.0"
+
+
+def test_uv_is_installed_as_it_is_locked(tmp_path: Path) -> None:
+    environment = Environment("box", LocalTransport("box"))
+    uv = environment._install_uv(str(tmp_path), lambda _: None)
+    done = subprocess.run((uv, "--version"), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"uv {UV_VERSION}")
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,20 @@ def test_the_fallback_follows_what_it_understands() -> None:
 def test_transformers_asked_for_by_name_refuses_what_it_does_not_understand() -> None:
     with pytest.raises(EngineError, match="did you mean 'max_model_len'"):
         fallback.understood(settings("transformers", max_model_length=512))
+
+
+def test_another_python_gets_none_of_the_nodes_own_paths() -> None:
+    node = {"PATH": "/bin", "PYTHONPATH": "/code:/ray", "PYTHONHOME": "/x", "HF_HOME": "/hf"}
+    assert vllm.apart(node, "/env/bin/python", {}) == {
+        "PATH": "/env/bin:/bin",
+        "HF_HOME": "/hf",
+    }
+    told = {"PYTHONPATH": "/plugins", "HF_HOME": "/hf"}
+    assert vllm.apart(node, "/env/bin/python", told)["PYTHONPATH"] == "/plugins"
+
+
+def test_its_program_is_run_by_its_python(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    assert vllm.program(str(python)) == (str(python), "-m", "vllm.entrypoints.cli.main")
+    (tmp_path / "vllm").touch()
+    assert vllm.program(str(python)) == (str(python), str(tmp_path / "vllm"))

