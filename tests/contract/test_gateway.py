@@ -8,27 +8,33 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raycluster.contracts import ROOT, Process, Secret
-from raycluster.services.gateway import FIGURES_PATH, gateway
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.contracts import Process, Secret
+from raycluster.services.gateway import FIGURES_PATH
+from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
+from tests.contract.nginx import (
+    ALICE,
+    BOB,
+    KEYS,
+    PATH,
+    bearer,
+    free_port,
+    lay,
+    process_of,
+    running,
+    served,
+)
 from tests.contract.sshd import wait_for
-
-ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
-KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx", path=PATH), reason="needs nginx")
 
@@ -89,32 +95,6 @@ def api() -> Iterator[int]:
             thread.join()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-BOTH = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
-
-
-def process_of(
-    spec: ClusterSpec, secrets: Secrets = BOTH, others: Mapping[str, str] | None = None
-) -> Process:
-    process = gateway(spec, spec.hosts[0], Wiring(others or {}, Secret("t"), secrets))
-    assert process
-    return process
-
-
-def lay(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files as runtimes do."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-        (folder / name).chmod(0o600)
-
-
 def reload(root: Path, process: Process) -> subprocess.CompletedProcess[str]:
     """Lay a process's new files beside the former and tell nginx, as `up` does."""
     lay(root, {f"gateway/new/{n.partition('/')[2]}": c for n, c in process.live_files.items()})
@@ -122,59 +102,11 @@ def reload(root: Path, process: Process) -> subprocess.CompletedProcess[str]:
     return subprocess.run(process.reload, env=env, capture_output=True, text=True, check=False)
 
 
-@contextmanager
-def running(
-    root: Path, api: int, secrets: Secrets | None = None, **gate: Any
-) -> Iterator[httpx.Client]:
-    """Run the process as a runtime would, and yield a client of it."""
-    ports = {"gateway": free_port(), "api": api}
-    spec = ClusterSpec.model_validate(
-        {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
-    )
-    scheme = "https" if gate.get("tls") else "http"
-    process = process_of(spec, secrets or BOTH)
-    with served(root, process, {}, ports["gateway"], scheme) as client:
-        yield client
-
-
-@contextmanager
-def served(
-    root: Path, process: Process, files: Mapping[str, bytes], port: int, scheme: str = "http"
-) -> Iterator[httpx.Client]:
-    """Run the process, with `files` in place of some of its own, and yield a client of it."""
-    lay(root, {**process.live_files, **files})
-    argv = [part.replace(ROOT, str(root)) for part in process.argv]
-    with (root / "log").open("wb") as log:
-        nginx = subprocess.Popen(argv, stdout=log, stderr=log, env={"PATH": PATH})
-    try:
-        _wait(port, nginx, root / "log")
-        with httpx.Client(
-            base_url=f"{scheme}://127.0.0.1:{port}", verify=False, trust_env=False
-        ) as client:
-            yield client
-    finally:
-        nginx.terminate()
-        nginx.wait(10)
-
-
-def _wait(port: int, nginx: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        assert nginx.poll() is None, log.read_text()
-        with socket.socket() as probe:
-            connected = probe.connect_ex(("127.0.0.1", port)) == 0
-            if connected and probe.getsockname() != probe.getpeername():
-                return  # to a free port, Linux may connect a socket to itself
-        time.sleep(0.01)
-    raise AssertionError(f"nginx does not listen: {log.read_text()}")
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that nginx's workers, who are another user, may pass through."""
+    """A folder that nginx's workers, who are another user, cannot pass through."""
     folder = tmp_path_factory.mktemp("gateway")
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o111)
+    folder.chmod(0o700)
     return folder
 
 
@@ -183,10 +115,6 @@ def guarded(root: Path, api: int) -> Iterator[httpx.Client]:
     """A gateway with two keys."""
     with running(root, api, **KEYS, max_body="100k") as client:
         yield client
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.mark.parametrize(
