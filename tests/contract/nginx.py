@@ -19,6 +19,7 @@ from raycluster.spec import ClusterSpec
 
 ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
 KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}
+CONF = "gateway/nginx.conf"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOTH = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
 
@@ -32,6 +33,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def spec_of(port: int, api: int, **gate: Any) -> ClusterSpec:
+    ports = {"gateway": port, "api": api}
+    return ClusterSpec.model_validate(
+        {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
+    )
 
 
 def process_of(
@@ -55,13 +63,10 @@ def running(
     root: Path, api: int, secrets: Secrets | None = None, **gate: Any
 ) -> Iterator[httpx.Client]:
     """Run the process as a runtime would, and yield a client of it."""
-    ports = {"gateway": free_port(), "api": api}
-    spec = ClusterSpec.model_validate(
-        {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
-    )
+    port = free_port()
     scheme = "https" if gate.get("tls") else "http"
-    process = process_of(spec, secrets or BOTH)
-    with served(root, process, {}, ports["gateway"], scheme) as client:
+    process = process_of(spec_of(port, api, **gate), secrets or BOTH)
+    with served(root, process, {}, port, scheme) as client:
         yield client
 
 

@@ -38,27 +38,32 @@ class Relay:
         root = str(scope.get("root_path", "")).rstrip("/")
         path = path[len(root) :] if root and path.startswith(root + "/") else path
         body = await _body(receive)
-        asked = exchange(self._server.http, scope, send, self._server.place.url, path, body)
-        await while_awaited(receive, asked)
+        url = located(self._server.place.url, path, scope)
+        await while_awaited(receive, exchange(self._server.http, scope, send, url, body))
+
+
+def located(base: str, path: str, scope: Message) -> URL:
+    """Return the URL, with a request's query, of which a server reads exactly this path."""
+    query = scope.get("query_string", b"").decode("latin-1")
+    url = base + quote(path, safe="/:@+,=") + (f"?{query}" if query else "")
+    return URL(url, encoded=True)  # or it would be decoded here, and made shorter by its `..`
 
 
 async def exchange(
-    http: aiohttp.ClientSession, scope: Message, send: Send, base: str, path: str, body: bytes
+    http: aiohttp.ClientSession, scope: Message, send: Send, url: URL, body: bytes
 ) -> None:
-    """Send a request to a server, and its answer back; one that breaks off breaks off here too.
+    """Send a request to `url`, and its answer back; one that breaks off breaks off here too.
 
-    The server reads exactly `path`. Raises aiohttp.ClientError.
+    Raises aiohttp.ClientError.
     """
-    query = scope.get("query_string", b"").decode("latin-1")
     headers = [
         (k.decode("latin-1"), v.decode("latin-1"))
         for k, v in scope["headers"]
         if k.lower() not in HOP_BY_HOP
     ]
-    url = base + quote(path, safe="/:@+,=") + (f"?{query}" if query else "")
     async with http.request(
         scope["method"],
-        URL(url, encoded=True),  # or it would be decoded here and made shorter by its `..`
+        url,
         data=body,
         headers=headers,
         allow_redirects=False,

@@ -15,7 +15,7 @@ import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
 from raycluster.serve.front import READY, READY_PATH, refuse, respond
-from raycluster.serve.relay import exchange, while_awaited
+from raycluster.serve.relay import exchange, located, while_awaited
 from raycluster.serve.settings import ENGINE_PATH, WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
@@ -126,7 +126,8 @@ class Router:
 
     async def _exchange(self, scope: Message, send: Send, path: str, body: bytes) -> None:
         try:
-            await exchange(self._client(), scope, send, self._upstream, path, body)
+            url = located(self._upstream, path, scope)
+            await exchange(self._client(), scope, send, url, body)
         except aiohttp.ClientConnectorError as error:
             await refuse(send, 503, f"the model cannot be reached: {error}")
 
