@@ -82,7 +82,7 @@ def served(
     try:
         _wait(port, nginx, root / "log")
         with httpx.Client(
-            base_url=f"{scheme}://127.0.0.1:{port}", verify=False, trust_env=False
+            base_url=f"{scheme}://127.0.0.1:{port}", verify=False, trust_env=False, timeout=60
         ) as client:
             yield client
     finally:

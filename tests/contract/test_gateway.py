@@ -412,8 +412,11 @@ def memory(root: Path) -> int:
 
 def on_disk(root: Path) -> int:
     """Return the bytes in files of requests, which have no names."""
-    opened = [fd for each in processes(root) for fd in (each / "fd").iterdir()]
-    return sum(fd.stat().st_size for fd in opened if "/temp/body/" in str(fd.readlink()))
+    size = 0
+    for fd in [fd for each in processes(root) for fd in (each / "fd").iterdir()]:
+        with suppress(FileNotFoundError):  # closed meanwhile
+            size += fd.stat().st_size if "/temp/body/" in str(fd.readlink()) else 0
+    return size
 
 
 SIZE, MANY = 8 << 20, 20

@@ -125,10 +125,15 @@ def asked(
 
 @dataclass(frozen=True)
 class Row:
-    """Where the gateway and HAProxy listen."""
+    """Where the gateway and HAProxy listen, and what gets HAProxy's log.
+
+    It is asked for one of so `every` paths.
+    """
 
     gateway: int
     haproxy: int
+    log: socket.socket
+    every: int
 
 
 @contextmanager
@@ -137,6 +142,9 @@ def standing(folder: Path, slugs: Sequence[str], *, straight: bool) -> Iterator[
     told = {"folder": str(folder), "slugs": slugs, "ports": ports, "offset": OFFSET}
     program = [f"{made_by('node-env')}/bin/python", "-m", "tests.local.row"]
     env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    taker = socket.socket(type=socket.SOCK_DGRAM)
+    taker.bind(("127.0.0.1", ports[4]))
+    taker.settimeout(20)
     with (folder / "log").open("wb") as log:
         row = subprocess.Popen(
             [*program, json.dumps({**told, "straight": straight})],
@@ -149,8 +157,9 @@ def standing(folder: Path, slugs: Sequence[str], *, straight: bool) -> Iterator[
         assert row.stdout
         assert row.stdout.readline() == b"ready\n", (folder / "log").read_text()
         with running(folder, ports[0], **KEYS) as client:
-            yield Row(client.base_url.port or 0, ports[0])
+            yield Row(client.base_url.port or 0, ports[0], taker, 1 if straight else 5)
     finally:
+        taker.close()
         row.communicate(timeout=20)
 
 
@@ -189,7 +198,7 @@ REQUESTS = {
 @pytest.mark.parametrize(("method", "sent"), REQUESTS.values(), ids=REQUESTS)
 def test_what_comes_through_is_on_the_list(row: Row, method: str, sent: bytes) -> None:
     for headers in ({}, bearer(ALICE)):
-        for said in asked(row.gateway, method, headers, sent):
+        for said in asked(row.gateway, method, headers, sent, row.every):
             # The replica has the route of its model before the path, where it has one.
             read = [r for r in said.read if not r.startswith("replica ")]
             assert all(map(on_the_list, read)), said
@@ -217,7 +226,7 @@ def test_what_clients_ask_for_comes_through(row: Row) -> None:
 def test_behind_the_gateway_nobody_decodes_again(row: Row) -> None:
     """Asked without nginx, the last one reads what the first one does."""
     for size in (0, LARGE):
-        for said in asked(row.haproxy, "POST", {}, body(size), every=4):
+        for said in asked(row.haproxy, "POST", {}, body(size), every=5):
             sent = re.split(r"[?#]", said.path.rstrip(), maxsplit=1)[0]
             if sent.startswith("/"):
                 once = unquote_to_bytes(sent).decode(errors="replace")
@@ -229,3 +238,16 @@ def test_behind_the_gateway_nobody_decodes_again(row: Row) -> None:
 def without_route(path: str) -> str:
     """Return the path without the routes of models before it."""
     return re.sub("^(/m/[^/]+(?=/))+", "", path)
+
+
+def test_haproxy_logs_paths_alone(row: Row) -> None:
+    with suppress(BlockingIOError):
+        while True:  # what it logged before
+            row.log.recv(1 << 16, socket.MSG_DONTWAIT)
+    headers = {"Referer": "hidden", "User-Agent": "hidden"}
+    ask(row.haproxy, "/v1/last?api_key=hidden", "GET", headers)
+    line = ""
+    while "/v1/last" not in line:
+        line = row.log.recv(1 << 16).decode()
+    assert "GET /v1/last" in line
+    assert "hidden" not in line

