@@ -18,11 +18,13 @@ FIGURES_PATH = "/.raycluster/metrics"
 """Where the gateway tells Prometheus how it does; `paths` of a spec cannot name such a path."""
 
 # Started by root, nginx works as another user, who must reach its temporary files: from the working
-# folder, since the home of root lets nobody through. It reads the whole configuration before it
-# listens, and says in one line what is wrong with it.
+# folder, since the home of root lets nobody through. A request opens up to three files: client,
+# server, body. It reads the whole configuration before it listens, and says in one line what is
+# wrong with it.
 _RUN = """\
 command -v nginx >/dev/null || { echo "nginx is not installed here" >&2; exit 127; }
 cd "$0" && chmod 711 . && mkdir -p temp new && chmod 711 temp || exit 1
+ulimit -n "$(ulimit -Hn)"
 exec nginx -e stderr -p ./ -c nginx.conf
 """
 
