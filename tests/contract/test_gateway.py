@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raycluster.contracts import ROOT, Process, Secret
-from raycluster.services.gateway import FIGURES_PATH, gateway
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.contracts import Process, Secret
+from raycluster.services.gateway import FIGURES_PATH
+from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
+from tests.contract.nginx import (
+    ALICE,
+    BOB,
+    CONF,
+    KEYS,
+    PATH,
+    bearer,
+    free_port,
+    lay,
+    process_of,
+    running,
+    served,
+    spec_of,
+)
 from tests.contract.sshd import wait_for
-
-ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
-KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx", path=PATH), reason="needs nginx")
 
@@ -53,7 +63,10 @@ class Api(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = json.dumps({"path": self.path, "headers": dict(self.headers)}).encode()
-        self.send_response(200)
+        said = re.fullmatch(r"/v1/say/([0-9]+)(?:\?retry-after=(.*))?", self.path)
+        self.send_response(int(said[1]) if said else 200)
+        if said and said[2]:
+            self.send_header("Retry-After", said[2])
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -89,32 +102,6 @@ def api() -> Iterator[int]:
             thread.join()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-BOTH = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
-
-
-def process_of(
-    spec: ClusterSpec, secrets: Secrets = BOTH, others: Mapping[str, str] | None = None
-) -> Process:
-    process = gateway(spec, spec.hosts[0], Wiring(others or {}, Secret("t"), secrets))
-    assert process
-    return process
-
-
-def lay(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files as runtimes do."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-        (folder / name).chmod(0o600)
-
-
 def reload(root: Path, process: Process) -> subprocess.CompletedProcess[str]:
     """Lay a process's new files beside the former and tell nginx, as `up` does."""
     lay(root, {f"gateway/new/{n.partition('/')[2]}": c for n, c in process.live_files.items()})
@@ -122,59 +109,11 @@ def reload(root: Path, process: Process) -> subprocess.CompletedProcess[str]:
     return subprocess.run(process.reload, env=env, capture_output=True, text=True, check=False)
 
 
-@contextmanager
-def running(
-    root: Path, api: int, secrets: Secrets | None = None, **gate: Any
-) -> Iterator[httpx.Client]:
-    """Run the process as a runtime would, and yield a client of it."""
-    ports = {"gateway": free_port(), "api": api}
-    spec = ClusterSpec.model_validate(
-        {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
-    )
-    scheme = "https" if gate.get("tls") else "http"
-    process = process_of(spec, secrets or BOTH)
-    with served(root, process, {}, ports["gateway"], scheme) as client:
-        yield client
-
-
-@contextmanager
-def served(
-    root: Path, process: Process, files: Mapping[str, bytes], port: int, scheme: str = "http"
-) -> Iterator[httpx.Client]:
-    """Run the process, with `files` in place of some of its own, and yield a client of it."""
-    lay(root, {**process.live_files, **files})
-    argv = [part.replace(ROOT, str(root)) for part in process.argv]
-    with (root / "log").open("wb") as log:
-        nginx = subprocess.Popen(argv, stdout=log, stderr=log, env={"PATH": PATH})
-    try:
-        _wait(port, nginx, root / "log")
-        with httpx.Client(
-            base_url=f"{scheme}://127.0.0.1:{port}", verify=False, trust_env=False
-        ) as client:
-            yield client
-    finally:
-        nginx.terminate()
-        nginx.wait(10)
-
-
-def _wait(port: int, nginx: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        assert nginx.poll() is None, log.read_text()
-        with socket.socket() as probe:
-            connected = probe.connect_ex(("127.0.0.1", port)) == 0
-            if connected and probe.getsockname() != probe.getpeername():
-                return  # to a free port, Linux may connect a socket to itself
-        time.sleep(0.01)
-    raise AssertionError(f"nginx does not listen: {log.read_text()}")
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that nginx's workers, who are another user, may pass through."""
+    """A folder that nginx's workers, who are another user, cannot pass through."""
     folder = tmp_path_factory.mktemp("gateway")
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o111)
+    folder.chmod(0o700)
     return folder
 
 
@@ -183,10 +122,6 @@ def guarded(root: Path, api: int) -> Iterator[httpx.Client]:
     """A gateway with two keys."""
     with running(root, api, **KEYS, max_body="100k") as client:
         yield client
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.mark.parametrize(
@@ -450,3 +385,158 @@ def test_figures_are_for_prometheus_alone(root: Path, api: int) -> None:
 def test_without_monitoring_there_are_no_figures(root: Path, api: int) -> None:
     with running(root, api) as client:
         assert client.get(FIGURES_PATH).status_code == 404
+
+
+def begun(client: httpx.Client, path: str, key: str, size: int, more: str = "") -> socket.socket:
+    """Begin a request with a body of `size` bytes, of which the last one is not sent."""
+    one = socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=20)
+    auth = f"Authorization: Bearer {key}\r\n" if key else ""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{auth}{more}Content-Length: {size}\r\n\r\n"
+    with suppress(OSError):  # nginx may refuse it at once
+        one.sendall(head.encode() + b"x" * (size - 1))
+    return one
+
+
+def processes(root: Path) -> list[Path]:
+    """Return nginx's processes, as folders of /proc."""
+    master = (root / "gateway/nginx.pid").read_text().strip()
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [Path(f"/proc/{pid}") for pid in (master, *children)]
+
+
+def memory(root: Path) -> int:
+    """Return the bytes that nginx's processes have."""
+    pages = [int((each / "statm").read_text().split()[1]) for each in processes(root)]
+    return sum(pages) * resource.getpagesize()
+
+
+def on_disk(root: Path) -> int:
+    """Return the bytes in files of requests, which have no names."""
+    size = 0
+    for fd in [fd for each in processes(root) for fd in (each / "fd").iterdir()]:
+        with suppress(FileNotFoundError):  # closed meanwhile
+            size += fd.stat().st_size if "/temp/body/" in str(fd.readlink()) else 0
+    return size
+
+
+SIZE, MANY = 8 << 20, 20
+
+
+@pytest.mark.parametrize(("path", "key"), [("/health", ""), ("/v1/x", ""), ("/v1/x", ALICE)])
+def test_unfinished_bodies_take_no_memory(root: Path, api: int, path: str, key: str) -> None:
+    folder = root / f"memory-{path[1:3]}-{bool(key)}"
+    folder.mkdir()
+    with running(folder, api, **KEYS) as client, ExitStack() as held:
+        before = memory(folder)
+        for _ in range(MANY):
+            held.enter_context(begun(client, path, key, SIZE))
+        if key:
+            wait_for(lambda: on_disk(folder) > MANY * (SIZE - (1 << 20)), "bodies on the disk")
+            whole = client.post(path, headers=bearer(key), content=b"x" * SIZE)
+            assert whole.status_code == 200
+        else:
+            assert on_disk(folder) == 0
+        assert memory(folder) - before < MANY << 20
+
+
+def test_who_sends_slowly_is_not_waited_for(root: Path, api: int) -> None:
+    folder = root / "slow"
+    folder.mkdir()
+    port = free_port()
+    spec = spec_of(port, api, **KEYS)
+    process = process_of(spec)
+    quick = re.sub(
+        rb"(client_(?:header|body)_timeout) [0-9]+s", rb"\1 1s", process.live_files[CONF]
+    )
+    assert quick != process.live_files[CONF]
+    with served(folder, process, {CONF: quick}, port) as client, ExitStack() as held:
+        header = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        header.sendall(b"GET /health HTTP/1.1\r\nHost: ")
+        for one in (header, held.enter_context(begun(client, "/v1/x", ALICE, 9))):
+            with suppress(ConnectionResetError):
+                assert b" 200 " not in one.recv(4096)
+
+
+def test_requests_of_one_address_at_once_are_bounded(root: Path, api: int) -> None:
+    folder = root / "many"
+    folder.mkdir()
+    with running(folder, api, **KEYS, max_connections=3) as client, ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(begun(client, "/v1/x", ALICE, 9))
+
+        def refused() -> bool:
+            return client.get("/v1/x", headers=bearer(ALICE)).status_code == 429
+
+        wait_for(refused, "a bound")
+        said = client.get("/v1/x", headers=bearer(ALICE))
+        assert (said.status_code, said.headers["retry-after"]) == (429, "1")
+        assert said.json()["error"]["code"] == "rate_limit_exceeded"
+        elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(base_url=client.base_url, transport=elsewhere) as other:
+            assert other.get("/v1/x", headers=bearer(ALICE)).status_code == 200
+
+
+def test_no_log_has_what_a_client_sent_beside_the_path(root: Path, api: int) -> None:
+    """Answers that nginx makes itself, and those for which the API's server is not there."""
+    folder = root / "logs"
+    folder.mkdir()
+    hidden = {"Host": "hidden", "Referer": "http://hidden", "X-A": "hidden", "User-Agent": "hidden"}
+    port = free_port()
+    spec = spec_of(port, free_port(), **KEYS, rate_limit=1, max_body="1k", max_connections=1)
+    with served(folder, process_of(spec), {}, port) as client, ExitStack() as held:
+        for headers in ({**bearer(ALICE), **hidden}, {**bearer("hidden"), **hidden}):
+            for path in ("/v1/x", "/health", "/nowhere"):
+                for size in (0, 2000):
+                    client.post(f"{path}?api_key=hidden", headers=headers, content=b"x" * size)
+        held.enter_context(begun(client, "/v1/x?hidden", ALICE, 9, "X-B: hidden\r\n"))
+        client.post("/v1/x?hidden", headers=bearer(ALICE), content="hidden")
+        for wrong in (
+            b"GET /v1/x?hidden HTTP/9\r\n\r\n",
+            b"GET /?hidden HTTP/1.1\r\nhidden\r\n\r\n",
+        ):
+            one = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            one.sendall(wrong)
+            one.recv(1000)
+        last = client.get("/v1/last", headers=bearer(ALICE)).headers["x-request-id"]
+        wait_for(lambda: last in (folder / "log").read_text(), "the last line")
+    assert "hidden" not in (folder / "log").read_text()
+
+
+def test_who_shall_come_back_is_told_when(root: Path, api: int) -> None:
+    folder = root / "later"
+    folder.mkdir()
+    with running(folder, free_port(), **KEYS, rate_limit=1) as client:
+        answers = [client.get("/v1/x", headers=bearer(ALICE)) for _ in range(4)]
+    with running(folder, api, **KEYS) as client:
+        told = (429, 502, 503, 504)
+        answers += [client.get(f"/v1/say/{code}", headers=bearer(ALICE)) for code in told]
+        own = client.get("/v1/say/429?retry-after=7", headers=bearer(ALICE))
+        well = client.get("/v1/x", headers=bearer(ALICE))
+    assert {a.status_code for a in answers[:4]} == {503, 429}
+    assert [a.headers.get_list("retry-after") for a in answers] == [["1"]] * len(answers)
+    assert own.headers.get_list("retry-after") == ["7"]
+    assert "retry-after" not in well.headers
+    assert all(a.json()["error"]["message"] for a in answers[:4])
+
+
+@pytest.mark.parametrize("request_line", [b"TRACE /v1/x HTTP/1.1", b"GET /" + b"x" * 9000, b"x"])
+def test_what_is_no_request_is_told_in_openai_s_form(
+    guarded: httpx.Client, request_line: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", guarded.base_url.port or 0), timeout=20) as one:
+        one.sendall(request_line + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = HTTPResponse(one)
+        answer.begin()
+        assert (answer.status, json.load(answer)["error"]["code"]) == (400, "malformed")
+
+
+def test_adapters_are_not_changed_at_run_time(guarded: httpx.Client) -> None:
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load_lora_adapter/"):
+        assert guarded.post(path, headers=bearer(ALICE)).status_code == 404
+
+
+def test_nothing_but_a_websocket_is_made_of_a_connection(guarded: httpx.Client) -> None:
+    headers = {**bearer(ALICE), "Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"}
+    told = guarded.get("/v1/x", headers=headers).json()["headers"]
+    assert "Upgrade" not in told
+    assert "Upgrade" not in told.get("Connection", "")

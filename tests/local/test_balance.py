@@ -20,7 +20,7 @@ from tests.local.cluster import free_ports, made_by, until
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
 
 REPLICAS = 4
-BUSY, DYING = "/busy", "/dying"
+BUSY, DOWN, DYING = "/busy", "/down", "/dying"
 CONFIG = """\
 global
     tune.bufsize 65536
@@ -47,7 +47,7 @@ backend http-smol
 
 class Replica(BaseHTTPRequestHandler):
     """Answers with its own port, when its server lets it go; at BUSY it refuses
-    as Serve does, and at DYING it breaks off."""
+    as Serve does, at DOWN without a time to wait, and at DYING it breaks off."""
 
     protocol_version = "HTTP/1.1"
 
@@ -60,6 +60,9 @@ class Replica(BaseHTTPRequestHandler):
         if self.path == DYING:
             self.wfile.write(b"HTTP/1.1 2")
             self.close_connection = True
+            return
+        if self.path == DOWN:
+            self.send_error(503)
             return
         if self.path == BUSY:
             self.send_response(429)
@@ -225,12 +228,13 @@ def error(answer: httpx.Response) -> tuple[object, ...]:
 def test_a_full_queue_is_told_in_openai_s_form(ingress: Ingress) -> None:
     client = ingress.start("least-busy", ingress.replicas)
     assert error(client.post(BUSY, json={})) == (429, "RateLimitError", 429, "7")
+    assert client.post(DOWN, json={}).headers["retry-after"] == str(RETRY_S)
 
 
 def test_a_replica_that_breaks_off_is_told_in_openai_s_form(ingress: Ingress) -> None:
     client = ingress.start("least-busy", ingress.replicas)
     answer = httpx.post(client.base_url.join(DYING), json={})  # in a connection's first request
-    assert error(answer) == (502, "BadGatewayError", 502, None)
+    assert error(answer) == (502, "BadGatewayError", 502, str(RETRY_S))
 
 
 def test_no_replica_is_told_in_openai_s_form(ingress: Ingress) -> None:

@@ -21,7 +21,7 @@ from raycluster.serve import figures
 from raycluster.serve.engines import keeper, server, vllm
 from raycluster.serve.engines.vllm_log import LOGGED
 from raycluster.serve.ready import questions
-from raycluster.serve.settings import ModelSettings
+from raycluster.serve.settings import SHUT, ModelSettings
 from raycluster.tested import startable
 
 pytestmark = pytest.mark.local
@@ -30,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 RELEASES = tuple(f"0.{number}.0" for number in range(26, 34))
 BUILDS = ("cpu", *RELEASES)
 each_build = pytest.mark.parametrize("build", BUILDS)
+FOR_CLIENTS = frozenset(
+    {"audio", "chat", "completions", "decisions", "embeddings", "messages", "models", "realtime"}
+    | {"rerank", "responses", "score", "systemone"}
+)
 PARTS = r"_(?:bucket|count|sum|total|created)$"
 """What prometheus_client adds to the names of figures."""
 
@@ -127,6 +131,15 @@ def test_the_server_has_the_endpoints(build: str) -> None:
 
 
 @each_build
+def test_what_is_below_v1_is_for_clients(build: str) -> None:
+    """The gateway lets all of it through but what it refuses by name."""
+    paths = set(re.findall(r'"/v1/([a-z_]+)', source(build, "entrypoints/**/*.py")))
+    assert paths - FOR_CLIENTS == {"load_lora_adapter", "unload_lora_adapter"}
+    gateway = (ROOT / "templates/nginx/nginx.conf").read_text()
+    assert all(f"location ^~ /v1/{path} {{" in gateway for path in paths - FOR_CLIENTS)
+
+
+@each_build
 def test_the_server_has_the_figures(build: str) -> None:
     there = set(re.findall(r'"(vllm:\w+)"', source(build, "**/*.py")))
     lacking = [names for names in read() if not any(_is_there(name, there) for name in names)]
@@ -145,7 +158,7 @@ def test_its_requests_are_counted_by_the_package_whose_figures_we_read(build: st
 @each_build
 def test_it_reads_the_variables(build: str) -> None:
     text = source(build, "envs.py")
-    ours = {*vllm.ENVIRONMENT, *(vllm.CPU_ENVIRONMENT if build == "cpu" else ())}
+    ours = {*SHUT, *vllm.ENVIRONMENT, *(vllm.CPU_ENVIRONMENT if build == "cpu" else ())}
     assert {name for name in ours if f'"{name}"' not in text} == set()
 
 

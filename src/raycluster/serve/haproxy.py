@@ -54,6 +54,9 @@ KEEPALIVE = f"""\
     srvtcpka-cnt 3
 """
 
+LOG = 'log-format "%ci:%cp [%tr] %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %tsc %HM %HPO"'
+"""What Serve's HAProxy would log of a request, without its query string."""
+
 BODY_S = 10
 """Seconds for a request's body to arrive before it is routed without its model's name."""
 
@@ -112,6 +115,7 @@ def edited(
     added = "".join([*model_rules(routes), *refusals()])
     config = frontend.sub(lambda m: m[0] + _bind(address, m[1]) + added, config, count=1)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}", config, count=1)
+    config = re.sub(r"(?m)^(\s*)option httplog$", rf"\1{LOG}", config)
     config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)
     config = re.sub(r"(?m)^(\s*nbthread) \d+$", rf"\1 {threads()}", config)
     config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
@@ -167,6 +171,8 @@ def refusals() -> Sequence[str]:
             f"if {{ status {status} }} {{ var(txn.raycluster_later) -m found }}\n"
             for status, told in REFUSED.items()
         ),
+        f"    http-response set-header retry-after {RETRY_S} "
+        "if { status 429 503 } !{ res.hdr(retry-after) -m found }\n",
     )
 
 
@@ -177,8 +183,7 @@ def _unknown(line: re.Match[str]) -> str:
 
 def _unanswered(line: re.Match[str]) -> str:
     status = int(line[2])
-    later = f" hdr retry-after {RETRY_S}" if status == 503 else ""
-    return f"{line[1]}http-error {_error(status, *UNANSWERED[status])}{later}"
+    return f"{line[1]}http-error {_error(status, *UNANSWERED[status])} hdr retry-after {RETRY_S}"
 
 
 def _error(status: int, kind: str, message: str) -> str:

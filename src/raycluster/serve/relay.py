@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from raycluster.serve.engines import Message, Receive, Send
 from raycluster.serve.engines.server import Server
 
 CONNECT_S = 10.0
 HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"host", b"expect"}
+    {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"expect"}
     | {b"content-length", b"proxy-connection", b"trailer"}
 )
 
@@ -36,17 +38,24 @@ class Relay:
         root = str(scope.get("root_path", "")).rstrip("/")
         path = path[len(root) :] if root and path.startswith(root + "/") else path
         body = await _body(receive)
-        await while_awaited(receive, exchange(self._server.http, scope, send, path, body))
+        url = located(self._server.place.url, path, scope)
+        await while_awaited(receive, exchange(self._server.http, scope, send, url, body))
+
+
+def located(base: str, path: str, scope: Message) -> URL:
+    """Return the URL, with a request's query, of which a server reads exactly this path."""
+    query = scope.get("query_string", b"").decode("latin-1")
+    url = base + quote(path, safe="/:@+,=") + (f"?{query}" if query else "")
+    return URL(url, encoded=True)  # or it would be decoded here, and made shorter by its `..`
 
 
 async def exchange(
-    http: aiohttp.ClientSession, scope: Message, send: Send, url: str, body: bytes
+    http: aiohttp.ClientSession, scope: Message, send: Send, url: URL, body: bytes
 ) -> None:
     """Send a request to `url`, and its answer back; one that breaks off breaks off here too.
 
     Raises aiohttp.ClientError.
     """
-    query = scope.get("query_string", b"").decode("latin-1")
     headers = [
         (k.decode("latin-1"), v.decode("latin-1"))
         for k, v in scope["headers"]
@@ -54,9 +63,10 @@ async def exchange(
     ]
     async with http.request(
         scope["method"],
-        url + (f"?{query}" if query else ""),
+        url,
         data=body,
         headers=headers,
+        allow_redirects=False,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         auto_decompress=False,

@@ -14,13 +14,12 @@ from typing import Any
 import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
-from raycluster.serve.front import READY, READY_PATH, Headers, respond
-from raycluster.serve.relay import exchange, while_awaited
+from raycluster.serve.front import READY, READY_PATH, refuse, respond
+from raycluster.serve.relay import exchange, located, while_awaited
 from raycluster.serve.settings import ENGINE_PATH, WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
 READY_S = 15.0
-ERRORS = {404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 
 
 class Router:
@@ -54,15 +53,15 @@ class Router:
             await self._get(path.removeprefix(WAITING_ROUTE), receive, send, scope)
             return
         if path.startswith("/m/"):  # no model has this route now: it would come back here for ever
-            await _refuse(send, 404, f"there is no model at {path}")
+            await refuse(send, 404, f"there is no model at {path}")
             return
         body = await _body(receive)
         if body is None:
-            await _refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")
+            await refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")
             return
         model = _model(body)
         if model not in self._routes:
-            await _refuse(send, 404, self._unknown(model), "model")
+            await refuse(send, 404, self._unknown(model), "model")
             return
         await self._pass_on(scope, receive, send, self._routes[model] + path, body)
 
@@ -86,16 +85,16 @@ class Router:
         elif path != named and named in self._routes:
             await self._pass_on(scope, receive, send, self._routes[named] + path, b"")
         elif path != named:
-            await _refuse(send, 404, self._unknown(named), "model")
+            await refuse(send, 404, self._unknown(named), "model")
         else:
-            await _refuse(send, 404, f"there is nothing at {path}")
+            await refuse(send, 404, f"there is nothing at {path}")
 
     async def _ready(self, send: Send) -> None:
         """Answer 200 when every model can answer; one that may sleep is not woken to be asked."""
         awake = [name for name in self._models if name not in self._asleep]
         answers = await asyncio.gather(*(self._fetch(n, READY_PATH, READY_S) for n in awake))
         if late := [n for n, a in zip(awake, answers, strict=True) if a is None]:
-            await _refuse(send, 503, f"not ready: {', '.join(late)}")
+            await refuse(send, 503, f"not ready: {', '.join(late)}")
         else:
             await respond(send, 200, READY)
 
@@ -127,9 +126,10 @@ class Router:
 
     async def _exchange(self, scope: Message, send: Send, path: str, body: bytes) -> None:
         try:
-            await exchange(self._client(), scope, send, self._upstream + path, body)
+            url = located(self._upstream, path, scope)
+            await exchange(self._client(), scope, send, url, body)
         except aiohttp.ClientConnectorError as error:
-            await _refuse(send, 503, f"the model cannot be reached: {error}")
+            await refuse(send, 503, f"the model cannot be reached: {error}")
 
     def _client(self) -> aiohttp.ClientSession:
         """Return the session, made on the event loop that serves."""
@@ -172,17 +172,5 @@ async def _lifespan(scope: Message, receive: Receive, send: Send) -> None:
             return
 
 
-async def _json(send: Send, status: int, value: object, headers: Headers = ()) -> None:
-    await respond(send, status, json.dumps(value).encode(), headers)
-
-
-async def _refuse(
-    send: Send, status: int, message: str, param: str | None = None, headers: Headers = ()
-) -> None:
-    error = {
-        "message": message,
-        "type": ERRORS.get(status, "BadRequestError"),
-        "param": param,
-        "code": status,
-    }
-    await _json(send, status, {"error": error}, headers)
+async def _json(send: Send, status: int, value: object) -> None:
+    await respond(send, status, json.dumps(value).encode())

@@ -33,6 +33,13 @@ DEPLOYMENT = "Model"
 OFFSET = "RAYCLUSTER_ENGINE_OFFSET"
 """The variable that holds how far above a replica's own port its engine's server listens."""
 
+SHUT = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "adapters would change on one replica alone: "
+    "name them under `adapters`",
+    "VLLM_SERVER_DEV_MODE": "whoever reaches a replica could put it to sleep or change its weights",
+}
+"""Variables that give vLLM's server endpoints which change a replica, and why none is set."""
+
 DEFAULT_ONGOING = 256
 QUEUED_PER_ONGOING = 4
 GPU_MEMORY = 0.8

@@ -17,12 +17,15 @@ GATEWAY = "gateway"
 FIGURES_PATH = "/.raycluster/metrics"
 """Where the gateway tells Prometheus how it does; `paths` of a spec cannot name such a path."""
 
-# Started by root, nginx works as another user, who must reach its temporary files. It reads the
-# whole configuration before it listens, and says in one line what is wrong with it.
+# Started by root, nginx works as another user, who must reach its temporary files: from the working
+# folder, since the home of root lets nobody through. A request opens up to three files: client,
+# server, body. It reads the whole configuration before it listens, and says in one line what is
+# wrong with it.
 _RUN = """\
 command -v nginx >/dev/null || { echo "nginx is not installed here" >&2; exit 127; }
 cd "$0" && chmod 711 . && mkdir -p temp new && chmod 711 temp || exit 1
-exec nginx -e stderr -p "$0" -c nginx.conf
+ulimit -n "$(ulimit -Hn)"
+exec nginx -e stderr -p ./ -c nginx.conf
 """
 
 # Changes take effect without a dropped request: new processes take new connections, the old ones
@@ -145,6 +148,7 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         certificate_ends=expiry(_certificate(spec, wiring)[0]) if gate.tls else None,
         paths=sorted(set(gate.paths)),
         max_body=in_bytes(gate.max_body),
+        max_connections=gate.max_connections,
         rate_limit=gate.rate_limit,
         timeout=math.ceil(gate.timeout),
     )

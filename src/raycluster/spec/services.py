@@ -78,6 +78,9 @@ class Gateway(Part):
         description="What may be asked for: `/v1/` is all below it; `/health` needs no key.",
     )
     max_body: Bytes = Field(default="64m", description="The largest request.")
+    max_connections: AtLeastOne = Field(
+        default=1024, description="Requests that one address may have at once."
+    )
     rate_limit: AtLeastOne | None = Field(
         default=None,
         description="Requests a second for each key, or without keys for each address.",

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from raycluster.accelerators.values import UUID
+from raycluster.serve.settings import SHUT
 from raycluster.tested import OLDEST_VLLM, startable
 
 ENGINE_ARGS_ELSEWHERE = {
@@ -147,6 +148,12 @@ def _host_and_port(value: str) -> str:
     return value
 
 
+def _may_be_set(variable: str) -> str:
+    if why := SHUT.get(variable):
+        raise ValueError(f"{variable} is not allowed here: {why}")
+    return variable
+
+
 def _secret_source(value: str) -> str:
     kind, _, rest = value.partition(":")
     if kind not in {"env", "file", "cmd"} or not rest.strip():
@@ -258,7 +265,9 @@ IpNetwork = Annotated[Text, AfterValidator(_network)]
 HostKeys = Literal["strict", "accept-new"]
 HostKey = Annotated[Text, Worded(r"SHA256:[A-Za-z0-9+/]{43}=?", "`SHA256:` and 43 characters are")]
 EnvName = Annotated[
-    Text, Worded(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and underscores is")
+    Text,
+    Worded(r"[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and underscores is"),
+    AfterValidator(_may_be_set),
 ]
 Label = Annotated[
     Text,

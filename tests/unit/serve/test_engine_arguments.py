@@ -101,6 +101,12 @@ def test_a_worker_of_its_own_is_kept_to_bind_threads(
     assert vllm.defaults(given, cpu=True).get("VLLM_ENABLE_V1_MULTIPROCESSING") == single
 
 
+def test_what_a_host_or_an_image_opens_is_shut(caplog: pytest.LogCaptureFixture) -> None:
+    given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1", "HOME": "/"}
+    assert vllm.without_shut(given) == {"HOME": "/"}
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING, VLLM_SERVER_DEV_MODE" in caplog.text
+
+
 def test_gpus_get_no_defaults_for_cpus() -> None:
     assert not any("CPU" in name for name in vllm.defaults({}, cpu=False))
 

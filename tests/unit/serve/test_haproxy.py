@@ -127,6 +127,12 @@ def test_what_is_no_address_opens_nothing(address: str) -> None:
     assert edited(CONFIG, {}, {}, address=address) == edited(CONFIG, {}, {})
 
 
+def test_its_log_has_no_query_strings() -> None:
+    lines = edited("defaults\n    option httplog\n", {}, {}).splitlines()
+    assert "    option httplog" not in lines
+    assert "%HPO" in lines[-1]
+
+
 def test_hosts_that_vanish_are_given_up() -> None:
     config = "defaults\n    mode http\nbackend http-a\n    server A 10.0.0.2:30000 check observe\n"
     lines = edited(config, {}, {}).splitlines()

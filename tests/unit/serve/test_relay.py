@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from aiohttp import web
@@ -23,7 +24,10 @@ class Engine:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.seen.append((request.method, str(request.rel_url), await request.read()))
         assert request.headers["x-own"] == "1"
-        if request.path == "/breaks":
+        response: web.StreamResponse
+        if request.path == "/moved":
+            response = web.Response(status=307, headers={"location": "http://elsewhere/"})
+        elif request.path == "/breaks":
             response = web.StreamResponse(headers={"content-length": "100"})
             await response.prepare(request)
             await response.write(b"part")
@@ -96,6 +100,27 @@ def test_requests_and_answers_pass_whole() -> None:
             assert (b"x-told", b"yes") in start["headers"]
             assert b"".join(part["body"] for part in body) == b"tea"
             assert not end.get("more_body")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/v1/%2e%2e/x", "/v1/../x", "/v1/a%2Fb", "/v1/ä b", "/v1/a;b?#"])
+def test_an_engine_reads_the_path_that_was_read_here(path: str) -> None:
+    async def run() -> None:
+        async with relayed() as (relay, engine):
+            await asked(relay, f"/m/x{path}")
+            [(_, url, _)] = engine.seen
+            assert unquote(url.partition("?")[0]) == path
+
+    asyncio.run(run())
+
+
+def test_a_redirection_is_the_clients_to_follow() -> None:
+    async def run() -> None:
+        async with relayed() as (relay, engine):
+            start, *_ = await asked(relay, "/moved")
+            assert (start["status"], len(engine.seen)) == (307, 1)
+            assert (b"location", b"http://elsewhere/") in start["headers"]
 
     asyncio.run(run())
 

@@ -255,9 +255,10 @@ def test_a_stream_that_breaks_upstream_does_not_end_well() -> None:
 def test_no_upstream_is_503() -> None:
     async def test(_: Upstream, __: Router) -> None:
         alone = Router({"a": "/m/a"}, "http://127.0.0.1:1")
-        status, _headers, body = await Call(alone, "POST", "/v1/completions", asking("a")).whole()
+        status, headers, body = await Call(alone, "POST", "/v1/completions", asking("a")).whole()
         await alone.close()
         assert (status, json.loads(body)["error"]["type"]) == (503, "ServiceUnavailableError")
+        assert headers[b"retry-after"] == b"1"
 
     on(test)
 

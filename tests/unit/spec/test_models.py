@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raycluster.serve.settings import SHUT
 from raycluster.services.app import app
 from raycluster.spec import ClusterSpec, Model
 from tests.unit.spec.conftest import Read, Refusal
@@ -58,6 +59,23 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
 )
 def test_what_is_refused(refusal: Refusal, lines: str, said: str) -> None:
     assert said in refusal(MODEL + lines)
+
+
+@pytest.mark.parametrize("variable", SHUT)
+@pytest.mark.parametrize(
+    "where",
+    [
+        "[runtime]\nenv = {{ {} = '1' }}",
+        "[[workers]]\nhost = 'w'\nruntime.env = {{ {} = '0' }}",
+        "[env]\n{} = '1'",
+        "[secrets]\n{} = 'env:A'",
+    ],
+)
+def test_what_changes_a_replica_by_its_own_server_is_refused(
+    refusal: Refusal, variable: str, where: str
+) -> None:
+    said = refusal(MODEL + where.format(variable))
+    assert f"{variable} is not allowed here: {SHUT[variable]}" in said
 
 
 def test_an_adapter_may_not_have_the_name_of_another_model(refusal: Refusal) -> None:

