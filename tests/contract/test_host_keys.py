@@ -307,6 +307,9 @@ CASES = {
     "RevokedHostKeys with a variable": Case(
         "{name} {E}\n", "RevokedHostKeys {folder}/${RAYCLUSTER_TEST}", revoked="{E}\n"
     ),
+    "RevokedHostKeys, others by a variable": Case(
+        "{name} {E}\n", "RevokedHostKeys {folder}/${RAYCLUSTER_TEST}", revoked="{e}\n"
+    ),
     "RequiredRSASize": Case("{name} {R}\n", "RequiredRSASize 8192"),
     "RequiredRSASize, ed25519": Case("{name} {E}\n", "RequiredRSASize 8192"),
     "HostKeyAlgorithms": Case("{name} {E}\n{name} {r}\n", "HostKeyAlgorithms rsa-sha2-512"),

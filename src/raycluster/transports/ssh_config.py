@@ -19,7 +19,7 @@ from raycluster.transports.ssh_options import DEFAULT_CONFIG
 from raycluster.transports.ssh_patterns import matches
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
-_LINE = re.compile(r"(\w+)(?:\s*=\s*|\s+|$)(.*)")
+_LINE = re.compile(r'"?(\w+)"?(?:\s*=\s*|\s+|$)(.*)', re.ASCII)
 _LISTS = {"identityfile", "certificatefile"}
 _RAW = {"proxycommand"}
 _DEEPEST_INCLUDE = 16
@@ -94,8 +94,8 @@ def _read(path: Path, base: Path, found: HostConfig, active: bool = True, depth:
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
     try:
         text = read_file(path).decode("utf-8", "surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return  # as ssh does
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}",
@@ -125,8 +125,9 @@ def _keep(found: HostConfig, key: str, words: list[str]) -> None:
 
 def _included(words: list[str], base: Path) -> Iterator[Path]:
     for word in words:
-        # glob.glob, since that of pathlib raises for names which no file can have
-        yield from map(Path, sorted(glob.glob(str(base / expand_home(word)))))  # noqa: PTH207
+        # Unlike pathlib's these never raise: what there cannot be is not there.
+        pattern = str(base / os.path.expanduser(word))  # noqa: PTH111
+        yield from map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207
 
 
 def _match(words: list[str], found: HostConfig) -> bool:

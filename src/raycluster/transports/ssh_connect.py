@@ -181,7 +181,7 @@ def _dial(target: Target, through: Connection | None) -> tuple[Wire, str]:
     if through is not None:
         return _dial_through(target, through), _address(target.host)
     if target.proxy_command is not None:
-        return _dial_command(target.proxy_command), _address(target.host)
+        return _dial_command(target, target.proxy_command), _address(target.host)
     return _dial_directly(target)
 
 
@@ -267,12 +267,22 @@ class _ProxyCommand(socket.socket):
             self.child.wait()
 
 
-def _dial_command(command: str) -> Wire:
+def _dial_command(target: Target, command: str) -> Wire:
     ours, theirs = socket.socketpair()
-    wire = _ProxyCommand(fileno=ours.detach())
     with theirs:
         end = theirs.fileno()
-        wire.child = subprocess.Popen(("/bin/sh", "-c", f"exec {command}"), stdin=end, stdout=end)
+        try:
+            argv = ("/bin/sh", "-c", f"exec {command}")
+            child = subprocess.Popen(argv, stdin=end, stdout=end)
+        except OSError as error:
+            ours.close()
+            raise UnreachableError(
+                f"its ProxyCommand cannot be run: {error.strerror}",
+                where=target.name,
+                hint="correct it in the ssh config",
+            ) from error
+    wire = _ProxyCommand(fileno=ours.detach())
+    wire.child = child
     return wire
 
 

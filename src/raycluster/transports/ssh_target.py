@@ -10,6 +10,7 @@ from raycluster.errors import SpecError
 from raycluster.transports.ssh_config import (
     HostConfig,
     expand,
+    expand_home,
     expand_path,
     host_tokens,
     read_config,
@@ -79,6 +80,7 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
     check_options(name, replace(options, host=host, user=tokens["r"]))
     jump = options.proxy_jump or config.first("proxyjump")
     required = options.identity_file and expand_path(options.identity_file, tokens)
+    revoked = config.said("revokedhostkeys")
     limit = options.connect_timeout
     if limit == SshOptions("").connect_timeout:
         limit = float(_number(name, config, "ConnectTimeout", int(limit)))
@@ -98,7 +100,7 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         key_alias=config.first("hostkeyalias"),
         host_key_algorithms=config.first("hostkeyalgorithms"),
         known_hosts_command=config.said("knownhostscommand"),
-        revoked_host_keys=_revoked_host_keys(config, tokens),
+        revoked_host_keys=revoked and expand_home(revoked),
         required_rsa_size=_number(name, config, "RequiredRSASize", 1024),
         check_host_ip=config.says_yes("checkhostip"),
         timeout=limit,
@@ -155,11 +157,6 @@ def _known_hosts(
     return tuple(expand_path(path, tokens) for path in said)
 
 
-def _revoked_host_keys(config: HostConfig, tokens: dict[str, str]) -> str | None:
-    said = config.said("revokedhostkeys")
-    return said and expand_path(said, tokens)
-
-
 def _proxy_command(config: HostConfig, tokens: dict[str, str]) -> str | None:
     said = config.said("proxycommand")
     return said and expand(said, tokens)
@@ -170,5 +167,7 @@ def _number(name: str, config: HostConfig, key: str, default: int) -> int:
     if text is None or (key == "ConnectTimeout" and text == "none"):
         return default
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise SpecError(f"{key} {text!r} in the ssh config is wrong", where=name, hint="correct it")
+        raise SpecError(
+            f"{key} {text[:40]!r} in the ssh config is wrong", where=name, hint="correct it"
+        )
     return int(text)
