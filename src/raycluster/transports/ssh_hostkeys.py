@@ -31,6 +31,7 @@ ALGORITHMS = {
 }
 """Signature algorithm -> kind of key, in OpenSSH's order."""
 
+_CERTIFIED = "-cert-v01@openssh.com"
 _LOCK_SECONDS = 10.0
 _KRL = b"SSHKRL\n\0"
 _LONGEST_PATTERN = 1022  # ssh takes no part of a line with a longer one
@@ -180,19 +181,24 @@ def algorithms(target: Target) -> tuple[str, ...]:
     said = target.host_key_algorithms or "+"
     allowed = _allowed(said)
     known = known_hosts(target, target.known_as).kinds
-    chosen_by_hand = said[0] not in "+-"
-    if chosen_by_hand or (allowed and ALGORITHMS[allowed[0]] in known):
-        return allowed
-    return tuple(sorted(allowed, key=lambda name: ALGORITHMS[name] not in known))
+    ordered = [name for name in allowed if name in ALGORITHMS]
+    # ssh leaves an order of the user's own alone, and one that begins with a known kind.
+    if said[0] in "+-" and not (allowed and _kind(allowed[0]) in known):
+        ordered.sort(key=lambda name: _kind(name) not in known)
+    return tuple(ordered)
+
+
+def _kind(algorithm: str) -> str:
+    return ALGORITHMS[algorithm.removesuffix(_CERTIFIED)]
 
 
 def _allowed(said: str) -> tuple[str, ...]:
-    """Return the algorithms that HostKeyAlgorithms of the ssh config leaves."""
-    every, sign = list(ALGORITHMS), said[0]
-    names = said.lstrip("+-^").split(",")
-    if sign == "-":
-        return tuple(name for name in every if not matches(names, name))
-    wanted = {"+": [*every, *names], "^": [*names, *every]}.get(sign, names)
+    """Return what HostKeyAlgorithms of the ssh config leaves, certificates included."""
+    every = [*(name + _CERTIFIED for name in ALGORITHMS), *ALGORITHMS]
+    patterns = said.lstrip("+-^").split(",")
+    if said[0] == "-":
+        return tuple(name for name in every if not matches(patterns, name))
+    wanted = {"+": [*every, *patterns], "^": [*patterns, *every]}.get(said[0], patterns)
     chosen = (name for pattern in wanted for name in every if matches([pattern], name))
     return tuple(dict.fromkeys(chosen))
 
