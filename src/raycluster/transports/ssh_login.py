@@ -196,7 +196,7 @@ def _parse(text: str, passphrase: str | None) -> paramiko.PKey:
             return _parse_as(kind, text, passphrase)
         except paramiko.PasswordRequiredException as error:
             encrypted = error
-        except (paramiko.SSHException, ValueError, IndexError, TypeError):
+        except (paramiko.SSHException, ValueError, IndexError, TypeError, AssertionError):
             continue
     if encrypted is not None:
         raise encrypted

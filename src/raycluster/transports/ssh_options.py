@@ -67,7 +67,9 @@ def _hop(where: str, text: str) -> tuple[str | None, str, int | None]:
     found = _PLACE.fullmatch(place)
     if found is None or (at and not user):
         raise SpecError(
-            f"jump host {text[:80]!r} cannot be read", where=where, hint="write it as user@host:port"
+            f"jump host {text[:80]!r} cannot be read",
+            where=where,
+            hint="write it as user@host:port",
         )
     host = found[1] or found[3] or found[5]
     port = found[2] or found[4]

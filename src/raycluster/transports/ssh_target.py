@@ -75,10 +75,11 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         )
     config = read_config(options.host, options.config_file, options.user)
     port = options.port or _number(name, config, "Port", 22)
-    host = expand(config.first("hostname") or options.host, {"h": options.host, "%": "%"})
+    said = config.first("hostname")
+    host = expand(said, {"h": options.host, "%": "%"}) if said else options.host
     tokens = host_tokens(config, host, port)
     check_options(name, replace(options, host=host, user=tokens["r"]))
-    jump = options.proxy_jump or config.first("proxyjump")
+    jump = options.proxy_jump or expand(config.first("proxyjump") or "", tokens)
     required = options.identity_file and expand_path(options.identity_file, tokens)
     revoked = config.said("revokedhostkeys")
     limit = options.connect_timeout
@@ -106,7 +107,7 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         timeout=limit,
         family=(config.first("addressfamily") or "any").lower(),
         proxy_command=None if jump else _proxy_command(config, tokens),
-        jumps=_jumps(name, options, expand(jump or "", tokens), depth),
+        jumps=_jumps(name, options, jump, depth),
     )
 
 
