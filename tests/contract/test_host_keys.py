@@ -343,7 +343,7 @@ KEYS = (
     "{E}", "{E}", "{C}", "{R}", "{e}", "{c}", "{r}", "rsa-sha2-512 {R_base64}",
     "ssh-rsa {E_base64}", "rsa-sha2-256 {r_base64}", "{E}=", "ssh-ed25519 \xe9", "",
 )  # fmt: skip
-MARKERS = (*[""] * 7, "@revoked ", "@revoked\t", "@cert-authority ", "@other ", "#", " \t", "\v")
+MARKERS = (*[""] * 7, "@revoked ", "@revoked ", "@cert-authority ", "@other ", "#", " \t", "\v")
 ENDS = ("\n", "\n", "\r\n", " x y\n", "\t\xe9\n", "\r", "\0\n", "\f\n", "\x85\n")
 CONFIGS = (
     *[""] * 6, "HostKeyAlias one", "HostKeyAlias ONE", "HostKeyAlgorithms ^ecdsa*",

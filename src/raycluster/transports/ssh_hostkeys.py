@@ -209,7 +209,9 @@ def verify(target: Target, key: HostKey, address: str = "") -> None:
     `address` is the one that was dialled, "" where something else dials.
     Raises HostKeyError, which names the fingerprints and the file and line that disagree.
     """
-    known, portless = known_hosts(target, target.known_as), known_hosts(target, target.portless)
+    known = known_hosts(target, target.known_as)
+    same = target.portless == target.known_as
+    portless = known if same else known_hosts(target, target.portless)
     _refuse_listed(target, key)
     for entry in (*known.revoked, *portless.revoked):
         if entry.key == key:

@@ -18,9 +18,14 @@ def matches(patterns: Iterable[str], name: str) -> bool:
     """Tell whether a pattern matches and no pattern that begins with `!` does."""
     found = False
     for pattern in patterns:
-        # Only fnmatch gives brackets a meaning.
-        if fnmatchcase(name, pattern.removeprefix("!").replace("[", "[[]")):
+        if _fits(pattern.removeprefix("!"), name):
             if pattern.startswith("!"):
                 return False
             found = True
     return found
+
+
+def _fits(pattern: str, name: str) -> bool:
+    if "*" not in pattern and "?" not in pattern:
+        return pattern == name
+    return fnmatchcase(name, pattern.replace("[", "[[]"))  # it alone gives brackets a meaning
