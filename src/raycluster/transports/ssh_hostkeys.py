@@ -317,13 +317,15 @@ def _unknown(target: Target, key: HostKey, known: KnownHosts) -> HostKeyError:
     scan = f"ssh-keyscan -p {target.port} {target.host} >> {shlex.quote(file)}"
     if target.jumps or target.key_alias:
         scan = f"log in once with ssh to record it in {file}"
-    return HostKeyError(
-        what,
-        where=target.name,
-        hint=f"compare the fingerprint with the host's own, then pin it in the spec "
+    hint = (
+        "compare the fingerprint with the host's own, then pin it in the spec "
         f'(host_key = "{key.fingerprint}"), record it ({scan}), '
-        'or set host_keys = "accept-new"',
     )
+    if target.options.host_keys == "accept-new":  # and something above forbids it
+        hint += "or correct what is named above"
+    else:
+        hint += 'or set host_keys = "accept-new"'
+    return HostKeyError(what, where=target.name, hint=hint)
 
 
 def _record(target: Target, key: HostKey) -> None:
