@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -27,6 +28,11 @@ class Secret:
     def reveal(self) -> str:
         """Return the value itself."""
         return self._value
+
+    @property
+    def fits_header(self) -> bool:
+        """Whether it can stand in an HTTP header: ASCII in one line, without spaces."""
+        return re.fullmatch("[!-~]{1,8192}", self._value) is not None
 
     def __repr__(self) -> str:
         return "***"

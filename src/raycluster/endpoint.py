@@ -49,9 +49,9 @@ def key_headers(source: str) -> dict[str, str]:
     """Return the header that carries the API key from `source`. Raises SecretError."""
     if not source:
         return {}
-    from raycluster.secrets import resolve
+    from raycluster.secrets import bearer, resolve
 
-    return {"authorization": f"Bearer {resolve({'--api-key': source})['--api-key'].reveal()}"}
+    return bearer("--api-key", resolve({"--api-key": source})["--api-key"])
 
 
 def route(host: ResolvedHost) -> Route:

@@ -61,8 +61,11 @@ def ways(holders: Sequence[str], takers: Sequence[str]) -> dict[str, tuple[str, 
 
 
 def all_private(addresses: Iterable[str]) -> bool:
-    """Tell whether no address is one of the public internet."""
-    return all(not ip_address(address).is_global for address in addresses)
+    """Tell whether no address is one of the public internet, or a name, which may be."""
+    try:
+        return all(not ip_address(address).is_global for address in addresses)
+    except ValueError:
+        return False
 
 
 def exchange(

@@ -65,7 +65,7 @@ def open_ports(spec: ClusterSpec, connected: Connected) -> tuple[Open, ...]:
     address = connected.transport.address
     if connected.host.transport == "local":
         return ()
-    if spec.firewall.check == "public" and not ip_address(address).is_global:
+    if spec.firewall.check == "public" and not _is_public(address):
         return ()
     ranges = cluster_ports(spec)
     every = read_listeners(connected.transport)
@@ -86,6 +86,13 @@ def open_ports(spec: ClusterSpec, connected: Connected) -> tuple[Open, ...]:
             for port, answered in zip(ours, answers, strict=True)
             if answered
         )
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ip_address(address).is_global
+    except ValueError:  # a name that only the jump host knows
+        return False
 
 
 def _answers(address: str, port: int) -> bool:

@@ -10,6 +10,7 @@ import httpx
 
 from raycluster.contracts import Secret
 from raycluster.forecast.seen import Files
+from raycluster.secrets import bearer
 from raycluster.serve.wanted import Wanted
 
 ANSWER_S = 5.0
@@ -17,8 +18,11 @@ ANSWER_S = 5.0
 
 
 def read_hub(endpoint: str, token: Secret | None, models: Sequence[Wanted]) -> dict[Wanted, Files]:
-    """Return what the hub tells of each model; a hub that does not answer is asked only once."""
-    headers = {"Authorization": f"Bearer {token.reveal()}"} if token else {}
+    """Return what the hub tells of each model; a hub that does not answer is asked only once.
+
+    Raises SecretError for a token that no header can carry.
+    """
+    headers = bearer("HF_TOKEN", token) if token else {}
     found: dict[Wanted, Files] = {}
     with httpx.Client(
         base_url=endpoint.rstrip("/"), headers=headers, timeout=ANSWER_S, follow_redirects=True

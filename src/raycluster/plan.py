@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Literal
 
 from raycluster.accelerators import choice
@@ -249,6 +250,9 @@ def unread(state: ClusterState) -> tuple[DegradedError, ...]:
 
 def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
     """Raise SpecError where nodes could not reach each other at the addresses they would use."""
+    for host in spec.hosts:
+        if address := addresses[host.name]:
+            _check_form(spec, host.name, address)
     if len(spec.hosts) == 1:
         return
     seen: dict[str, str] = {}
@@ -269,6 +273,25 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
                 hint="behind one public address every host needs a private_address of its own",
             )
         seen[address] = host.name
+
+
+def _check_form(spec: ClusterSpec, name: str, address: str) -> None:
+    try:
+        found = ip_address(address)
+    except ValueError as error:
+        if not spec.firewall.manage:
+            return
+        raise SpecError(
+            f"{name} is known by the name {address} alone, and the firewall's rules need addresses",
+            where="private_address",
+            hint=f"give {name} the address that the other nodes reach it at",
+        ) from error
+    if found.version == 6 and found.is_link_local:
+        raise SpecError(
+            f"{name} would be {address} for programs, which cannot use link-local addresses",
+            where="private_address",
+            hint=f"give {name} an address that is good beyond one link",
+        )
 
 
 def check_up(spec: ClusterSpec, state: ClusterState) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from raycluster.spec.services import Registry
 
 COMMAND_TIMEOUT = 30.0
 LARGEST = 64 * 1024
+_OUTPUT = "its command's output"
 
 
 def resolve_all(
@@ -68,10 +71,9 @@ def _certificate(
     cert: str, source: str, environ: Mapping[str, str], dotenv: Path | None
 ) -> tuple[bytes, Secret]:
     try:
-        certificate = Path(cert).expanduser().read_bytes()
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no home folder for it"
-        raise SecretError(f"{cert} cannot be read: {reason}", where="gateway.tls") from error
+        certificate = _read(cert)
+    except SecretError as error:
+        raise SecretError(error.what, where="gateway.tls") from error
     key = resolve({"gateway.tls.key": source}, environ, dotenv=dotenv)["gateway.tls.key"]
     return certificate, key
 
@@ -113,10 +115,28 @@ def _checked(value: str) -> str:
         raise SecretError("its source is empty")
     if "\0" in value:
         raise SecretError("its source holds a zero byte, which no variable can hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # of a variable; without `from`: the error holds the value
+        raise SecretError("its source is not UTF-8") from None
     return value
 
 
+def bearer(where: str, secret: Secret) -> dict[str, str]:
+    """Return the header that carries a secret. Raises SecretError, which never shows it."""
+    if not secret.fits_header:
+        raise SecretError(
+            "its value cannot stand in a header: ASCII in one line, without spaces, and at most "
+            "8192 characters are expected",
+            where=f"secret {where}",
+            hint="look for a line end or another character beside the key in its source",
+        )
+    return {"authorization": f"Bearer {secret.reveal()}"}
+
+
 def _variable(name: str, variables: Mapping[str, str]) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise SecretError("no variable has a name like the one after `env:`")  # it may be the value
     if not variables.get(name):
         state = "empty" if name in variables else "not set"
         raise SecretError(f"the variable {name} is {state}", hint=f"export {name}=...")
@@ -124,11 +144,17 @@ def _variable(name: str, variables: Mapping[str, str]) -> str:
 
 
 def _file(path: str) -> str:
+    return _text(_read(path), path)
+
+
+def _read(path: str) -> bytes:
     try:
         with Path(path).expanduser().open("rb") as file:
-            return _text(file.read(LARGEST + 1), path)
+            return _bounded(file.read(LARGEST + 1), path)
     except OSError as error:
         raise SecretError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SecretError("no file has a name like that") from error
     except RuntimeError as error:  # expanduser: no such user
         raise SecretError(f"{path} cannot be read: no home folder for it") from error
 
@@ -147,7 +173,7 @@ def _command(command: str, environ: Mapping[str, str], timeout: float) -> str:
         raise SecretError("its command cannot be run") from error
     with process:
         try:
-            output, _ = process.communicate(timeout=timeout)
+            output = _output(process, timeout)
         except BaseException as error:
             # the whole group: what the shell started holds the pipe open as well
             os.killpg(process.pid, signal.SIGKILL)
@@ -159,12 +185,30 @@ def _command(command: str, environ: Mapping[str, str], timeout: float) -> str:
             f"its command ended with status {process.returncode}",
             hint="run it in a shell to see what it says",
         )
-    return _text(output, "its command's output")
+    return _text(output, _OUTPUT)
+
+
+def _output(process: subprocess.Popen[bytes], timeout: float) -> bytes:
+    """Return what a command writes until it ends; raises what `communicate` does."""
+    deadline, output = time.monotonic() + timeout, b""
+    assert process.stdout is not None  # noqa: S101  # a pipe
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.select(max(0.0, deadline - time.monotonic())):
+            if not (chunk := os.read(process.stdout.fileno(), LARGEST)):
+                process.wait(max(0.0, deadline - time.monotonic()))
+                return output
+            output = _bounded(output + chunk, _OUTPUT)
+    raise subprocess.TimeoutExpired(process.args, timeout)
+
+
+def _bounded(raw: bytes, place: str) -> bytes:
+    if len(raw) > LARGEST:
+        raise SecretError(f"{place} is larger than {LARGEST // 1024} KiB")
+    return raw
 
 
 def _text(raw: bytes, place: str) -> str:
-    if len(raw) > LARGEST:
-        raise SecretError(f"{place} is larger than {LARGEST // 1024} KiB")
     try:
         return raw.decode()
     except UnicodeDecodeError:

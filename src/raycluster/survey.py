@@ -203,7 +203,7 @@ def _archived(spec: ClusterSpec) -> dict[str, int]:
     """Return the bytes of the images that come from a file of this machine, by name."""
     found: dict[str, int] = {}
     for runtime in (host.runtime for host in spec.hosts):
-        with suppress(OSError):  # a missing file is told when it is to be sent
+        with suppress(OSError, RuntimeError):  # what is missing is told when it is sent
             if runtime.archive:
                 size = Path(runtime.archive).expanduser().stat().st_size
                 found[runtime.image or DEFAULT_IMAGE] = size

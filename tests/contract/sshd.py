@@ -129,25 +129,44 @@ class Sshd:
 
 
 @contextlib.contextmanager
-def slow_line(port: int, delay: float) -> Iterator[int]:
-    """Yield a port that leads to another one, with a delay in seconds each way."""
+def slow_line(port: int, delay: float) -> Iterator[Line]:
+    """Yield a line to a port, with a delay in seconds each way."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_accept, args=(server, port, delay), daemon=True).start()
-        yield int(server.getsockname()[1])
+        line = Line(int(server.getsockname()[1]))
+        threading.Thread(target=_accept, args=(server, port, delay, line), daemon=True).start()
+        yield line
 
 
-def _accept(server: socket.socket, port: int, delay: float) -> None:
+@dataclass
+class Line:
+    """A port that leads to another one; `trips` counts answers that were waited for."""
+
+    port: int
+    trips: int = 0
+    answered: bool = True
+
+    def carried(self, up: bool) -> None:
+        """Count what is sent after something came."""
+        self.trips += up and self.answered
+        self.answered = not up
+
+
+def _accept(server: socket.socket, port: int, delay: float, line: Line) -> None:
     with contextlib.suppress(OSError):
         while True:
             near, _ = server.accept()
             far = socket.create_connection(("127.0.0.1", port))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=_carry, args=(source, sink, delay), daemon=True).start()
+            for source, sink, up in ((near, far, True), (far, near, False)):
+                told = (source, sink, delay, lambda up=up: line.carried(up))
+                threading.Thread(target=_carry, args=told, daemon=True).start()
 
 
-def _carry(source: socket.socket, sink: socket.socket, delay: float) -> None:
+def _carry(
+    source: socket.socket, sink: socket.socket, delay: float, carried: Callable[[], None]
+) -> None:
     """Carry bytes late. Only fit for dialogues: what comes meanwhile waits for the next turn."""
     with source, sink, contextlib.suppress(OSError):
         while data := source.recv(1 << 20):
             time.sleep(delay)
+            carried()
             sink.sendall(data)

@@ -45,6 +45,7 @@ def test_takers_stand_in_a_row_behind_each_holder(
         (["100.64.0.7", "172.16.0.1"], True),
         (["10.0.0.1", "8.8.8.8"], False),
         (["2606:4700::1"], False),
+        (["10.0.0.1", "gpu-1"], False),
     ],
 )
 def test_public_addresses_are_noticed(addresses: list[str], expected: bool) -> None:

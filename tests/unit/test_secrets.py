@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from raycluster.contracts import Secret
 from raycluster.errors import SecretError
-from raycluster.secrets import LARGEST, resolve
+from raycluster.secrets import LARGEST, bearer, resolve
 
 PATH = {"PATH": "/usr/bin:/bin"}
 
@@ -65,11 +66,15 @@ def test_a_command_is_run_by_the_shell() -> None:
         ("cmd:echo hunter2; echo hunter2 >&2; exit 3", "its command ended with status 3\n"
          "  next: run it in a shell to see what it says"),
         ("hunter2", "env:, file: or cmd: is expected"),
+        ("env:hunter-2", "no variable has a name like the one after `env:`"),
+        ("env:BYTES", "its source is not UTF-8"),
+        ("file:a\0b", "no file has a name like that"),
+        ("cmd:cat /dev/zero", f"its command's output is larger than {LARGEST // 1024} KiB"),
     ],
 )  # fmt: skip
 def test_a_bad_source_names_the_key_and_shows_no_value(source: str, said: str) -> None:
     with pytest.raises(SecretError) as caught:
-        one(source, {**PATH, "EMPTY": ""})
+        one(source, {**PATH, "EMPTY": "", "BYTES": "hunter2\udcff"})
     assert str(caught.value) == f"secret KEY: {said}"
 
 
@@ -78,3 +83,21 @@ def test_a_command_that_hangs_is_ended_with_what_it_started() -> None:
     with pytest.raises(SecretError, match=r"secret KEY: its command took more than 0\.2 s"):
         resolve({"KEY": "cmd:sleep 60 | cat"}, PATH, timeout=0.2)
     assert time.monotonic() - began < 30
+
+
+ODD = ["hunter2é", "hunter2\n", "hunter2\r\nX: y", "a b", "\0", "", "\x7f", "\u2028", "h" * 8193]
+"""What no header can carry."""
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_a_secret_that_no_header_can_carry_is_not_shown(value: str) -> None:
+    with pytest.raises(
+        SecretError, match="secret KEY: its value cannot stand in a header"
+    ) as caught:
+        bearer("KEY", Secret(value))
+    assert not value or value not in f"{caught.value!r} {caught.value}"
+    assert caught.value.__cause__ is None
+
+
+def test_a_secret_in_a_header() -> None:
+    assert bearer("KEY", Secret("sk-~!8")) == {"authorization": "Bearer sk-~!8"}

@@ -116,7 +116,7 @@ def _items(content: bytes) -> Iterator[tuple[int, bytes | object]]:
 def _read(source: str, stdin: BinaryIO, where: str) -> bytes:
     try:
         return stdin.read() if source == "-" else Path(source).expanduser().read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(
             f"cannot read the prompts: {reason}", where=where, hint="give a readable file, or -"

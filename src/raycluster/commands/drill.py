@@ -85,6 +85,7 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
     from contextlib import ExitStack
 
     from raycluster.openai_wire.target import Target
+    from raycluster.secrets import bearer
     from raycluster.spec.services import EVERYWHERE, LOOPBACK
     from raycluster.tunnel.channels import ChannelForwarder
     from raycluster.tunnel.ports import Forward, choose_ports
@@ -97,7 +98,8 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
     if gate:
         keys = opened.secrets().api_keys
         if keys:
-            headers = {"authorization": f"Bearer {keys[sorted(keys)[0]].reveal()}"}
+            owner = sorted(keys)[0]
+            headers = bearer(f"gateway.api_keys.{owner}", keys[owner])
         near = {EVERYWHERE: LOOPBACK, "::": "::1"}.get(gate.address, gate.address)
         remote, scheme = (near, spec.ports.gateway), gate.scheme
         hosts = list(spec.hosts) if gate.on == "all" else hosts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import ssl
 from collections.abc import Mapping
@@ -39,10 +40,13 @@ def wrong_address(url: str) -> str:
 
     if not url.startswith(("http://", "https://")):
         return "not an http address"
+    if not re.fullmatch("[!-~]{1,4096}", url):
+        return "non-printable or non-ASCII characters, a space, or more than 4096 of them"
     try:
         host, port = httpx.URL(url).host, urlsplit(url).port
     except (httpx.InvalidURL, ValueError) as error:
-        return str(error)
+        # The error may quote what is a password's.
+        return "before `@`, signs such as / : ? # are to be %-encoded" if "@" in url else str(error)
     if not host:
         return "no host"
     return "port 0 is not a port" if port == 0 else ""

@@ -30,7 +30,8 @@ def self_signed(token: Secret, name: str, hosts: Iterable[str]) -> tuple[bytes, 
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     key = ec.derive_private_key(1 + _number(token, "key") % (_ORDER - 1), ec.SECP256R1())
-    names: list[x509.GeneralName] = [_general(host) for host in sorted(set(hosts))]
+    found = (_general(host) for host in sorted(set(hosts)))
+    names = [each for each in found if each is not None]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     serial = 1 + _number(token, f"serial {sorted(set(hosts))}") % (1 << 150)
     made = (
@@ -71,11 +72,17 @@ def _number(token: Secret, purpose: str) -> int:
     return int.from_bytes(hmac.new(token.reveal().encode(), words, hashlib.sha512).digest())
 
 
-def _general(host: str) -> x509.GeneralName:
+def _general(host: str) -> x509.GeneralName | None:
+    """Return a name or address for a certificate, None for an alias that DNS cannot have."""
     from cryptography import x509
 
     try:
         address = ip_address(host)
     except ValueError:
+        pass
+    else:
+        return x509.IPAddress(address)
+    try:
         return x509.DNSName(host.encode("idna").decode())
-    return x509.IPAddress(address)
+    except UnicodeError:
+        return None

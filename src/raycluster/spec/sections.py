@@ -29,13 +29,13 @@ from raycluster.spec.types import (
     HostKeys,
     HostName,
     ImageName,
-    IpAddress,
     JumpHosts,
     Label,
     Limit,
     LimitName,
     Line,
     ModelName,
+    NodeAddress,
     Operand,
     Port,
     Price,
@@ -223,7 +223,7 @@ class Host(Ssh):
         description="Pins the host's key: `SHA256:...`.",
         examples=["SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"],
     )
-    private_address: IpAddress | None = Field(
+    private_address: NodeAddress | None = Field(
         default=None,
         description="What the other nodes dial; default: the address of `host`.",
         examples=["10.0.0.1"],

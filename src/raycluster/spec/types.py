@@ -83,19 +83,29 @@ class Worded:
         return {**handler(schema), "pattern": f"^(?:{self._pattern})$"}
 
 
-def _address(value: str) -> str | None:
-    """Return an IP address in its shortest form, or None."""
-    try:
-        return str(ipaddress.ip_address(value.removeprefix("[").removesuffix("]")))
-    except ValueError:
-        return None
+def _address(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address, or None; an IPv6 address that stands for an IPv4 one is that one."""
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    with suppress(ValueError):
+        found = ipaddress.ip_address(bare)
+        if found.version == 4:
+            return found if bare == value else None
+        if re.fullmatch(r"[A-Za-z0-9_.-]{0,15}", found.scope_id or ""):
+            return found.ipv4_mapped or found
+    return None
+
+
+def _of_a_machine(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{address} is no machine's own address")
+    return str(address)
 
 
 def _host(value: str) -> str:
     if "@" in value:
         raise ValueError('a name or address only; put the user into `user = "..."`')
     if address := _address(value):
-        return address
+        return _of_a_machine(address)
     numeric = re.fullmatch(r"[0-9.]+", value)
     if numeric or not re.fullmatch(r"[A-Za-z0-9_]([\w.-]{0,252}[A-Za-z0-9_])?\.?", value, re.A):
         raise ValueError("a host name, an SSH alias, an IPv4 or an IPv6 address is expected")
@@ -124,9 +134,19 @@ def _jumps(value: str) -> str:
 
 
 def _ip(value: str) -> str:
-    if address := _address(value):
-        return address
-    raise ValueError(f"an IPv4 or IPv6 address is expected, not {shown(value)}")
+    address = _address(value)
+    if address is None:
+        raise ValueError(f"an IPv4 or IPv6 address is expected, not {shown(value)}")
+    if address.is_multicast or (address.version == 6 and address.is_link_local):
+        raise ValueError(
+            f"{address} cannot be listened on or dialled by other programs: an address that is "
+            "not link-local or multicast is expected"
+        )
+    return str(address)
+
+
+def _node(value: str) -> str:
+    return _of_a_machine(ipaddress.ip_address(_ip(value)))
 
 
 def _network(value: str) -> str:
@@ -144,7 +164,15 @@ def _host_and_port(value: str) -> str:
         raise ValueError("an IPv6 address needs brackets before its port: `[fd00::1]:9093`")
     if not (colon and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
         raise ValueError(f"`host:port` is expected, not {shown(value)}")
-    _host(host)
+    if "%" in _host(host):
+        raise ValueError(f"an address without a zone is expected, not {shown(value)}")
+    return value
+
+
+def _registry(value: str) -> str:
+    port = value.partition(":")[2]
+    if port and not 0 < int(port) < 65536:
+        raise ValueError(f"a port from 1 to 65535 is expected, not {port}")
     return value
 
 
@@ -262,6 +290,8 @@ UserName = Annotated[Operand, AfterValidator(_user)]
 JumpHosts = Annotated[Operand, AfterValidator(_jumps)]
 IpAddress = Annotated[Text, AfterValidator(_ip)]
 IpNetwork = Annotated[Text, AfterValidator(_network)]
+NodeAddress = Annotated[Text, AfterValidator(_node)]
+"""One machine's own."""
 HostKeys = Literal["strict", "accept-new"]
 HostKey = Annotated[Text, Worded(r"SHA256:[A-Za-z0-9+/]{43}=?", "`SHA256:` and 43 characters are")]
 EnvName = Annotated[
@@ -333,6 +363,7 @@ VllmVersion = Annotated[
 RegistryName = Annotated[
     Text,
     Worded(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", "a registry's `HOST` or `HOST:PORT` is"),
+    AfterValidator(_registry),
 ]
 ModelName = Annotated[
     Operand,

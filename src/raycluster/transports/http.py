@@ -8,7 +8,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from raycluster.contracts import ByteStream, Transport
+from raycluster.contracts import ByteStream, Secret, Transport
 from raycluster.errors import HostError
 
 
@@ -114,7 +114,15 @@ class _Adapter(httpx.BaseTransport):
 def http_client(
     transport: Transport, port: int, *, token: str = "", timeout: float = 30.0
 ) -> httpx.Client:
-    """Return a client of `http://127.0.0.1:PORT` on the host; `timeout` in seconds."""
+    """Return a client of `http://127.0.0.1:PORT` on the host; `timeout` in seconds.
+
+    Raises HostError for a token that no header can carry: it comes from a host.
+    """
+    if token and not Secret(token).fits_header:
+        raise HostError(
+            "the cluster's token as the hosts have it cannot be one",
+            hint="raycluster down, then raycluster up",
+        )
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return httpx.Client(
         transport=_Adapter(transport),

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import getpass
+import glob
 import os
 import re
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raycluster.errors import UsageError
+from raycluster.transports.ssh_files import read_file
 from raycluster.transports.ssh_options import DEFAULT_CONFIG
 from raycluster.transports.ssh_patterns import matches
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
-_LINE = re.compile(r"(\w+)(?:\s*=\s*|\s+|$)(.*)")
+_LINE = re.compile(r'"?(\w+)"?(?:\s*=\s*|\s+|$)(.*)', re.ASCII)
 _LISTS = {"identityfile", "certificatefile"}
 _RAW = {"proxycommand"}
 _DEEPEST_INCLUDE = 16
@@ -36,14 +38,18 @@ class HostConfig:
         words = self.values.get(key)
         return words[0] if words else None
 
-    def paths(self, key: str, tokens: Mapping[str, str]) -> tuple[str, ...]:
-        """Return the words of a value as paths, expanded; `none` gives no path."""
-        words = self.values.get(key, [])
-        return tuple(expand_path(word, tokens) for word in words if word.lower() != "none")
+    def said(self, key: str) -> str | None:
+        """Return the first word of a value, or None where nothing or `none` was said."""
+        word = self.first(key)
+        return None if word is None or word.lower() == "none" else word
+
+    def words(self, key: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the words of a value but `none`, or the default where nothing was said."""
+        return tuple(word for word in self.values.get(key, default) if word.lower() != "none")
 
     def says_yes(self, key: str) -> bool:
         """Tell whether a value is `yes`."""
-        return (self.first(key) or "").lower() == "yes"
+        return (self.first(key) or "").lower() in ("yes", "true")
 
 
 def read_config(name: str, config_file: str, user: str | None = None) -> HostConfig:
@@ -55,10 +61,10 @@ def read_config(name: str, config_file: str, user: str | None = None) -> HostCon
     found = HostConfig(name, user)
     if config_file in ("", "none"):
         return found
-    path = Path(config_file).expanduser()
-    if config_file != DEFAULT_CONFIG and not path.is_file():
+    path = Path(expand_home(config_file))
+    if config_file != DEFAULT_CONFIG and not os.path.exists(path):  # noqa: PTH110  # never raises
         raise UsageError(f"there is no ssh config {path}", hint="correct config_file")
-    _read(path, Path("~/.ssh").expanduser(), found)
+    _read(path, Path(expand_home("~/.ssh")), found)
     if config_file == DEFAULT_CONFIG:
         _read(SYSTEM_CONFIG, SYSTEM_CONFIG.parent, found)
     return found
@@ -87,15 +93,16 @@ def _read(path: Path, base: Path, found: HostConfig, active: bool = True, depth:
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
     try:
-        text = path.read_text("utf-8", "surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return
+        text = read_file(path).decode("utf-8", "surrogateescape")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return  # as ssh does
     except OSError as error:
         raise UsageError(
-            f"cannot read {path}: {error.strerror}", hint="make it readable"
+            f"cannot read {path}: {error.strerror}",
+            hint="put a file that you may read there, or take what names it out of the ssh config",
         ) from error
-    for number, line in enumerate(text.splitlines(), 1):
-        found = _LINE.match(line.strip())
+    for number, line in enumerate(text.split("\n"), 1):
+        found = _LINE.match(line.partition("\0")[0].strip(" \t\r\f"))
         if found:
             yield number, found[1].lower(), found[2].strip()
 
@@ -118,8 +125,9 @@ def _keep(found: HostConfig, key: str, words: list[str]) -> None:
 
 def _included(words: list[str], base: Path) -> Iterator[Path]:
     for word in words:
-        path = base / Path(word).expanduser()
-        yield from sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        # Unlike pathlib's these never raise: what there cannot be is not there.
+        pattern = str(base / os.path.expanduser(word))  # noqa: PTH111
+        yield from map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207
 
 
 def _match(words: list[str], found: HostConfig) -> bool:
@@ -140,10 +148,9 @@ def _match(words: list[str], found: HostConfig) -> bool:
 
 
 def _meets(criterion: str, argument: str, found: HostConfig) -> bool:
-    local = getpass.getuser()
+    local = own_name()
     if criterion == "exec":
-        command = expand(argument, host_tokens(found))
-        return subprocess.run(["/bin/sh", "-c", command], check=False, stdin=-3).returncode == 0
+        return _succeeds(expand(argument, host_tokens(found)))
     subject = {
         "host": found.first("hostname") or found.name,
         "originalhost": found.name,
@@ -153,13 +160,31 @@ def _meets(criterion: str, argument: str, found: HostConfig) -> bool:
     return subject is not None and matches(argument.split(","), subject)
 
 
+def _succeeds(command: str) -> bool:
+    try:
+        done = subprocess.run(["/bin/sh", "-c", command], check=False, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UsageError(
+            f"`Match exec` cannot be run: {error.strerror}", hint="shorten that line"
+        ) from error
+    return done.returncode == 0
+
+
+def own_name() -> str:
+    """Return the local user's name, or number where the system has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return str(os.getuid())
+
+
 def host_tokens(found: HostConfig, host: str = "", port: int = 22) -> dict[str, str]:
     """Return the values of OpenSSH's % tokens for a host."""
     local = socket.gethostname()
     name = host or found.first("hostname") or found.name
     return {
         "%": "%",
-        "d": str(Path.home()),
+        "d": expand_home("~"),
         "h": name,
         "i": str(os.getuid()) if hasattr(os, "getuid") else "0",
         "k": found.first("hostkeyalias") or name,
@@ -167,8 +192,8 @@ def host_tokens(found: HostConfig, host: str = "", port: int = 22) -> dict[str, 
         "l": local,
         "n": found.name,
         "p": str(port),
-        "r": found.user or found.first("user") or getpass.getuser(),
-        "u": getpass.getuser(),
+        "r": found.user or found.first("user") or own_name(),
+        "u": own_name(),
     }
 
 
@@ -178,6 +203,21 @@ def expand(text: str, tokens: Mapping[str, str]) -> str:
 
 
 def expand_path(text: str, tokens: Mapping[str, str]) -> str:
-    """Replace a leading ~, ${NAME} from the environment, and % tokens."""
-    named = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], ""), text)
-    return str(Path(expand(named, tokens)).expanduser())
+    """Replace a leading ~, ${NAME} from the environment, and % tokens. Raises UsageError."""
+    try:
+        named = re.sub(r"\$\{(\w+)\}", lambda found: os.environ[found[1]], text)
+    except KeyError as error:
+        raise UsageError(
+            f"{text}: the variable {error.args[0]} is not set", hint="set it, or correct the path"
+        ) from error
+    return expand_home(expand(named, tokens))
+
+
+def expand_home(text: str) -> str:
+    """Replace a leading ~ or ~USER. Raises UsageError where there is no such folder."""
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise UsageError(
+            f"{text}: there is no such home folder", hint="correct the path, or set HOME"
+        ) from error

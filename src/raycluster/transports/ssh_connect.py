@@ -14,7 +14,7 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from raycluster.errors import HostError, HostKeyError, UnreachableError
-from raycluster.transports.ssh_hostkeys import HostKey, known_hosts, verify
+from raycluster.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
 from raycluster.transports.ssh_login import Ask, log_in
 from raycluster.transports.ssh_paramiko import ChannelRefusedError, Connection
 from raycluster.transports.ssh_socket import Wire
@@ -22,14 +22,6 @@ from raycluster.transports.ssh_target import Target
 
 _PROXY_SECONDS = 2.0
 _FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
-_KINDS = {
-    "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256"),
-    "ssh-ed25519": ("ssh-ed25519",),
-    "ecdsa-sha2-nistp256": ("ecdsa-sha2-nistp256",),
-    "ecdsa-sha2-nistp384": ("ecdsa-sha2-nistp384",),
-    "ecdsa-sha2-nistp521": ("ecdsa-sha2-nistp521",),
-}
-_PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 
 
 @dataclass(frozen=True)
@@ -104,10 +96,13 @@ def _enter(target: Target, way: list[Connection], ask: Ask | None) -> tuple[Conn
 
 def _verified(target: Target, dial: Callable[[], tuple[Wire, str]]) -> tuple[Connection, str]:
     """Negotiate and verify; a pin that fits no key of the first kind is tried with the others."""
-    known = known_hosts(target).kinds
-    orders = [tuple(dict.fromkeys((*known, *_PREFERRED, "ssh-rsa")))]
+    offered = algorithms(target)
+    if not offered:
+        raise _incompatible(target, "HostKeyAlgorithms of the ssh config leaves none")
+    orders = [offered]
     if target.options.host_key is not None:
-        orders += [(kind,) for kind in (*_PREFERRED, "ssh-rsa")]
+        kinds = dict.fromkeys(ALGORITHMS[name] for name in offered)
+        orders += [tuple(n for n in offered if ALGORITHMS[n] == kind) for kind in kinds]
     mismatch: HostKeyError | None = None
     for order in orders:
         wire, address = dial()
@@ -116,7 +111,8 @@ def _verified(target: Target, dial: Callable[[], tuple[Wire, str]]) -> tuple[Con
         except _NoCommonKeyError:
             continue
         try:
-            verify(target, _presented(connection))
+            direct = not target.jumps and target.proxy_command is None
+            verify(target, _presented(connection), address if direct else "")
         except HostKeyError as error:
             connection.close()
             mismatch = mismatch or error
@@ -129,17 +125,16 @@ class _NoCommonKeyError(Exception):
     pass
 
 
-def _negotiated(target: Target, wire: Wire, kinds: tuple[str, ...]) -> Connection:
+def _negotiated(target: Target, wire: Wire, offered: tuple[str, ...]) -> Connection:
     connection = Connection(wire, target.timeout)
-    names = [name for kind in kinds for name in _KINDS.get(kind, ())]
-    connection.get_security_options().key_types = names
+    connection.get_security_options().key_types = offered
     try:
         connection.start_client(timeout=2 * target.timeout)
         if not connection.initial_kex_done:
             raise EOFError
     except IncompatiblePeer as error:
         connection.close()
-        if len(kinds) == 1:
+        if len({ALGORITHMS[name] for name in offered}) == 1:
             raise _NoCommonKeyError from error
         raise _incompatible(target, str(error)) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
@@ -186,7 +181,7 @@ def _dial(target: Target, through: Connection | None) -> tuple[Wire, str]:
     if through is not None:
         return _dial_through(target, through), _address(target.host)
     if target.proxy_command is not None:
-        return _dial_command(target.proxy_command), _address(target.host)
+        return _dial_command(target, target.proxy_command), _address(target.host)
     return _dial_directly(target)
 
 
@@ -272,12 +267,22 @@ class _ProxyCommand(socket.socket):
             self.child.wait()
 
 
-def _dial_command(command: str) -> Wire:
+def _dial_command(target: Target, command: str) -> Wire:
     ours, theirs = socket.socketpair()
-    wire = _ProxyCommand(fileno=ours.detach())
     with theirs:
         end = theirs.fileno()
-        wire.child = subprocess.Popen(("/bin/sh", "-c", f"exec {command}"), stdin=end, stdout=end)
+        try:
+            argv = ("/bin/sh", "-c", f"exec {command}")
+            child = subprocess.Popen(argv, stdin=end, stdout=end)
+        except OSError as error:
+            ours.close()
+            raise UnreachableError(
+                f"its ProxyCommand cannot be run: {error.strerror}",
+                where=target.name,
+                hint="correct it in the ssh config",
+            ) from error
+    wire = _ProxyCommand(fileno=ours.detach())
+    wire.child = child
     return wire
 
 

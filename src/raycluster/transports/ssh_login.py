@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import paramiko
 
 from raycluster.errors import AuthError
+from raycluster.transports.ssh_files import read_file
 from raycluster.transports.ssh_hostkeys import HostKey
 from raycluster.transports.ssh_paramiko import Agent, Connection
 from raycluster.transports.ssh_target import Target
@@ -157,7 +158,7 @@ def _from_agent(
 
 def _from_file(attempt: _Attempt, path: str) -> Iterator[tuple[str, paramiko.PKey]]:
     try:
-        key = _load(attempt, path)
+        key = _load(attempt, path, _text(path))
     except FileNotFoundError:
         return
     except _SkippedError as error:
@@ -166,7 +167,7 @@ def _from_file(attempt: _Attempt, path: str) -> Iterator[tuple[str, paramiko.PKe
         return
     for certificate in (f"{path}-cert.pub", *attempt.target.certificates):
         with contextlib.suppress(OSError, ValueError, paramiko.SSHException):
-            key.load_certificate(Path(certificate).read_text("utf-8").strip())
+            key.load_certificate(read_file(certificate).decode().strip())
             yield f"certificate {certificate}", key
             key.public_blob = None
     if key.asbytes() not in attempt.offered:
@@ -174,30 +175,28 @@ def _from_file(attempt: _Attempt, path: str) -> Iterator[tuple[str, paramiko.PKe
         yield f"key {path}", key
 
 
-def _load(attempt: _Attempt, path: str) -> paramiko.PKey:
-    _check_file(path)
+def _load(attempt: _Attempt, path: str, text: str) -> paramiko.PKey:
     try:
-        return _parse(path, None)
+        return _parse(text, None)
     except paramiko.PasswordRequiredException:
         pass
     if attempt.ask is None:
         raise _SkippedError("encrypted", f"unlock it with `ssh-add {path}`")
     try:
-        return _parse(path, attempt.ask(f"Passphrase for {path}: "))
+        return _parse(text, attempt.ask(f"Passphrase for {path}: "))
     except (_SkippedError, paramiko.PasswordRequiredException) as error:
         raise _SkippedError("wrong passphrase", "try again, or use `ssh-add`") from error
 
 
-def _parse(path: str, passphrase: str | None) -> paramiko.PKey:
-    text = Path(path).read_text("ascii", "replace")
+def _parse(text: str, passphrase: str | None) -> paramiko.PKey:
     kinds = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
     encrypted = None
     for kind in kinds:
         try:
-            return _parse_as(kind, path, passphrase)
+            return _parse_as(kind, text, passphrase)
         except paramiko.PasswordRequiredException as error:
             encrypted = error
-        except (paramiko.SSHException, ValueError, IndexError, TypeError):
+        except (paramiko.SSHException, ValueError, IndexError, TypeError, AssertionError):
             continue
     if encrypted is not None:
         raise encrypted
@@ -207,15 +206,15 @@ def _parse(path: str, passphrase: str | None) -> paramiko.PKey:
     )
 
 
-def _parse_as(kind: type[paramiko.PKey], path: str, passphrase: str | None) -> paramiko.PKey:
-    key: paramiko.PKey = kind.from_private_key_file(path, password=passphrase)
+def _parse_as(kind: type[paramiko.PKey], text: str, passphrase: str | None) -> paramiko.PKey:
+    key: paramiko.PKey = kind.from_private_key(io.StringIO(text), password=passphrase)
     return key
 
 
 def _check_required(target: Target, path: str) -> None:
     """Refuse a key file named in the spec that cannot be used, before anything else is tried."""
     try:
-        _check_file(path)
+        _text(path)
     except FileNotFoundError:
         raise AuthError(
             f"there is no key file {path}", where=target.name, hint="correct identity_file"
@@ -224,32 +223,31 @@ def _check_required(target: Target, path: str) -> None:
         raise AuthError(f"key file {path}: {error}", where=target.name, hint=error.hint) from error
 
 
-def _check_file(path: str) -> None:
+def _text(path: str) -> str:
+    """Return the text of a private key's file. Raises FileNotFoundError or _SkippedError."""
     try:
+        text = read_file(path).decode("utf-8", "surrogateescape")
         status = Path(path).stat()
-        start = "" if stat.S_ISDIR(status.st_mode) else _beginning(path)
     except FileNotFoundError:
         raise
+    except IsADirectoryError as error:
+        raise _SkippedError("a directory", "name the private key in it") from error
     except OSError as error:
-        raise _SkippedError(f"cannot be read: {error.strerror}", "correct its owner") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise _SkippedError("a directory", "name the private key in it")
-    if start.startswith(_PUBLIC):
+        raise _SkippedError(
+            f"cannot be read: {error.strerror}", "name a file that you may read"
+        ) from error
+    if text.startswith(_PUBLIC):
         private = path.removesuffix(".pub") if path.endswith(".pub") else "the file without .pub"
         raise _SkippedError("a public key", f"name the private one: {private}")
     ours = os.name == "posix" and status.st_uid == os.getuid()
     if ours and status.st_mode & 0o077:
         raise _SkippedError("readable by others", f"chmod 600 {path}")
-
-
-def _beginning(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return file.read(64).decode("ascii", "replace")
+    return text
 
 
 def _public_half(path: str) -> bytes:
     """Return the public key beside a private one, or b"" where it cannot be told."""
     for name in (f"{path}.pub", path):
         with contextlib.suppress(OSError, ValueError):
-            return paramiko.pkey.PublicBlob.from_file(name).key_blob
+            return paramiko.pkey.PublicBlob.from_string(read_file(name).decode()).key_blob
     return b""

@@ -11,8 +11,8 @@ from raycluster.errors import SpecError
 DEFAULT_CONFIG = "~/.ssh/config"
 _ODD = re.compile(r"[\s\x00-\x1f\x7f'\"`$\\;&|<>(){}]")
 _PLACE = re.compile(
-    r"\[([^\]]+)\](?::(\d+))?"  # [fe80::1]:22
-    r"|([^:\[\]]+)(?::(\d+))?"  # host:22
+    r"\[([^\]]+)\](?::([0-9]{1,5}))?"  # [fe80::1]:22
+    r"|([^:\[\]]+)(?::([0-9]{1,5}))?"  # host:22
     r"|([\da-fA-F.]*:[\da-fA-F.]*:\S*)"  # fe80::1
 )
 
@@ -67,7 +67,9 @@ def _hop(where: str, text: str) -> tuple[str | None, str, int | None]:
     found = _PLACE.fullmatch(place)
     if found is None or (at and not user):
         raise SpecError(
-            f"jump host {text!r} cannot be read", where=where, hint="write it as user@host:port"
+            f"jump host {text[:80]!r} cannot be read",
+            where=where,
+            hint="write it as user@host:port",
         )
     host = found[1] or found[3] or found[5]
     port = found[2] or found[4]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import re
 from dataclasses import dataclass, replace
 
 from raycluster.errors import SpecError
 from raycluster.transports.ssh_config import (
     HostConfig,
     expand,
+    expand_home,
     expand_path,
     host_tokens,
     read_config,
 )
 from raycluster.transports.ssh_options import SshOptions, check_options, jump_hops
+from raycluster.transports.ssh_patterns import lowered
 
 _DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
-_USER_HOSTS = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
-_GLOBAL_HOSTS = ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+_USER_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+_GLOBAL_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _MOST_HOPS = 8
 
 
@@ -39,6 +41,11 @@ class Target:
     known_hosts: tuple[str, ...]
     global_known_hosts: tuple[str, ...]
     key_alias: str | None
+    host_key_algorithms: str | None
+    known_hosts_command: str | None
+    revoked_host_keys: str | None
+    required_rsa_size: int
+    check_host_ip: bool
     timeout: float
     family: str
     proxy_command: str | None
@@ -47,9 +54,15 @@ class Target:
     @property
     def known_as(self) -> str:
         """The name under which known_hosts files list the host."""
-        if self.key_alias:
-            return self.key_alias.lower()
-        host = self.host.lower()
+        return lowered(self.key_alias or self.with_port(self.host))
+
+    @property
+    def portless(self) -> str:
+        """The name that counts where no line has the port."""
+        return lowered(self.key_alias or self.host)
+
+    def with_port(self, host: str) -> str:
+        """Return a name or address as known_hosts files write it for the target's port."""
         return host if self.port == 22 else f"[{host}]:{self.port}"
 
 
@@ -61,33 +74,40 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
             f"more than {_MOST_HOPS} jump hosts", where=name, hint="look for a ProxyJump loop"
         )
     config = read_config(options.host, options.config_file, options.user)
-    port = options.port or _number(name, "Port", config.first("port"), 22)
-    host = expand(config.first("hostname") or options.host, {"h": options.host, "%": "%"})
+    port = options.port or _number(name, config, "Port", 22)
+    said = config.first("hostname")
+    host = expand(said, {"h": options.host, "%": "%"}) if said else options.host
     tokens = host_tokens(config, host, port)
     check_options(name, replace(options, host=host, user=tokens["r"]))
-    jump = options.proxy_jump or config.first("proxyjump")
+    jump = options.proxy_jump or expand(config.first("proxyjump") or "", tokens)
     required = options.identity_file and expand_path(options.identity_file, tokens)
+    revoked = config.said("revokedhostkeys")
     limit = options.connect_timeout
     if limit == SshOptions("").connect_timeout:
-        limit = float(_number(name, "ConnectTimeout", config.first("connecttimeout"), int(limit)))
+        limit = float(_number(name, config, "ConnectTimeout", int(limit)))
     return Target(
         name=name,
         options=options,
         host=host,
         port=port,
-        user=tokens["r"] or getpass.getuser(),
+        user=tokens["r"],
         required_key=required,
         key_files=_key_files(config, required, tokens),
-        certificates=config.paths("certificatefile", tokens),
+        certificates=tuple(expand_path(p, tokens) for p in config.words("certificatefile")),
         identities_only=config.says_yes("identitiesonly"),
         agent=_agent(config, tokens),
         known_hosts=_known_hosts(config, options, tokens),
-        global_known_hosts=_paths(config, "globalknownhostsfile", _GLOBAL_HOSTS, tokens),
+        global_known_hosts=config.words("globalknownhostsfile", _GLOBAL_HOSTS),
         key_alias=config.first("hostkeyalias"),
+        host_key_algorithms=config.first("hostkeyalgorithms"),
+        known_hosts_command=config.said("knownhostscommand"),
+        revoked_host_keys=revoked and expand_home(revoked),
+        required_rsa_size=_number(name, config, "RequiredRSASize", 1024),
+        check_host_ip=config.says_yes("checkhostip"),
         timeout=limit,
         family=(config.first("addressfamily") or "any").lower(),
         proxy_command=None if jump else _proxy_command(config, tokens),
-        jumps=_jumps(name, options, expand(jump or "", tokens), depth),
+        jumps=_jumps(name, options, jump, depth),
     )
 
 
@@ -113,9 +133,8 @@ def _jumps(name: str, options: SshOptions, text: str, depth: int) -> tuple[Targe
 
 
 def _key_files(config: HostConfig, required: str | None, tokens: dict[str, str]) -> tuple[str, ...]:
-    said = config.paths("identityfile", tokens)
-    if "identityfile" not in config.values and not required:
-        said = tuple(expand_path(path, tokens) for path in _DEFAULT_KEYS)
+    said = config.words("identityfile", () if required else _DEFAULT_KEYS)
+    said = tuple(expand_path(path, tokens) for path in said)
     return tuple(dict.fromkeys((required, *said) if required else said))
 
 
@@ -133,25 +152,23 @@ def _agent(config: HostConfig, tokens: dict[str, str]) -> str | None:
 def _known_hosts(
     config: HostConfig, options: SshOptions, tokens: dict[str, str]
 ) -> tuple[str, ...]:
+    said = config.words("userknownhostsfile", _USER_HOSTS)
     if options.known_hosts is not None:
-        return (expand_path(options.known_hosts, tokens),)
-    return _paths(config, "userknownhostsfile", _USER_HOSTS, tokens)
-
-
-def _paths(
-    config: HostConfig, key: str, default: list[str], tokens: dict[str, str]
-) -> tuple[str, ...]:
-    return replace(config, values={key: config.values.get(key, default)}).paths(key, tokens)
+        said = (options.known_hosts,)
+    return tuple(expand_path(path, tokens) for path in said)
 
 
 def _proxy_command(config: HostConfig, tokens: dict[str, str]) -> str | None:
-    said = config.first("proxycommand")
-    return None if said is None or said.lower() == "none" else expand(said, tokens)
+    said = config.said("proxycommand")
+    return said and expand(said, tokens)
 
 
-def _number(name: str, key: str, text: str | None, default: int) -> int:
+def _number(name: str, config: HostConfig, key: str, default: int) -> int:
+    text = config.first(key.lower())
     if text is None or (key == "ConnectTimeout" and text == "none"):
         return default
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise SpecError(f"{key} {text!r} in the ssh config is wrong", where=name, hint="correct it")
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise SpecError(
+            f"{key} {text[:40]!r} in the ssh config is wrong", where=name, hint="correct it"
+        )
     return int(text)

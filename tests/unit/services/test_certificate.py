@@ -40,6 +40,13 @@ def test_it_is_for_the_hosts_names_and_addresses() -> None:
     made.verify_directly_issued_by(made)
 
 
+def test_an_alias_that_dns_cannot_have_is_left_out() -> None:
+    odd = ["a..b", "a" * 64, "fe80::1%eth0", "gpu_1"]
+    made = x509.load_pem_x509_certificate(self_signed(Secret("t"), "q", odd)[0])
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["gpu_1"]
+
+
 def test_python_takes_certificate_and_key_for_a_pair(tmp_path: Path) -> None:
     certificate, key = self_signed(Secret("t"), "q", HOSTS)
     (tmp_path / "c.pem").write_bytes(certificate)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import SpecError
+from raycluster.errors import SecretError, SpecError
+from raycluster.secrets import resolve_all
 from raycluster.spec import locate, read_spec
 from tests.unit.spec.conftest import MINIMAL, Read, Refusal
 
@@ -15,6 +16,10 @@ SOME_GPUS = '"all", a whole number from 0 to 64 or a list of GPUs is expected'
 NAMED_GPUS = (
     "a list holds indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
     '["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], not both'
+)
+UNUSABLE = (
+    "cannot be listened on or dialled by other programs: an address that is not link-local or "
+    "multicast is expected"
 )
 NAMED = '[cluster]\nname = "q"\n'
 
@@ -109,6 +114,17 @@ LINE = "line breaks and control characters are not allowed"
          "host_key: `SHA256:` and 43 characters are expected, not 'MD5:aa'"),
         ('private_address = "10.0.0"',
          "private_address: an IPv4 or IPv6 address is expected, not '10.0.0'"),
+        ('private_address = "[10.0.0.1]"',
+         "private_address: an IPv4 or IPv6 address is expected, not '[10.0.0.1]'"),
+        ('private_address = "[fd00::1"',
+         "private_address: an IPv4 or IPv6 address is expected, not '[fd00::1'"),
+        ('private_address = "gpu-1"',
+         "private_address: an IPv4 or IPv6 address is expected, not 'gpu-1'"),
+        ('private_address = "::ffff:0.0.0.0"',
+         "private_address: 0.0.0.0 is no machine's own address"),
+        ('private_address = "fe80::1%eth0"', f"private_address: fe80::1%eth0 {UNUSABLE}"),
+        ('private_address = "fe80::1"', f"private_address: fe80::1 {UNUSABLE}"),
+        ('private_address = "ff02::1"', f"private_address: ff02::1 {UNUSABLE}"),
         ('gpus = "al"', f"gpus: {SOME_GPUS}, not 'al'"),
         ("gpus = true", f"gpus: {SOME_GPUS}, not True"),
         ("gpus = -1", f"gpus: {SOME_GPUS}, not -1"),
@@ -169,7 +185,8 @@ def test_a_wrong_value_is_named_with_its_line(refusal: Refusal, line: str, said:
 @pytest.mark.parametrize(
     "host",
     ["-oProxyCommand=x", "a b", "$(id)", "a;b", "../x", "a\\nb", "1.2.3", "1.2.3.4.5", "[::g]",
-     "bücher.example", "a:22", "-"],
+     "bücher.example", "a:22", "-", "fe80::1%$(id)", "fe80::1%a b", "fe80::1%", "[10.0.0.1]",
+     "fe80::1%aaaaaaaaaaaaaaaa", "[::1", "::1]", "10.0.0.1%eth0", "[gpu-1]"],
 )  # fmt: skip
 def test_what_is_no_host_is_refused(refusal: Refusal, host: str) -> None:
     said = refusal(f'{NAMED}[head]\nhost = "{host}"\n')
@@ -185,10 +202,60 @@ def test_what_is_no_host_is_refused(refusal: Refusal, host: str) -> None:
         ("::1", "::1"),
         ("[2001:DB8::0001]", "2001:db8::1"),
         ("fe80::1%eth0", "fe80::1%eth0"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("[::FFFF:a00:1]", "10.0.0.1"),
     ],
 )
 def test_hosts_and_addresses_are_kept(read: Read, host: str, kept: str) -> None:
     assert read(f'{NAMED}[head]\nhost = "{host}"\n').head.host == kept
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0"])
+def test_what_is_no_machine_is_refused(refusal: Refusal, host: str) -> None:
+    assert refusal(f'{NAMED}[head]\nhost = "{host}"\n').endswith("is no machine's own address")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('[gateway]\nlisten = "fe80::1%eth0"', f"gateway.listen: fe80::1%eth0 {UNUSABLE}"),
+        ('[gateway]\nlisten = "localhost"',
+         "gateway.listen: an IPv4 or IPv6 address is expected, not 'localhost'"),
+        ('[monitoring]\nalertmanagers = ["[fe80::1%eth0]:9093"]',
+         "monitoring.alertmanagers[0]: an address without a zone is expected, not "
+         "'[fe80::1%eth0]:9093'"),
+        ('[monitoring]\nalertmanagers = ["[10.0.0.9]:9093"]',
+         f"monitoring.alertmanagers[0]: {PLACE}"),
+        ('[registry]\nserver = "r:65536"\nusername = "env:A"\npassword = "env:B"',
+         "registry.server: a port from 1 to 65535 is expected, not 65536"),
+        ('[registry]\nserver = "r:0"\nusername = "env:A"\npassword = "env:B"',
+         "registry.server: a port from 1 to 65535 is expected, not 0"),
+    ],
+)  # fmt: skip
+def test_addresses_that_programs_cannot_use_are_refused(
+    refusal: Refusal, table: str, said: str
+) -> None:
+    assert refusal(f"{MINIMAL}{table}\n") == f"cluster.toml: line 6: {said}"
+
+
+SECRETS = (
+    "secrets.HF_TOKEN", "gateway.api_keys.a", "gateway.tls.key", "registry.username",
+    "registry.password", "secrets", "gateway.api_keys",
+)  # fmt: skip
+WRONG = ("{}", "env:", "env: {}", "ENV:{}", "{}\\n", "cmd:\\u0000{}", "é{}", "-{}", "{}" * 1000)
+
+
+@pytest.mark.parametrize("place", SECRETS)
+@pytest.mark.parametrize("value", [f'"{wrong}"' for wrong in WRONG] + ['["{}"]', "{{ x = '{}' }}"])
+def test_a_secret_in_the_place_of_its_source_is_not_shown(
+    read: Read, place: str, value: str
+) -> None:
+    given = value.replace("{{", "{").replace("}}", "}").replace("{}", "hunter2")
+    variable = "RAYCLUSTER__" + place.upper().replace(".", "__")
+    for content, environ in ((f"{place} = {given}\n{MINIMAL}", {}), (MINIMAL, {variable: given})):
+        with pytest.raises((SpecError, SecretError)) as caught:
+            resolve_all(read(content, environ), {"PATH": "/bin"})
+        assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raycluster.errors import SpecError, UsageError
 from raycluster.transports.ssh_config import read_config
@@ -25,6 +29,15 @@ CONFIGS = {
     "tokens": "Host box\n HostName %h.example\n Port 77\n IdentityFile ~/%h-%p-%n-%%\n",
     "lists": "Host box\n UserKnownHostsFile ~/a /b\n IdentitiesOnly yes\n",
     "include": "Host box\n Include {folder}/in*.conf\n Port 3\nHost *\n User late\n",
+    "no lines": "# x\u2028Port 8\n# y\x85Port 9\n# z\rPort 10\nUser me\n",
+    "ends of lines": "Port 7\r\nUser me \t\f\nHostKeyAlias x\0y\n",
+    "a quoted keyword": '"Port" 7\n"User" me\n',
+    "includes of nothing": "Include ~i\nInclude ~i/x {folder} {folder}/none\nPort 7\n",
+    "include of a long name": f"Include {{folder}}/{'a' * 256} {'b/' * 3000}\nPort 7\n",
+    "not ASCII": "Host b\xe9\n Port 7\nHost b*\n HostKeyAlias \xe9\xff\n",
+    "what none turns off": "RevokedHostKeys NONE\nKnownHostsCommand none\nIdentityFile none\n",
+    "host keys": "RevokedHostKeys /r\nKnownHostsCommand /k %H\nCheckHostIP TRUE\n"
+    "RequiredRSASize 3072\nHostKeyAlgorithms ssh-ed25519,rsa-sha2-512\n",
     "alias": "Host box\n HostKeyAlias other\n ProxyJump a@b:7,c\n",
 }
 
@@ -40,9 +53,9 @@ def folder(tmp_path: Path) -> Path:
 def openssh_says(config: Path) -> dict[str, list[str]]:
     """Return what `ssh -G` prints, as key -> lines."""
     command = ("ssh", "-G", "-F", str(config), "box")
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, capture_output=True).stdout
     found: dict[str, list[str]] = {}
-    for line in said.splitlines():
+    for line in said.decode("utf-8", "surrogateescape").split("\n"):
         key, _, value = line.partition(" ")
         found.setdefault(key, []).append(value)
     return found
@@ -52,7 +65,7 @@ def openssh_says(config: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_read_as_openssh_reads_it(name: str, folder: Path) -> None:
     config = folder / "config"
-    config.write_text(CONFIGS[name].replace("{folder}", str(folder)))
+    config.write_text(CONFIGS[name].replace("{folder}", str(folder)), newline="")
     theirs = openssh_says(config)
     ours = read_config("box", str(config))
     target = resolve("gpu-1", SshOptions("box", config_file=str(config), proxy_jump="none"))
@@ -63,11 +76,18 @@ def test_it_is_read_as_openssh_reads_it(name: str, folder: Path) -> None:
     )
     assert ours.first("hostkeyalias") == theirs.get("hostkeyalias", [None])[0]
     assert ours.first("proxyjump") == theirs.get("proxyjump", [None])[0]
+    assert target.revoked_host_keys == theirs.get("revokedhostkeys", [None])[0]
+    command = theirs.get("knownhostscommand", ["none"])[0].partition(" ")[0]
+    assert (target.known_hosts_command or "none") == command
+    assert target.check_host_ip is (theirs["checkhostip"][0] == "yes")
+    assert target.required_rsa_size == int(theirs["requiredrsasize"][0])
+    if target.host_key_algorithms:
+        assert target.host_key_algorithms == theirs["hostkeyalgorithms"][0]
     assert ours.says_yes("identitiesonly") is (theirs["identitiesonly"][0] == "yes")
     if "identityfile" in ours.values:
         home = str(Path.home())
         raw = [word.replace("~", home, 1) for word in ours.values["identityfile"]]
-        assert raw == [path.replace("~", home, 1) for path in theirs["identityfile"]]
+        assert raw == [path.replace("~", home, 1) for path in theirs.get("identityfile", ["none"])]
     if "userknownhostsfile" in ours.values:
         words = [str(Path(word).expanduser()) for word in theirs["userknownhostsfile"][0].split()]
         assert list(target.known_hosts) == words
@@ -99,17 +119,81 @@ def test_a_jump_host_is_not_reached_through_itself(tmp_path: Path) -> None:
     [
         ('IdentityFile "unbalanced\n', UsageError),
         ("Include {folder}/config\n", UsageError),
+        ("Include {folder}/loop\n", UsageError),
+        ("Include {folder}/pipe\n", UsageError),
+        ("Include /dev/zero\n", UsageError),
+        ("Include /dev/tty*\n", UsageError),
         ("Port many\n", SpecError),
         ("Port 70000\n", SpecError),
+        ("Port ٣\n", SpecError),
+        (f"Port {'1' * 4301}\n", SpecError),
+        (f"ConnectTimeout {'1' * 4301}\n", SpecError),
+        (f"ProxyJump a:{'1' * 4301}\n", SpecError),
+        ("ProxyJump a:99999\n", SpecError),
         ("HostName -oProxyCommand=id\n", SpecError),
         ("Host a\n ProxyJump b\nHost *\n ProxyJump a\n", SpecError),
+        ("UserKnownHostsFile ~no-such-user/x\n", UsageError),
+        ("IdentityFile ${RAYCLUSTER_NOT_SET}/x\n", UsageError),
+        ("RevokedHostKeys ~no-such-user/x\n", UsageError),
+        (f'Match exec "{"x" * 200_000}"\n', UsageError),
     ],
 )
 def test_what_is_wrong_is_said(folder: Path, text: str, error: type[Exception]) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").write_text(f"Include {folder}/loop2\nInclude {folder}/loop2\n")
+    (folder / "loop2").write_text(f"Include {folder}/l*p\n")
     config = folder / "config"
     config.write_text(text.replace("{folder}", str(folder)))
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         resolve("gpu-1", SshOptions("box", config_file=str(config)))
+    assert len(str(caught.value)) < 2000
+
+
+WORDS = [
+    *("Host", "Match", "Include", "Port", "User", "HostName", "ProxyJump", "IdentityFile", "host"),
+    *("UserKnownHostsFile", "RevokedHostKeys", "HostKeyAlgorithms", "HostKeyAlias", "user", "all"),
+    *("ConnectTimeout", "IdentityAgent", "RequiredRSASize", "originalhost", "box", "*", "!", "~"),
+    *(
+        "~x",
+        "${HOME}",
+        "${X",
+        "%h",
+        "%",
+        "%%",
+        "none",
+        "=",
+        '"',
+        "'",
+        "#",
+        ",",
+        "\\",
+        "/",
+        "[",
+        "]",
+    ),
+    *("-", "@", ":", "1", "9" * 5000, "a" * 300, "\0", "\r", "\n", "\n", "\n", " ", " ", " ", "\t"),
+    *("\f", "\xe9", "\udcff", "\u2028", "\x85", "\x1b[2J", "config"),
+]
+
+
+@given(text=st.lists(st.sampled_from(WORDS), max_size=40).map("".join) | st.text(max_size=200))
+def test_no_config_ends_in_anything_but_an_answer(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    config = tmp_path_factory.getbasetemp() / "config"
+    config.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with contextlib.suppress(SpecError, UsageError):
+        resolve("gpu-1", SshOptions("box", config_file=str(config)))
+
+
+def test_who_has_no_name_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert resolve("gpu-1", SshOptions("box", config_file="none", user="me")).user == "me"
+    assert (
+        resolve("gpu-1", SshOptions("box", known_hosts="/k", config_file="none")).user == "4000000"
+    )
 
 
 def test_a_missing_config_is_an_error_only_where_it_was_named(
@@ -137,7 +221,7 @@ def test_jump_hosts(text: str, hops: tuple[object, ...]) -> None:
     assert jump_hops("gpu-1", text) == hops
 
 
-@pytest.mark.parametrize("text", ["@a", "a:", "a:b", ",", "a,,b", "[a"])
+@pytest.mark.parametrize("text", ["@a", "a:", "a:b", ",", "a,,b", "[a", "a:٣", "a:123456"])
 def test_jump_hosts_that_are_none(text: str) -> None:
     with pytest.raises(SpecError, match="jump host"):
         jump_hops("gpu-1", text)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raycluster.errors import HostKeyError
-from raycluster.transports.ssh_hostkeys import HostKey, known_hosts, verify
+from raycluster.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
 from raycluster.transports.ssh_options import SshOptions
 from raycluster.transports.ssh_target import Target, resolve
 
@@ -29,6 +33,11 @@ def line(names: str, host_key: HostKey) -> str:
 
 GOOD, BAD = key(1), key(2)
 SALTED = "|1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|3988QV0VE8wmZL7suNrYQLITLCg="  # 192.168.1.61
+PIECES = [
+    *(b" ", b"\t", b"\n", b"\r", b"\0", b"box", b"*", b"!", b",", b"@revoked", b"@", b"|", b"|1|"),
+    *(b"#", b"\xc3\xa9", b"\xff", b"ssh-rsa", b"ssh-ed25519", b"AAAA", b"=", b"[", b"SSHKRL\n\0"),
+    *(line("box", GOOD).encode(), line("box", BAD).encode(), SALTED.encode()),
+]
 
 
 def target(tmp_path: Path, text: str, host: str = "box", port: int = 22, **more: str) -> Target:
@@ -88,6 +97,7 @@ def test_one_good_line_among_others_is_enough(tmp_path: Path) -> None:
     [
         (line("box", BAD), "changed"),
         (line("box", key(1, "ssh-rsa")), "changed"),
+        (f"{line('|2|x|y,box', GOOD)}", "could not be read|unknown"),
         (line("box", BAD) + "\n" + line("*", key(3)), "changed"),
         (f"@revoked {line('*', GOOD)}\n{line('box', GOOD)}", "revoked"),
         (f"@revoked {line('*', BAD)}", "unknown"),
@@ -129,6 +139,79 @@ def test_accept_new_that_cannot_be_recorded(tmp_path: Path) -> None:
         verify(replace(host, known_hosts=("/proc/raycluster/known",)), GOOD)
 
 
-def test_known_kinds_are_asked_for_first(tmp_path: Path) -> None:
-    text = f"{line('box', key(1, 'ssh-rsa'))}\n{line('box', GOOD)}\n@revoked {line('box', BAD)}"
-    assert known_hosts(target(tmp_path, text)).kinds == ("ssh-rsa", "ssh-ed25519")
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("", "ssh-ed25519"),
+        (line("box", GOOD), "ssh-ed25519"),
+        (line("box", key(1, "ssh-rsa")), "rsa-sha2-512"),
+        (f"{line('box', key(1, 'ssh-rsa'))}\n{line('box', GOOD)}", "ssh-ed25519"),
+        (f"{line('*', key(1, 'ssh-rsa'))}\n@revoked {line('box', GOOD)}", "rsa-sha2-512"),
+        (f"@revoked {line('box', key(1, 'ssh-rsa'))}", "ssh-ed25519"),
+    ],
+)
+def test_known_kinds_are_asked_for_first(tmp_path: Path, text: str, first: str) -> None:
+    offered = algorithms(target(tmp_path, text))
+    assert offered[0] == first
+    assert sorted(offered) == sorted(ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "trusted"),
+    [
+        (line("box", GOOD), True),
+        (line("box", GOOD) + "\n" + line("10.0.0.7", GOOD), True),
+        (line("box", GOOD) + "\n" + line("10.0.0.7", BAD), False),
+        (line("box", GOOD) + "\n" + line("10.0.0.8", BAD), True),
+        (line("10.0.0.7", GOOD), False),
+    ],
+)
+def test_check_host_ip(tmp_path: Path, lines: str, trusted: bool) -> None:
+    host = replace(target(tmp_path, lines), check_host_ip=True)
+    verify(host, GOOD) if "box" in lines else None  # nobody knows what a jump host dialled
+    with contextlib.nullcontext() if trusted else pytest.raises(HostKeyError):
+        verify(host, GOOD, "10.0.0.7")
+
+
+def test_a_command_for_known_hosts_is_said_to_be_unsupported(tmp_path: Path) -> None:
+    host = replace(target(tmp_path, line("box", GOOD)), known_hosts_command="/bin/keys %H")
+    with pytest.raises(HostKeyError, match="KnownHostsCommand"):
+        verify(host, GOOD)
+    pinned = target(tmp_path, "", host_key=GOOD.fingerprint)
+    verify(replace(pinned, known_hosts_command="/bin/keys %H"), GOOD)
+
+
+@pytest.mark.parametrize("alias", ["*", "a b", "@revoked", "a,b", "#", "|1|", "!a", "?"])
+def test_accept_new_records_no_name_that_means_more(tmp_path: Path, alias: str) -> None:
+    host = replace(target(tmp_path, "", host_keys="accept-new"), key_alias=alias)
+    with pytest.raises(HostKeyError, match="cannot stand in a known_hosts file"):
+        verify(host, GOOD)
+    assert not (tmp_path / "known").read_text()
+
+
+def test_accept_new_records_a_name_that_is_not_ascii(tmp_path: Path) -> None:
+    host = replace(target(tmp_path, "", host_keys="accept-new"), key_alias="É\udcff")
+    verify(host, GOOD)
+    assert (tmp_path / "known").read_bytes().startswith("É".encode() + b"\xff ssh-ed25519 ")
+    verify(replace(host, options=replace(host.options, host_keys="strict")), GOOD)
+
+
+def test_a_pipe_is_no_known_hosts_file(tmp_path: Path) -> None:
+    host = target(tmp_path, line("box", GOOD))
+    os.mkfifo(tmp_path / "pipe")
+    verify(replace(host, known_hosts=(*host.known_hosts, str(tmp_path / "pipe"))), GOOD)
+    with pytest.raises(HostKeyError, match="not a regular file"):
+        verify(replace(host, known_hosts=(str(tmp_path / "pipe"),)), GOOD)
+
+
+@given(text=st.binary(max_size=200) | st.lists(st.sampled_from(PIECES)).map(b"".join))
+def test_no_file_ends_in_anything_but_an_answer(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes
+) -> None:
+    host = target(tmp_path_factory.getbasetemp(), "", host_keys="accept-new")
+    for name in (*host.known_hosts, str(tmp_path_factory.getbasetemp() / "revoked")):
+        Path(name).write_bytes(text)
+    host = replace(host, revoked_host_keys=str(tmp_path_factory.getbasetemp() / "revoked"))
+    with contextlib.suppress(HostKeyError):
+        algorithms(host)
+        verify(host, GOOD)
