@@ -566,11 +566,13 @@ def _accept_and_drop(listener: socket.socket, count: int) -> None:
 class TestSpeed:
     def test_a_far_host_costs_few_round_trips(self, sshd: Sshd) -> None:
         pin = sshd.fingerprint()
-        with slow_line(sshd.port, 0.1) as line:
-            with opened(sshd.options(port=line.port, host_key=pin)) as transport:
-                connected = line.trips
-                transport.run(("true",))
-                command = line.trips - connected
+        with (
+            slow_line(sshd.port, 0.1) as line,
+            opened(sshd.options(port=line.port, host_key=pin)) as transport,
+        ):
+            connected = line.trips
+            transport.run(("true",))
+            command = line.trips - connected
         assert connected < 7
         assert command < 4
 
