@@ -112,6 +112,18 @@ def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path, link: str) -> 
     assert "in strict mode" in done.stdout + done.stderr
 
 
+def test_what_stands_behind_a_sentence_on_security_is_there() -> None:
+    """Each claim names tests, and each of them exists."""
+    text = (CHECKOUT / "docs/security.md").read_text()
+    part = text.partition("## What stands behind")[2].partition("\n## ")[0]
+    rows = [line for line in part.splitlines() if line.startswith("| ") and "`tests/" in line]
+    named = [re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row) for row in rows]
+    assert len(rows) > 15
+    assert all(named)
+    for path, test in (each for row in named for each in row):
+        assert re.search(rf"(?m)^\s*def {test or 'test_'}", (CHECKOUT / path).read_text()), path
+
+
 def test_every_setting_is_in_the_reference() -> None:
     told = spec_reference()
     schema = ClusterSpec.model_json_schema(by_alias=True)
