@@ -382,6 +382,9 @@ class Held:
 class OneHost:
     """A fleet of one host; `fresh` opens new connections to it."""
 
+    def check(self) -> None:
+        """Nobody else has the lock."""
+
     def __init__(self, connected: Connected, fresh: Callable[[], LocalTransport]) -> None:
         self.connected, self.fresh = connected, fresh
 
