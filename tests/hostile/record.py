@@ -89,12 +89,16 @@ class Recording:
         return done
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         pieces: list[tuple[Channel, str]] = []
         status = 0
         try:
-            with closing(self._inner.stream(argv, env=env)) as stream:  # type: ignore[type-var]
+            with closing(self._inner.stream(argv, env=env, quiet=quiet)) as stream:  # type: ignore[type-var]
                 for channel, data in stream:
                     pieces.append((channel, text(data)))
                     yield channel, data

@@ -92,7 +92,7 @@ def test_three_hosts_take_what_one_holds(places: Places) -> None:
     )
     assert problems == {}
     assert [places.read(n) for n in (2, 3, 4)] == [CONTENT] * 3
-    finished = [host for host, line in told if line.get("done") and host != "h1"]
+    finished = [host for host, line in told if line["done"].flag() and host != "h1"]
     assert sorted(finished) == ["h2", "h3", "h4"]
     assert not list(places.folder.glob("*/order.json")), "the token does not stay"
     tokens = {order["token"] for order in places.orders.values()}

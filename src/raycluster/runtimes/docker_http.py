@@ -87,7 +87,7 @@ class _Client(docker.APIClient):
         self, response: requests.Response, decode: bool = False
     ) -> Iterator[Any]:
         if not getattr(response.raw, "chunked", False):  # an error, or an older daemon
-            yield self._result(response, json=decode)  # type: ignore[no-untyped-call]
+            yield self._result(response, json=decode)  # type: ignore[attr-defined]
             return
         pieces = response.raw.stream(PIECE, decode_content=False)
         if not decode:
@@ -98,7 +98,7 @@ class _Client(docker.APIClient):
                 yield read_json(line, DAEMON).table()
 
     def _multiplexed_response_stream_helper(self, response: requests.Response) -> Iterator[bytes]:
-        stream = self._get_raw_response_socket(response)  # type: ignore[no-untyped-call]
+        stream = self._get_raw_response_socket(response)  # type: ignore[attr-defined]
         stream.settimeout(self._quiet)
         while len(header := response.raw.read(8)) == 8:
             _, left = struct.unpack(">BxxxL", header)
@@ -121,13 +121,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def send(
         self,
         request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> requests.Response:
         """Send once; once more where the daemon speaks another version of its API."""
-        kwargs |= {"stream": stream, "timeout": timeout or self._quiet}
-        response = self._answer(request, **kwargs)
+        kwargs["timeout"] = kwargs.get("timeout") or self._quiet
+        response = self._answer(request, *args, **kwargs)
         offered = response.headers.get("Api-Version", "")
         if response.status_code != 400 or not offered or b"client version" not in response.content:
             return response
@@ -136,13 +135,18 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self._settle(offered)
         again = request.copy()
         again.url = _with_version(request.url or "", offered)
-        return self._answer(again, **kwargs)
+        return self._answer(again, *args, **kwargs)
 
-    def _answer(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # noqa: ANN401
+    def _answer(
+        self,
+        request: requests.PreparedRequest,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> requests.Response:
         """Return an answer, with all of its body where that is no stream."""
-        response = super().send(request, **kwargs)
+        response = super().send(request, *args, **kwargs)
         response.encoding = "utf-8"
-        if not kwargs["stream"] or response.status_code >= 400:
+        if not kwargs.get("stream") or response.status_code >= 400:
             timeout = kwargs["timeout"]
             end = time.monotonic() + 2 * timeout if isinstance(timeout, int | float) else None
             response._content = _body(response, end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import Any, cast
 from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
 from raycluster.requirements import Lock
+from raycluster.untrusted import read_json
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
@@ -112,11 +114,15 @@ class Environment:
         if not lines:
             reason = "does not exist" if done.exit_code == 127 else "does not run"
             raise self._unusable(f"{python} {reason}")
-        if tuple(int(part) for part in lines[0].split(".")[:2]) < OLDEST_PYTHON:
+        number = re.match(r"([0-9]{1,3})\.([0-9]{1,3})", lines[0])
+        if number is None:
+            raise self._unusable(f"{python} does not tell its version")
+        if (int(number[1]), int(number[2])) < OLDEST_PYTHON:
             raise self._unusable(f"{python} is Python {lines[0]}; 3.9 or newer is needed")
         if done.exit_code:
             raise self._unusable(f"{python} cannot tell what is installed")
-        return Versions(lines[0], *json.loads(lines[1]))
+        told = read_json(lines[1] if len(lines) > 1 else "", python, self.host)
+        return Versions(lines[0][:100], *(told[place].text(100) for place in range(3)))
 
     def _given(self, facts: Mapping[str, Any]) -> str:
         inside = self.python.removeprefix("~/")
