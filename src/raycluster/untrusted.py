@@ -12,7 +12,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,6 +24,8 @@ ANSWER_BYTES = 32 << 20
 """Bytes of one answer, or of what one command writes, at most."""
 LINE_BYTES = 8 << 20
 """Bytes of one line of a program, at most."""
+LOG_BYTES = 64 << 20
+"""Bytes of the last lines of a log, at most."""
 DEEPEST = 64
 """Levels of JSON, at most: what is deeper could not be written again."""
 TEXT = 64 << 10
@@ -141,9 +143,7 @@ def read_json(said: bytes | str, source: str, where: str = "", *, most: int = AN
         raise too_much(source, where, most)
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
     try:
-        value = json.loads(
-            text, parse_constant=_none, parse_int=_whole, parse_float=_float
-        )
+        value = json.loads(text, parse_constant=_none, parse_int=_whole, parse_float=_float)
         if _deeper(value, DEEPEST):
             raise ValueError("too deep")
     except (ValueError, RecursionError) as error:
@@ -190,6 +190,11 @@ def versions(told: Told) -> Versions:
     return Versions(**{each.name: told[each.name].text(200) for each in fields(Versions)})
 
 
+def printable(text: str, most: int = TEXT) -> str:
+    """Return a text, or the beginning of it, that can be encoded again."""
+    return _text(text, most)
+
+
 def is_name(said: str) -> bool:
     """Tell whether a host's word can be a role's name, which becomes part of paths."""
     return bool(_NAME.fullmatch(said)) and ".." not in said
@@ -205,6 +210,22 @@ def joined(
         if len(whole) > most:
             raise too_much(source, where, most)
     return bytes(whole)
+
+
+def end_of(chunks: Iterator[bytes], most: int, *, read: int = LOG_BYTES) -> bytes:
+    """Return the last bytes of what is read; who says more than `read` bytes is not heard out."""
+    kept, size = bytearray(), 0
+    try:
+        for chunk in chunks:
+            kept += chunk
+            size += len(chunk)
+            del kept[:-most]
+            if size > read:
+                break
+    finally:
+        if isinstance(chunks, Generator):
+            chunks.close()
+    return bytes(kept)
 
 
 def lines(
@@ -260,5 +281,3 @@ def number_of(word: object, most: float = 1e18) -> float | None:
         return None
     number = float(text)
     return number if number <= most else None
-
-

@@ -79,10 +79,10 @@ class Recording:
     def __init__(self, name: str, inner: Transport, recorder: Recorder) -> None:
         self._name, self._inner, self._recorder = name, inner, recorder
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def run(self, argv: Sequence[str], **more: Any) -> Completed:  # noqa: ANN401
+    def run(self, argv: Sequence[str], **more: Any) -> Completed:
         done = self._inner.run(argv, **more)
         answer = {"code": done.exit_code, "out": text(done.stdout), "err": text(done.stderr)}
         self._recorder.note(self._name, "run", argv, answer)
@@ -128,7 +128,7 @@ class Talk:
         self._inner, self._told = inner, told
         self._asked, self._said = b"", b""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def sendall(self, data: bytes) -> None:
@@ -159,7 +159,7 @@ def record(folder: Path) -> dict[str, Any]:
     recorder = Recorder()
     real = dict(connect.TRANSPORTS)
 
-    def reach(host: Any, ask: Any) -> Any:  # noqa: ANN401
+    def reach(host: Any, ask: Any) -> Any:
         return Recording(host.name, real[host.transport](host, ask), recorder)
 
     with open_lab(folder / "lab", docker=1, native=1) as lab:
@@ -168,19 +168,25 @@ def record(folder: Path) -> dict[str, Any]:
         spec.write_text(cluster_toml(lab, hosts, name="hostile", tiny=True, extra=EXTRA))
         prompts = folder / "prompts.txt"
         prompts.write_text("one\ntwo\nthree\nfour\n")
-        os.environ.update(HOSTILE_KEY="sk-hostile-key-0123456789", HOSTILE_TOKEN="hf_hostile9876543210")
+        os.environ.update(
+            HOSTILE_KEY="sk-hostile-key-0123456789", HOSTILE_TOKEN="hf_hostile9876543210"
+        )
         os.chdir(folder)
         with mock.patch.dict(connect.TRANSPORTS, {"ssh": reach}):
             for name, words in COMMANDS.items():
                 recorder.command = name
                 more = ("--prompts", str(prompts)) if name == "bench" else ()
-                at = ("--spec", str(spec)) if name in ("logs", "support-bundle", "bench") else (str(spec),)
+                at = (
+                    ("--spec", str(spec))
+                    if name in ("logs", "support-bundle", "bench")
+                    else (str(spec),)
+                )
                 sys.argv = ["raycluster", *words, *more, *at]
-                print("==", *sys.argv, flush=True)  # noqa: T201
+                print("==", *sys.argv, flush=True)
                 try:
-                    print("code", cli._run(), flush=True)  # noqa: T201
-                except Exception as error:  # noqa: BLE001
-                    print("failed", repr(error), flush=True)  # noqa: T201
+                    print("code", cli._run(), flush=True)
+                except Exception as error:
+                    print("failed", repr(error), flush=True)
         return {"spec": spec.read_text(), "told": recorder.told}
 
 
@@ -200,7 +206,7 @@ def main() -> None:
         found = record(Path(folder))
     found["told"] = {name: shortened(lines) for name, lines in found["told"].items()}
     ANSWERS.write_bytes(lzma.compress(json.dumps(found).encode()))
-    print(ANSWERS, ANSWERS.stat().st_size)  # noqa: T201
+    print(ANSWERS, ANSWERS.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from raycluster.errors import AnswerError
 from raycluster.readings import (
     ENGINE_SERIES,
     Gpu,
@@ -100,7 +101,7 @@ def test_what_no_engine_said_is_none(text: str) -> None:
 
 
 def test_broken_text_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(AnswerError, match=r"."):
         read_engine('vllm:num_requests_running{engine="0" 1.0')
 
 

@@ -29,16 +29,18 @@ from raycluster.bench.stats import Distribution
 from raycluster.bench.summary import Level, Summary
 from raycluster.bench.verdict import Circumstances, Client
 from raycluster.contracts import Tell
-from raycluster.errors import RayclusterError
+from raycluster.errors import AnswerError, RayclusterError
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 from raycluster.poll import wait_for
+from raycluster.untrusted import read_json
 
 PARTS = (
-    *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py"),
+    *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py", "untrusted.py"),
     *("accelerators", "bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
+_MOST_LEVELS = 1000
 _LOOK_S = 60.0
 """After so long without a word, the program goes on: figures of servers are no reason to stop."""
 
@@ -113,9 +115,8 @@ class Listener:
     def take(self, line: bytes) -> None:
         """Take one line. Raises RayclusterError when it tells an error, or cannot be understood."""
         try:
-            message = json.loads(line)
-            self._take(message)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._take(read_json(line, "--from").table())
+        except (ValueError, LookupError, TypeError, AttributeError, AnswerError) as error:
             hint = "raycluster bench, without --from"
             text = line[:200].decode(errors="replace").strip()
             raise RayclusterError(
@@ -142,6 +143,8 @@ class Listener:
             self._tell(str(message["note"]))
         elif "record" in message:
             level, record = int(message["level"]), Record.from_json(message["record"])
+            if not 0 <= level <= _MOST_LEVELS:
+                raise ValueError(level)
             self._records.setdefault(level, []).append(record)
             self._keep(level, record)
         elif "look" in message:
@@ -154,6 +157,7 @@ class Listener:
                 seen = Circumstances(
                     Client(spread, **client), repeated=int(told["repeated"]), salted=told["salted"]
                 )
+                _refuse_other_kinds(spread, seen.client)
                 self._levels += self._level(number, shape_of(told["load"]), seen)
             if found := message["found"]:
                 self._found = Found(tuple(found["limits"]), found["kept"], found["missed"])
@@ -182,6 +186,14 @@ class Listener:
                 server=self._servers[number] if number < len(self._servers) else None,
             )
             yield judged(shape, steady, seen, self._job.conditions.goodput)
+
+
+def _refuse_other_kinds(*values: object) -> None:
+    """Raise TypeError where a figure is no number."""
+    for value in values:
+        figures = vars(value).values() if value is not None else ()
+        if not all(isinstance(each, int | float | Distribution | None) for each in figures):
+            raise TypeError(value)
 
 
 class _Asks:

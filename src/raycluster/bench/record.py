@@ -64,7 +64,33 @@ class Record:
     def from_json(cls, line: Mapping[str, Any]) -> Record:
         """Return the record that `to_json` wrote; KeyError or TypeError when it is not one."""
         known = {field.name: line[field.name] for field in fields(cls)}
-        return cls(**{**known, "gaps": tuple(known["gaps"])})
+        gaps = known["gaps"]
+        if not isinstance(gaps, list) or not all(_is_number(gap) for gap in gaps):
+            raise TypeError("gaps")
+        for name in (*_TIMES, *_COUNTS):
+            absent = known[name] is None and name not in _REQUIRED
+            if not absent and not _is_number(known[name], whole=name in _COUNTS):
+                raise TypeError(name)
+        for name in ("id", "detail", "finish_reason"):
+            if not isinstance(known[name], str if name != "finish_reason" else str | None):
+                raise TypeError(name)
+        if known["failure"] not in (None, *FAILURES):
+            raise TypeError("failure")
+        return cls(**{**known, "gaps": tuple(gaps)})
+
+
+_REQUIRED = ("line", "repeat", "intended", "sent", "end")
+_TIMES = (
+    *("intended", "sent", "end", "headers"),
+    *("first_event", "first_token", "last_token", "last_event"),
+)
+_COUNTS = ("line", "repeat", "input_tokens", "cached_tokens", "output_tokens", "status")
+
+
+def _is_number(value: object, *, whole: bool = False) -> bool:
+    kinds = int if whole else int | float
+    number = isinstance(value, kinds) and not isinstance(value, bool)
+    return number and 0 <= value < 1e15  # type: ignore[operator]  # seconds, or tokens
 
 
 def _rounded(value: object) -> object:

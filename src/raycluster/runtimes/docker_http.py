@@ -83,9 +83,7 @@ class _Client(docker.APIClient):
         self._version = version
 
     # The SDK reads a chunk or a frame whole, of whatever size it says that it is.
-    def _stream_helper(
-        self, response: requests.Response, decode: bool = False
-    ) -> Iterator[Any]:
+    def _stream_helper(self, response: requests.Response, decode: bool = False) -> Iterator[Any]:
         if not getattr(response.raw, "chunked", False):  # an error, or an older daemon
             yield self._result(response, json=decode)  # type: ignore[attr-defined]
             return
@@ -110,9 +108,7 @@ class _Client(docker.APIClient):
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    def __init__(
-        self, opener: Opener, settle: Callable[[str], None], quiet: float | None
-    ) -> None:
+    def __init__(self, opener: Opener, settle: Callable[[str], None], quiet: float | None) -> None:
         self._quiet = quiet
         self._pool = _Pool("docker", maxsize=10, blocksize=BLOCK, opener=opener)
         self._settle = settle

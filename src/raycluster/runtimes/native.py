@@ -159,7 +159,7 @@ class NativeRuntime:
         told = self._remote.ask("logs", role=role, tail=tail, since=since)
         begin, size = f"+{told['begin'] + 1}", str(told["end"] - told["begin"])
         last = ("sh", "-c", _FOLLOW, begin) if follow else ("sh", "-c", _PART, size, begin)
-        for argv in [*(("cat", old) for old in told["older"]), (*last, told["log"])]:
+        for argv in [*(("cat", str(old)) for old in told["older"]), (*last, told["log"])]:
             yield from self._output(argv, None if follow else QUIET_S)
 
     def _output(self, argv: Sequence[str], quiet: float | None) -> Iterator[bytes]:

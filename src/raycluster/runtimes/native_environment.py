@@ -7,6 +7,7 @@ import json
 import posixpath
 import re
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ OLDEST_PYTHON = (3, 9)
 COMPLETE, LOCK = ".complete", "requirements.txt"
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
+
+_LINES, _LONGEST = 5000, 65536  # of what uv or pip says; characters of a line
 
 # An empty line a second, so that the reader wakes. `sleep` must not hold the output open.
 _PULSE = """
@@ -140,11 +143,12 @@ class Environment:
         return f"{place}/bin/uv"
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str], tell: Tell) -> None:
-        said: list[str] = []
+        said: deque[str] = deque(maxlen=_LINES)
         rest = ""
         try:
             for channel, chunk in self._heard(argv, env):
                 *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
+                rest = rest[-_LONGEST:]
                 said += lines
                 for line in lines if channel == "stderr" else []:
                     if line[:1].isalpha() and not line.startswith(("WARNING", "ERROR")):
@@ -161,7 +165,9 @@ class Environment:
         """Yield the output of a command; end it when it says nothing for `quiet` seconds."""
         command = ("sh", "-c", _PULSE, "raycluster", *argv)
         last = time.monotonic()
-        with closing(cast("_Output", self.transport.stream(command, env=env))) as output:
+        with closing(
+            cast("_Output", self.transport.stream(command, env=env, quiet=self.quiet))
+        ) as output:
             for channel, chunk in output:
                 if channel == "stderr" or chunk.strip():
                     last = time.monotonic()

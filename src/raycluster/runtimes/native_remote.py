@@ -94,7 +94,7 @@ class Remote:
 def _plain(value: object) -> bool:
     """Tell whether a text is one for a command, and a table or list of texts holds nothing else."""
     if isinstance(value, str):
-        return "\0" not in value and len(value) < LONGEST and value.isprintable()
+        return "\0" not in value and len(value) < LONGEST
     if isinstance(value, dict):
         return all(isinstance(each, str) for each in value.values())
     return True

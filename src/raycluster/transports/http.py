@@ -22,6 +22,11 @@ LEAST_S = 10.0
 """Seconds for a whole answer, at least; else twice what each part of it may take."""
 
 
+WHOLE_S = 30.0
+"""Seconds for an answer of a hub or registry."""
+_OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+
+
 class _Limits(threading.local):
     """What the request that this thread makes may still take; seconds of the monotonic clock."""
 
@@ -173,4 +178,24 @@ def http_client(
         headers=headers,
         timeout=timeout,
         trust_env=False,
+    )
+
+
+def whole_answer(
+    client: httpx.Client,
+    url: str,
+    *,
+    seconds: float = WHOLE_S,
+    **more: Any,  # noqa: ANN401
+) -> httpx.Response:
+    """GET from the internet: the answer with all of its body, bounded too; httpx's errors."""
+    end, body = time.monotonic() + seconds, bytearray()
+    with client.stream("GET", url, **more) as answer:
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > ANSWER_BYTES or time.monotonic() > end:
+                raise httpx.ReadError("the answer is too long, or takes too long")
+    kept = [(n, v) for n, v in answer.headers.multi_items() if n.lower() not in _OF_THE_BODY]
+    return httpx.Response(
+        answer.status_code, headers=kept, content=bytes(body), request=answer.request
     )
