@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.bench.load import Conditions, Keep, generated, judged, run_bench
-from raycluster.bench.record import Record
+from raycluster.bench.record import Record, checked
 from raycluster.bench.schedule import Load, Shape, shape_of
 from raycluster.bench.search import Found
 from raycluster.bench.server import Server
@@ -142,7 +142,7 @@ class Listener:
         if "note" in message:
             self._tell(str(message["note"]))
         elif "record" in message:
-            level, record = int(message["level"]), Record.from_json(message["record"])
+            level, record = int(message["level"]), Record.from_json(checked(message["record"]))
             if not 0 <= level <= _MOST_LEVELS:
                 raise ValueError(level)
             self._records.setdefault(level, []).append(record)

@@ -64,19 +64,24 @@ class Record:
     def from_json(cls, line: Mapping[str, Any]) -> Record:
         """Return the record that `to_json` wrote; KeyError or TypeError when it is not one."""
         known = {field.name: line[field.name] for field in fields(cls)}
-        gaps = known["gaps"]
-        if not isinstance(gaps, list) or not all(_is_number(gap) for gap in gaps):
-            raise TypeError("gaps")
-        for name in (*_TIMES, *_COUNTS):
-            absent = known[name] is None and name not in _REQUIRED
-            if not absent and not _is_number(known[name], whole=name in _COUNTS):
-                raise TypeError(name)
-        for name in ("id", "detail", "finish_reason"):
-            if not isinstance(known[name], str if name != "finish_reason" else str | None):
-                raise TypeError(name)
-        if known["failure"] not in (None, *FAILURES):
-            raise TypeError("failure")
-        return cls(**{**known, "gaps": tuple(gaps)})
+        return cls(**{**known, "gaps": tuple(known["gaps"])})
+
+
+def checked(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what another machine wrote of a request; TypeError or KeyError for other kinds."""
+    gaps = line["gaps"]
+    if not isinstance(gaps, list) or not all(_is_number(gap) for gap in gaps):
+        raise TypeError("gaps")
+    for name in (*_TIMES, *_COUNTS):
+        absent = line[name] is None and name not in _REQUIRED
+        if not absent and not _is_number(line[name], whole=name in _COUNTS):
+            raise TypeError(name)
+    texts = (line["id"], line["detail"], line["finish_reason"] or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text")
+    if line["failure"] not in (None, *FAILURES):
+        raise TypeError("failure")
+    return line
 
 
 _REQUIRED = ("line", "repeat", "intended", "sent", "end")

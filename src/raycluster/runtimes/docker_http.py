@@ -82,6 +82,10 @@ class _Client(docker.APIClient):
     def _settle(self, version: str) -> None:
         self._version = version
 
+    def _disable_socket_timeout(self, socket: Hijacked) -> None:
+        """Let a stream be silent for as long as it may be: the SDK would wait for ever."""
+        socket.settimeout(self._quiet)
+
     # The SDK reads a chunk or a frame whole, of whatever size it says that it is.
     def _stream_helper(self, response: requests.Response, decode: bool = False) -> Iterator[Any]:
         if not getattr(response.raw, "chunked", False):  # an error, or an older daemon
@@ -96,8 +100,9 @@ class _Client(docker.APIClient):
                 yield read_json(line, DAEMON).table()
 
     def _multiplexed_response_stream_helper(self, response: requests.Response) -> Iterator[bytes]:
-        stream = self._get_raw_response_socket(response)  # type: ignore[attr-defined]
-        stream.settimeout(self._quiet)
+        self._disable_socket_timeout(
+            self._get_raw_response_socket(response)  # type: ignore[attr-defined]
+        )
         while len(header := response.raw.read(8)) == 8:
             _, left = struct.unpack(">BxxxL", header)
             while left:
