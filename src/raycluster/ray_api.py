@@ -14,6 +14,7 @@ from raycluster.untrusted import Told, read_json
 if TYPE_CHECKING:
     import httpx
 
+MOST_REPLICAS = 100_000
 MOST_OF_A_NODE = 65536  # processors, or GPUs
 APPLICATIONS = "/api/serve/applications/"
 
@@ -104,15 +105,47 @@ def _app(name: str, told: Told) -> App:
     messages = [each["message"].text() for each in (*deployments, told)]
     replicas = [replica for each in deployments for replica in each["replicas"]]
     targets = [n for each in deployments if (n := each["target_num_replicas"].whole()) is not None]
-    config = told["deployed_app_config"].value
     return App(
         name=name,
         status=told["status"].text(40) or "UNKNOWN",
         message="\n".join(m for m in messages if m),
-        config=config if isinstance(config, dict) else {},
+        config=_config(told["deployed_app_config"].value),
         replicas=tuple(map(_replica, replicas)),
         wanted=sum(targets) if targets else None,
     )
+
+
+def _config(value: object) -> Mapping[str, Any]:
+    """Return what an application was deployed from; nothing where that is not as it has to be.
+
+    What is deployed then counts as something else than the spec wants.
+    """
+    if not isinstance(value, dict):
+        return {}
+    deployments, args, route = (value.get(k) for k in ("deployments", "args", "route_prefix"))
+    right = (
+        isinstance(deployments, list | None)
+        and all(map(_is_deployment, deployments or ()))
+        and isinstance(args, dict | None)
+        and isinstance(route, str | None)
+    )
+    return {key: each for key, each in value.items() if each is not None} if right else {}
+
+
+def _is_deployment(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    options = value.get("ray_actor_options") or {}
+    scaling = value.get("autoscaling_config") or {}
+    if not isinstance(options, dict) or not isinstance(scaling, dict):
+        return False
+    numbers = [options.get(name) or 0 for name in ("num_cpus", "num_gpus")]
+    if scaling:
+        numbers += [scaling.get(name) for name in ("min_replicas", "max_replicas")]
+        numbers += [scaling.get("initial_replicas") or 0]
+    else:
+        numbers += [value.get("num_replicas") or 1]
+    return all(type(n) in (int, float) and 0 <= n <= MOST_REPLICAS for n in numbers)
 
 
 def _replica(told: Told) -> Replica:

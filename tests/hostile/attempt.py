@@ -162,7 +162,7 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
     answers = Answers(command, spoil)
     known = addresses()
 
-    def reach(host: Any, ask: object) -> FakeHost:  # noqa: ANN401, ARG001
+    def reach(host: Any, ask: object) -> FakeHost:
         return FakeHost(host.name, known[host.name], answers)
 
     words = ["raycluster", *COMMANDS[command]]
@@ -206,7 +206,7 @@ class _Stream(io.TextIOWrapper):
         super().__init__(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
 
     def text(self) -> str:
-        return self.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        return bytes(self.buffer.getvalue()).decode()  # type: ignore[attr-defined]
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation("fileno")

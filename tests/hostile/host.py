@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import lzma
-import random
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,13 +135,13 @@ class FakeHost:
         self,
         argv: Sequence[str],
         *,
-        input: bytes = b"",  # noqa: ARG002
-        env: Mapping[str, str] | None = None,  # noqa: ARG002
-        timeout: float | None = 60.0,  # noqa: ARG002
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
     ) -> Completed:
         """Answer."""
         _refuse_what_no_shell_takes(argv)
-        told = self._answers.to(self._name, "run", _known(argv)) or {"code": 0, "out": "", "err": ""}
+        told = self._answers.to(self._name, "run", argv) or NOTHING
         out, err = _written(told)
         if not any(part in word for part in self.SPARED for word in argv):
             out, err = self._answers.spoil(out), self._answers.spoil(err) if err else err
@@ -155,12 +153,12 @@ class FakeHost:
         self,
         argv: Sequence[str],
         *,
-        env: Mapping[str, str] | None = None,  # noqa: ARG002
+        env: Mapping[str, str] | None = None,
         quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Answer in pieces."""
         _refuse_what_no_shell_takes(argv)
-        told = self._answers.to(self._name, "run", _known(argv)) or {"code": 0, "out": "", "err": ""}
+        told = self._answers.to(self._name, "run", argv) or NOTHING
         out, err = _written(told)
         said = self._answers.spoil(out)
         for start in range(0, len(said), 4096):
@@ -175,7 +173,7 @@ class FakeHost:
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Take it."""
 
-    def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:  # noqa: ARG002
+    def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:
         """Open a stream that answers as a program there did."""
         place = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
         if self._answers.by_question.get((self._name, question("connect", [place]))):
@@ -186,6 +184,7 @@ class FakeHost:
         """Nothing is open."""
 
 
+NOTHING: Mapping[str, Any] = {"code": 0, "out": "", "err": ""}
 SILENT = b"<silent>"
 
 
@@ -230,10 +229,6 @@ class FakeStream:
 
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
-
-
-def _known(argv: Sequence[str]) -> list[str]:
-    return list(argv)
 
 
 def _refuse_what_no_shell_takes(argv: Sequence[str]) -> None:

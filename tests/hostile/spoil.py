@@ -17,14 +17,33 @@ from typing import Any
 
 from tests.hostile.host import SILENT
 
+STATUSES = (100, 204, 301, 400, 401, 404, 500, 503, 999)
 NUMBERS = (
     *("9" * 310, "9" * 5000, "-1", "0", "1e999", "-1e999", "NaN", "Infinity", "1e308", "0x10"),
-    *("99999999999999999999", "-0.0", "1_000", "\u0663", "1.5.2", "", "  7", "18446744073709551616"),
+    *(
+        "99999999999999999999",
+        "-0.0",
+        "1_000",
+        "\u0663",
+        "1.5.2",
+        "",
+        "  7",
+        "18446744073709551616",
+    ),
 )
 TEXTS = (
-    *("", "\0", "a\0b", "\x1b]52;c;ZXZpbA==\x07", "\x1b[2J", "../../../../tmp/evil", "/etc/passwd"),
+    *("", "\0", "a\0b", "\x1b]52;c;ZXZpbA==\x07", "\x1b[2J"),
+    *("../../../../tmp/evil", "/etc/passwd"),
     *("\ud800", "x\udfffy", "\u202egnp.exe", "\r\nSet-Cookie: a=b", "[bold]x[/bold]", "[/]", "{}"),
-    *("%s%n", "$(touch /tmp/evil)", "`id`", "-oProxyCommand=id", "a" * 100_000, "\n" * 50, "💥" * 9),
+    *(
+        "%s%n",
+        "$(touch /tmp/evil)",
+        "`id`",
+        "-oProxyCommand=id",
+        "a" * 100_000,
+        "\n" * 50,
+        "💥" * 9,
+    ),
     *("RUNNING", "running", "head", "worker", "ALIVE", "true", "null", "://", "http://[::1", "é"),
 )
 VALUES: tuple[Any, ...] = (
@@ -37,7 +56,7 @@ class Spoiler:
     """Spoils some answers of one run: one of the first ones, a few, or all."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311
+        self._random = random.Random(seed)
         self._count = 0
         kind = self._random.random()
         self._first = self._random.randrange(24) if kind < 0.6 else -1
@@ -68,30 +87,24 @@ def _content(chance: random.Random, said: bytes) -> bytes:
 
 def _bytes(chance: random.Random, said: bytes) -> bytes:
     cut = chance.randrange(len(said) + 1)
-    kind = chance.randrange(12)
-    if kind == 0:
-        return b""
-    if kind == 1:
-        return chance.randbytes(chance.choice((1, 7, 300, 5000)))
-    if kind == 2:
-        return said[:cut]
-    if kind == 3:
-        return said[:cut] + chance.randbytes(3) + said[cut:]
-    if kind == 4:
-        return said[cut:]
-    if kind == 5:
-        return said + said
-    if kind == 6:
-        return said[:cut] + chance.choice(TEXTS).encode("utf-8", "surrogatepass") + said[cut:]
-    if kind == 7:
-        return b"[" * 100_000
-    if kind == 8:
-        return b'{"a":' * 5_000 + b"1" + b"}" * 5_000
-    if kind == 9 and chance.random() < 0.05:
+    if chance.random() < 0.005:
         return b"x" * (33 << 20)
-    if kind == 10:
-        return said[:cut] + SILENT
-    return said.swapcase()
+    word = chance.choice(TEXTS).encode("utf-8", "surrogatepass")
+    return chance.choice(
+        (
+            b"",
+            chance.randbytes(chance.choice((1, 7, 300, 5000))),
+            said[:cut],
+            said[cut:],
+            said[:cut] + chance.randbytes(3) + said[cut:],
+            said[:cut] + word + said[cut:],
+            said[:cut] + SILENT,
+            said + said,
+            said.swapcase(),
+            b"[" * 100_000,
+            b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
+        )
+    )
 
 
 def _words(chance: random.Random, said: bytes) -> bytes:
@@ -149,7 +162,7 @@ def _json(chance: random.Random, said: bytes) -> bytes:
     return _words(chance, said)
 
 
-def _changed(chance: random.Random, value: Any) -> Any:  # noqa: ANN401
+def _changed(chance: random.Random, value: Any) -> Any:
     if not isinstance(value, dict | list) or not value or chance.random() < 0.12:
         if isinstance(value, dict) and value and chance.random() < 0.5:
             value.pop(chance.choice(list(value)))
@@ -160,7 +173,7 @@ def _changed(chance: random.Random, value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def _strange(chance: random.Random, value: Any) -> Any:  # noqa: ANN401
+def _strange(chance: random.Random, value: Any) -> Any:
     if chance.random() < 0.1:
         deep: Any = copy.deepcopy(chance.choice(VALUES))
         for _ in range(chance.choice((20, 500))):
@@ -192,13 +205,19 @@ def _http(chance: random.Random, said: bytes) -> bytes:
         body = _unchunked(body)
     body = _content(chance, body)
     if chance.random() < 0.1:
-        status = b"HTTP/1.1 %d Strange" % chance.choice((100, 204, 301, 400, 401, 404, 500, 503, 999))
-    more = [b"Content-Type: application/json; charset=" + chance.choice((b"utf-8", b"hex", b"idna"))]
+        status = b"HTTP/1.1 %d Strange" % chance.choice(
+            (100, 204, 301, 400, 401, 404, 500, 503, 999)
+        )
+    more = [
+        b"Content-Type: application/json; charset=" + chance.choice((b"utf-8", b"hex", b"idna"))
+    ]
     if chance.random() < 0.05:
         body, extra = gzip.compress(body or b"x"), b"Content-Encoding: gzip"
         more.append(extra)
     if chance.random() < 0.05:
-        return b"\r\n".join((status, *more, b"Transfer-Encoding: chunked")) + b"\r\n\r\nFFFFFFFF\r\n"
+        return (
+            b"\r\n".join((status, *more, b"Transfer-Encoding: chunked")) + b"\r\n\r\nFFFFFFFF\r\n"
+        )
     length = len(body) + (chance.choice((-1, 1, 10**12)) if chance.random() < 0.05 else 0)
     return b"\r\n".join((status, *more, b"Content-Length: %d" % length)) + b"\r\n\r\n" + body
 
@@ -248,7 +267,16 @@ def _links(chance: random.Random, _: bytes) -> bytes:
 
 
 def _traversal(chance: random.Random, _: bytes) -> bytes:
-    names = ("../../evil", "/tmp/evil", "ray/../../evil", "ray/\x1b[2J", "a\nb", "..", "", "x" * 5000)
+    names = (
+        "../../evil",
+        "/tmp/evil",
+        "ray/../../evil",
+        "ray/\x1b[2J",
+        "a\nb",
+        "..",
+        "",
+        "x" * 5000,
+    )
     return _tar([(tarfile.TarInfo(chance.choice(names)), b"evil")])
 
 
@@ -260,7 +288,11 @@ def _known(chance: random.Random, _: bytes) -> bytes:
 
 def _sparse(_: random.Random, __: bytes) -> bytes:
     info = tarfile.TarInfo("ray/sparse")
-    headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 33)}
+    headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.realsize": str(1 << 33),
+    }
     info.pax_headers = {**headers, "GNU.sparse.name": "ray/sparse"}
     return _tar([(info, b"1\n0\n1\n".ljust(512, b"\0") + b"x")])
 

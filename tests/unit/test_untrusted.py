@@ -37,7 +37,16 @@ ANYTHING = st.recursive(
 @pytest.mark.parametrize(
     "said",
     [
-        *("", "{cut", "[" * 100_000, '{"a":' * 100_000, "nul", "{}{}", "\ufeff{}", "1" * 5000 + "x"),
+        *(
+            "",
+            "{cut",
+            "[" * 100_000,
+            '{"a":' * 100_000,
+            "nul",
+            "{}{}",
+            "\ufeff{}",
+            "1" * 5000 + "x",
+        ),
         *(b"\xff\xfe", b"\0", b"[1,]"),
         *("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), '{"a":[' * 400 + "1" + "]}" * 400),
     ],
@@ -89,12 +98,16 @@ def test_a_role(word: str) -> None:
     assert is_name(word)
 
 
-@pytest.mark.parametrize("word", ["", "..", "../x", "a/b", "a..b", "-x", "\n", "a b", "A", "é", "x" * 70])
+@pytest.mark.parametrize(
+    "word", ["", "..", "../x", "a/b", "a..b", "-x", "\n", "a b", "A", "é", "x" * 70]
+)
 def test_no_role(word: str) -> None:
     assert not is_name(word)
 
 
-@pytest.mark.parametrize("said", ["nan", "inf", "-1", "1_0", "0x10", "١", "9" * 400, "", None, 7, "1e9999"])
+@pytest.mark.parametrize(
+    "said", ["nan", "inf", "-1", "1_0", "0x10", "١", "9" * 400, "", None, 7, "1e9999"]
+)
 def test_no_number(said: object) -> None:
     assert number_of(said) is None
 
@@ -129,7 +142,9 @@ def packed(name: str, content: bytes = b"", **fields: object) -> bytes:
 
 
 def test_plain_files_of_an_archive() -> None:
-    assert [*members(packed("ray/gcs_server.out", b"log"), "it")] == [("ray/gcs_server.out", b"log")]
+    assert [*members(packed("ray/gcs_server.out", b"log"), "it")] == [
+        ("ray/gcs_server.out", b"log")
+    ]
 
 
 @pytest.mark.parametrize(

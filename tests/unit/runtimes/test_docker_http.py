@@ -174,7 +174,9 @@ def test_a_daemon_that_refuses_its_own_version_is_taken_as_it_is(daemon: Daemon)
 
 
 def test_an_endless_answer_is_given_up(daemon: Daemon) -> None:
-    daemon.answers = lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(40 << 20)
+    daemon.answers = lambda _: (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(40 << 20)
+    )
     with pytest.raises(AnswerError, match="the Docker daemon says more than 32 MiB"):
         open_client(daemon.open).containers()
 
@@ -219,7 +221,7 @@ def test_headers_that_drip_are_given_up() -> None:
         def __getattr__(self, _name: str) -> Callable[..., None]:
             return lambda *_: None
 
-    client = open_client(Dripping, timeout=1)  # type: ignore[arg-type]
-    client.timeout = 0.05
+    client = open_client(Dripping, timeout=1)
+    client.timeout = 0.05  # type: ignore[assignment]
     with pytest.raises((requests.exceptions.RequestException, TimeoutError)):
         client.containers()

@@ -27,8 +27,7 @@ NAMES = {
         " _parse_channel_open_success _send_user_message stop_thread"
     ),
     Packetizer: (
-        "REKEY_BYTES REKEY_PACKETS start_handshake handshake_timed_out complete_handshake"
-        " read_all"
+        "REKEY_BYTES REKEY_PACKETS start_handshake handshake_timed_out complete_handshake read_all"
     ),
     AgentSSH: "_connect _close",
 }
@@ -100,7 +99,7 @@ def test_a_peer_that_sends_beyond_its_window_is_cut_off(
     kind: type[ssh_paramiko.Chan], size: int
 ) -> None:
     chan, connection = kind(1), Ended()
-    chan.transport = connection
+    chan.transport = connection  # type: ignore[assignment]
     for _ in range(20_000 // size):
         fed(chan, b"x" * size)
     assert connection.closed
