@@ -28,7 +28,7 @@ import raycluster.spec
 from raycluster import cli, connect, exchange
 from tests.hostile.host import Answers, FakeHost, Spoil, recorded
 
-REAL_S = 60
+REAL_S = 20
 """Seconds that a run may take in truth."""
 FASTER = 40
 """Waiting takes no time, and time goes on by so many times as much."""
@@ -180,6 +180,7 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
         mock.patch.object(sys, "stdout", out),
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(threading, "excepthook", crash),
+        mock.patch.object(cli, "_end_interrupted", _interrupted),
         _in_time(),
     ):
         code = cli._run()
@@ -206,10 +207,15 @@ class _Stream(io.TextIOWrapper):
         super().__init__(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
 
     def text(self) -> str:
-        return bytes(self.buffer.getvalue()).decode()  # type: ignore[attr-defined]
+        """Return all; `logs` writes what it was given, in whatever encoding."""
+        return bytes(self.buffer.getvalue()).decode(errors="replace")  # type: ignore[attr-defined]
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation("fileno")
+
+
+def _interrupted() -> None:
+    raise AssertionError("it ends as if somebody had interrupted it")
 
 
 def _refuse(constant: str) -> None:

@@ -24,6 +24,8 @@ from raycluster.untrusted import ANSWER_BYTES, too_much
 ANSWERS = Path(__file__).with_name("answers.json.xz")
 Spoil = Callable[[bytes], bytes]
 """Takes what a real host said, and returns what this one says instead."""
+BEFORE = ("first-plan", "check", "up")
+"""Commands that began before there was a cluster."""
 LIKE = 0.75
 """Of the words of two questions, so many have to be the same."""
 _CHANGING = re.compile(rb"[0-9a-f]{12,64}|bench-[0-9a-f]{8}|rc-[0-9A-Za-z]{8}|\d{9,}(?:\.\d+)?")
@@ -81,13 +83,23 @@ class Answers:
         key = (host, question(kind, asked))
         with self._lock:
             if key not in self.by_question:
-                near = _nearest(self.command, *key)
+                near = _elsewhere(self.command, *key) or _nearest(self.command, *key)
                 if near is None:
                     self.unknown.append(key[1][:300])
                     return None
-                key = (host, near)
+                self.by_question[key] = list(near)
             found = self.by_question[key]
             return found.pop(0) if len(found) > 1 else found[0]
+
+
+    def refuses(self, host: str, place: str) -> bool:
+        """Tell whether nobody listens there: as often as it was so, then somebody does."""
+        with self._lock:
+            left = self.by_question.get((host, question("connect", [place])))
+            if left:
+                left.pop()
+                return True
+            return False
 
 
 @cache
@@ -100,16 +112,25 @@ def _sorted(command: str) -> Mapping[tuple[str, str], Sequence[Mapping[str, Any]
 
 
 @cache
-def _nearest(command: str, host: str, asked: str) -> str | None:
-    """Return the recorded question that is nearly the same: programs that are sent change."""
+def _elsewhere(command: str, host: str, asked: str) -> Sequence[Mapping[str, Any]] | None:
+    """Return what was said to the same question while another command ran."""
+    others = (*(BEFORE if command in BEFORE else ()), "status", *recorded().told)
+    found = (_sorted(other).get((host, asked)) for other in others)
+    return next((lines[-1:] for lines in found if lines), None)
+
+
+@cache
+def _nearest(command: str, host: str, asked: str) -> Sequence[Mapping[str, Any]] | None:
+    """Return what was said to nearly the same question: programs that are sent change."""
     words = {*re.findall(r"\w+", asked)}
-    best, found = LIKE, None
-    for other_host, other in _sorted(command):
+    best: float = LIKE
+    found: Sequence[Mapping[str, Any]] | None = None
+    for (other_host, other), lines in _sorted(command).items():
         if other_host == host and other[:20] == asked[:20]:
             others = {*re.findall(r"\w+", other)}
             like = len(words & others) / (len(words | others) or 1)
             if like > best:
-                best, found = like, other
+                best, found = like, lines
     return found
 
 
@@ -176,7 +197,7 @@ class FakeHost:
     def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:
         """Open a stream that answers as a program there did."""
         place = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-        if self._answers.by_question.get((self._name, question("connect", [place]))):
+        if self._answers.refuses(self._name, place):
             raise HostError(f"cannot connect to {place}: refused", where=self._name)
         return FakeStream(self._name, place, self._answers)
 
@@ -194,12 +215,13 @@ class FakeStream:
     def __init__(self, host: str, place: str, answers: Answers) -> None:
         self._host, self._place, self._answers = host, place, answers
         self._asked, self._said = b"", b""
-        self._closed = False
+        self._hijacked = False
         self._open = True
 
     def sendall(self, data: bytes, /) -> None:
         """Take a question, or a part of it."""
-        self._asked += bytes(data)
+        if not self._hijacked:
+            self._asked += bytes(data)
 
     def recv(self, size: int, /) -> bytes:
         """Answer."""
@@ -208,6 +230,7 @@ class FakeStream:
             text = base64.b64encode(asked).decode()
             told = self._answers.to(self._host, "connect", [self._place, text])
             said = bytes_of(told["said"]) if told and "said" in told else NOT_FOUND
+            self._hijacked = said.startswith(b"HTTP/1.1 101")
             self._said += self._answers.spoil(said)
             if self._said.endswith(SILENT):
                 self._said = self._said.removesuffix(SILENT)
@@ -219,7 +242,7 @@ class FakeStream:
 
     def settimeout(self, seconds: float | None, /) -> None:
         """A timeout of zero asks whether something is there."""
-        self._zero = seconds == 0
+        del seconds
 
     def shutdown(self, how: int, /) -> None:
         """Nothing."""

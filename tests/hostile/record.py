@@ -22,6 +22,7 @@ from unittest import mock
 from raycluster import cli, connect
 from raycluster.contracts import Address, ByteStream, Channel, Completed, Transport
 from raycluster.errors import RayclusterError
+from tests.hostile.host import question
 from tests.lab.hosts import open_lab
 from tests.lab.image import IMAGE
 from tests.lab.specs import cluster_toml
@@ -36,6 +37,9 @@ EXTRA = f"""
 image = "{IMAGE}"
 api_keys = {{ alice = "env:HOSTILE_KEY" }}
 
+[monitoring]
+image = "{IMAGE}"
+
 [secrets]
 HF_TOKEN = "env:HOSTILE_TOKEN"
 """
@@ -43,14 +47,17 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "check": ("check",),
     "first-plan": ("plan",),
     "up": ("up",),
+    "bench": ("bench", "--from", "head", "-n", "40", "-c", "2", "-o", "figures"),
     "status": ("status", "--json"),
     "plan": ("plan",),
     "logs": ("logs", "all"),
     "support-bundle": ("support-bundle", "--force", "-o", "bundle.tar.gz"),
     "deploy": ("deploy",),
-    "bench": ("bench", "--from", "head", "-n", "4", "-c", "2", "-o", "figures"),
     "down": ("down", "--yes"),
 }
+
+
+OPEN: list[Talk] = []
 
 
 class Recorder:
@@ -127,12 +134,13 @@ class Talk:
     def __init__(self, inner: ByteStream, told: Callable[[bytes, bytes], None]) -> None:
         self._inner, self._told = inner, told
         self._asked, self._said = b"", b""
+        OPEN.append(self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def sendall(self, data: bytes) -> None:
-        if self._said:
+        if self._said and not self._said.startswith(b"HTTP/1.1 101"):  # there input is no question
             self._end()
         if len(self._asked) < LONGEST:
             self._asked += bytes(data)
@@ -149,6 +157,7 @@ class Talk:
         self._inner.close()
 
     def _end(self) -> None:
+        """Tell of a question and its answer; some connections are never closed."""
         if self._asked:
             self._told(self._asked, self._said)
         self._asked, self._said = b"", b""
@@ -183,10 +192,13 @@ def record(folder: Path) -> dict[str, Any]:
                 )
                 sys.argv = ["raycluster", *words, *more, *at]
                 print("==", *sys.argv, flush=True)
+                OPEN.clear()
                 try:
                     print("code", cli._run(), flush=True)
                 except Exception as error:
                     print("failed", repr(error), flush=True)
+                for talk in OPEN:
+                    talk._end()
         return {"spec": spec.read_text(), "told": recorder.told}
 
 
@@ -194,7 +206,7 @@ def shortened(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the answers without those that only say once more what was said."""
     by_question: dict[str, list[int]] = {}
     for number, line in enumerate(lines):
-        key = json.dumps([line["host"], line["kind"], line["asked"][:4]])
+        key = line["host"] + question(line["kind"], line["asked"])
         by_question.setdefault(key, []).append(number)
     kept = {n for numbers in by_question.values() for n in (*numbers[: MOST - 1], numbers[-1])}
     return [line for number, line in enumerate(lines) if number in kept]

@@ -40,6 +40,7 @@ PARTS = (
     *("accelerators", "bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
+HINT = "raycluster bench, without --from"
 _MOST_LEVELS = 1000
 _LOOK_S = 60.0
 """After so long without a word, the program goes on: figures of servers are no reason to stop."""
@@ -117,22 +118,25 @@ class Listener:
         try:
             self._take(read_json(line, "--from").table())
         except (ValueError, LookupError, TypeError, AttributeError, AnswerError) as error:
-            hint = "raycluster bench, without --from"
             text = line[:200].decode(errors="replace").strip()
             raise RayclusterError(
-                f"cannot understand {text!r}", where="--from", hint=hint
+                f"cannot understand {text!r}", where="--from", hint=HINT
             ) from error
 
     def summary(self, started: float, *, interrupted: bool) -> Summary:
-        """Return the run so far. Raises KeyboardInterrupt when no request has ended."""
+        """Return the run so far. Raises KeyboardInterrupt when no request had ended by then."""
         levels = list(self._levels)
         for number in range(len(levels), len(self._records)):
             shapes = self._job.load.shapes
             shape = shapes[min(number, len(shapes) - 1)]
             seen = Circumstances(Client(None, 0.0), interrupted=interrupted)
             levels += self._level(number, shape, seen)
-        if not levels:
+        if not levels and interrupted:
             raise KeyboardInterrupt
+        if not levels:
+            raise RayclusterError(
+                "the program on the head ended without a figure", where="--from", hint=HINT
+            )
         target = self._job.target
         model = target.model or self._job.prompts[0].model
         load = self._job.load
