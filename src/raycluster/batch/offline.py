@@ -31,7 +31,6 @@ from raycluster.serve.offline.order import (
     encode_job,
 )
 from raycluster.serve.rootcause import last_exception
-from raycluster.untrusted import read_json
 
 PER_REPLICA = 64
 """Requests at once for each replica, where nothing else is said."""
@@ -245,7 +244,7 @@ class _Run:
 
     def _state(self) -> State:
         argv = ("cat", f"{self._folder}/{STATE_FILE}")
-        state = _state_of(self._place(lambda place: place.shell.run(argv)).stdout)
+        state = State.decode(self._place(lambda place: place.shell.run(argv)).stdout)
         if not state.over:
             said = self._place(lambda place: place.jobs.said(self._job))
             state.error = last_exception(said) or "the job ended before its work was done"
@@ -277,19 +276,3 @@ class _Run:
             where=self._place.host,
             hint="raycluster status; then the same command goes on from here",
         )
-
-
-def _state_of(content: bytes) -> State:
-    """Return what the job says of itself; of nothing, one that has not begun. AnswerError."""
-    if not content:
-        return State()
-    told = read_json(content, "the job")
-    told.table()
-    retried = {code: number.whole() or 0 for code, number in told["retried"].named()}
-    return State(
-        told["sent"].whole() or 0,
-        retried,
-        told["error"].text(4000),
-        told["kind"].text(40),
-        told["over"].flag(),
-    )
