@@ -36,6 +36,7 @@ MEMBERS = 10_000
 """Files of an archive, at most."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be one of a pair, or alone
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _BROKEN_TAR = (
     *(tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, OSError),
@@ -148,7 +149,16 @@ def read_json(said: bytes | str, source: str, where: str = "", *, most: int = AN
             raise ValueError("too deep")
     except (ValueError, RecursionError) as error:
         raise not_understood(source, where, text) from error
-    return Told(value, source, where)
+    return Told(_encodable(value) if _HALF.search(text) else value, source, where)
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value in which every text can be encoded again."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(part) for name, part in value.items()}
+    return [_encodable(part) for part in value] if isinstance(value, list) else value
 
 
 def _none(_: str) -> None:

@@ -70,6 +70,8 @@ def test_numbers_that_nobody_can_mean_are_not_told(said: str) -> None:
 def test_texts_can_be_written_again() -> None:
     told = read_json('{"a": "x\\ud800y"}', "it")["a"].text()
     assert told.encode() == "x\ufffdy".encode()
+    raw = read_json('{"a\\udfff": ["\\ud800", {"b": "\\ud83d\\udca5"}]}', "it").value
+    assert raw == {"a\ufffd": ["\ufffd", {"b": "💥"}]}
 
 
 @given(ANYTHING, st.text() | st.integers(-3, 3))
