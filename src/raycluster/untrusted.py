@@ -152,7 +152,7 @@ def read_json(said: bytes | str, source: str, where: str = "", *, most: int = AN
     return Told(_encodable(value) if _HALF.search(text) else value, source, where)
 
 
-def _encodable(value: Any) -> Any:
+def _encodable(value: Any) -> Any:  # noqa: ANN401  # JSON
     """Return a value in which every text can be encoded again."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
