@@ -19,7 +19,7 @@ MEANINGS = {
     1: "an operation failed",
     2: "the command line, the spec or a secret's source is wrong; nothing was started",
     3: "`status` or `check` found something wrong, or `up` did: another engine than the one that "
-    "was asked for, ports that strangers reach",
+    "was asked for, ports that strangers reach, records that could not be read",
     4: "`bench` or `drill`: a figure missed its limit",
     5: "another run holds the cluster; it is named",
 }

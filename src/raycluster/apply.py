@@ -11,9 +11,10 @@ from raycluster.contracts import Facts, Files, Process, Versions
 from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
 from raycluster.events import Event
 from raycluster.images import bring_images
-from raycluster.leave import drain, forget
+from raycluster.leave import leave, make_way
+from raycluster.members import Former
 from raycluster.observe import observe, push_live, read_facts, read_gpus, read_listening
-from raycluster.payload import code_files, members_file, secret_files
+from raycluster.payload import code_files, secret_files
 from raycluster.plan import (
     EVERYTHING,
     Action,
@@ -29,6 +30,7 @@ from raycluster.plan import (
     gpus_of,
     moved_hosts,
     removed_hosts,
+    stranded_hosts,
 )
 from raycluster.poll import wait_for
 from raycluster.services.firewall import remove_script, write_script
@@ -38,7 +40,7 @@ from raycluster.spec import ResolvedHost
 from raycluster.state import ClusterState
 from raycluster.untrusted import end_of
 from raycluster.versions import check_versions, doubtful_engines
-from raycluster.work import Work, record
+from raycluster.work import Work, record, recorded
 
 EARLY_S = 20
 """A node that ends within so many seconds will not do better; later ones are started again."""
@@ -58,19 +60,19 @@ def apply_nodes(
     starts = [a for a in actions if isinstance(a, Start)]
     removes = [a for a in actions if isinstance(a, Remove)]
     gone = {r.host for r in removes if not r.role}
-    leaving = [h for h in removed_hosts(work.spec, state) if h.name in gone]
-    moved = [h for h in moved_hosts(work.spec, state) if h.name in gone]
-    places = {h.place for h in moved}
+    removed, stranded = removed_hosts(work.spec, state), stranded_hosts(work.spec, state)
+    leaving = [f for f in removed if f.name in gone]
+    moved = [f for f in moved_hosts(work.spec, state) if f.name in gone]
+    places = {f.host.place for f in moved if f.host}
     freed = {h.name for h in work.spec.hosts if h.place in places} | {r.host for r in removes}
     versions = _prepare(work, state, starts, freed)
     guard(work, [a for a in actions if isinstance(a, Guard)])
     _take_off(work, [r for r in removes if r.role])
-    if forget(work, moved):
-        raise HostError("the former runtime's processes could not be removed", where=moved[0].name)
-    members = (*work.spec.hosts, *removed_hosts(work.spec, state))
-    if leaving or any(s.process.role == WORKER for s in starts):
-        record(work, state, members)
-    files = _files(work, members)
+    make_way(work, moved)
+    former = (*removed, *stranded)
+    if leaving or state.unread or any(s.process.role == WORKER for s in starts):
+        record(work, state, former)
+    files = _files(work, former)
     for role in RAY_ROLES:
         _start(work, [s for s in starts if s.process.role == role], versions, files)
         if starts and role == HEAD:
@@ -81,9 +83,8 @@ def apply_nodes(
     _start_services(work, [s for s in starts if s.process.role not in RAY_ROLES], versions)
     _reload(work, [a for a in actions if isinstance(a, Reload)])
     if leaving:
-        drain(work, leaving)
-        kept = forget(work, leaving)
-        record(work, observe(work.spec, work.fleet), (*work.spec.hosts, *kept))
+        kept = leave(work, state, leaving)
+        record(work, observe(work.spec, work.fleet), (*kept, *stranded))
 
 
 def guard(work: Work, guards: list[Guard]) -> None:
@@ -109,10 +110,10 @@ def guard(work: Work, guards: list[Guard]) -> None:
     all_or_raise(work.fleet.each(dict.fromkeys(g.host for g in guards), write))
 
 
-def _files(work: Work, members: Iterable[ResolvedHost]) -> dict[str, bytes]:
+def _files(work: Work, former: Iterable[Former]) -> dict[str, bytes]:
     return {
         **secret_files(work.token, work.secrets.replicas),
-        **members_file(members),
+        **recorded(work, former),
         **code_files(),
         NEW_FILE: b"",
     }

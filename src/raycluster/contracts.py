@@ -379,6 +379,13 @@ class Runtime(Protocol):
         """Return a shell inside the process's box: same files, environment and user."""
         ...
 
+    def read(self, path: str) -> bytes:
+        """Return a small file under ROOT, whether anything runs or not; empty where there is none.
+
+        Raises RecordError where it is large, and where something of ours is there that cannot tell.
+        """
+        ...
+
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:

@@ -12,7 +12,9 @@
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
     │   ├── PortInUseError              another program holds a port that we need
-    │   └── CommandError                a command on the host ended with a non-zero status
+    │   ├── CommandError                a command on the host ended with a non-zero status
+    │   └── RecordError                 a file or an answer is damaged, or
+    │       └── NewerRecordError        written by a newer raycluster
     ├── VersionMismatchError   exit 1   nodes with different Ray, Python or engine
     ├── AppError               exit 1   a replica or the application cannot start
     ├── SecretError            exit 2   a secret's source is missing or empty
@@ -113,6 +115,14 @@ class CommandError(HostError):
     def __init__(self, what: str, *, where: str = "", hint: str = "", status: int = 1) -> None:
         super().__init__(what, where=where, hint=hint)
         self.status = status
+
+
+class RecordError(HostError):
+    """What was stored, or what a host answered, cannot be read."""
+
+
+class NewerRecordError(RecordError):
+    """What was stored has a schema that only a newer version of raycluster reads."""
 
 
 class VersionMismatchError(RayclusterError):

@@ -70,7 +70,9 @@ def judge(
             Problem(spec.hosts[0].name, state.head_problem.what, "raycluster logs head")
         )
     head = state.hosts[spec.hosts[0].name].role(HEAD)
-    if head and head.health == "running" and state.nodes is None and not state.head_problem:
+    if error := state.unread:
+        problems.append(Problem(error.where, error.what, error.hint or "raycluster up"))
+    elif head and head.health == "running" and state.nodes is None and not state.head_problem:
         problems.append(Problem(spec.hosts[0].name, "its records cannot be read", "raycluster up"))
     if state.nodes is not None:
         problems += [

@@ -2,27 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from raycluster.connect import Connected
-from raycluster.errors import RayclusterError
+from raycluster.connect import Connected, Fleet, all_or_raise
+from raycluster.contracts import Secret
+from raycluster.errors import (
+    AuthError,
+    HostError,
+    HostKeyError,
+    RayclusterError,
+    UnreachableError,
+)
 from raycluster.events import Event
+from raycluster.members import Former
 from raycluster.observe import machine
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.services.firewall import remove_script
-from raycluster.services.ray_node import HEAD
-from raycluster.spec import ResolvedHost
+from raycluster.services.ray_node import HEAD, TOKEN_FILE
+from raycluster.state import ClusterState
 from raycluster.transports.http import http_client
 from raycluster.work import Work
 
 DRAIN_S = 120
 
 
-def drain(work: Work, leaving: Iterable[ResolvedHost]) -> None:
-    """Ask Ray to move what runs on leaving hosts, and wait until Serve has done so."""
-    reached = work.fleet.reach(leaving, lambda connected: connected.address)
-    names = {address: name for name, address in reached.items() if isinstance(address, str)}
+def recognise(
+    fleet: Fleet, former: Iterable[Former], token: Secret
+) -> dict[str, bool | RayclusterError]:
+    """Tell, by name, of which former hosts there is something to clean, or why that is not known.
+
+    A host's word alone sends nobody to another machine to delete there: what is there has to hold
+    the cluster's token. It is read and compared here; nothing secret is sent.
+    """
+    hosts = {f.name: f.host for f in former if f.host}
+
+    def look(connected: Connected) -> bool:
+        held = connected.runtime.read(TOKEN_FILE)
+        if not held and not connected.runtime.observe():
+            return False
+        if held != token.reveal().encode():
+            raise HostError("what is there does not hold this cluster's token")
+        return True
+
+    looked = fleet.reach(hosts.values(), look)
+    return {
+        name: _not_cleaned(name, hosts[name].address, result)
+        if isinstance(result, RayclusterError)
+        else result
+        for name, result in looked.items()
+    }
+
+
+def _not_cleaned(name: str, address: str, error: RayclusterError) -> HostError:
+    login = isinstance(error, UnreachableError | HostKeyError | AuthError)
+    return HostError(
+        f"is recorded at {address} as a host of before, and is not cleaned: {error.what}",
+        where=name,
+        hint=f"`[ssh]` of the spec or your ssh config has to say how to log in at {address}, and "
+        "its key has to be known; or put it back into the spec"
+        if login
+        else "if it was a host of this cluster, put it back into the spec",
+    )
+
+
+def leave(work: Work, state: ClusterState, leaving: Iterable[Former]) -> tuple[Former, ...]:
+    """Move replicas off hosts that left, and clean them; return those that could not be cleaned."""
+    former = {f.name: f for f in leaving}
+    known = recognise(work.fleet, former.values(), work.token)
+    kept = [former[name] for name, told in known.items() if isinstance(told, RayclusterError)]
+    for name, told in known.items():
+        if isinstance(told, RayclusterError):
+            work.listen(Event(name, f"stays as it is: {told}", "note"))
+    ours = [former[name] for name, told in known.items() if told is True]
+    drain(work, ours, spare={host.address for host in state.hosts.values()})
+    return (*kept, *forget(work, ours))
+
+
+def make_way(work: Work, moved: Iterable[Former]) -> None:
+    """Remove what hosts of the spec ran with another runtime. Raises HostError."""
+    former = {f.name: f for f in moved}
+    known = all_or_raise(recognise(work.fleet, former.values(), work.token))
+    if kept := forget(work, [former[name] for name, ours in known.items() if ours]):
+        raise HostError("the former runtime's processes could not be removed", where=kept[0].name)
+
+
+def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None:
+    """Ask Ray to move what runs on leaving hosts, and wait until Serve has done so.
+
+    `spare` are addresses of hosts that stay, whatever else is said to have them.
+    """
+    hosts = [f.host for f in leaving if f.host]
+    reached = work.fleet.reach(hosts, lambda connected: connected.address)
+    names = {
+        address: name
+        for name, address in reached.items()
+        if isinstance(address, str) and address not in spare
+    }
+    if not names:
+        return
     head = work.fleet[work.head.name]
     with http_client(
         head.transport, work.spec.ports.dashboard, token=work.token.reveal()
@@ -54,29 +132,31 @@ def _drain_command(node_id: str) -> tuple[str, ...]:
     )
 
 
-def forget(work: Work, leaving: Iterable[ResolvedHost]) -> tuple[ResolvedHost, ...]:
+def forget(work: Work, leaving: Iterable[Former]) -> tuple[Former, ...]:
     """Remove everything of ours from hosts that left; return those that could not be cleaned.
 
     A host that is in the spec under another name, with the same runtime, is left as it is.
     """
-    hosts = {h.name: h for h in leaving}
-    if not hosts:
+    former = {f.name: f for f in leaving}
+    if not former:
         return ()
-    staying = work.fleet.each(
-        (h.name for h in work.spec.hosts), lambda c: (machine(c), c.host.kind)
-    )
+    staying = all_or_raise(work.fleet.each((h.name for h in work.spec.hosts), machine))
+    kinds = {(told, work.fleet[name].host.kind) for name, told in staying.items()}
 
     def remove(connected: Connected) -> bool:
-        if (machine(connected), connected.host.kind) in staying.values():
+        here = machine(connected)
+        if (here, connected.host.kind) in kinds:
             return False
         connected.runtime.remove(None)
-        connected.transport.run(("sh", "-c", remove_script(work.spec.cluster.name)))
+        if here not in staying.values():  # with another runtime it has the rules still
+            connected.transport.run(("sh", "-c", remove_script(work.spec.cluster.name)))
         return True
 
     kept = []
-    for name, result in work.fleet.reach(hosts.values(), remove).items():
+    hosts = [f.host for f in former.values() if f.host]
+    for name, result in work.fleet.reach(hosts, remove).items():
         if isinstance(result, RayclusterError):
-            kept.append(hosts[name])
+            kept.append(former[name])
             work.listen(Event(name, f"left the spec, and stays as it is: {result}", "note"))
         elif result:
             work.listen(Event(name, "removed", "done"))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 from raycluster.accelerators import host as gpus_of_host
 from raycluster.accelerators.values import Accelerators, Trouble, clean
@@ -22,13 +20,16 @@ from raycluster.contracts import (
     file_mode,
     live_id_path,
 )
+from raycluster.decode import MOST
 from raycluster.errors import (
     CommandError,
     ConnectionLostError,
     HostError,
     RayclusterError,
+    RecordError,
     UnreachableError,
 )
+from raycluster.members import read_members, read_token
 from raycluster.ray_api import RayApi
 from raycluster.services.firewall import read_script
 from raycluster.services.gateway import GATEWAY
@@ -38,7 +39,9 @@ from raycluster.state import ClusterState, HostState
 from raycluster.transports.http import http_client
 from raycluster.untrusted import not_understood, number_of
 
-_READ_RECORDS = f'cd "$RAYCLUSTER_ROOT" && cat {TOKEN_FILE} && echo && cat {MEMBERS_FILE}'
+_READ_RECORDS = (
+    f'cd "$RAYCLUSTER_ROOT" && head -c 65 {TOKEN_FILE} && echo && head -c {MOST + 1} {MEMBERS_FILE}'
+)
 
 _MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
 
@@ -79,8 +82,8 @@ def observe(
         name: seen if isinstance(seen, HostState) else HostState(name, problem=seen)
         for name, seen in hosts.items()
     }
-    token, members = _records(spec, fleet, states)
-    state = ClusterState(states, token=token, members=members)
+    state = _with_records(spec, fleet, ClusterState(states))
+    token = state.token
     head = states[spec.hosts[0].name].role(HEAD)
     if token is None or head is None or head.health != "running":
         return state
@@ -104,21 +107,30 @@ def _live_id(connected: Connected, role: str) -> str:
         return ""  # it stopped since it was seen
 
 
-def _records(
-    spec: ClusterSpec, fleet: Fleet, states: Mapping[str, HostState]
-) -> tuple[Secret | None, tuple[Mapping[str, Any], ...]]:
-    """Return token and members from the first host whose process runs; every node holds both."""
+def _with_records(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> ClusterState:
+    """Add token and members from the first running node whose records can be read; all have both.
+
+    Members that do not come with the token are another cluster's.
+    """
     for host in spec.hosts:
-        if not ClusterState(states).runs(host):
+        if not state.runs(host):
             continue
         try:
             done = fleet[host.name].runtime.inside(host.role).run(("sh", "-c", _READ_RECORDS))
         except HostError:
             continue  # it stopped since it was seen
-        token, _, members = done.text.partition("\n")
-        if done.exit_code == 0 and token:
-            return Secret(token), tuple(json.loads(members))
-    return None, ()
+        first, _, second = done.stdout.partition(b"\n")
+        if done.exit_code != 0 or not first:
+            continue
+        try:
+            token = read_token(first, host.name)
+            if state.token and token != state.token:
+                continue
+            state = replace(state, token=token)
+            return replace(state, members=read_members(second, host.name), unread=None)
+        except RecordError as error:
+            state = replace(state, unread=state.unread or error)
+    return state
 
 
 def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secret) -> ClusterState:

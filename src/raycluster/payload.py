@@ -1,11 +1,11 @@
-"""The files that every node holds: token, secrets, recorded members and the app's code."""
+"""The files that every node holds: token, secrets and the app's code."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -13,8 +13,7 @@ from typing import Any
 from raycluster.contracts import Secret
 from raycluster.serve.settings import haproxy_of
 from raycluster.services.data_path import HAPROXY, HAPROXY_FILE, HAPROXY_TOLD
-from raycluster.services.ray_node import CODE_FOLDER, MEMBERS_FILE, SECRETS_FILE, TOKEN_FILE
-from raycluster.spec import ResolvedHost
+from raycluster.services.ray_node import CODE_FOLDER, SECRETS_FILE, TOKEN_FILE
 
 
 def code_files() -> dict[str, bytes]:
@@ -49,12 +48,6 @@ def haproxy_file(*bodies: Mapping[str, Any]) -> dict[str, bytes]:
     for name, value in (pair for body in bodies for pair in haproxy_of(body).items()):
         told[name] = {**told.get(name, {}), **value}
     return {HAPROXY_TOLD: json.dumps(told).encode()}
-
-
-def members_file(hosts: Iterable[ResolvedHost]) -> dict[str, bytes]:
-    """Return the record of the hosts, by which a later run finds those that left the spec."""
-    plain = [host.model_dump(mode="json", exclude={"runtime": {"env"}}) for host in hosts]
-    return {MEMBERS_FILE: json.dumps(plain).encode()}
 
 
 def app_fingerprint(token: Secret, secrets: Mapping[str, Secret]) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
 from raycluster.accelerators import choice
 from raycluster.accelerators.values import Device
 from raycluster.contracts import Facts, Found, Process, Secret
-from raycluster.errors import HostError, SpecError
+from raycluster.errors import DegradedError, HostError, SpecError
+from raycluster.members import Former, former
 from raycluster.requirements import GPU_NEEDS, short_of, too_old_for
 from raycluster.rollout import Rollout, plan_rollout, restarts, same
 from raycluster.room import Memory
@@ -180,8 +179,13 @@ def plan_nodes(
         removes += _strangers(host.name, seen.found, keep={p.role for p in wanted})
     starts.sort(key=lambda start: start.process.role not in RAY_ROLES)
     if only == EVERYTHING:
-        leaving = (*moved_hosts(spec, state), *removed_hosts(spec, state))
-        removes += [Remove(host.name, None, "no longer in the spec") for host in leaving]
+        removes += [
+            Remove(f.name, None, "has another runtime now") for f in moved_hosts(spec, state)
+        ]
+        removes += [
+            Remove(f.name, None, f"no longer in the spec, at {f.member.address}")
+            for f in removed_hosts(spec, state)
+        ]
     return (*guards, *starts, *reloads, *removes)
 
 
@@ -211,39 +215,37 @@ def _strangers(host: str, found: Iterable[Found], keep: Set[str]) -> list[Remove
     return [Remove(host, role, "not in the spec for this host") for role in sorted(unknown)]
 
 
-def removed_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
+def removed_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[Former, ...]:
     """Return the hosts that an earlier `up` recorded and the spec no longer names."""
-    places = {host.place for host in spec.hosts}
-    return tuple(m for m in _recorded(spec, state) if m.place not in places)
+    return tuple(f for f in former(spec, state.members) if f.host and not f.moved)
 
 
-def moved_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
+def moved_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[Former, ...]:
     """Return hosts of the spec as an earlier `up` recorded them, when with another runtime."""
-    kinds = {host.place: host.kind for host in spec.hosts}
-    return tuple(m for m in _recorded(spec, state) if kinds.get(m.place, m.kind) != m.kind)
+    return tuple(f for f in former(spec, state.members) if f.host and f.moved)
 
 
-def _recorded(spec: ClusterSpec, state: ClusterState) -> list[ResolvedHost]:
-    """Return the recorded hosts, none under a name that stands for another host now."""
-    taken = {host.name for host in spec.hosts}
-    hosts = [ResolvedHost.model_validate(known_keys(ResolvedHost, m)) for m in state.members]
-    return [
-        h.model_copy(update={"name": f"{h.name} (before)"}) if h.name in taken else h for h in hosts
-    ]
+def stranded_hosts(spec: ClusterSpec, state: ClusterState) -> tuple[Former, ...]:
+    """Return the recorded hosts that are to be cleaned, and that no run with this spec can."""
+    return tuple(f for f in former(spec, state.members) if not f.host)
 
 
-def known_keys(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table without keys that the model has not: another version may have written it."""
-    known: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        if name not in table:
-            continue
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            known[name] = known_keys(inner, table[name])
-        else:
-            known[name] = table[name]
-    return known
+def stranded(spec: ClusterSpec, state: ClusterState) -> tuple[HostError, ...]:
+    """Return why they stay as they are, one error for each."""
+    return tuple(
+        HostError(f"stays as it is: it {f.trouble}", where=f.name, hint=f.hint)
+        for f in stranded_hosts(spec, state)
+    )
+
+
+def unread(state: ClusterState) -> tuple[DegradedError, ...]:
+    """Return what a run does without where no node's records can be read."""
+    if state.unread is None:
+        return ()
+    error = state.unread
+    step = "run `raycluster down` with the spec of before for hosts that left it meanwhile"
+    what = f"{error.what}: hosts that left the spec are not known"
+    return (DegradedError(what, where=error.where, hint=error.hint or step),)
 
 
 def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.contracts import Found, Secret
-from raycluster.errors import RayclusterError
+from raycluster.errors import RayclusterError, RecordError
+from raycluster.members import Member
 from raycluster.spec import ResolvedHost
 
 
@@ -98,14 +99,16 @@ class App:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """Hosts by name; `members` are those that an earlier `up` recorded, as plain tables.
+    """Hosts by name; `members` are those that an earlier `up` recorded.
 
-    `nodes` and `apps` are None while the head does not answer.
+    `unread` says why no host's record of them, or of the token, could be read. `nodes` and `apps`
+    are None while the head does not answer.
     """
 
     hosts: Mapping[str, HostState]
     token: Secret | None = None
-    members: tuple[Mapping[str, Any], ...] = ()
+    members: tuple[Member, ...] = ()
+    unread: RecordError | None = None
     nodes: tuple[RayNode, ...] | None = None
     apps: tuple[App, ...] | None = None
     head_problem: RayclusterError | None = None

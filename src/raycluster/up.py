@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raycluster.apply import apply_nodes, check_nodes_gpus, refresh, wait_for_nodes
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
-from raycluster.errors import CommandError, HostError, RayclusterError
+from raycluster.errors import CommandError, HostError, NewerRecordError, RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.forecast.fits import Problem
 from raycluster.forecast.whole import Forecast, at_rest, refuse
+from raycluster.leave import recognise
 from raycluster.lock import holding
 from raycluster.observe import machine, observe
 from raycluster.plan import (
@@ -25,31 +27,37 @@ from raycluster.plan import (
     Start,
     check_machines,
     check_up,
+    moved_hosts,
     plan_nodes,
+    removed_hosts,
+    stranded,
+    unread,
 )
 from raycluster.probe.ask import check_environments
 from raycluster.services.firewall import remove_script
 from raycluster.services.grafana import GRAFANA, READ_PASSWORD
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.services.wiring import Secrets
-from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spec import ClusterSpec
 from raycluster.spool import clear_spool
 from raycluster.state import ClusterState
 from raycluster.survey import look_ahead
 from raycluster.weights import bring
-from raycluster.work import Work, wiring
+from raycluster.work import Work, record, wiring
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run of `up` did, and the completions that prove that the cluster serves.
 
-    `grafana_password` is there when this run was the one that brought Grafana.
+    `grafana_password` is there when this run was the one that brought Grafana; `doubts` are what
+    the run had to do without.
     """
 
     actions: tuple[Action, ...]
     proofs: tuple[Proof, ...]
     grafana_password: Secret | None = None
+    doubts: tuple[RayclusterError, ...] = ()
 
 
 def up(
@@ -92,12 +100,16 @@ def _up(
     if only == APP:
         check_up(spec, state)
     work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
+    doubts = unread(state)
+    _tell(listen, (*doubts, *stranded(spec, state)))
     actions = plan_nodes(spec, state, wiring(work, state), only)
     starts = any(isinstance(action, Start) for action in actions)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
     for action in actions:
         listen(Event(action.host, action.describe().partition(": ")[2]))
+    if doubts and not actions:
+        record(work, state, ())
     if actions:
         apply_nodes(work, state, actions, only)
         state = observe(spec, fleet)
@@ -107,7 +119,7 @@ def _up(
     refresh(work, wiring(work, state), only)
     password = _grafana_password(fleet, actions)
     if not only.app:
-        return Outcome(actions, (), password)
+        return Outcome(actions, (), password, doubts)
     if spec.models:
         check_nodes_gpus(work, state)
     change = plan_deploy(work, state)
@@ -122,7 +134,12 @@ def _up(
         if spec.models and (started or verify):  # replicas may come to a node that joined
             bring(work, state, wanted_app(work, state), verify=verify)
         recover(work, state)
-    return Outcome(actions, prove(work), password)
+    return Outcome(actions, prove(work), password, doubts)
+
+
+def _tell(listen: Listener, errors: Iterable[RayclusterError]) -> None:
+    for error in errors:
+        listen(Event(error.where, f"{error.what}; {error.hint}", "note"))
 
 
 def _grafana_password(fleet: Fleet, actions: tuple[Action, ...]) -> Secret | None:
@@ -162,8 +179,12 @@ def preview(
     if change:
         actions = (*actions, change)
     if any(isinstance(action, Start | Deploy) for action in actions):
-        return actions, look_ahead(work, state, actions, models=only.app)
-    return actions, at_rest(spec, state, actions)
+        found = look_ahead(work, state, actions, models=only.app)
+    else:
+        found = at_rest(spec, state, actions)
+    told = (*unread(state), *stranded(spec, state))
+    more = (Problem(error.where, error.what, error.hint) for error in told)
+    return actions, replace(found, warnings=(*found.warnings, *more))
 
 
 def _reach(spec: ClusterSpec, fleet: Fleet, only: Only) -> None:
@@ -186,6 +207,8 @@ def _seen(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
     """Observe; raise one error for all hosts that this run needs and cannot see."""
     state = observe(spec, fleet)
     _refuse(spec, only, {name: host.problem for name, host in state.hosts.items()})
+    if isinstance(state.unread, NewerRecordError):  # it is not overwritten
+        raise state.unread
     seen = [name for name, host in state.hosts.items() if not host.problem]
     if len(seen) > 1:
         check_machines(all_or_raise(fleet.each(seen, machine)))
@@ -213,25 +236,24 @@ def down(
 
 def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> tuple[str, ...]:
     state = observe(spec, fleet)
-    hosts = [*spec.hosts, *_former(spec, state)]
+    former = (*removed_hosts(spec, state), *moved_hosts(spec, state))
+    # before anything is cleaned: a host of the spec may be among them by another address
+    known = recognise(fleet, former, state.token) if state.token else {}
+    hosts = [*spec.hosts, *(f.host for f in former if f.host and known.get(f.name) is True)]
     results = fleet.reach(hosts, lambda c: _clean(spec, c, listen, purge=purge))
-    problems = [r for r in results.values() if isinstance(r, RayclusterError)]
+    problems = [r for r in (*known.values(), *results.values()) if isinstance(r, RayclusterError)]
+    problems += stranded(spec, state)
     removed = tuple(
         f"{name}: {thing}"
         for name, things in results.items()
         if isinstance(things, tuple)
         for thing in things
     )
-    if problems:
-        lines = "\n".join(str(p) for p in problems)
-        raise HostError(f"{len(problems)} of {len(hosts)} hosts could not be cleaned\n{lines}")
+    lines = [f"{len(problems)} hosts could not be cleaned", *map(str, problems)] if problems else []
+    lines += map(str, unread(state))
+    if lines:
+        raise HostError("\n".join(lines))
     return removed
-
-
-def _former(spec: ClusterSpec, state: ClusterState) -> tuple[ResolvedHost, ...]:
-    from raycluster.plan import moved_hosts, removed_hosts
-
-    return (*removed_hosts(spec, state), *moved_hosts(spec, state))
 
 
 def _clean(

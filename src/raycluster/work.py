@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Secret
 from raycluster.events import Event, Listener
+from raycluster.members import Former, member_of, members_file
 from raycluster.observe import push_files
-from raycluster.payload import members_file
+from raycluster.services.ray_node import MEMBERS_FILE
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.state import ClusterState
@@ -41,9 +42,15 @@ def wiring(work: Work, state: ClusterState) -> Wiring:
     return Wiring(addresses, work.token, work.secrets)
 
 
-def record(work: Work, state: ClusterState, members: tuple[ResolvedHost, ...]) -> None:
-    """Note on the running nodes who belongs to the cluster."""
-    content = members_file(members)
+def recorded(work: Work, former: Iterable[Former]) -> dict[str, bytes]:
+    """Return the file that says who belongs to the cluster, with hosts that left the spec."""
+    members = (*map(member_of, work.spec.hosts), *(each.member for each in former))
+    return {MEMBERS_FILE: members_file(members)}
+
+
+def record(work: Work, state: ClusterState, former: Iterable[Former]) -> None:
+    """Note on the running nodes who belongs to the cluster, with hosts that left the spec."""
+    content = recorded(work, former)
 
     def push(connected: Connected) -> None:
         push_files(connected.runtime.inside(connected.host.role), content)

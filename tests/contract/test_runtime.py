@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,23 @@ def test_a_started_process_is_observed_with_what_it_was_started_from(
     assert (found.role, found.fingerprint, found.health) == ("head", process.fingerprint, "running")
     assert found.versions == VERSIONS
     assert found.started
+
+
+def test_a_file_is_read_whether_its_process_runs_or_not(kind: Kind, runtime: Runtime) -> None:
+    assert runtime.read("token") == b""
+    begin(runtime, loop(kind), token=b"t", large=bytes(4 << 20))
+    assert runtime.read("token") == b"t"
+    assert runtime.read("other") == b""
+    with pytest.raises(HostError, match="large cannot be read"):
+        runtime.read("large")
+    for made in ("ln -s token link", "mkdir folder"):
+        assert runtime.inside("head").run(("sh", "-c", f'cd "$RAYCLUSTER_ROOT" && {made}'))
+    assert runtime.read("link") in (b"", b"t")
+    with suppress(HostError):
+        assert runtime.read("folder") == b""
+    begin(runtime, loop(kind, script="sleep 0.5; exit 1"), token=b"u")
+    wait_for(lambda: only(runtime.observe()).health != "running")
+    assert runtime.read("token") == b"u"
 
 
 def test_the_outlook_finds_what_a_process_runs_from_and_where_its_files_lie(

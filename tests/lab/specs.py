@@ -36,7 +36,10 @@ def cluster_toml(
     own = own or {}
     tables: list[tuple[str, Mapping[str, object]]] = [
         ("[cluster]", {"name": name}),
-        ("[ssh]", {"identity_file": str(lab.key), "known_hosts": str(lab.known_hosts)}),
+        (
+            "[ssh]",  # with the user of native hosts: the last of them may leave
+            {"user": "ubuntu", "identity_file": str(lab.key), "known_hosts": str(lab.known_hosts)},
+        ),
         (
             "[runtime]",
             {"image": IMAGE, "pull": "never", "volumes": lab.volumes, "shm_size": "1g"},

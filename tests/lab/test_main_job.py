@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -443,6 +444,59 @@ def test_hosts_of_both_kinds_come_and_go_while_the_app_serves(job: Running) -> N
         assert third.traces() == job.before[third.name]
     assert load.failures == []
     assert load.answered > 100
+
+
+def write_records(job: Running, content: bytes) -> None:
+    """Have every node of the cluster say this of its members."""
+    for host in job.hosts:
+        path = "/var/lib/docker/volumes/raycluster-job/_data/members.json"
+        if host.kind == "native":
+            path = "/home/ubuntu/.raycluster/job/members.json"
+        assert host.run(("sh", "-c", 'cat >"$0"', path), stdin=content).returncode == 0
+
+
+def test_what_hosts_say_of_members_hurts_neither_the_laptop_nor_others(job: Running) -> None:
+    third = job.lab.docker_hosts[2]
+    keys = job.cli.home / ".ssh/authorized_keys"
+    login = {"user": "root", "known_hosts": str(keys), "host_keys": "accept-new"}
+    plain = {"runtime": {"kind": "native"}, "transport": "ssh", "name": "gone"}
+    members = [
+        {**plain, "host": "", "transport": "local", "ssh": {}},
+        {**plain, "host": third.address, "ssh": {**login, "port": third.ssh_port}},
+    ]
+    own = job.cli.home / ".raycluster/job/token"
+    own.parent.mkdir(parents=True)
+    own.write_text("0" * 64)
+    there = "/root/.raycluster/job"
+    third.check("mkdir", "-p", there)
+    third.check("cp", "/etc/hostname", f"{there}/token")
+    write_records(job, json.dumps(members).encode())
+    plan = job.cli("plan", job.spec())
+    assert f"no longer in the spec, at {third.address}:{third.ssh_port}" in plan.stdout
+    done = job.cli("up", job.spec())
+    assert done.returncode == 0, done.stderr
+    assert "what is there does not hold this cluster's token" in done.stderr
+    assert "the machine itself on which `raycluster up` ran" in done.stderr
+    assert (own.read_text(), keys.exists()) == ("0" * 64, False)
+    third.check("rm", "-r", f"{there}/token", there, "/root/.raycluster")
+    shutil.rmtree(own.parents[1])
+
+
+@pytest.mark.parametrize("content", [b"[", b"true", b"[{}]"])
+def test_damaged_records_are_said_and_written_again(job: Running, content: bytes) -> None:
+    write_records(job, content)
+    said = "record of the cluster's hosts (members.json) cannot be read"
+    status = job.cli("status", job.spec())
+    assert (status.returncode, said in status.stdout + status.stderr) == (3, True)
+    plan = job.cli("plan", job.spec())
+    assert (plan.returncode, said in plan.stdout) == (0, True)
+    if content != b"[{}]":
+        return
+    done = job.cli("up", job.spec())
+    assert (done.returncode, said in done.stderr) == (3, True)
+    assert "Traceback" not in done.stderr
+    plan = job.cli("plan", job.spec())
+    assert (plan.returncode, plan.stdout.splitlines()[0]) == (0, "nothing to change")
 
 
 def holding(host: Host, *wanted: str) -> dict[str, str]:

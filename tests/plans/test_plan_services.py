@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from raycluster.contracts import Found, Secret, Versions
+from raycluster.members import member_of
 from raycluster.plan import Only, desired, plan_nodes, roles
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
@@ -42,7 +43,7 @@ def running(spec: ClusterSpec) -> ClusterState:
         )
         for host in spec.hosts
     }
-    members = tuple(h.model_dump(mode="json") for h in spec.hosts)
+    members = tuple(map(member_of, spec.hosts))
     return ClusterState(hosts, token=wiring.token, members=members)
 
 

@@ -80,7 +80,7 @@ class Ledger:
         Raises RayclusterError.
         """
         found = _ID.match(content)
-        if found is None or not content.endswith(_END):
+        if found is None or not content.endswith(_END) or int(found[3]) > self._last:
             raise RayclusterError(
                 f"got what is no result: {content[:80]!r}",
                 where=str(self.path),

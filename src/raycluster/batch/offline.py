@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import time
@@ -15,7 +16,8 @@ from raycluster.batch.report import Progress
 from raycluster.batch.run import Sent, Task, Way
 from raycluster.batch.work import away, no_entry
 from raycluster.contracts import PYTHON, Tell
-from raycluster.errors import HostError, RayclusterError, UsageError
+from raycluster.decode import MOST, decode
+from raycluster.errors import HostError, RayclusterError, RecordError, UsageError
 from raycluster.serve.offline.order import (
     AWAY,
     INPUT_FILE,
@@ -35,6 +37,8 @@ from raycluster.serve.rootcause import last_exception
 PER_REPLICA = 64
 """Requests at once for each replica, where nothing else is said."""
 CHUNK_BYTES = 4 << 20
+MOST_BYTES = 256 << 20
+"""Of one result."""
 TICK_S = 1.0
 STOP_S = 30.0
 _LOOK = """
@@ -139,7 +143,8 @@ class _Run:
                 hint="raycluster up",
             )
         path = f"{self._folder}/{JOB_FILE}"
-        self._job = self._place(lambda place: place.shell.run(("cat", path))).text
+        job = self._place(lambda place: place.shell.run(("head", "-c", "100", path))).text
+        self._job = job if re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", job) else ""
 
     def _clear(self, place: Place) -> None:
         """Remove what a job left, and what Ray keeps of it."""
@@ -231,6 +236,9 @@ class _Run:
             if whole or len(content) < size:
                 break
             size *= 2  # a line that is longer than all of this
+            if size > MOST_BYTES:
+                what = f"a result is longer than {MOST_BYTES} bytes"
+                raise RecordError(what, where=self._place.host, hint="raycluster logs head")
         for line in whole.splitlines(keepends=True):
             self._task.ledger.take(line)
         self._offset += len(whole)
@@ -243,8 +251,10 @@ class _Run:
         return place.shell.run(argv, timeout=600).stdout
 
     def _state(self) -> State:
-        argv = ("cat", f"{self._folder}/{STATE_FILE}")
-        state = State.decode(self._place(lambda place: place.shell.run(argv)).stdout)
+        argv = ("head", "-c", str(MOST + 1), f"{self._folder}/{STATE_FILE}")
+        told = self._place(lambda place: place.shell.run(argv)).stdout
+        what, where = "the job's state", self._place.host
+        state = decode(told, State, what=what, where=where) if told else State()
         if not state.over:
             said = self._place(lambda place: place.jobs.said(self._job))
             state.error = last_exception(said) or "the job ended before its work was done"

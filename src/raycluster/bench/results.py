@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from raycluster.bench.export import write_csv
 from raycluster.bench.page import page
@@ -19,6 +19,9 @@ from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError, UsageError
 
 REQUESTS = "requests.jsonl"
+MOST_LEVELS = 10_000
+UNREAD = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What comes of reading a line that is damaged."""
 
 
 class Results(AbstractContextManager["Results"]):
@@ -135,6 +138,14 @@ def read_levels(folder: Path) -> Iterator[list[Record]]:
         number = level + 1
 
 
+def level_of(values: Mapping[str, Any]) -> int:
+    """Return the number of the level that a record is of. Raises one of UNREAD."""
+    level = int(values["level"])
+    if not 0 <= level <= MOST_LEVELS:
+        raise ValueError("no level")
+    return level
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
     hint = "name a folder that `bench -o` wrote"
     level = 0
@@ -143,9 +154,9 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
             for number, line in enumerate(file, start=1):
                 try:
                     values = json.loads(line)
-                    before, level = level, int(values["level"])
+                    before, level = level, level_of(values)
                     record = Record.from_json(values)
-                except (ValueError, KeyError, TypeError) as error:
+                except UNREAD as error:
                     if not file.peek(1):
                         return
                     where = f"{path}, line {number}"

@@ -8,22 +8,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from raycluster.bench.load import Conditions, judged
 from raycluster.bench.record import Record
-from raycluster.bench.results import REQUESTS, read_levels
+from raycluster.bench.results import REQUESTS, UNREAD, level_of, read_levels
 from raycluster.bench.schedule import Load, Shape, shape_of
 from raycluster.bench.server import Server
-from raycluster.bench.stats import Distribution
 from raycluster.bench.summary import Level
 from raycluster.bench.verdict import Circumstances, Client
-from raycluster.errors import UsageError
+from raycluster.decode import MOST, decode
+from raycluster.errors import RecordError, UsageError
 
 RUN, ENDS, CUT = "run.json", "levels.jsonl", "requests-cut.jsonl"
 """What the run was to be; a line for each level that is over; records of levels that were not."""
 
 _HINT = "name another folder, or repeat the command that made it"
+
+
+@dataclass(frozen=True)
+class _Told:
+    load: dict[str, Any]
+    numbers: tuple[int, int]
+    client: Client
+    repeated: int
+    salted: bool
+    generated: int | None = None
+    server: Server | None = None
 
 
 @dataclass(frozen=True)
@@ -68,19 +77,17 @@ class End:
         }
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> End:
-        """Return what `to_json` gave. Raises KeyError, TypeError or ValueError for all else."""
-        client = dict(plain["client"])
-        lag = client.pop("loop_lag_ms")
-        spread = None if lag is None else Distribution(**lag)
+    def from_json(cls, line: bytes) -> End:
+        """Return what a line of `to_json` tells. Raises RecordError, KeyError or ValueError."""
+        told = decode(line, _Told, what="the end of a level")
         return cls(
-            shape_of(plain["load"]),
-            range(*plain["numbers"]),
-            Client(spread, **client),
-            int(plain["repeated"]),
-            bool(plain["salted"]),
-            plain.get("generated"),
-            TypeAdapter(Server | None).validate_python(plain.get("server")),
+            shape_of(told.load),
+            range(*told.numbers),
+            told.client,
+            told.repeated,
+            told.salted,
+            told.generated,
+            told.server,
         )
 
     def level(self, records: Sequence[Record], load: Load, conditions: Conditions) -> Level:
@@ -141,7 +148,11 @@ def _cut(folder: Path, levels: int) -> None:
     """Leave in requests.jsonl the records of so many levels."""
     path = folder / REQUESTS
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    keep = [line for line in lines if line.endswith(b"\n") and json.loads(line)["level"] < levels]
+    whole = [line for line in lines if line.endswith(b"\n")]
+    try:
+        keep = [line for line in whole if level_of(json.loads(line)) < levels]
+    except UNREAD as error:
+        raise UsageError("not a record", where=str(path), hint=_HINT) from error
     if len(keep) == len(lines):
         return
     with (folder / CUT).open("ab") as file:
@@ -155,8 +166,9 @@ def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Raise UsageError when the folder holds no run, or another than the wanted one."""
     where = str(folder)
     try:
-        found = json.loads((folder / RUN).read_bytes())
-    except (OSError, ValueError) as error:
+        content = (folder / RUN).read_bytes()
+        found = decode(content, dict[str, Any], what=RUN, most=16 * MOST)
+    except (OSError, RecordError) as error:
         raise UsageError("no run to go on with", where=where, hint=_HINT) from error
     differ = [name for name in wanted if found.get(name) != wanted[name]]
     if differ:
@@ -168,6 +180,6 @@ def ends(folder: Path) -> list[End]:
     path = folder / ENDS
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        return [End.from_json(json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+        return [End.from_json(line) for line in lines]
+    except (RecordError, ValueError, KeyError) as error:
         raise UsageError("not the end of a level", where=str(path), hint=_HINT) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,10 +80,11 @@ Shape = Closed | Open | Replay
 
 
 def shape_of(plain: Mapping[str, Any]) -> Shape:
-    """Return the shape that `to_json` gave; KeyError or TypeError when it gave none such."""
+    """Return the shape that `to_json` gave; KeyError, TypeError or RecordError for all else."""
+    from raycluster.decode import decode
+
     kinds: dict[str, type[Shape]] = {"closed": Closed, "open": Open, "replay": Replay}
-    values = dict(plain)
-    return kinds[values.pop("kind")](**values)
+    return decode(json.dumps(plain), kinds[plain["kind"]], what="the load")
 
 
 @dataclass(frozen=True)

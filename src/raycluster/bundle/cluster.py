@@ -60,7 +60,7 @@ def gather(
             standing = watcher.look()
         health = standing.health
         parts.add("status.json", _json(status_json(standing)))
-        parts.add("members.json", _json([dict(member) for member in health.state.members]))
+        parts.add("members.json", _json([m.model_dump(mode="json") for m in health.state.members]))
     with parts.trying("plan.txt"):
         _plan(parts, spec, fleet, secrets, health)
     if health and health.state.token:

@@ -22,7 +22,8 @@ def up(
 ) -> None:
     """Bring hosts, Ray and the app to the spec. A second run changes nothing.
 
-    Exit code 3: it serves, with another engine than asked for, or with ports open to strangers.
+    Exit code 3: it serves, with another engine than asked for, with ports open to strangers, or
+    hosts that left the spec are not known.
     """
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
@@ -43,4 +44,4 @@ def up(
             console = session.out()
             console.print(outcome_text(opened.spec, outcome, private=console.is_terminal))
         open_ports = exposed(opened.spec, fleet) if part == EVERYTHING else ()
-    raise_together((*fell_back(outcome), *open_ports))
+    raise_together((*fell_back(outcome), *open_ports, *outcome.doubts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raycluster.members import Member
 from raycluster.plan import removed_hosts
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.state import ClusterState
@@ -27,15 +28,17 @@ def cost(spec: ClusterSpec, state: ClusterState) -> Cost | None:
     """Return what the cluster will cost, or None where no host has a price."""
     if all(host.price_per_hour is None for host in spec.hosts):
         return None
-    leaving = removed_hosts(spec, state)
+    leaving = [former.member for former in removed_hosts(spec, state)]
     joining = [host for host in spec.hosts if not state.hosts[host.name].found]
+    prices = [(h.name, h.price_per_hour) for h in spec.hosts]
+    prices += [(m.name, m.price_per_hour) for m in leaving]
     return Cost(
         currency=spec.cluster.currency,
         per_hour=_sum(spec.hosts),
         change=_sum(joining) - _sum(leaving),
-        unpriced=tuple(h.name for h in (*spec.hosts, *leaving) if h.price_per_hour is None),
+        unpriced=tuple(name for name, price in prices if price is None),
     )
 
 
-def _sum(hosts: Iterable[ResolvedHost]) -> float:
+def _sum(hosts: Iterable[ResolvedHost | Member]) -> float:
     return round(sum(host.price_per_hour or 0 for host in hosts), 6)

@@ -7,7 +7,9 @@ Everything of a cluster carries its label: a container for each role, and one vo
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +32,8 @@ from raycluster.contracts import (
     Transport,
     Versions,
 )
-from raycluster.errors import AnswerError, HostError, ImageError
+from raycluster.decode import MOST, unread
+from raycluster.errors import AnswerError, HostError, ImageError, RecordError
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_gpus import GpuOptions, gpu_options
 from raycluster.runtimes.docker_http import newest_info, open_client
@@ -38,6 +41,7 @@ from raycluster.runtimes.docker_image import Images
 from raycluster.runtimes.docker_options import (
     CLUSTER,
     FINGERPRINT,
+    FOLDER,
     ONEOFF,
     ROLE,
     VERSIONS,
@@ -228,6 +232,19 @@ class DockerRuntime:
         """Return a shell that runs commands in the role's container by `docker exec`."""
         return DockerShell(self._client, container_name(self._cluster, role), self._edge)
 
+    def read(self, path: str) -> bytes:
+        """Return a file of the cluster's volume, as any of its containers has it."""
+        with self._edge.translated(f"reading {path}"):
+            if listed := self._listed():
+                return self._plain(str(listed[0]["Id"]), path)
+            if volumes := self._volumes():
+                raise RecordError(
+                    f"the volume {volumes[0]} is there, and no container by which to read it",
+                    where=self._host,
+                    hint=f"if it is not needed: docker volume rm {volumes[0]}",
+                )
+            return b""
+
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
     ) -> Iterator[bytes]:
@@ -311,6 +328,26 @@ class DockerRuntime:
         content = next((content for _, content in members(packed, path, self._host)), b"")
         return content.decode("utf-8", "replace")
 
+    def _plain(self, container: str, path: str) -> bytes:
+        """Return a plain file under ROOT, empty where there is none. Raises RecordError."""
+        try:
+            chunks, _ = self._client.get_archive(container, f"{FOLDER}/{path}")
+        except docker.errors.NotFound:
+            return b""
+        packed = b""
+        for chunk in chunks:
+            packed += chunk
+            if len(packed) > 2 * MOST:
+                raise unread(path, "it is too large", self._host)
+        try:
+            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
+                entry = tar.next()
+                plain = entry and entry.isreg() and not entry.issparse()
+                file = tar.extractfile(entry) if entry and plain else None
+                return file.read(MOST) if file else b""
+        except (tarfile.TarError, ValueError, LookupError, OSError, RecursionError) as error:
+            raise unread(path, str(error), self._host) from error
+
     def _state(self, container: str) -> dict[str, Any]:
         state: dict[str, Any] = self._client.inspect_container(container)["State"]
         return state
@@ -356,12 +393,16 @@ class DockerRuntime:
                 raise
         return f"container {listed['Names'][0].lstrip('/')}"
 
+    def _volumes(self) -> list[str]:
+        told = self._client.volumes(filters={"label": f"{CLUSTER}={self._cluster}"})["Volumes"]
+        return [str(volume["Name"]) for volume in told or []]
+
     def _remove_volumes(self) -> list[str]:
-        mine = self._client.volumes(filters={"label": f"{CLUSTER}={self._cluster}"})["Volumes"]
-        for volume in mine or []:
+        mine = self._volumes()
+        for name in mine:
             with contextlib.suppress(docker.errors.NotFound):
-                self._client.remove_volume(volume["Name"])
-        return [f"volume {volume['Name']}" for volume in mine or []]
+                self._client.remove_volume(name)
+        return [f"volume {name}" for name in mine]
 
     def _remove_networks(self) -> list[str]:
         mine = self._client.networks(filters={"label": f"{CLUSTER}={self._cluster}"})

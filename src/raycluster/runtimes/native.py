@@ -29,6 +29,7 @@ from raycluster.contracts import (
     Versions,
     file_mode,
 )
+from raycluster.decode import MOST, unread
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.requirements import Lock
 from raycluster.runtimes.native_environment import PYTHON, Environment
@@ -148,6 +149,17 @@ class NativeRuntime:
         """Return a shell with the process's environment, in the cluster's folder."""
         told = self._remote.ask("describe", role=role)
         return _Inside(self._transport, told["root"], told["launch"])
+
+    def read(self, path: str) -> bytes:
+        """Return a file of the cluster's folder. Raises RecordError where it is large."""
+        told = self._remote.ask("read", path=path).get("content")
+        try:
+            content = bytes.fromhex(told if isinstance(told, str) else "none")
+        except ValueError as error:
+            raise unread(path, "the host does not tell it", self._host) from error
+        if len(content) > MOST:
+            raise unread(path, "it is too large", self._host)
+        return content
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home, place
-from raycluster.runtimes.native_processes import alive, boot_id, end
+from raycluster.runtimes.native_processes import UNREAD, alive, boot_id, end
 
 SCHEMA = 1  # of what the supervisor writes
+MOST = 1 << 20  # bytes of a file that is read whole
 START_LIMIT = 15.0  # seconds
 PASSED = (
     *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
@@ -81,12 +82,15 @@ def _role(folder: Path) -> dict[str, Any] | None:
         if state["schema"] != SCHEMA:
             return dict(gone, detail="started by another version of raycluster")
         answer = {n: state[n] for n in ("fingerprint", "versions", "detail", "started")}
+        if not all(isinstance(answer[n], str) for n in ("fingerprint", "detail", "started")):
+            raise TypeError
+        answer["versions"] = {n: str(v) for n, v in answer["versions"].items()}
         answer["health"] = _health(state)
         if state["restarts"]:
             answer["detail"] = "restarts: {}; {}".format(state["restarts"], state["detail"])
     except FileNotFoundError:
         return gone if (folder / "launch.json").exists() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except UNREAD:
         return dict(gone, detail="its state cannot be read")
     return dict(answer, role=folder.name)
 
@@ -185,6 +189,15 @@ def _last_lines(log: Path, count: int, size: int) -> int:
     return size - sum(len(line) for line in lines[len(lines) - min(count, len(lines)) :])
 
 
+def read(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell what stands in a file under the root, in hexadecimal; nothing where there is none."""
+    try:
+        with (place(ask).root / ask["path"]).open("rb") as file:
+            return {"content": file.read(MOST + 1).hex()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {"content": ""}
+
+
 def remove(ask: dict[str, Any]) -> dict[str, Any]:
     """End one role, or all, delete its files, and tell what was removed."""
     from raycluster.runtimes.native_crontab import remove_line
@@ -213,8 +226,9 @@ def _delete_role(at: Place, role: str) -> list[str]:
 
 def _files(folder: Path) -> set[str]:
     try:
-        return set(json.loads((folder / "launch.json").read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        named = json.loads((folder / "launch.json").read_text())["files"]
+        return {n for n in named if not n.startswith("/") and ".." not in n.split("/")}
+    except UNREAD:
         return set()
 
 
@@ -248,7 +262,9 @@ def _delete(folder: Path) -> bool:
     return True
 
 
-COMMANDS = {each.__name__: each for each in (where, observe, launch, stop, describe, logs, remove)}
+COMMANDS = {
+    each.__name__: each for each in (where, observe, launch, stop, describe, logs, read, remove)
+}
 
 
 def main() -> None:

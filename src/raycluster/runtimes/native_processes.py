@@ -20,6 +20,10 @@ SUPERVISED_LIMIT = 14.0  # seconds; longer than a supervisor's patience with its
 ORPHANED_LIMIT, KILL_LIMIT = 3.0, 5.0
 
 
+UNREAD = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What comes of reading JSON that may be damaged."""
+
+
 class Seen(NamedTuple):
     """A process: its parent, its session, and when it began in ticks since boot."""
 
@@ -156,7 +160,7 @@ def _sessions(at: Place, role: str) -> dict[int, int]:
     """Return the sessions that the supervisors noted, with when their leaders began."""
     noted = {}
     for file in (at.root / "roles").glob("{}/state.json".format(role or "*")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(*UNREAD):
             state = json.loads(file.read_text())
             if state["boot"] == boot_id() and state["session"]:
                 noted[int(state["session"][0])] = int(state["session"][1])

@@ -14,7 +14,8 @@ ADDRESS = "RAYCLUSTER_ADDRESS"
 def members() -> int:
     """Return the number of hosts; 0 where nobody has told."""
     try:
-        return len(json.loads((Path(os.environ["RAYCLUSTER_ROOT"]) / FILE).read_text()))
+        told = json.loads((Path(os.environ["RAYCLUSTER_ROOT"]) / FILE).read_text())
+        return len(told["members"] if isinstance(told, dict) else told)
     except (KeyError, OSError, ValueError, TypeError):
         return 0
 

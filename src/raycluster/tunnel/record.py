@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from raycluster.decode import MOST, decode
+from raycluster.errors import RecordError
 from raycluster.tunnel.ports import Forward
 
 
@@ -83,11 +85,11 @@ def opened(cluster: str, head: str) -> tuple[Opened, ...]:
 
 
 def _read(path: Path) -> Opened | None:
-    with suppress(OSError, ValueError, TypeError), path.open(encoding="utf-8") as file:
+    with suppress(OSError, RecordError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:  # its process lives
-            return Opened(**json.load(file))
+            return decode(file.read(MOST + 1), Opened, what=str(path))
         if file.read(1):  # what is empty is about to be locked
             path.unlink()
     return None

@@ -28,9 +28,11 @@ from raycluster.errors import (
     ConnectionLostError,
     HostError,
     RayclusterError,
+    RecordError,
     UnreachableError,
 )
 from raycluster.serve.asking.asker import Tries
+from raycluster.serve.offline.order import STATE_FILE
 from raycluster.transports.local import LocalTransport
 from tests.unit.batch.conftest import Batch, Serve
 from tests.unit.batch.test_ends import PROGRAM
@@ -285,6 +287,22 @@ def test_a_job_that_was_left_is_found_again(
     assert sorted(r["response"]["body"]["said"] for r in batch.results()) == sorted(questions(200))
     assert len(server.finish()) <= (200 if runs else 200 + 4 * 8)
     assert box.left() == [] and box.processes == {}
+
+
+@pytest.mark.parametrize("content", [b"[", b'{"sent": "x"}'])
+def test_a_state_that_is_damaged_is_one_error(
+    batch: Batch, box: Box, serve: Serve, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.ask("one")
+    box.url = serve().url
+    run = box.run
+
+    def damaged(argv: Sequence[str], **more: Any) -> Completed:
+        return Completed(0, content) if argv[-1].endswith(STATE_FILE) else run(argv, **more)
+
+    monkeypatch.setattr(box, "run", damaged)
+    with pytest.raises(RecordError, match="the job's state cannot be read"):
+        go(batch, box)
 
 
 def test_an_endpoint_that_stays_away_costs_no_line(batch: Batch, box: Box) -> None:

@@ -271,6 +271,18 @@ def test_a_file_of_something_else_is_left_alone(batch: Batch, content: bytes, wh
     assert batch.output.read_bytes() == content
 
 
+@pytest.mark.parametrize("line", [2, 9, 10**17])
+def test_another_process_tells_no_result_of_a_line_that_the_input_has_not(
+    batch: Batch, line: int
+) -> None:
+    stamp = Stamp("0" * 12, "0" * 8)
+    with Ledger(batch.output, stamp, 1) as ledger:
+        content = json.dumps({"id": stamp.id(line), "error": None}).encode() + b"\n"
+        with pytest.raises(RayclusterError, match="no result"):
+            ledger.take(content)
+    assert batch.output.read_bytes() == b""
+
+
 def test_results_of_another_input_or_other_options_are_left_alone(
     batch: Batch, serve: Serve
 ) -> None:

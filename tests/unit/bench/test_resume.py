@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from raycluster.bench.load import Conditions
 from raycluster.bench.record import Record
-from raycluster.bench.resume import End
+from raycluster.bench.results import read_records
+from raycluster.bench.resume import ENDS, RUN, End, begin, restore
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.verdict import Client
+from raycluster.errors import UsageError
 from tests.unit.bench.level import requests
 from tests.unit.bench.test_server import FIRST, grown, level, seen
 
@@ -21,10 +26,10 @@ def end() -> End:
 
 def test_a_level_that_is_over_keeps_what_the_servers_did() -> None:
     before = end()
-    plain = json.loads(json.dumps(before.to_json()))
-    assert End.from_json(plain).to_json() == plain
+    line = json.dumps(before.to_json()).encode()
+    assert End.from_json(line).to_json() == json.loads(line)
     records: list[Record] = requests(6)
-    again = End.from_json(plain).level(records, LOAD, Conditions())
+    again = End.from_json(line).level(records, LOAD, Conditions())
     assert again.seen.server
     assert before.server
     assert again.seen.server.replicas == before.server.replicas
@@ -37,5 +42,24 @@ def test_a_level_that_is_over_keeps_what_the_servers_did() -> None:
 def test_a_level_of_an_earlier_version_has_no_figures_of_servers() -> None:
     plain = end().to_json()
     del plain["server"], plain["generated"]
-    again = End.from_json(json.loads(json.dumps(plain)))
+    again = End.from_json(json.dumps(plain).encode())
     assert (again.server, again.generated) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[", b"[]", b"1", b"null", b"[" * 100_000, b'{"load": 1}', b"\xff", b'{"a": 1e999}']
+)
+@pytest.mark.parametrize("file", [RUN, ENDS, "requests.jsonl"])
+def test_a_damaged_folder_is_one_error(tmp_path: Path, file: str, line: bytes) -> None:
+    begin(tmp_path, {"load": 1})
+    good = json.dumps(end().to_json()).encode()
+    (tmp_path / ENDS).write_bytes(good + b"\n" + good + b"\n")
+    (tmp_path / file).write_bytes(line + b"\n" + line + b"\n")
+    with pytest.raises(UsageError):
+        restore(tmp_path, {"load": 1}, LOAD, Conditions())
+
+
+def test_a_record_of_a_level_out_of_all_bounds_is_none(tmp_path: Path) -> None:
+    (tmp_path / "requests.jsonl").write_text('{"level": 1000000000000}\n' * 2)
+    with pytest.raises(UsageError, match="line 1"):
+        read_records(tmp_path)

@@ -14,6 +14,7 @@ from raycluster.forecast.fits import Problem
 from raycluster.forecast.interruptions import interruptions
 from raycluster.forecast.seen import Files, Seen
 from raycluster.forecast.whole import Forecast, at_rest, forecast, refuse, starting_models
+from raycluster.members import member_of
 from raycluster.plan import Action, Deploy, Reload, Remove, Start
 from raycluster.rollout import Rollout
 from raycluster.spec import ClusterSpec
@@ -116,7 +117,7 @@ def test_the_price_of_the_cluster_and_what_a_new_host_adds() -> None:
 def test_a_host_that_leaves_no_longer_costs_what_it_was_recorded_with() -> None:
     before = priced(0.5, None)
     spec = priced()
-    members = tuple(host.model_dump(mode="json") for host in before.hosts)
+    members = tuple(map(member_of, before.hosts))
     found = cost(spec, replace(up_with(spec, "head"), members=members))
     assert found
     assert (found.per_hour, found.change, found.unpriced) == (2.0, -0.5, ("gpu-2",))
@@ -124,8 +125,8 @@ def test_a_host_that_leaves_no_longer_costs_what_it_was_recorded_with() -> None:
 
 def test_a_record_of_an_earlier_version_has_no_prices() -> None:
     spec = priced()
-    (member,) = (h.model_dump(mode="json") for h in priced(0.5).hosts if h.name == "gpu-1")
-    del member["price_per_hour"]
+    (host,) = (h for h in priced(0.5).hosts if h.name == "gpu-1")
+    member = member_of(host).model_copy(update={"price_per_hour": None})
     found = cost(spec, replace(up_with(spec, "head"), members=(member,)))
     assert found
     assert (found.change, found.unpriced) == (0, ("gpu-1",))

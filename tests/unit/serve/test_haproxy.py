@@ -136,7 +136,12 @@ def test_hosts_that_vanish_are_given_up() -> None:
 
 @pytest.mark.parametrize(
     ("content", "address"),
-    [("[{}, {}]", "10.0.0.2"), ("[{}]", ""), ("", ""), ("{", ""), ("3", "")],
+    [
+        *(("[{}, {}]", "10.0.0.2"), ("[{}]", ""), ("", ""), ("{", ""), ("3", ""), ("{}", "")),
+        ('{"schema": 1, "members": [{}, {}]}', "10.0.0.2"),
+        ('{"schema": 1, "members": [{}]}', ""),
+        ('{"schema": 1, "members": 2}', ""),
+    ],
 )
 def test_a_lone_node_has_no_address_for_others(
     content: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -56,6 +57,16 @@ def test_what_is_no_record_is_no_tunnel(place: Path, content: str) -> None:
     place.mkdir(mode=0o700)
     (place / "tunnel-1.json").write_text(content)
     assert record.opened("c", "h:22") == ()
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"pid": "x"}', "[" * 100_000, '{"a": 1e999}'])
+def test_what_an_open_one_wrote_may_be_damaged(place: Path, content: str) -> None:
+    place.mkdir(mode=0o700)
+    with (place / "tunnel-1.json").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(content)
+        file.flush()
+        assert record.opened("c", "h:22") == ()
 
 
 def test_a_folder_that_others_may_write_to_is_not_believed(place: Path) -> None:
