@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
 
 from raycluster import __version__, startup
 from raycluster.commands import COMMANDS
 from raycluster.errors import RayclusterError
+from raycluster.printable import LONGEST, PrintableStream
 from raycluster.tested import sentence
 
 INTERRUPTED = 130
@@ -84,10 +86,17 @@ def _cut_off(error: OSError) -> int:
 
 
 def _open_streams() -> None:
-    """Put the null device where a standard stream is closed, as `cron` or `>&-` may leave it."""
+    """Let standard streams write what is printable; the null device where one is closed.
+
+    `cron` or `>&-` may leave them so. A line for people has an end, one for programs need not.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # until the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as sys.stderr does from the beginning
+    sys.stdout = cast(TextIO, PrintableStream(sys.stdout))
+    sys.stderr = cast(TextIO, PrintableStream(sys.stderr, LONGEST))
 
 
 def _by_interrupt(end: SystemExit) -> bool:

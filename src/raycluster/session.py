@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 
+from raycluster.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -97,7 +99,7 @@ class Asker:
             return ""
         with self._lock:
             if prompt not in self._answers:
-                self._answers[prompt] = getpass.getpass(prompt)
+                self._answers[prompt] = getpass.getpass(printable(prompt))
             return self._answers[prompt]
 
 
@@ -131,11 +133,9 @@ def err() -> Console:
 
 
 def _console(stream: TextIO) -> Console:
-    from rich.console import Console
+    from raycluster.console import SafeConsole
 
-    terminal = stream.isatty()
-    width = None if terminal else 1_000_000  # characters: a program reads whole lines
-    return Console(file=stream, highlight=False, soft_wrap=not terminal, width=width)
+    return SafeConsole(stream)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -114,21 +114,23 @@ class Canned(asyncio.Protocol):
 
     def __init__(self, answer: list[bytes]) -> None:
         self._answer = answer
-        self._got = b""
+        self._head = b""
+        self._left: int | None = None  # bytes of the body that are still to come
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a TCP connection's is one
 
     def data_received(self, data: bytes) -> None:
-        self._got += data
-        head, mark, body = self._got.partition(b"\r\n\r\n")
-        if not mark:
-            return
-        _, _, rest = head.lower().partition(b"content-length:")
-        length = int(rest.split(b"\r\n", 1)[0]) if rest else 0
-        if len(body) >= length and self._transport is not None:
-            self._got = b""
+        if self._left is None:
+            self._head, mark, data = (self._head + data).partition(b"\r\n\r\n")
+            if not mark:
+                return
+            _, _, rest = self._head.lower().partition(b"content-length:")
+            self._left = int(rest.split(b"\r\n", 1)[0]) if rest else 0
+        self._left -= len(data)
+        if self._left <= 0 and self._transport is not None:
+            self._head, self._left = b"", None
             self.reply(self._transport, self._answer)
 
     def reply(self, transport: asyncio.Transport, packets: Sequence[bytes]) -> None:

@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
@@ -29,6 +27,9 @@ from raycluster.contracts import Tell
 from raycluster.errors import UsageError
 from raycluster.openai_wire.prompts import Defaults, Prompt
 from raycluster.openai_wire.target import Target
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 N = TypeVar("N", int, float)
 

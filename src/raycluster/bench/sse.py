@@ -23,7 +23,7 @@ class SseParser:
     """
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail = bytearray()
         self._skip_lf = False
         self._started = False
         self._data: list[bytes] = []
@@ -32,12 +32,14 @@ class SseParser:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that this chunk completes; ValueError when one grows beyond 16 MiB."""
-        lines = (self._tail + self._after_cr(chunk)).splitlines(keepends=True)
-        self._tail = b""
-        if lines and not lines[-1].endswith((b"\n", b"\r")):
-            self._tail = lines.pop()
-        elif lines:
+        lines = self._after_cr(chunk).splitlines(keepends=True)
+        last = lines.pop() if lines and not lines[-1].endswith((b"\n", b"\r")) else b""
+        if lines and self._tail:
+            lines[0] = bytes(self._tail) + lines[0]
+            self._tail.clear()
+        if lines and not last:
             self._skip_lf = lines[-1].endswith(b"\r")
+        self._tail.extend(last)
         events = []
         for line in lines:
             event = self._line(line.rstrip(b"\r\n"))
@@ -49,9 +51,9 @@ class SseParser:
 
     def close(self) -> list[Event]:
         """Return the event that only lacks its blank line, where the stream ended there."""
-        lines = (self._tail, b"") if self._tail else (b"",)
+        lines = (bytes(self._tail), b"") if self._tail else (b"",)
         events = [event for line in lines if (event := self._line(line)) is not None]
-        self._tail = b""
+        self._tail.clear()
         return events
 
     def _after_cr(self, chunk: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from raycluster import __version__
 from raycluster.bundle.parts import FILE, Parts
-from raycluster.bundle.redact import is_secret_name, secret_values
+from raycluster.bundle.redact import is_secret_name, secret_values, shown_variables
 from raycluster.connect import Fleet
 from raycluster.contracts import Secret
 from raycluster.judge import Health
@@ -39,6 +39,11 @@ _RAY = {
     "events.json": "/events",
     "demand.json": "/api/cluster_status",
 }
+_UNWANTED = frozenset(
+    {"cmdline", "entrypoint", "env_vars", "environ", "runtime_env", "runtime_env_json"}
+    | {"serialized_runtime_env", "metadata", "driver_info", "config"}
+)
+"""Fields of Ray's answers that hold command lines, environments and what users say of jobs."""
 _PROMETHEUS = ("alerts", "rules", "targets", "status/tsdb")
 _TIMEOUT_S = 10.0
 
@@ -108,6 +113,8 @@ def _spec(spec: ClusterSpec) -> dict[str, Any]:
 
 
 def _masked(value: Any, name: str = "") -> Any:  # noqa: ANN401  # JSON
+    if isinstance(value, dict) and name == "env":
+        return shown_variables(value)
     if isinstance(value, dict):
         return {key: _masked(each, key) for key, each in value.items()}
     if isinstance(value, list):
@@ -143,8 +150,8 @@ def _head(parts: Parts, spec: ClusterSpec, fleet: Fleet, token: Secret) -> None:
     with http_client(transport, port, token=token.reveal(), timeout=_TIMEOUT_S) as client:
         for name, path in _RAY.items():
             with parts.trying(f"ray/{name}"):
-                content = client.get(path).raise_for_status().content
-                parts.add(f"ray/{name}", content, limit=4 * FILE)
+                answer = client.get(path).raise_for_status()
+                parts.add(f"ray/{name}", _json(_wanted(answer.json())), limit=4 * FILE)
     if not (spec.monitoring and spec.monitoring.prometheus):
         return
     with http_client(transport, spec.ports.prometheus, timeout=_TIMEOUT_S) as client:
@@ -152,6 +159,13 @@ def _head(parts: Parts, spec: ClusterSpec, fleet: Fleet, token: Secret) -> None:
             path = f"prometheus/{name.replace('/', '-')}.json"
             with parts.trying(path):
                 parts.add(path, client.get(f"/api/v1/{name}").raise_for_status().content)
+
+
+def _wanted(value: Any) -> Any:  # noqa: ANN401  # JSON
+    """Return an answer of Ray without what may hold anybody's secrets."""
+    if isinstance(value, dict):
+        return {key: _wanted(each) for key, each in value.items() if key not in _UNWANTED}
+    return [_wanted(each) for each in value] if isinstance(value, list) else value
 
 
 def _json(value: object) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from raycluster.bundle import on_node
 from raycluster.bundle.parts import FILE, Parts
-from raycluster.bundle.redact import is_secret_name, secret_values
+from raycluster.bundle.redact import secret_values, shown_variables
 from raycluster.connect import Connected
 from raycluster.contracts import PYTHON
 from raycluster.errors import HostError
@@ -43,14 +43,24 @@ show sh -c 'dmesg -T | tail -n 200'
 _DOCKER = r"""
 command -v docker >/dev/null || { echo "no docker command here"; exit 0; }
 show() { echo; echo "## $*"; "$@" 2>&1 | tail -n 2000; }
-show docker version; show docker info; show docker ps -a; show docker images
+# Fields by their names: commands, variables and proxies of containers may hold anybody's secrets.
+show docker version; show docker images
+show docker info --format '{{json .ServerVersion}} {{json .Driver}} {{json .DockerRootDir}}
+{{json .LoggingDriver}} {{json .CgroupDriver}} {{json .CgroupVersion}} {{json .KernelVersion}}
+{{json .OperatingSystem}} {{json .Architecture}} {{json .NCPU}} {{json .MemTotal}}
+{{json .Runtimes}} {{json .DefaultRuntime}} {{json .SecurityOptions}} {{json .Warnings}}'
+show docker ps -a --format '{{.ID}}  {{.Image}}  {{.Names}}  {{.Status}}  {{.Ports}}'
 ours=$(docker ps -aq --filter "label=raycluster.cluster=$0" 2>/dev/null)
-[ -z "$ours" ] || show docker inspect $ours
+[ -z "$ours" ] || show docker inspect --format '{{json .Name}} {{json .Created}} {{json .Image}}
+{{json .State}} {{json .RestartCount}} {{json .HostConfig}} {{json .Mounts}}
+{{json .NetworkSettings.Ports}} {{json .Config.Image}} {{json .Config.Labels}}' $ours
 """
 _CONFIG = r"""
 cd "$RAYCLUSTER_ROOT/$0" 2>/dev/null || exit 0
-for file in *.conf *.yml *.yaml *.cfg *.ini; do
-  [ -f "$file" ] && { echo "## $file"; head -c 200000 "$file"; echo; }
+for file in nginx.conf prometheus.yml alerts.yml recording.yml grafana.ini datasources.yaml; do
+  [ -f "$file" ] || continue
+  echo "## $file, without lines about keys"
+  head -c 200000 "$file" | grep -aviE 'bearer|authorization|passw|secret|credential|token|_key'
 done; true
 """
 # Passwords and keys that a service keeps in files: read to be masked everywhere, for no other use.
@@ -131,10 +141,9 @@ def _ray(parts: Parts, connected: Connected, role: str) -> None:
 
 
 def _environment(parts: Parts, path: str, variables: dict[str, str]) -> None:
-    """Take an environment; what is secret by its name is masked here and everywhere."""
+    """Take an environment's names and some values; what is secret by name is masked all over."""
     parts.known |= set(secret_values(variables))
-    shown = {name: "***" if is_secret_name(name) else value for name, value in variables.items()}
-    parts.add(path, _json(shown))
+    parts.add(path, _json(shown_variables(variables)))
 
 
 def _metrics(parts: Parts, connected: Connected, spec: ClusterSpec) -> None:

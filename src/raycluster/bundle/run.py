@@ -23,9 +23,11 @@ from raycluster.status.json import UNREACHED
 SCHEMA = 1
 _README = """\
 What `raycluster support-bundle` gathered; manifest.json lists it, and what could not be had.
-Secrets were replaced by ***: those of the spec and of the hosts by their values, however these were
-written, and what looks like a token. Host names, addresses, paths, model names and what logs say of
-requests are still here: look through it before you hand it on.
+Secrets were replaced by ***: those of the spec and of the hosts by their values, also in JSON,
+URLs, HTML, escapes, hex, base64 and UTF-16, broken over lines or not, and what looks like a token.
+Not found: values of fewer than six characters, and what is compressed, encrypted or in base64
+twice. Host names, addresses, paths, model names and what logs say of requests are still here: look
+through it before you hand it on.
 """
 
 

@@ -7,37 +7,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from raycluster.errors import UsageError
+from raycluster.printable import printable, printable_log, without_colours
 
 LONGEST = 1_000_000  # bytes; what has no line end after so many is shown as a line
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-_FOUND, _RESET = b"\x1b[1;31m", b"\x1b[0m"
-_ESCAPE = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+_FOUND, _RESET = "\x1b[1;31m", "\x1b[0m"
 
 
 class Whole:
     """Makes whole lines of chunks that end anywhere."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the lines that are whole now, without their ends."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > LONGEST:
-            lines.append(self._rest)
-            self._rest = b""
-        return lines
+        *lines, last = chunk.split(b"\n")
+        if lines and self._rest:
+            lines[0] = bytes(self._rest) + lines[0]
+            self._rest.clear()
+        self._rest.extend(last)
+        return [*lines, *self.end()] if len(self._rest) > LONGEST else lines
 
     def end(self) -> list[bytes]:
         """Return what was left without a line end."""
-        rest, self._rest = self._rest, b""
+        rest = bytes(self._rest)
+        self._rest.clear()
         return [rest] if rest else []
 
 
-def pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[bytes]:
-    """Return the expression of `--grep`, for lines as bytes of UTF-8. Raises UsageError."""
+def pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[str]:
+    """Return the expression of `--grep`. Raises UsageError."""
     try:
-        return re.compile(text.encode(), re.IGNORECASE if ignore_case else 0)
+        text.encode()  # an argument that is no UTF-8 would find nothing
+        return re.compile(text, re.IGNORECASE if ignore_case else 0)
     except (re.error, UnicodeEncodeError) as error:
         raise UsageError(f"{text!r} is no regular expression: {error}", where="--grep") from None
 
@@ -47,38 +50,44 @@ class View:
     """How lines are shown: with their source before them, in colour, and which of them.
 
     What a source said in colour is kept, but for a line in which something was found: there the
-    find alone is coloured.
+    find alone is coloured. Of all else that a terminal would obey the escape is shown; a carriage
+    return ends a line.
     """
 
     prefix: bool = False
     colour: bool = False
-    grep: re.Pattern[bytes] | None = None
-    _seen: dict[str, bytes] = field(default_factory=dict)
+    grep: re.Pattern[str] | None = None
+    _seen: dict[str, str] = field(default_factory=dict)
 
     def line(self, label: str, line: bytes) -> bytes | None:
         """Return a line as it is shown, with its end, or None where it is not asked for."""
-        line = line.removesuffix(b"\r")
+        text = line.removesuffix(b"\r").decode("utf-8", "backslashreplace")
+        shown = [s for part in text.split("\r") if (s := self._part(label, part)) is not None]
+        return "".join(shown).encode() if shown else None
+
+    def _part(self, label: str, line: str) -> str | None:
+        shown = printable_log(line)
         if self.grep:
-            plain = _ESCAPE.sub(b"", line)
+            plain = without_colours(line)
             if not self.grep.search(plain):
                 return None
-            line = b"".join(self._marked(plain)) if self.colour else line
-        return self._before(label) + line + b"\n"
+            shown = "".join(self._marked(plain)) if self.colour else shown
+        return f"{self._before(label)}{shown}\n"
 
-    def _before(self, label: str) -> bytes:
+    def _before(self, label: str) -> str:
         if not self.prefix:
-            return b""
-        if not self.colour:
-            return label.encode() + b"  "
+            return ""
         if label not in self._seen:
+            name = printable(label)
             number = _COLOURS[len(self._seen) % len(_COLOURS)]
-            self._seen[label] = b"\x1b[%dm%s%s  " % (number, label.encode(), _RESET)
+            self._seen[label] = f"\x1b[{number}m{name}{_RESET}  " if self.colour else f"{name}  "
         return self._seen[label]
 
-    def _marked(self, line: bytes) -> Iterator[bytes]:
+    def _marked(self, line: str) -> Iterator[str]:
         at = 0
         for found in self.grep.finditer(line) if self.grep else ():
             if found.end() > found.start():
-                yield line[at : found.start()] + _FOUND + found[0] + _RESET
+                before, what = line[at : found.start()], found[0]
+                yield printable(before, None) + _FOUND + printable(what, None) + _RESET
                 at = found.end()
-        yield line[at:]
+        yield printable(line[at:], None)

@@ -107,7 +107,8 @@ class Output:
     def __init__(self, path: Path, number: int) -> None:
         self.path, self.number = path, number
         self.file = path.open("rb")
-        self.rest = b""
+        self.rest = bytearray()
+        self.looked = 0  # how far there is no line end in it
 
     def begin(self, ask: dict[str, Any], now: float) -> str:
         """Go to where reading begins; return what a person should know of that, or ""."""
@@ -142,10 +143,13 @@ class Output:
 
     def lines(self, last: bool) -> list[bytes]:
         """Return the whole lines that were read; with `last` what has no end as well."""
-        *whole, self.rest = self.rest.split(b"\n")
+        end = self.rest.rfind(b"\n", self.looked) + 1
+        whole = bytes(self.rest[:end]).split(b"\n")[:-1]
+        del self.rest[:end]
         if self.rest and (last or len(self.rest) > LONGEST):
-            whole.append(self.rest)
-            self.rest = b""
+            whole.append(bytes(self.rest))
+            self.rest.clear()
+        self.looked = len(self.rest)
         return [line for line in whole if not line.startswith(MARKS)]
 
 

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycluster.bench.sse import Event, SseParser
+from tests.unit.counted import Counted, worked
 
 
 def parse(*chunks: bytes) -> list[Event]:
@@ -61,6 +62,16 @@ def test_refuses_an_event_without_end() -> None:
         assert "16 MiB" in str(error)
     else:
         raise AssertionError("17 MiB were taken")
+
+
+def test_a_long_event_in_small_pieces_is_looked_at_a_few_times_alone() -> None:
+    parser, pieces, size = SseParser(), 4096, 1024
+    with worked() as work:
+        for piece in (b"data: ", *[b"x" * size] * pieces):
+            assert parser.feed(Counted(piece)) == []
+        [event] = parser.feed(Counted(b"\n\n"))
+    assert len(event.data) == pieces * size
+    assert pieces * size <= work() <= 4 * pieces * size
 
 
 LINE = st.sampled_from([b"data: a", b"data:", b"data: \xe2\x80\xa8", b": c", b"", b"", b"event: e"])

@@ -162,7 +162,11 @@ def test_an_archive_tells_all_that_can_be_had_and_no_secret(here: Here) -> None:
             assert holding == [], form
     assert b"typer==" in files["hosts/head/head/packages.txt"]
     assert b"said ***" in files["hosts/head/logs/head.log"]
-    assert b'+***" "alice";' in files["hosts/head/gateway/config.txt"].replace(b" ***", b"***")
+    config = files["hosts/head/gateway/config.txt"]
+    assert b"listen" in config and b"bearer" not in config.lower()
+    environment = json.loads(files["hosts/head/gateway/environment.json"])
+    assert (environment["PROXY"], environment["SAID"]) == ("***", "***")
+    assert "/bin" in environment["PATH"]
     assert b"https://me:***@proxy/ gone" in files["hosts/head/head/ray/gcs_server.out"]
 
 

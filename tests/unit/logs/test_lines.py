@@ -8,18 +8,15 @@ from hypothesis import strategies as st
 
 from raycluster.errors import UsageError
 from raycluster.logs.lines import LONGEST, View, Whole, pattern
+from tests.unit.counted import Counted, worked
 
 
-@given(st.lists(st.binary(max_size=8)))
+@given(st.lists(st.binary(max_size=8) | st.sampled_from([b"\n", b"a\n\nb"])))
 def test_lines_stay_whole_wherever_chunks_end(chunks: list[bytes]) -> None:
-    whole = Whole()
-    lines = [line for chunk in chunks for line in whole.feed(chunk)] + whole.end()
-    data = b"".join(chunks)
-    assert (
-        lines
-        == (data.split(b"\n") if not data.endswith(b"\n") else data[:-1].split(b"\n"))[: len(lines)]
-    )
-    assert b"\n".join(lines).rstrip(b"\n") == data.rstrip(b"\n")
+    splitter = Whole()
+    lines = [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.end()
+    whole = b"".join(chunks).split(b"\n")
+    assert lines == (whole if whole[-1] else whole[:-1])
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
@@ -28,9 +25,32 @@ def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
     assert whole.end() == []
 
 
+def test_a_long_line_in_small_pieces_is_looked_at_a_few_times_alone() -> None:
+    whole, size = Whole(), 1024
+    pieces = LONGEST // size
+    with worked() as work:
+        for _ in range(pieces):
+            assert whole.feed(Counted(b"x" * size)) == []
+        [line] = whole.feed(Counted(b"\n"))
+    assert len(line) == pieces * size
+    assert pieces * size <= work() <= 4 * pieces * size
+
+
 def test_a_label_stands_before_each_line() -> None:
     assert View(prefix=True).line("head/gateway", b"said\r") == b"head/gateway  said\n"
     assert View().line("head", b"said") == b"said\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (b"\x1b[1mbold\x1b]0;title\x07", b"\x1b[1mbold\\x1b]0;title\\x07\x1b[0m\n"),
+        (b"10%\r20%\r", b"10%\n20%\n"),
+        (b"\x9b2J \xff \xc2\x9b \tend", b"\\x9b2J \\xff \\x9b \tend\n"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(said: bytes, shown: bytes) -> None:
+    assert View().line("head", said) == shown
 
 
 def test_each_label_has_a_colour_of_its_own() -> None:
@@ -47,7 +67,7 @@ def test_each_label_has_a_colour_of_its_own() -> None:
         ("err", False, b"an error", b"an error\n"),
         ("ERR", False, b"an error", None),
         ("ERR", True, b"an error", b"an error\n"),
-        ("^an", False, b"\x1b[31man error", b"\x1b[31man error\n"),
+        ("^an", False, b"\x1b[31man error", b"\x1b[31man error\x1b[0m\n"),
         ("", False, b"all", b"all\n"),
     ],
 )
