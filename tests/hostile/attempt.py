@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tarfile
@@ -64,6 +65,10 @@ class Outcome:
     out: str
     err: str
     unknown: tuple[str, ...]
+
+
+_OBEYED = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal does more with than show it."""
 
 
 class HangError(BaseException):
@@ -184,11 +189,14 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
         mock.patch.object(cli, "_end_interrupted", _interrupted),
         _in_time(),
     ):
+        cli._open_streams()
         code = cli._run()
     said, told = out.text(), err.text()
     assert not crashed, crashed[0]
     assert code in CODES, (code, told)
     assert "Traceback" not in told
+    shown = told if command == "logs" else said + told
+    assert not (obeyed := _OBEYED.findall(shown)), obeyed
     bundle = stage.folder / "work" / "bundle.tar.gz"
     if bundle.exists():
         _check_bundle(bundle)
