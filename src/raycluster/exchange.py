@@ -11,7 +11,8 @@ import contextlib
 import json
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -19,13 +20,19 @@ from typing import Any
 from raycluster.contracts import Shell
 from raycluster.errors import CommandError, RayclusterError
 from raycluster.serve.rootcause import last_exception
+from raycluster.untrusted import Told, lines, not_understood, read_json
 
 BEGIN_S = 60.0
 """Seconds for those who hold the files to begin to serve."""
 PARTING_S = 10.0
+QUIET_S = 1200.0
+"""Seconds without a word after which a program of `serve/` is given up."""
+STUCK_S = 600.0
+STEP = 1 << 20
+"""An exchange in which not even so many bytes come within STUCK_S has failed."""
+_WORDS = 16384  # bytes of what a program says on stderr that are kept, the last ones
 
-Line = Mapping[str, Any]
-Told = Callable[[str, Line], None]
+Report = Callable[[str, Told], None]
 """Takes a host's name and a line that its program wrote, such as `here` and `total` bytes."""
 
 
@@ -73,7 +80,7 @@ def exchange(
     takers: Sequence[Party],
     port: int,
     order: Mapping[str, Any],
-    told: Told,
+    told: Report,
     *,
     feed: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
@@ -99,7 +106,7 @@ def exchange(
 class _Run:
     """The programs of one exchange, each with a thread that reads it; ended together."""
 
-    def __init__(self, port: int, order: Mapping[str, Any], told: Told) -> None:
+    def __init__(self, port: int, order: Mapping[str, Any], told: Report) -> None:
         self.problems: dict[str, str] = {}
         self._port, self._order, self._told = port, order, told
         self._over = threading.Event()
@@ -107,6 +114,7 @@ class _Run:
         self._begun: set[str] = set()
         self._settled: set[str] = set()
         self._threads: list[threading.Thread] = []
+        self._here: dict[str, int] = {}
 
     def __enter__(self) -> _Run:
         return self
@@ -136,7 +144,14 @@ class _Run:
     def wait_for(self, holders: Sequence[str], takers: Sequence[str]) -> None:
         """Return when all of these have everything or have failed, or no holder is left."""
         with self._change:
+            before, at = self._came(), time.monotonic()
             while not self._settled.issuperset((*holders, *takers)):
+                if self._came() >= before + STEP:
+                    before, at = self._came(), time.monotonic()
+                elif time.monotonic() - at > STUCK_S:
+                    for name in {*holders, *takers} - self._settled:
+                        self.problems.setdefault(name, f"nothing came for {STUCK_S:.0f} s")
+                    return
                 if all(holder in self.problems for holder in holders):
                     why = f"{holders[0]}: {self.problems[holders[0]]}"
                     for taker in {*takers} - self._settled:
@@ -144,24 +159,33 @@ class _Run:
                     return
                 self._change.wait(1.0)  # seconds; so that Ctrl-C comes through
 
+    def _came(self) -> int:
+        return sum(self._here.values())
+
     def _attend(self, party: Party, order: bytes) -> None:
+        why = "its program was not followed to its end"
         try:
             party.deliver(order)
             self._follow(party)
+            why = ""
         except RayclusterError as error:
-            self.problems.setdefault(party.name, error.what)
-        self._settle(party.name)
+            why = error.what
+        finally:  # whatever it was: who waits for this host must not wait for ever
+            if why:
+                self.problems.setdefault(party.name, why)
+            self._settle(party.name)
 
     def _follow(self, party: Party) -> None:
         with contextlib.closing(spoken(party.shell, party.argv, party.env)) as lines:
             for line in lines:
                 if "error" in line:
-                    self.problems[party.name] = str(line["error"])
+                    self.problems[party.name] = line["error"].text(2000) or "it does not say why"
                     return
                 self._begin(party.name)
-                if not line.get("done") or party.name not in self._settled:
+                self._here[party.name] = line["here"].whole() or 0
+                if not line["done"].flag() or party.name not in self._settled:
                     self._told(party.name, line)
-                if line.get("done"):
+                if line["done"].flag():
                     self._settle(party.name)
                 if self._over.is_set():
                     return
@@ -182,20 +206,32 @@ class _Run:
 
 def spoken(
     shell: Shell, argv: Sequence[str], env: Mapping[str, str]
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[Told, None, None]:
     """Yield what a program of `serve/` writes, line by line; closing this ends the program.
 
-    Raises CommandError with its last words if it breaks.
+    Raises CommandError with its last words if it breaks, AnswerError where a line is none of its.
     """
-    rest = {"stdout": b"", "stderr": b""}
-    stream = shell.stream(argv, env=env)
-    try:
+    said = b""
+    stream = shell.stream(argv, env=env, quiet=QUIET_S)
+
+    def out() -> Iterator[bytes]:
+        nonlocal said
         for channel, data in stream:
-            rest[channel] += data
-            *whole, rest["stdout"] = rest["stdout"].split(b"\n")
-            yield from (json.loads(line) for line in whole if line.startswith(b"{"))
+            if channel == "stdout":
+                yield data
+            else:
+                said = (said + data)[-_WORDS:]
+
+    source = "the program that hands files on"
+    try:
+        for line in lines(out(), source):
+            if line.startswith(b"{"):
+                told = read_json(line, source)
+                if not isinstance(told.value, dict):
+                    raise not_understood(source, "", line)
+                yield told
     except CommandError as error:
-        words = rest["stderr"].decode("utf-8", "replace")
+        words = said.decode("utf-8", "replace")
         cause = last_exception(words) or words.strip()[-300:] or error.what
         raise CommandError(cause, where=error.where, status=error.status) from error
     finally:

@@ -51,11 +51,15 @@ class Fenced:
         return self.transport.run(argv, input=input, env=env, timeout=timeout)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; see Shell."""
         self.valid()
-        return self.transport.stream(argv, env=env)
+        return self.transport.stream(argv, env=env, quiet=quiet)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Write a file whole or not at all; see Shell."""

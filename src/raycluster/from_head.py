@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from raycluster.bench.away import Job, Listener, code, looked_file
 from raycluster.bench.load import Conditions, Keep
 from raycluster.bench.schedule import Load
 from raycluster.bench.summary import Summary
-from raycluster.contracts import FIND_PYTHON, Shell, Tell
+from raycluster.contracts import FIND_PYTHON, Channel, Shell, Tell
 from raycluster.errors import CommandError, HostError
 from raycluster.observe import push_files
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 from raycluster.session import ended
+from raycluster.untrusted import lines
 
+QUIET_S = 7200.0
+"""Seconds without a word after which the program is given up: a level may be that long."""
 _RUN = (
     'cd "$RAYCLUSTER_ROOT/$0" && export PYTHONPATH="$PWD/code.zip" && '
     f'{FIND_PYTHON}; exec "$python" -m raycluster.bench.away job'
@@ -62,16 +65,20 @@ class FromHead:
         return listener.summary(started, interrupted=interrupted)
 
     def _listen(self, folder: str, listener: Listener) -> None:
-        rest, said = b"", b""
+        said = b""
+
+        def written(output: Iterable[tuple[Channel, bytes]]) -> Iterator[bytes]:
+            nonlocal said
+            for channel, chunk in output:
+                if channel == "stdout":
+                    yield chunk
+                else:
+                    said = (said + chunk)[-2000:]
+
         try:
-            with ended(self._shell.stream(("sh", "-c", _RUN, folder))) as output:
-                for channel, chunk in output:
-                    if channel == "stderr":
-                        said = (said + chunk)[-2000:]
-                        continue
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        listener.take(line)
+            with ended(self._shell.stream(("sh", "-c", _RUN, folder), quiet=QUIET_S)) as output:
+                for line in lines(written(output), "the program that makes the load", self._name):
+                    listener.take(line)
         except CommandError as error:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or [error.what]
             hint = "the head's environment needs httpx and httptools; or leave --from out"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 
@@ -14,10 +13,12 @@ from raycluster.judge import Health, ModelHealth, judge
 from raycluster.observe import observe
 from raycluster.plan import still_serving
 from raycluster.ray_api import RayApi
+from raycluster.replicas import report
 from raycluster.serve.settings import ENGINE_PATH, slugs
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
+from raycluster.untrusted import Told, read_json
 
 _READY_S = 15.0  # longer than the replica's own patience
 
@@ -34,7 +35,7 @@ def look(
     before the models are asked for a token.
     """
     state = observe(spec, fleet, met)
-    usage: Mapping[str, Mapping[str, Any]] = {}
+    usage: Mapping[str, Told] = {}
     models = tuple(ModelHealth(m.name, None) for m in spec.models)
     if state.apps is not None and state.token:
         with ThreadPoolExecutor(1 + len(models)) as beside:
@@ -47,7 +48,7 @@ def look(
     return Health(spec, state, usage, models, judge(spec, state, models))
 
 
-def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str, Mapping[str, Any]]:
+def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str, Told]:
     head = spec.hosts[0].name
     token = state.token.reveal() if state.token else ""
     with http_client(fleet[head].transport, spec.ports.dashboard, token=token) as client:
@@ -76,16 +77,19 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
     if app is None or not (app.running or still_serving(app)) or app.asleep:
         return ModelHealth(name, app)  # asking one that sleeps would start a replica
     try:
-        told = client.get(f"{route}{ENGINE_PATH}").raise_for_status().json()
-    except (httpx.HTTPError, ValueError):
+        answer = client.get(f"{route}{ENGINE_PATH}").raise_for_status()
+        told = report(read_json(answer.content, "a replica"))
+    except (httpx.HTTPError, RayclusterError):
+        told = {}
+    if not told:
         return ModelHealth(name, app)
     return ModelHealth(
         name,
         app,
-        str(told.get("engine", "")),
-        str(told.get("reason") or ""),
+        told["engine"],
+        told["reason"],
         unready=_unready(client, route),
-        seconds=told.get("seconds") or {},
+        seconds=told["seconds"],
     )
 
 
@@ -93,6 +97,9 @@ def _unready(client: httpx.Client, route: str) -> str:
     """Return why a replica did not answer a request for one token, or ""."""
     try:
         answer = client.get(f"{route}/raycluster/ready", timeout=_READY_S)
-        return "" if answer.is_success else str(answer.json()["error"]["message"])
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        if answer.is_success:
+            return ""
+        said = read_json(answer.content, "a replica")["error"]["message"].text()
+    except (httpx.HTTPError, RayclusterError) as error:
         return f"readiness cannot be asked: {error}"
+    return said or f"it answers {answer.status_code}"

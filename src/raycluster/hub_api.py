@@ -9,9 +9,12 @@ from urllib.parse import quote
 import httpx
 
 from raycluster.contracts import Secret
+from raycluster.errors import AnswerError
 from raycluster.forecast.seen import Files
 from raycluster.secrets import bearer
 from raycluster.serve.wanted import Wanted
+from raycluster.transports.http import whole_answer
+from raycluster.untrusted import Told, read_json
 
 ANSWER_S = 5.0
 """Seconds for each answer: without the hub a plan says less, and is not held up."""
@@ -32,7 +35,7 @@ def read_hub(endpoint: str, token: Secret | None, models: Sequence[Wanted]) -> d
                 found[model] = _files(client, model)
             except httpx.TransportError:
                 break
-            except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError):
+            except (httpx.HTTPError, httpx.InvalidURL, AnswerError):
                 continue  # a gated or unknown model, which the nodes will say better
     return found
 
@@ -40,15 +43,16 @@ def read_hub(endpoint: str, token: Secret | None, models: Sequence[Wanted]) -> d
 def _files(client: httpx.Client, model: Wanted) -> Files:
     revision = quote(model.revision, safe="")
     told = _json(client, f"/api/models/{model.source}/revision/{revision}?blobs=true")
-    sizes = {str(each["rfilename"]): int(each["size"]) for each in told["siblings"]}
+    each = {
+        file["rfilename"].text(1000): file["size"].whole() for file in told["siblings"].listed()
+    }
+    sizes = {name: size for name, size in each.items() if size is not None}
     config: Mapping[str, Any] | None = None
     if "config.json" in sizes:
-        config = _json(client, f"/{model.source}/resolve/{told['sha']}/config.json")
+        sha = quote(told["sha"].text(100), safe="")
+        config = _json(client, f"/{model.source}/resolve/{sha}/config.json").table()
     return Files(sizes, config)
 
 
-def _json(client: httpx.Client, path: str) -> dict[str, Any]:
-    found = client.get(path).raise_for_status().json()
-    if not isinstance(found, dict):
-        raise TypeError(path)
-    return found
+def _json(client: httpx.Client, path: str) -> Told:
+    return read_json(whole_answer(client, path).raise_for_status().content, "the hub")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
+import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import ImageStore, Process
@@ -17,12 +20,17 @@ from raycluster.errors import ImageError
 from raycluster.events import Event
 from raycluster.exchange import all_private, exchange
 from raycluster.spool import Archive, Spool, open_spool, store
+from raycluster.untrusted import Told, not_understood
 from raycluster.work import Work
 
 Pieces = Callable[[], Iterator[bytes]]
 """Yields an archive from its beginning, each time that it is called."""
 HERE = "this machine"
 WRONG = "wrong SHA-256"
+_NO_ARCHIVE = (
+    *(tarfile.TarError, LookupError, TypeError, ValueError, AttributeError, EOFError),
+    *(RecursionError, lzma.LZMAError, zlib.error),
+)
 
 
 def bring_images(work: Work, wanted: Mapping[str, Sequence[Process]]) -> None:
@@ -86,9 +94,10 @@ class Errand:
         `feed` writes the first one's while they take it.
         """
 
-        def told(host: str, line: Mapping[str, Any]) -> None:
+        def told(host: str, line: Told) -> None:
             if host != first.name:
-                self.tell(host, f"{_of(line['here'], line['total'])} from other hosts")
+                here, total = line["here"].whole() or 0, line["total"].whole() or 0
+                self.tell(host, f"{_of(here, total)} from other hosts")
 
         return exchange(
             [first.party(archive, alone=not others)],
@@ -243,10 +252,14 @@ class _FromHost:
         direct = [spool for spool in others if spool.name not in problems]
         if not direct:
             return problems
-        end: Mapping[str, Any] = {}
+        end = Told(None)
         for end in first.save(self.image):
-            errand.tell(first.name, f"{end.get('here', end.get('size', 0)) / 1e6:,.0f} MB saved")
-        archive = Archive(end["size"], end["digest"], errand.layers)
+            here = end["here"].whole() or end["size"].whole() or 0
+            errand.tell(first.name, f"{here / 1e6:,.0f} MB saved")
+        size, digest = end["size"].whole(), end["digest"].text(64)
+        if not size or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise not_understood("the program that saves an image", first.name)
+        archive = Archive(size, digest, errand.layers)
         first.keep_saved(archive)
         failed = errand.hand_on(archive, first, direct)
         errand.load(archive, [s for s in direct if s.name not in failed])
@@ -278,7 +291,7 @@ def archived_layers(path: Path, image: str) -> tuple[str, ...]:
             return tuple(config["rootfs"]["diff_ids"])
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}", where=where) from error
-    except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError) as error:
+    except _NO_ARCHIVE as error:
         raise ImageError(
             "is no archive of `docker save`",
             where=where,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from raycluster.plan import roles, still_serving
 from raycluster.serve.failures import cure
@@ -12,6 +11,7 @@ from raycluster.serve.rootcause import root_cause
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
+from raycluster.untrusted import Told
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Health:
 
     spec: ClusterSpec
     state: ClusterState
-    usage: Mapping[str, Mapping[str, Any]]
+    usage: Mapping[str, Told]
     models: tuple[ModelHealth, ...]
     problems: tuple[Problem, ...]
 

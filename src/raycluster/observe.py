@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -37,6 +37,7 @@ from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
 from raycluster.transports.http import http_client
+from raycluster.untrusted import not_understood, number_of
 
 _READ_RECORDS = (
     f'cd "$RAYCLUSTER_ROOT" && head -c 65 {TOKEN_FILE} && echo && head -c {MOST + 1} {MEMBERS_FILE}'
@@ -148,17 +149,29 @@ def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secre
 def read_facts(transport: Transport) -> Facts:
     """Return what the host offers. Raises HostError."""
     values = _told(transport, _READ_FACTS)
+    numbers = {
+        name: _number(transport, name, values.get(name, ()))
+        for name in ("cpus", "memory", "disk", "epoch")
+    }
     return Facts(
         gpus=read_gpus(transport),
-        cpus=int(values["cpus"][0]),
-        memory_bytes=int(float(values["memory"][0])),
-        disk_free_bytes=int(float(values["disk"][0])),
+        cpus=int(numbers["cpus"]),
+        memory_bytes=int(numbers["memory"]),
+        disk_free_bytes=int(numbers["disk"]),
         listening=_ports(values),
-        epoch=float(values["epoch"][0]),
-        programs=frozenset(values.get("program", ())),
+        epoch=numbers["epoch"],
+        programs=frozenset(PROGRAMS).intersection(values.get("program", ())),
         machine=clean("".join(values.get("machine", ())), 20),
         glibc=_glibc("".join(values.get("glibc", ()))),
     )
+
+
+def _number(transport: Transport, name: str, said: Sequence[str]) -> float:
+    """Return one of the numbers that every host has. Raises AnswerError."""
+    number = number_of(said[0]) if said else None
+    if number is None:
+        raise not_understood(f"the host's shell ({name})", transport.address, "".join(said[:1]))
+    return number
 
 
 def _glibc(said: str) -> str:
@@ -201,7 +214,8 @@ def _told(transport: Transport, script: str) -> dict[str, list[str]]:
 
 
 def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
-    return frozenset(int(port, 16) for port in values.get("listen", ()))
+    ports = (port for port in values.get("listen", ()) if re.fullmatch("[0-9A-F]{4}", port))
+    return frozenset(int(port, 16) for port in ports)
 
 
 def machine(connected: Connected) -> str:

@@ -28,6 +28,7 @@ from raycluster.spec.gpus import advice, lacking_gpus
 from raycluster.state import App, ClusterState, RayNode
 
 ATTEMPT = "attempt"
+MOST_ATTEMPTS = 1_000_000
 HIDING = (
     *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
     *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
@@ -474,7 +475,8 @@ def _attempt(want: Mapping[str, Any], app: App | None) -> Mapping[str, Any]:
     """
     if app is None:
         return want
-    attempt = app.config.get("args", {}).get(ATTEMPT, 0)
+    told = app.config.get("args", {}).get(ATTEMPT, 0)
+    attempt = told if type(told) is int and 0 <= told < MOST_ATTEMPTS else 0
     again = {**want, "args": {**want["args"], ATTEMPT: attempt}} if attempt else want
     if restarts(app.config, again):
         return want

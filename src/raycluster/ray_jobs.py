@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import ConnectionLostError, HostError
+from raycluster.untrusted import read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -56,12 +57,12 @@ class RayJobs:
             if missing is not None and answer.status_code == 404:
                 return missing
             answer.raise_for_status()
-            told = answer.json()
         except httpx.HTTPStatusError as error:
             said = " ".join(error.response.text.split())[-300:]
             what = f"Ray's Jobs API answered {error.response.status_code}: {said}"
             raise HostError(what, where=self._host, hint="raycluster logs head") from error
-        except (httpx.HTTPError, ValueError) as error:
+        except httpx.HTTPError as error:
             what = f"Ray's Jobs API does not answer: {error}"
             raise ConnectionLostError(what, where=self._host) from error
+        told = read_json(answer.content, "Ray's Jobs API", self._host).value
         return told if isinstance(told, dict) else {}

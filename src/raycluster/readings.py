@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raycluster.untrusted import not_understood, number_of, printable, too_much
+
 # Our name -> vLLM's, today's first.
 VLLM_SERIES: Mapping[str, tuple[str, ...]] = {
     "running": ("vllm:num_requests_running",),
@@ -37,6 +39,8 @@ _LISTS = frozenset({"/v1/models", "other"})
 
 _BUSY, _USED, _FREE = "ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"
 _MIB = 1024 * 1024
+_LONGEST, _MOST = 65536, 20_000  # characters of a line; lines of the series that are read
+_BROKEN = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def read_engine(text: str, model: str = "", *, now: float | None = None) -> Read
     """Return what a replica's metrics say, None where they are not those of an engine of `model`.
 
     Without `model` any engine will do. `now` is the replica's own clock, in seconds since the
-    epoch. Raises ValueError for text that is no metrics.
+    epoch. Raises AnswerError for text that is no metrics.
     """
     return _reading(_of(_points(text, ENGINE_SERIES), model), now)
 
@@ -131,8 +135,10 @@ def _buckets(points: Iterable[_Point]) -> dict[float, float]:
     counts: dict[float, float] = {}
     for point in points:
         if point.name == _FIRST:
-            bound = float(point.labels["le"])
-            counts[bound] = counts.get(bound, 0.0) + point.value
+            said = point.labels.get("le", "")
+            bound = math.inf if said == "+Inf" else number_of(said)
+            if bound is not None:
+                counts[bound] = counts.get(bound, 0.0) + point.value
     return dict(sorted(counts.items()))
 
 
@@ -163,7 +169,7 @@ def _reading(points: list[_Point], now: float | None) -> Reading | None:
 
 
 def read_gpus(text: str, host: str) -> tuple[Gpu, ...]:
-    """Return the GPUs in what a node of Ray exports. Raises ValueError for text of another kind."""
+    """Return the GPUs in what a node of Ray exports. Raises AnswerError for another text."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for point in _points(text, (_BUSY, _USED, _FREE)):
         gpu = point.labels.get("GpuIndex", ""), point.labels.get("GpuDeviceName", "")
@@ -186,13 +192,19 @@ def _points(text: str, names: tuple[str, ...]) -> list[_Point]:
     from prometheus_client.parser import text_string_to_metric_families
 
     # A node of Ray tells half a megabyte: to look at a line's beginning costs 1/50 of parsing it.
-    lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(names))
-    return [
-        _Point(sample.name, sample.labels, sample.value)
-        for family in text_string_to_metric_families(lines)
-        for sample in family.samples
-        if sample.name in names and math.isfinite(sample.value)
-    ]
+    lines = [line for line in text.split("\n") if line.startswith(names) and len(line) < _LONGEST]
+    if len(lines) > _MOST:
+        raise too_much("an endpoint of metrics", "", len(text))
+    points = []
+    try:
+        for family in text_string_to_metric_families("".join(f"{line}\n" for line in lines)):
+            for sample in family.samples:
+                if sample.name in names and abs(sample.value) < 1e18:  # NaN neither
+                    labels = {str(n): printable(str(v)) for n, v in sample.labels.items()}
+                    points.append(_Point(sample.name, labels, float(sample.value)))
+    except _BROKEN as error:  # whatever the parser makes of a bad line
+        raise not_understood("an endpoint of metrics", "") from error
+    return points
 
 
 def _value(points: Iterable[_Point], ours: str) -> float | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
 
 import httpx
 
 from raycluster.contracts import RegistryLogin
+from raycluster.errors import AnswerError
+from raycluster.transports.http import whole_answer
+from raycluster.untrusted import Told, read_json
 
 ANSWER_S = 5.0
 """Seconds for each answer: without the registry a plan says less, and is not held up."""
@@ -53,7 +55,7 @@ def ask_for(image: str, login: RegistryLogin | None) -> Answer:
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         return Answer(None, f"{_short(server)} answers {code} {error.response.reason_phrase}")
-    except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, AnswerError, ValueError) as error:
         return Answer(None, f"{_short(server)}: {str(error)[:200] or type(error).__name__}")
     return Answer(True)
 
@@ -85,7 +87,7 @@ def image_sizes(images: Iterable[str], login: RegistryLogin | None) -> dict[str,
                 found[image] = _size(_Repository(client, server, name, own), reference)
         except httpx.TransportError:
             silent.add(server)
-        except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError):
+        except (httpx.HTTPError, httpx.InvalidURL, AnswerError, ValueError):
             continue  # unknown there, or it wants another login: the pull says it better
     return found
 
@@ -127,48 +129,64 @@ class _Repository:
         self._login = (login.username.reveal(), login.password.reveal()) if login else None
         self._headers: dict[str, str] = {"Accept": ", ".join((*INDEXES, *MANIFESTS))}
 
-    def manifest(self, reference: str) -> dict[str, Any]:
-        """Return an index or a manifest. Raises httpx.HTTPError."""
-        return dict(self._get(f"{self._url}/manifests/{reference}").json())
+    def manifest(self, reference: str) -> Told:
+        """Return an index or a manifest. Raises httpx.HTTPError and AnswerError."""
+        return read_json(self._get(f"{self._url}/manifests/{reference}").content, "the registry")
 
     def tags(self) -> Iterator[str]:
         """Yield the repository's tags. Raises httpx.HTTPError."""
         url = f"{self._url}/tags/list?n={PAGE}"
         for _ in range(PAGES):
             answer = self._get(url)
-            yield from (str(tag) for tag in answer.json().get("tags") or ())
+            told = read_json(answer.content, "the registry")
+            yield from (tag.text(200) for tag in told["tags"])
             following = answer.links.get("next", {}).get("url")
             if not following:
                 return
-            url = str(httpx.URL(url).join(following))
+            there = httpx.URL(url).join(following)
+            if (there.scheme, there.netloc) != (httpx.URL(url).scheme, httpx.URL(url).netloc):
+                return  # the login is for this registry alone
+            url = str(there)
 
     def _get(self, url: str) -> httpx.Response:
-        answer = self._client.get(url, headers=self._headers)
+        answer = whole_answer(self._client, url, headers=self._headers)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             how = answer.headers.get("WWW-Authenticate", "")
             if how.lower().startswith("bearer "):
                 self._headers["Authorization"] = f"Bearer {self._token(how)}"
-                answer = self._client.get(url, headers=self._headers)
+                answer = whole_answer(self._client, url, headers=self._headers)
             elif self._login:
-                answer = self._client.get(url, headers=self._headers, auth=self._login)
+                answer = whole_answer(self._client, url, headers=self._headers, auth=self._login)
         return answer.raise_for_status()
 
     def _token(self, how: str) -> str:
         asked = dict(re.findall(r'(\w+)="([^"]*)"', how))
-        realm = asked.pop("realm")
-        told = self._client.get(realm, params=asked, auth=self._login).raise_for_status().json()
-        return str(told.get("token") or told["access_token"])
+        realm = asked.pop("realm", "")
+        if not realm.startswith("https://") and self._url.startswith("https://"):
+            raise ValueError("the registry wants the login without TLS")
+        answer = whole_answer(self._client, realm, params=asked, auth=self._login)
+        told = read_json(answer.raise_for_status().content, "the registry's login")
+        return told["token"].text() or told["access_token"].text()
 
 
 def _size(repository: _Repository, reference: str) -> int:
     found = repository.manifest(reference)
     if "manifests" in found:
-        found = repository.manifest(_chosen(found["manifests"])["digest"])
-    return int(found["config"]["size"]) + sum(int(layer["size"]) for layer in found["layers"])
+        digest = _chosen(list(found["manifests"].listed()))["digest"].text(200)
+        if not re.fullmatch(r"[a-z0-9]{1,20}:[0-9a-f]{32,128}", digest):
+            raise found.refused()
+        found = repository.manifest(digest)
+    sizes = [
+        found["config"]["size"].whole(),
+        *(e["size"].whole() for e in found["layers"].listed()),
+    ]
+    if None in sizes:
+        raise found.refused()
+    return sum(size or 0 for size in sizes)
 
 
-def _chosen(manifests: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _chosen(manifests: list[Told]) -> Told:
     """Return the manifest for x86-64, or else the first that is for a machine at all."""
-    known = [m for m in manifests if m.get("platform", {}).get("os") == "linux"]
-    exact = [m for m in known if m["platform"].get("architecture") == ARCHITECTURE]
-    return (exact or known or manifests)[0]
+    known = [m for m in manifests if m["platform"]["os"].text() == "linux"]
+    exact = [m for m in known if m["platform"]["architecture"].text() == ARCHITECTURE]
+    return (exact or known or manifests or [Told(None)])[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from raycluster.errors import RayclusterError
 from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_PATH
+from raycluster.untrusted import Told, number_of, read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -34,9 +37,10 @@ def listening(text: str) -> Iterator[tuple[int, str]]:
     A port that listens for both kinds comes twice, IPv4 last.
     """
     for word in reversed(text.split()):
-        address, _, port = word.partition(":")
-        four = len(address) == 8 or not address.strip("0")
-        yield int(port, 16), f"http://{'127.0.0.1' if four else '[::1]'}:{int(port, 16)}"
+        match = re.fullmatch(r"([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})", word)
+        if match:
+            four, port = len(match[1]) == 8 or not match[1].strip("0"), int(match[2], 16)
+            yield port, f"http://{'127.0.0.1' if four else '[::1]'}:{port}"
 
 
 def reports(spec: ClusterSpec, connected: Connected) -> tuple[Mapping[str, Any], ...]:
@@ -57,10 +61,24 @@ def _report(client: httpx.Client, base: str) -> Mapping[str, Any]:
     import httpx
 
     try:
-        told = client.get(base + ENGINE_PATH).raise_for_status().json()
-    except (httpx.HTTPError, ValueError):
+        answer = client.get(base + ENGINE_PATH).raise_for_status()
+        return report(read_json(answer.content, "a replica"))
+    except (httpx.HTTPError, RayclusterError):
         return {}
-    return told if isinstance(told, dict) else {}
+
+
+def report(told: Told) -> Mapping[str, Any]:
+    """Return what a replica tells of itself, of the parts and kinds that it has to have."""
+    if not isinstance(told.value, dict):
+        return {}
+    seconds = {name: value.number() for name, value in told["seconds"].named()}
+    return {
+        "model": told["model"].text(1000),
+        "engine": told["engine"].text(100),
+        "reason": told["reason"].text(),
+        "pid": told["pid"].whole(),
+        "seconds": {name: value for name, value in seconds.items() if value is not None},
+    }
 
 
 @dataclass
@@ -79,9 +97,7 @@ class Place:
         if not answer.is_success and self.path.endswith("/"):
             self.path = "/metrics"
             return self.ask(client, series)
-        date = answer.headers.get("date")
-        now = parsedate_to_datetime(date).timestamp() if date else None
-        return (answer.text if answer.is_success else ""), now
+        return (answer.text if answer.is_success else ""), _moment(answer.headers.get("date", ""))
 
     def ask_earlier(self, client: httpx.Client) -> tuple[float, str]:
         """Return how many seconds ago the replica kept its figures, and their text.
@@ -89,4 +105,15 @@ class Place:
         Raises httpx's errors; LookupError or ValueError where it tells no age.
         """
         answer = client.get(self.base + EARLIER_PATH).raise_for_status()
-        return float(answer.headers[AGE_HEADER]), answer.text
+        age = number_of(answer.headers[AGE_HEADER], 1e9)
+        if age is None:
+            raise ValueError("no age")
+        return age, answer.text
+
+
+def _moment(date: str) -> float | None:
+    """Return a date of HTTP in seconds since the epoch, None where it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

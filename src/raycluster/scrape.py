@@ -110,7 +110,7 @@ def of_url(target: Target, tell: Tell) -> Iterator[Watcher]:
             at = time.monotonic()
             try:
                 reading = _read(place, client, "")
-            except (httpx.HTTPError, ValueError):
+            except (httpx.HTTPError, RayclusterError, ValueError):
                 return Look(at, {}, silent=frozenset({target.shown}))
             return Look(at, {target.shown: reading} if reading else {})
 

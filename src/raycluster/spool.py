@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from raycluster.accelerators.values import whole
 from raycluster.connect import Connected
 from raycluster.contracts import ImageStore, Transport
 from raycluster.errors import CommandError, HostError, ImageError
 from raycluster.exchange import Party, spoken
+from raycluster.untrusted import Told, not_understood
 
 PIECE = 16 << 20
 """Bytes of an archive that go to a host at once: what a break costs at most."""
+PIECE_S = 600.0
+"""Seconds for a piece: a way that takes longer is none."""
 PROGRAMS = (("raycluster.serve", "transfer.py"), ("raycluster.runtimes", "docker_spool.py"))
 LOOPBACK = "127.0.0.1"
 
@@ -106,12 +110,14 @@ class Spool:
         said = self.transport.run(("sh", "-c", _SIZE, "size", target)).text.strip()
         if said == "whole":
             return
-        here = int(said or 0)
+        here = whole(said, 18)
+        if here is None or here > archive.size:
+            raise not_understood("the shell", self.name, said)
         with path.open("rb") as file:
             file.seek(here)
             while piece := file.read(PIECE):
                 argv = ("sh", "-c", _APPEND, "append", target, str(here))
-                done = self.transport.run(argv, input=piece, timeout=None)
+                done = self.transport.run(argv, input=piece, timeout=PIECE_S)
                 if done.exit_code:
                     said = done.stderr.decode(errors="replace").strip()[-300:]
                     raise CommandError(
@@ -123,7 +129,7 @@ class Spool:
                 here += len(piece)
                 yield here
 
-    def save(self, image: str) -> Iterator[Mapping[str, Any]]:
+    def save(self, image: str) -> Iterator[Told]:
         """Let Docker write an image here; the last line has its `size` and `digest`."""
         argv = ("save", store(self.host).socket, f"{self.folder}/saved.tar", image)
         yield from self._said(self._program("docker_spool.py", *argv))
@@ -150,11 +156,11 @@ class Spool:
     def _program(self, name: str, *arguments: str) -> tuple[str, ...]:
         return ("python3", "-I", f"{self.folder}/{name}", *arguments)
 
-    def _said(self, argv: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    def _said(self, argv: Sequence[str]) -> Iterator[Told]:
         with closing(spoken(self.transport, argv, {})) as lines:
             for line in lines:
                 if "error" in line:
-                    raise ImageError(str(line["error"]), where=self.name)
+                    raise ImageError(line["error"].text(2000), where=self.name)
                 yield line
 
 
@@ -193,4 +199,6 @@ def clear_spool(connected: Connected, base: str, cluster: str) -> tuple[str, ...
 def _place(transport: Transport, base: str, cluster: str) -> tuple[str, str]:
     """Return the base and the usual name of the folder of this user and cluster in it."""
     user = transport.run(("id", "-u")).text.strip()
+    if whole(user, 10) is None:
+        raise not_understood("`id -u`", "", user)
     return base.rstrip("/") or "/", f"raycluster-{user}-{cluster}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,8 +11,10 @@ from typing import Any
 
 import httpx
 
+from raycluster.accelerators.values import whole
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import ROOT, Outlook, Process, Shell
+from raycluster.errors import AnswerError, RayclusterError
 from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed, Seen
 from raycluster.forecast.whole import Forecast, forecast, starting_models
 from raycluster.hub_api import read_hub
@@ -29,6 +30,7 @@ from raycluster.spec.known_images import RAY_BYTES, lacks_ray
 from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.state import ClusterState
 from raycluster.transports.http import http_client
+from raycluster.untrusted import read_json
 from raycluster.work import Work, wiring
 
 HUB = "https://huggingface.co"
@@ -154,17 +156,19 @@ def _placed(shell: Shell, folder: str, model: Wanted) -> Placed:
     values = {key: value for key, _, value in lines if key != "file"}
     files = [value.partition(" ") for key, _, value in lines if key == "file"]
     disk = None
-    if values.get("free", "").isdecimal():
-        disk = Disk(int(values["free"]), values.get("device", ""))
-    sizes = {name.rpartition("/")[2]: int(size) for size, _, name in files}
-    seen = Files(sizes, _config(config), int(values.get("indexed") or 0))
+    free = whole(values.get("free"), 18)
+    if free is not None:
+        disk = Disk(free, values.get("device", "")[:100])
+    told = {name.rpartition("/")[2]: whole(size, 18) for size, _, name in files}
+    sizes = {name: size for name, size in told.items() if size is not None}
+    seen = Files(sizes, _config(config), whole(values.get("indexed"), 18) or 0)
     return Placed(seen, disk, folder, "hidden" in values)
 
 
 def _config(text: str) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = read_json(text, "a model's config.json").value
+    except AnswerError:
         return None
     return found if isinstance(found, dict) else None
 
@@ -232,8 +236,10 @@ def _seconds(work: Work, state: ClusterState, actions: Sequence[Action]) -> dict
     with http_client(transport, work.spec.ports.api, timeout=ASK_S) as client:
         for name in serving:
             try:
-                told = client.get(f"/m/{name}{ENGINE_PATH}").raise_for_status().json()
-                found[name] = float(told["seconds"]["total"])
-            except (httpx.HTTPError, LookupError, TypeError, ValueError):
-                continue  # the router, or a replica that tells nothing
+                answer = client.get(f"/m/{name}{ENGINE_PATH}").raise_for_status()
+                seconds = read_json(answer.content, "a replica")["seconds"]["total"].number()
+            except (httpx.HTTPError, RayclusterError):
+                continue
+            if seconds is not None:  # the router, or a replica that tells nothing
+                found[name] = seconds
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from raycluster.observe import push_live
 from raycluster.serve.wanted import Wanted, differences, is_path, order, wanted
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState
+from raycluster.untrusted import Told, not_understood
 from raycluster.work import Work
 
 T = TypeVar("T")
@@ -76,8 +78,9 @@ class Asking:
         ask = order(needed, verify=self.verify, secrets_path=self.secrets_path)
         argv = (*PYTHON, "-m", "raycluster.serve.fetch", ask)
         try:
-            lines = spoken(connected.runtime.inside(connected.host.role), argv, self.work.spec.env)
-            return _carried_out(self.work, name, lines)
+            shell = connected.runtime.inside(connected.host.role)
+            with closing(spoken(shell, argv, self.work.spec.env)) as lines:
+                return _carried_out(self.work, name, lines)
         except CommandError as error:
             what = f"the models cannot be looked at: {error.what}"
             raise HostError(what, where=name) from error
@@ -107,7 +110,19 @@ class Asking:
         party = self.party(connected)
         party.deliver(json.dumps(self.order(wanted)).encode())
         with closing(spoken(party.shell, party.argv, party.env)) as lines:
-            return next((line["held"] for line in lines if "held" in line), None)
+            told = next((line["held"] for line in lines if "held" in line), None)
+        return _listed(told, connected.host.name) if told and told.value is not None else None
+
+
+def _listed(told: Told, host: str) -> dict[str, Any]:
+    """Return a model's listing as other nodes are told it, of the parts that it has to have."""
+    files = []
+    for file in told["files"].listed():
+        name, size, digest = file["name"].text(1000), file["size"].whole(), file["digest"].text(64)
+        if not name or size is None or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
+            raise not_understood("the listing of a model", host)
+        files.append({"name": name, "size": size, "digest": digest})
+    return {"commit": told["commit"].text(100), "files": files}
 
 
 ORDER_FILE = "share.json"
@@ -143,7 +158,7 @@ def _hand_on(
     holders = [h for h in held if held[h] == listed]
     takers = [h for h in hosts if h not in holders]
 
-    def told(host: str, line: Mapping[str, Any]) -> None:
+    def told(host: str, line: Told) -> None:
         if host in takers:
             _tell_taken(work, host, wanted.source, line)
 
@@ -176,7 +191,8 @@ def _fetched(
     for some in (first, [h for h in hosts if h not in first]):
         done = _known(asking.work.fleet.each(some, lambda c: asking.fetch(c, [wanted])))
         if done:  # or else others may have a way to the hub
-            return {host: results[wanted.source] for host, results in done.items()}
+            found = {h: results.get(wanted.source) for h, results in done.items()}
+            return {host: result for host, result in found.items() if result is not None}
     return {}
 
 
@@ -185,12 +201,13 @@ def _known(results: Mapping[str, T | RayclusterError]) -> dict[str, T]:
     return {h: r for h, r in results.items() if not isinstance(r, RayclusterError)}
 
 
-def _tell_taken(work: Work, host: str, source: str, line: Mapping[str, Any]) -> None:
-    if line.get("done"):
-        text = f"{source}: {_in_mb(line['total'])} MB taken from other hosts and checked"
+def _tell_taken(work: Work, host: str, source: str, line: Told) -> None:
+    done, here, total = line["done"].flag(), line["here"].whole() or 0, line["total"].whole() or 0
+    if done:
+        text = f"{source}: {_in_mb(total)} MB taken from other hosts and checked"
     else:
-        text = f"{source}: {_in_mb(line['here'])} of {_in_mb(line['total'])} MB from other hosts"
-    work.listen(Event(host, text, "done" if line.get("done") else "step"))
+        text = f"{source}: {_in_mb(here)} of {_in_mb(total)} MB from other hosts"
+    work.listen(Event(host, text, "done" if done else "step"))
 
 
 def holders(
@@ -215,28 +232,42 @@ def holding(
     return found
 
 
-def _carried_out(work: Work, host: str, lines: Iterable[dict[str, Any]]) -> Results:
+def _carried_out(work: Work, host: str, lines: Iterable[Told]) -> Results:
     """Tell the progress and return the results. Raises HostError with what `fetch` found wrong."""
     results: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         if "error" in line:
-            raise HostError(line["error"], where=host, hint=line["hint"])
-        if "result" in line:
-            results[line["model"]] = line["result"]
-        work.listen(Event(host, _told(line), "done" if "result" in line else "step"))
-        if note := line.get("result", {}).get("note"):
-            work.listen(Event(host, f"{line['model']}: {note}", "note"))
+            raise HostError(line["error"].text(), where=host, hint=line["hint"].text())
+        model = line["model"].text(1000)
+        if "result" not in line:
+            done, total = line["done"].whole() or 0, line["total"].whole() or 0
+            text = f"{model}: {_in_mb(done)} of {_in_mb(total)} MB"
+            work.listen(Event(host, text, "step"))
+            continue
+        result = results[model] = _result(line["result"])
+        work.listen(Event(host, f"{model}: {_came_to(result)}", "done"))
+        if note := result.get("note"):
+            work.listen(Event(host, f"{model}: {note}", "note"))
     return results
 
 
-def _told(line: Mapping[str, Any]) -> str:
-    result = line.get("result")
-    if result is None:
-        return f"{line['model']}: {_in_mb(line['done'])} of {_in_mb(line['total'])} MB"
+def _result(told: Told) -> Mapping[str, Any]:
+    """Return what one source came to, of the parts that `serve.fetch` tells."""
+    if "files" in told:
+        return {"files": {name: mark.text(200) for name, mark in told["files"].named()}}
+    return {
+        "version": told["version"].text(100),
+        "bytes": told["bytes"].whole() or 0,
+        "fetched": told["fetched"].flag(),
+        "note": told["note"].text(2000),
+    }
+
+
+def _came_to(result: Mapping[str, Any]) -> str:
     if "files" in result:
-        return f"{line['model']}: is there, {len(result['files'])} files"
+        return f"is there, {len(result['files'])} files"
     how = "fetched and checked" if result["fetched"] else "is there and checked"
-    return f"{line['model']}: {_in_mb(result['bytes'])} MB {how}"
+    return f"{_in_mb(result['bytes'])} MB {how}"
 
 
 def _in_mb(size: int) -> str:

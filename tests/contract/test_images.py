@@ -48,9 +48,13 @@ class Apart(LocalTransport):
         return super().run(self._there(argv), **options)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
-        return super().stream(self._there(argv), env=env)
+        return super().stream(self._there(argv), env=env, quiet=quiet)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         placed = content.replace(f'"{SHARED}'.encode(), f'"{self._folder}'.encode())

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.contracts import Address, ByteStream, Shell, Transport
-from raycluster.errors import CommandError, HostError
+from raycluster.errors import AnswerError, CommandError, HostError
 from raycluster.transports.local import LocalTransport
 from tests.contract.sshd import SSHD, Sshd, wait_for
 
@@ -100,6 +100,24 @@ def test_output_larger_than_any_buffer_on_both_channels(transport: Transport) ->
 
 def test_input_that_is_not_read_is_no_error(transport: Transport) -> None:
     assert transport.run(("true",), input=bytes(8_000_000)).exit_code == 0
+
+
+def test_a_command_that_writes_without_end_is_ended(transport: Transport) -> None:
+    with pytest.raises(AnswerError, match="cat says more than 32 MiB"):
+        transport.run(("cat", "/dev/zero"))
+
+
+def test_a_command_that_never_pauses_is_ended_in_time(transport: Transport) -> None:
+    with pytest.raises(HostError, match="sh did not end within 1 s"):
+        transport.run(("sh", "-c", "while :; do echo; done"), timeout=1)
+
+
+def test_a_stream_that_falls_silent_is_ended(transport: Transport) -> None:
+    seen = []
+    with pytest.raises(HostError, match=r"sh said nothing for 0\.3 s"):
+        for piece in transport.stream(("sh", "-c", "echo a; exec sleep 600"), quiet=0.3):
+            seen.append(piece)
+    assert seen == [("stdout", b"a\n")]
 
 
 def test_env_is_added(transport: Transport) -> None:

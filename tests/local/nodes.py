@@ -29,9 +29,13 @@ class Inside:
         return self.transport.run(argv, input=input, env=every, timeout=timeout)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
-        return self.transport.stream(argv, env={**self.env, **(env or {})})
+        return self.transport.stream(argv, env={**self.env, **(env or {})}, quiet=quiet)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         self.transport.put(path, content, mode=mode)

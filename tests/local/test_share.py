@@ -136,7 +136,7 @@ def test_one_node_fetches_and_the_others_take_it_from_there(
         parties[1:],
         free_port(),
         first.ask(listed),
-        lambda host, line: told.append(host) if line.get("done") else None,
+        lambda host, line: told.append(host) if line["done"].flag() else None,
     )
     assert problems == {}
     assert {"node-2", "node-3"} <= {*told}
@@ -175,7 +175,7 @@ def test_names_from_another_node_lead_nowhere_else(tmp_path: Path, python: str, 
         ).encode()
     )
     with closing(spoken(party.shell, party.argv, party.env)) as lines:
-        assert next(lines) == {"error": "acme/tiny names files outside of its folder"}
+        assert next(lines).value == {"error": "acme/tiny names files outside of its folder"}
 
 
 @pytest.fixture

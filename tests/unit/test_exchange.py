@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raycluster.contracts import Channel, Completed
 from raycluster.exchange import Party, all_private, exchange, ways
 from raycluster.serve import transfer
 from raycluster.transports.local import LocalTransport
@@ -93,7 +98,7 @@ def test_three_hosts_take_what_one_holds(places: Places) -> None:
     )
     assert problems == {}
     assert [places.read(n) for n in (2, 3, 4)] == [CONTENT] * 3
-    finished = [host for host, line in told if line.get("done") and host != "h1"]
+    finished = [host for host, line in told if line["done"].flag() and host != "h1"]
     assert sorted(finished) == ["h2", "h3", "h4"]
     assert not list(places.folder.glob("*/order.json")), "the token does not stay"
     tokens = {order["token"] for order in places.orders.values()}
@@ -124,3 +129,108 @@ def test_a_program_that_breaks_is_told_by_its_last_words(places: Places) -> None
     )
     problems = exchange([holder], [broken], places.port, {}, lambda *_: None)
     assert problems == {"h2": "ValueError: no such thing"}
+
+
+@contextlib.contextmanager
+def catch_threading_exception() -> Iterator[list[type[BaseException] | None]]:
+    """Yield the kinds of what ends threads meanwhile."""
+    caught: list[type[BaseException] | None] = []
+    former, threading.excepthook = threading.excepthook, lambda told: caught.append(told.exc_type)
+    try:
+        yield caught
+    finally:
+        threading.excepthook = former
+
+
+@dataclass
+class Saying:
+    """A shell whose programs say this, and then nothing."""
+
+    said: bytes
+
+    def run(self, *_: object, **__: object) -> Completed:
+        return Completed(0)
+
+    def stream(self, *_: object, **__: object) -> Iterator[tuple[Channel, bytes]]:
+        yield "stdout", self.said
+
+    def put(self, *_: object, **__: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"{cut\n", "what the program that hands files on says cannot be understood: {cut"),
+        (b'{"here": [], "total": {}}\n{"done": 7}\n', "its program ended early"),
+        (b"{" * 100_000 + b"\n", "cannot be understood"),
+        (b"x" * (9 << 20), "says more than 8 MiB"),
+        (b'{"error": {"a": []}}\n', "it does not say why"),
+        (b"\xff\xfe\n", "its program ended early"),
+    ],
+)
+def test_nonsense_from_a_program_ends_its_part(said: bytes, why: str) -> None:
+    holder = Party("h1", "127.0.0.1", Saying(said), ("x",), {}, lambda _: None)
+    taker = Party("h2", "127.0.0.2", Saying(b""), ("x",), {}, lambda _: None)
+    problems = exchange([holder], [taker], 1, {}, lambda *_: None)
+    assert why in problems["h1"]
+    assert problems["h2"]
+
+
+def test_whatever_a_report_does_with_a_line_nobody_waits_for_ever() -> None:
+    def report(*_: object) -> None:
+        raise RuntimeError("of the report")
+
+    party = Party("h1", "127.0.0.1", Saying(b'{"here": 1}\n'), ("x",), {}, lambda _: None)
+    with catch_threading_exception() as caught:
+        problems = exchange([party], [], 1, {}, report)
+    assert problems == {"h1": "its program was not followed to its end"}
+    assert caught == [RuntimeError]
+
+
+def test_an_exchange_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raycluster.exchange.STUCK_S", 0.0)
+    go = threading.Event()
+
+    class Waiting(Saying):
+        def stream(self, *_: object, **__: object) -> Iterator[tuple[Channel, bytes]]:
+            yield "stdout", b'{"here": 5, "total": 10}\n'
+            go.wait(30)
+
+    monkeypatch.setattr("raycluster.exchange.PARTING_S", 0.0)
+    party = Party("h1", "127.0.0.1", Waiting(b""), ("x",), {}, lambda _: None)
+    try:
+        assert exchange([party], [], 1, {}, lambda *_: None) == {"h1": "nothing came for 0 s"}
+    finally:
+        go.set()
+
+
+def test_no_more_is_kept_of_a_file_than_it_has(places: Places) -> None:
+    """A peer that answers five asked bytes with two hundred million."""
+    taker = places.party(2)
+    digest = hashlib.sha256(b"right").hexdigest()
+    path = places.folder / "h2" / "small"
+    most: list[int] = []
+    liar = socket.create_server(("127.0.0.1", 0))
+
+    def lie() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                stream, _ = liar.accept()
+                with stream, contextlib.suppress(OSError):
+                    stream.recv(65536)
+                    size = 200_000_000
+                    stream.sendall(b"HTTP/1.1 206 OK\r\nContent-Length: %d\r\n\r\n" % size)
+                    for _ in range(200):
+                        stream.sendall(bytes(1_000_000))
+                        part = path.with_name(f"small{transfer.PART}")
+                        most.append(part.stat().st_size if part.exists() else 0)
+
+    threading.Thread(target=lie, daemon=True).start()
+    shelf = transfer.Shelf([transfer.Item(path, 5, digest)])
+    took = transfer.Taker(shelf, [liar.getsockname()[:2]], "t")
+    took.failed.set()  # another file failed: this one is not asked for again and again
+    with liar, pytest.raises(transfer.TransferError, match="sends more than the file has"):
+        took.take()
+    assert taker
+    assert max(most, default=0) <= 5

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from raycluster.errors import AnswerError
 from raycluster.readings import (
     ENGINE_SERIES,
     Gpu,
@@ -99,8 +100,27 @@ def test_what_no_engine_said_is_none(text: str) -> None:
     assert read_engine(text) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'raycluster_time_to_first_token_seconds_bucket{l=""}2',
+        'raycluster_time_to_first_token_seconds_bucket{le="nan"}2',
+        f'raycluster_requests_total{{status="200"}} {"9" * 310}',
+        'raycluster_requests_total{status="\ud800"} 1',
+        "vllm:prompt_tokens_total 1e999",
+    ],
+)
+def test_a_strange_line_costs_nothing_but_itself(line: str) -> None:
+    text = f'raycluster_engine_info{{engine="vllm"}} 1\n{line}\n'
+    service = read_service(text, "m")
+    assert service
+    assert service.engine.engine == "vllm"
+    assert not {bound for bound in service.first_token if bound != bound}  # noqa: PLR0124
+    repr(service).encode()
+
+
 def test_broken_text_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(AnswerError, match=r"."):
         read_engine('vllm:num_requests_running{engine="0" 1.0')
 
 

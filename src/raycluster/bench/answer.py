@@ -11,6 +11,8 @@ from raycluster.bench.record import Failure
 from raycluster.bench.sse import Event
 from raycluster.openai_wire.said import error_text, printable
 
+MOST_TOKENS = 10**12
+"""No answer has more tokens: what says so cannot count."""
 _TEXT = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 
 
@@ -75,7 +77,9 @@ class Answer:
             if has_text(choice):
                 self.last_token = now
                 self.first_token = now if self.first_token is None else self.first_token
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            reason = choice.get("finish_reason")
+            if isinstance(reason, str) and reason:
+                self.finish_reason = printable(reason[:100])
 
     def _usage(self, usage: object) -> None:
         if not isinstance(usage, dict):
@@ -96,4 +100,6 @@ def has_text(choice: Mapping[str, Any]) -> bool:
 
 
 def _count(value: object, before: int | None) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else before
+    if not isinstance(value, int) or isinstance(value, bool):
+        return before
+    return value if 0 <= value <= MOST_TOKENS else before

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.bench.load import Conditions, Keep, generated, judged, run_bench
-from raycluster.bench.record import Record
+from raycluster.bench.record import Record, checked
 from raycluster.bench.schedule import Load, Shape, shape_of
 from raycluster.bench.search import Found
 from raycluster.bench.server import Server
@@ -29,16 +29,19 @@ from raycluster.bench.stats import Distribution
 from raycluster.bench.summary import Level, Summary
 from raycluster.bench.verdict import Circumstances, Client
 from raycluster.contracts import Tell
-from raycluster.errors import RayclusterError
+from raycluster.errors import AnswerError, RayclusterError
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target
 from raycluster.poll import wait_for
+from raycluster.untrusted import read_json
 
 PARTS = (
-    *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py"),
+    *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py", "untrusted.py"),
     *("accelerators", "bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
+HINT = "raycluster bench, without --from"
+_MOST_LEVELS = 1000
 _LOOK_S = 60.0
 """After so long without a word, the program goes on: figures of servers are no reason to stop."""
 
@@ -113,25 +116,27 @@ class Listener:
     def take(self, line: bytes) -> None:
         """Take one line. Raises RayclusterError when it tells an error, or cannot be understood."""
         try:
-            message = json.loads(line)
-            self._take(message)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            hint = "raycluster bench, without --from"
+            self._take(read_json(line, "--from").table())
+        except (ValueError, LookupError, TypeError, AttributeError, AnswerError) as error:
             text = line[:200].decode(errors="replace").strip()
             raise RayclusterError(
-                f"cannot understand {text!r}", where="--from", hint=hint
+                f"cannot understand {text!r}", where="--from", hint=HINT
             ) from error
 
     def summary(self, started: float, *, interrupted: bool) -> Summary:
-        """Return the run so far. Raises KeyboardInterrupt when no request has ended."""
+        """Return the run so far. Raises KeyboardInterrupt when no request had ended by then."""
         levels = list(self._levels)
         for number in range(len(levels), len(self._records)):
             shapes = self._job.load.shapes
             shape = shapes[min(number, len(shapes) - 1)]
             seen = Circumstances(Client(None, 0.0), interrupted=interrupted)
             levels += self._level(number, shape, seen)
-        if not levels:
+        if not levels and interrupted:
             raise KeyboardInterrupt
+        if not levels:
+            raise RayclusterError(
+                "the program on the head ended without a figure", where="--from", hint=HINT
+            )
         target = self._job.target
         model = target.model or self._job.prompts[0].model
         load = self._job.load
@@ -141,7 +146,9 @@ class Listener:
         if "note" in message:
             self._tell(str(message["note"]))
         elif "record" in message:
-            level, record = int(message["level"]), Record.from_json(message["record"])
+            level, record = int(message["level"]), Record.from_json(checked(message["record"]))
+            if not 0 <= level <= _MOST_LEVELS:
+                raise ValueError(level)
             self._records.setdefault(level, []).append(record)
             self._keep(level, record)
         elif "look" in message:
@@ -154,6 +161,7 @@ class Listener:
                 seen = Circumstances(
                     Client(spread, **client), repeated=int(told["repeated"]), salted=told["salted"]
                 )
+                _refuse_other_kinds(spread, seen.client)
                 self._levels += self._level(number, shape_of(told["load"]), seen)
             if found := message["found"]:
                 self._found = Found(tuple(found["limits"]), found["kept"], found["missed"])
@@ -182,6 +190,14 @@ class Listener:
                 server=self._servers[number] if number < len(self._servers) else None,
             )
             yield judged(shape, steady, seen, self._job.conditions.goodput)
+
+
+def _refuse_other_kinds(*values: object) -> None:
+    """Raise TypeError where a figure is no number."""
+    for value in values:
+        figures = vars(value).values() if value is not None else ()
+        if not all(isinstance(each, int | float | Distribution | None) for each in figures):
+            raise TypeError(value)
 
 
 class _Asks:

@@ -170,5 +170,5 @@ class _Exchange:
 def _body_text(body: bytes) -> str:
     try:
         return error_text(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         return body[:200].decode("utf-8", "replace").strip()

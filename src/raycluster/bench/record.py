@@ -67,6 +67,37 @@ class Record:
         return cls(**{**known, "gaps": tuple(known["gaps"])})
 
 
+def checked(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what another machine wrote of a request; TypeError or KeyError for other kinds."""
+    gaps = line["gaps"]
+    if not isinstance(gaps, list) or not all(_is_number(gap) for gap in gaps):
+        raise TypeError("gaps")
+    for name in (*_TIMES, *_COUNTS):
+        absent = line[name] is None and name not in _REQUIRED
+        if not absent and not _is_number(line[name], whole=name in _COUNTS):
+            raise TypeError(name)
+    texts = (line["id"], line["detail"], line["finish_reason"] or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text")
+    if line["failure"] not in (None, *FAILURES):
+        raise TypeError("failure")
+    return line
+
+
+_REQUIRED = ("line", "repeat", "intended", "sent", "end")
+_TIMES = (
+    *("intended", "sent", "end", "headers"),
+    *("first_event", "first_token", "last_token", "last_event"),
+)
+_COUNTS = ("line", "repeat", "input_tokens", "cached_tokens", "output_tokens", "status")
+
+
+def _is_number(value: object, *, whole: bool = False) -> bool:
+    kinds = int if whole else int | float
+    number = isinstance(value, kinds) and not isinstance(value, bool)
+    return number and 0 <= value < 1e15  # type: ignore[operator]  # seconds, or tokens
+
+
 def _rounded(value: object) -> object:
     if isinstance(value, float):
         return round(value, 6)

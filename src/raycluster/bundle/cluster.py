@@ -26,6 +26,7 @@ from raycluster.status.ask import Watcher
 from raycluster.status.json import status_json
 from raycluster.tested import TESTED
 from raycluster.transports.http import http_client
+from raycluster.untrusted import read_json
 from raycluster.up import preview
 
 _PACKAGES = ("typer", "rich", "pydantic", "paramiko", "docker", "httpx", "jinja2", "cryptography")
@@ -151,7 +152,8 @@ def _head(parts: Parts, spec: ClusterSpec, fleet: Fleet, token: Secret) -> None:
         for name, path in _RAY.items():
             with parts.trying(f"ray/{name}"):
                 answer = client.get(path).raise_for_status()
-                parts.add(f"ray/{name}", _json(_wanted(answer.json())), limit=4 * FILE)
+                told = read_json(answer.content, "Ray's dashboard").value
+                parts.add(f"ray/{name}", _json(_wanted(told)), limit=4 * FILE)
     if not (spec.monitoring and spec.monitoring.prometheus):
         return
     with http_client(transport, spec.ports.prometheus, timeout=_TIMEOUT_S) as client:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
-import tarfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -22,6 +19,7 @@ from raycluster.replicas import LISTENING, http_ports, listening
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.transports.http import http_client
+from raycluster.untrusted import end_of, members, read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -106,12 +104,8 @@ def _script(parts: Parts, path: str, shell: Shell, argv: tuple[str, ...]) -> Non
 def _log(parts: Parts, connected: Connected, role: str) -> None:
     path = f"logs/{role}.log"
     with parts.trying(path):
-        chunks: list[bytes] = []
-        for chunk in connected.runtime.logs(role, follow=False, tail=LINES, since=None):
-            chunks.append(chunk)
-            if sum(map(len, chunks[1:])) > 4 * FILE:
-                chunks = [b"".join(chunks)[-2 * FILE :]]
-        parts.add(path, b"".join(chunks))
+        log = connected.runtime.logs(role, follow=False, tail=LINES, since=None)
+        parts.add(path, end_of(log, 2 * FILE))
 
 
 def _service(parts: Parts, connected: Connected, role: str) -> None:
@@ -132,25 +126,18 @@ def _ray(parts: Parts, connected: Connected, role: str) -> None:
         done = connected.runtime.inside(role).run(argv, timeout=TIMEOUT_S)
         if done.exit_code:
             said = done.stderr.decode(errors="replace").strip()
-            raise HostError(said.rpartition("\n")[2] or f"ended with {done.exit_code}")
-        for name, content in _members(done.stdout):
+            last = said.rpartition("\n")[2][-300:]
+            raise HostError(last or f"ended with {done.exit_code}")
+        for name, content in members(done.stdout, "the node", connected.host.name):
             if name == "known":
-                parts.known |= set(json.loads(content))
+                told = read_json(content, "the node", connected.host.name)
+                parts.known |= {value for each in told if (value := each.text())}
             elif name == "environment.json":
-                _environment(parts, f"{role}/{name}", json.loads(content))
+                told = read_json(content, "the node", connected.host.name)
+                variables = {name: value.text() for name, value in told.named()}
+                _environment(parts, f"{role}/{name}", variables)
             else:
                 parts.add(f"{role}/{name}", content)
-
-
-def _members(packed: bytes) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file and ".." not in member.name.split("/") and member.name[:1] != "/":
-                    yield member.name, file.read()
-    except tarfile.TarError as error:
-        raise HostError(f"what the node sent cannot be read: {error}") from error
 
 
 def _environment(parts: Parts, path: str, variables: dict[str, str]) -> None:

@@ -159,7 +159,7 @@ def _is_stream(number: int) -> bool:
 def _completion(said: bytes) -> bool:
     try:
         return bool(json.loads(said)["choices"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
 from typing import Any
@@ -15,6 +14,7 @@ from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
+from raycluster.untrusted import joined, read_json
 
 _BAD = ("UNHEALTHY", "DEPLOY_FAILED")
 _LONGEST = 600
@@ -67,6 +67,14 @@ def _said(
 
 def _ask(connected: Connected) -> Sequence[Mapping[str, Any]]:
     with closing(inside(connected, {"causes": True})) as stream:
-        text = b"".join(chunk for channel, chunk in stream if channel == "stdout")
-    found: list[Mapping[str, Any]] = json.loads(text or b"[]")
-    return found
+        said = (chunk for channel, chunk in stream if channel == "stdout")
+        text = joined(said, "the program that reads logs", connected.host.name)
+    told = read_json(text or b"[]", "the program that reads logs", connected.host.name)
+    return [
+        {
+            **{name: each[name].text(2000) for name in ("app", "replica", "cause")},
+            "pid": each["pid"].whole() or 0,
+            "at": each["at"].number() or 0,
+        }
+        for each in told
+    ]

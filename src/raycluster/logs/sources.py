@@ -9,14 +9,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from raycluster.accelerators.values import clean
 from raycluster.connect import Connected
 from raycluster.contracts import PYTHON, Channel
-from raycluster.errors import CommandError
+from raycluster.errors import AnswerError, CommandError
 from raycluster.logs import on_node
 from raycluster.logs.choose import Replicas
 from raycluster.logs.lines import Whole
 from raycluster.logs.read import Asked, Line
+from raycluster.untrusted import Told, read_json, too_much
 
+MOST_LABELS = 10_000
 _NO_SESSION = 3  # what on_node ends with where Ray has written nothing
 
 
@@ -87,15 +90,21 @@ class ReplicaSource:
         kind = line[:1]
         number, _, rest = line[1:].partition(b" ")
         if kind == b"=":
-            labels[number] = self._name(json.loads(rest))
+            try:
+                labels[number] = self._name(read_json(rest, "the program that reads logs"))
+            except AnswerError:
+                return None  # its lines come under the host's name
+            if len(labels) > MOST_LABELS:
+                raise too_much("the program that reads logs", self.label, MOST_LABELS)
             return None
         if kind not in (b"-", b"!"):
             return None
         return Line(labels.get(number, self.label), rest, note=kind == b"!")
 
-    def _name(self, told: Mapping[str, Any]) -> str:
-        model = self.models.get(told["app"], told["app"])
-        return f"{self.connected.host.name}/{model}:{told['replica'] or told['pid']}"
+    def _name(self, told: Told) -> str:
+        app = clean(told["app"].text(), 100)
+        replica = clean(told["replica"].text(), 100) or told["pid"].whole()
+        return f"{self.connected.host.name}/{self.models.get(app, app)}:{replica}"
 
 
 def inside(

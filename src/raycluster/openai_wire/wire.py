@@ -19,6 +19,7 @@ from raycluster.errors import UsageError
 from raycluster.openai_wire.target import Target
 
 CONNECT_SECONDS = 10.0
+MOST_HEADER_BYTES = 1 << 20
 
 
 class Sink(Protocol):
@@ -110,6 +111,7 @@ class _Peer(asyncio.Protocol):
         self._sink: Sink | None = None
         self._headers: dict[str, str] = {}
         self._begun = False
+        self._before = 0
 
     async def ask(self, request: bytes, sink: Sink) -> None:
         self._sink = sink
@@ -117,6 +119,7 @@ class _Peer(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._begun = self.reusable = False
+        self._before = 0
         assert self._transport is not None  # noqa: S101  # asyncio gave it before the protocol
         self._transport.write(request)
         await self._answer
@@ -133,6 +136,11 @@ class _Peer(asyncio.Protocol):
         if self._answer is None or self._answer.done():
             self.abort()  # bytes that nobody asked for belong to no answer
             return
+        if not self._begun:
+            self._before += len(data)
+            if self._before > MOST_HEADER_BYTES:
+                self._end(BadHttpError("headers without end"))
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:

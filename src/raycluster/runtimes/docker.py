@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import tarfile
 import time
@@ -34,7 +33,7 @@ from raycluster.contracts import (
     Versions,
 )
 from raycluster.decode import MOST, unread
-from raycluster.errors import HostError, ImageError, RecordError
+from raycluster.errors import AnswerError, HostError, ImageError, RecordError
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_gpus import GpuOptions, gpu_options
 from raycluster.runtimes.docker_http import newest_info, open_client
@@ -59,6 +58,7 @@ from raycluster.runtimes.docker_ray import RAY, RayAdder, Wanted
 from raycluster.runtimes.docker_rdma import FOLDER as RDMA
 from raycluster.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.runtimes.docker_shell import DockerShell
+from raycluster.untrusted import Told, is_name, joined, members, read_json, versions
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
@@ -99,6 +99,10 @@ class DockerRuntime:
         return open_client(self._edge.open, timeout=LOOK_S)
 
     @cached_property
+    def _follower(self) -> docker.APIClient:
+        return open_client(self._edge.open, quiet=None)
+
+    @cached_property
     def _images(self) -> Images:
         return Images(self._client, self._cluster, self._edge, self._pull)
 
@@ -107,7 +111,7 @@ class DockerRuntime:
         with self._edge.translated("reading the containers"):
             every = self._listed(client=self._looker)
             listed = [each for each in every if ONEOFF not in each["Labels"]]
-            return tuple(self._found(each) for each in listed)
+            return tuple(found for each in listed if (found := self._found(each)))
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Bring the image as the pull policy says, add Ray where a node's lacks it; its versions.
@@ -156,7 +160,7 @@ class DockerRuntime:
             root = str(self._looker.info().get("DockerRootDir") or "")
             home = self._home(process)
             places = {path: place(path, self._cluster, process, home, root) for path in paths}
-        size = int(held["Size"]) if held and "Size" in held else None
+        size = Told(held)["Size"].whole()
         there = held is not None and self._pull != "always"
         return Outlook(
             what=f"image {process.image}",
@@ -264,7 +268,8 @@ class DockerRuntime:
         name = container_name(self._cluster, role)
         with self._edge.translated(f"reading the log of {name}"):
             begun = self._state(name)["StartedAt"]
-            lines: Any = self._client.logs(
+            client = self._follower if follow else self._client
+            lines: Any = client.logs(
                 name,
                 stream=True,
                 follow=follow,
@@ -286,14 +291,18 @@ class DockerRuntime:
         found: list[dict[str, Any]] = asked.containers(all=True, filters={"label": label})
         return found
 
-    def _found(self, listed: Mapping[str, Any]) -> Found:
-        marks = listed["Labels"]
+    def _found(self, listed: Mapping[str, Any]) -> Found | None:
+        """Return one of our processes, None for what somebody else gave our label."""
+        marks = Told(listed["Labels"])
+        role = marks[ROLE].text()
+        if not is_name(role):
+            return None
         health = _health(listed["State"])
         return Found(
-            role=marks.get(ROLE, ""),
-            fingerprint=marks.get(FINGERPRINT, ""),
+            role=role,
+            fingerprint=marks[FINGERPRINT].text(100),
             health=health,
-            versions=_versions(marks.get(VERSIONS, "")),
+            versions=_versions(marks[VERSIONS].text()),
             detail="" if health == "running" else self._detail(listed),
             started=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
         )
@@ -331,9 +340,9 @@ class DockerRuntime:
             chunks, _ = self._client.get_archive(container, path)
         except docker.errors.NotFound:
             return ""
-        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
-            file = tar.extractfile(tar.getmembers()[0])
-            return file.read().decode("utf-8", "replace") if file else ""
+        packed = joined(chunks, path, self._host)
+        content = next((content for _, content in members(packed, path, self._host)), b"")
+        return content.decode("utf-8", "replace")
 
     def _plain(self, container: str, path: str) -> bytes:
         """Return a plain file under ROOT, empty where there is none. Raises RecordError."""
@@ -439,6 +448,6 @@ def _health(state: str) -> Health:
 
 def _versions(text: str) -> Versions:
     try:
-        return Versions(**json.loads(text))
-    except (ValueError, TypeError):
+        return versions(read_json(text, "a label"))
+    except AnswerError:
         return Versions()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import shlex
+import struct
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,17 +16,25 @@ import urllib3.exceptions
 
 from raycluster.contracts import ByteStream, Transport
 from raycluster.errors import (
+    AnswerError,
     ConnectionLostError,
     HostError,
     ImageError,
     RuntimeUnavailableError,
     UnreachableError,
 )
+from raycluster.untrusted import not_understood
 
 NATIVE = 'or set runtime.kind = "native" for this host'
 TOOLKIT = (
     "install nvidia-container-toolkit, run `sudo nvidia-ctk runtime configure --runtime=docker` "
     f"and restart Docker; {NATIVE}"
+)
+
+
+_STRANGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    *(struct.error, tarfile.TarError, http.client.HTTPException),
 )
 
 
@@ -158,6 +169,11 @@ class Edge:
             OSError,
         ) as error:
             raise self.lost(doing) from error
+        except _STRANGE as error:  # the SDK, and who reads its answers, find other things in them
+            raise not_understood(f"the Docker daemon ({doing})", self.host) from error
+        except AnswerError as error:
+            error.where = error.where or self.host
+            raise
 
     def lost(self, doing: str) -> ConnectionLostError:
         """Return the error for a stream that broke."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -12,9 +11,10 @@ import docker
 import docker.errors
 
 from raycluster.contracts import Process, RegistryLogin, Tell, Versions
-from raycluster.errors import ImageError
+from raycluster.errors import AnswerError, ImageError
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_options import oneoff_options
+from raycluster.untrusted import read_json
 
 Pull = Literal["always", "missing", "never"]
 
@@ -213,8 +213,9 @@ class Images:
         """Read what is in the image by a container that is gone afterwards."""
         code, written = self._run_once(process, home)
         try:
-            return _inside(json.loads(written.splitlines()[-1][:MOST] if code == 0 else b""))
-        except (LookupError, ValueError, TypeError) as error:
+            last = written.splitlines()[-1] if code == 0 else b""
+            return _inside(read_json(last, process.image, most=MOST).table())
+        except (LookupError, ValueError, TypeError, AnswerError) as error:
             said = written.decode("utf-8", "replace").strip().splitlines()
             raise ImageError(
                 f"cannot read the versions in {process.image}: "

@@ -24,7 +24,7 @@ import docker.errors
 
 from raycluster import tested
 from raycluster.contracts import Process, Tell, Versions
-from raycluster.errors import ImageError
+from raycluster.errors import AnswerError, ImageError
 from raycluster.requirements import ray_lock, uv_lock
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_image import Inside
@@ -38,6 +38,7 @@ from raycluster.runtimes.docker_wheels import (
     is_conflict,
 )
 from raycluster.serve.adding import RAY_LOCK, UV_LOCK, locks_of
+from raycluster.untrusted import read_json
 
 PIECE = 1 << 20
 MACHINES = ("x86_64", "aarch64")
@@ -180,11 +181,11 @@ class RayAdder:
             if len(rest) > MOST:
                 break
         else:
-            self._client.wait(container)
+            self._client.wait(container, timeout=60)
         last = rest.strip() or last
         try:
-            found = json.loads(last)
-        except ValueError:
+            found = read_json(last, "the program in the image").value
+        except AnswerError:
             found = None
         if isinstance(found, dict) and ("error" in found or _ray_of(found.get("added"))):
             return found
@@ -256,9 +257,10 @@ def _glibc(libc: str) -> int:
 
 def _progress(line: bytes) -> str:
     try:
-        told = json.loads(line)
-        size = int(told["bytes"])
-    except (ValueError, TypeError, KeyError):
+        size = read_json(line, "the program in the image")["bytes"].whole()
+    except AnswerError:
+        return ""
+    if size is None:
         return ""
     return f"adding Ray: {size / 1e6:,.0f} MB" if size else "looking for Ray's packages"
 

@@ -15,8 +15,10 @@ import docker
 from raycluster.contracts import Channel, Completed
 from raycluster.errors import CommandError, ConnectionLostError, HostError
 from raycluster.runtimes.docker_errors import Edge
-from raycluster.runtimes.docker_http import Hijacked
+from raycluster.runtimes.docker_http import PIECE, Hijacked
+from raycluster.untrusted import ANSWER_BYTES, not_understood, too_much
 
+_LONGEST_PID = 20  # digits
 SETTLE = 5.0  # seconds between the end of the output and the known exit code
 
 # Docker has no call that ends an exec: the first line of output is the pid to end it by.
@@ -50,13 +52,15 @@ class DockerShell:
         timeout: float | None = 60.0,
     ) -> Completed:
         """Run to the end; after `timeout` seconds the command is ended and HostError raised."""
-        written: dict[Channel, list[bytes]] = {"stdout": [], "stderr": []}
+        written: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         with self._edge.translated(f"running {argv[0]} in {self._container}"):
             command = _Exec(self._client, self._container, argv, env, stdin=bool(input))
             try:
                 command.feed(input)
                 for channel, data in command.output(timeout):
-                    written[channel].append(data)
+                    written[channel] += data
+                    if sum(map(len, written.values())) > ANSWER_BYTES:
+                        raise too_much(argv[0], self._edge.host, ANSWER_BYTES)
             except TimeoutError as error:
                 raise HostError(
                     f"{argv[0]} did not end within {timeout:g} s", where=self._edge.host
@@ -64,16 +68,24 @@ class DockerShell:
             finally:
                 command.close()
             code = self._exit_code(command)
-        return Completed(code, b"".join(written["stdout"]), b"".join(written["stderr"]))
+        return Completed(code, bytes(written["stdout"]), bytes(written["stderr"]))
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; closing the iterator ends the command and its children."""
         with self._edge.translated(f"running {argv[0]} in {self._container}"):
             command = _Exec(self._client, self._container, argv, env, stdin=False)
             try:
-                yield from command.output(None)
+                yield from command.output(None, quiet)
+            except TimeoutError as error:
+                raise HostError(
+                    f"{argv[0]} said nothing for {quiet:g} s", where=self._edge.host
+                ) from error
             finally:
                 command.close()
             code = self._exit_code(command)
@@ -127,16 +139,23 @@ class _Exec:
             self._stream.sock.sendall(data)
             self._stream.sock.shutdown(socket.SHUT_WR)
 
-    def output(self, timeout: float | None) -> Iterator[tuple[Channel, bytes]]:
-        """Yield what is written until the end; TimeoutError after `timeout` seconds."""
+    def output(
+        self, timeout: float | None, quiet: float | None = None
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Yield what is written until the end; TimeoutError after `timeout` seconds.
+
+        The same after `quiet` seconds without a word.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         head = b""
-        for channel, data in _frames(self._stream, deadline):
+        for channel, data in _frames(self._stream, deadline, quiet):
             if self._pid or channel == "stderr":
                 yield channel, data
                 continue
             head += data
             first, newline, rest = head.partition(b"\n")
+            if len(first) > _LONGEST_PID or (newline and not first.isdigit()):
+                raise not_understood("the command's shell", "", first)
             if newline:
                 self._pid = first.decode()
                 if rest:
@@ -173,18 +192,28 @@ class _Exec:
             self._client.exec_start(ending["Id"], detach=True)
 
 
-def _frames(stream: Hijacked, deadline: float | None) -> Iterator[tuple[Channel, bytes]]:
-    """Yield Docker's frames: one byte of channel, three unused, four of length, then the data."""
-    while header := _exactly(stream, 8, deadline):
+def _frames(
+    stream: Hijacked, deadline: float | None, quiet: float | None
+) -> Iterator[tuple[Channel, bytes]]:
+    """Yield Docker's frames: one byte of channel, three unused, four of length, then the data.
+
+    A frame may say that it has four gigabytes: it comes in pieces.
+    """
+    while header := _exactly(stream, 8, deadline, quiet):
         kind, length = struct.unpack(">BxxxL", header)
-        yield ("stderr" if kind == 2 else "stdout"), _exactly(stream, length, deadline)
+        while length:
+            piece = _exactly(stream, min(length, PIECE), deadline, quiet)
+            if not piece:
+                raise ConnectionResetError("the stream ended inside a frame")
+            length -= len(piece)
+            yield ("stderr" if kind == 2 else "stdout"), piece
 
 
-def _exactly(stream: Hijacked, size: int, deadline: float | None) -> bytes:
+def _exactly(stream: Hijacked, size: int, deadline: float | None, quiet: float | None) -> bytes:
     """Return `size` bytes, or none at the end of the stream."""
     parts: list[bytes] = []
     while size:
-        left = None if deadline is None else deadline - time.monotonic()
+        left = quiet if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError
         stream.settimeout(left)

@@ -20,6 +20,7 @@ from raycluster.contracts import (
     Completed,
     Files,
     Found,
+    Health,
     Outlook,
     Process,
     Shell,
@@ -34,8 +35,11 @@ from raycluster.requirements import Lock
 from raycluster.runtimes.native_environment import PYTHON, Environment
 from raycluster.runtimes.native_program import source
 from raycluster.runtimes.native_remote import Remote, entering
+from raycluster.untrusted import Told, is_name, versions
 
 SCHEMA = 1  # of launch.json
+QUIET_S = 60.0
+"""Seconds for the next piece of a log that is read to its end."""
 
 _PART = 'tail -c "$1" "$2" | head -c "$0"'  # what is written meanwhile belongs to the next look
 # A line on stderr every second: the reader notices that it shall end, and this that nobody reads.
@@ -71,7 +75,8 @@ class NativeRuntime:
 
     def observe(self) -> tuple[Found, ...]:
         """Return our cluster's processes on this host; changes nothing."""
-        return tuple(_found(each) for each in self._remote.ask("observe")["found"])
+        told = self._remote.ask("observe")["found"]
+        return tuple(found for each in told if (found := _found(Told(each, "the native runtime"))))
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Make the environment, unless one is given, and return what is in it."""
@@ -138,7 +143,7 @@ class NativeRuntime:
 
         The environment lies in the cluster's folder, so there is nothing more to purge.
         """
-        return tuple(self._remote.ask("remove", role=role or "")["removed"])
+        return tuple(map(str, self._remote.ask("remove", role=role or "")["removed"]))
 
     def inside(self, role: str) -> Shell:
         """Return a shell with the process's environment, in the cluster's folder."""
@@ -158,7 +163,8 @@ class NativeRuntime:
 
     def sockets(self) -> frozenset[int]:
         """Return the inodes of our processes' sockets."""
-        return frozenset(map(int, self._remote.ask("sockets")["inodes"]))
+        inodes = self._remote.ask("sockets")["inodes"]
+        return frozenset(inode for inode in inodes if type(inode) is int)
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
@@ -170,11 +176,11 @@ class NativeRuntime:
         told = self._remote.ask("logs", role=role, tail=tail, since=since)
         begin, size = f"+{told['begin'] + 1}", str(told["end"] - told["begin"])
         last = ("sh", "-c", _FOLLOW, begin) if follow else ("sh", "-c", _PART, size, begin)
-        for argv in [*(("cat", old) for old in told["older"]), (*last, told["log"])]:
-            yield from self._output(argv)
+        for argv in [*(("cat", str(old)) for old in told["older"]), (*last, told["log"])]:
+            yield from self._output(argv, None if follow else QUIET_S)
 
-    def _output(self, argv: Sequence[str]) -> Iterator[bytes]:
-        with closing(cast("_Output", self._transport.stream(argv))) as output:
+    def _output(self, argv: Sequence[str], quiet: float | None) -> Iterator[bytes]:
+        with closing(cast("_Output", self._transport.stream(argv, quiet=quiet))) as output:
             for channel, chunk in output:
                 yield chunk if channel == "stdout" else b""
 
@@ -205,9 +211,13 @@ class _Inside:
         return self.transport.run(self._there(argv, env), input=input, timeout=timeout)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
-        return self.transport.stream(self._there(argv, env))
+        return self.transport.stream(self._there(argv, env), quiet=quiet)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         target = path if path.startswith("/") else f"{self.root}/{path}"
@@ -251,12 +261,19 @@ def _placed(value: str, facts: Mapping[str, Any]) -> str:
     return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
-def _found(told: Mapping[str, Any]) -> Found:
+def _found(told: Told) -> Found | None:
+    """Return one of our processes, None for a folder that no process of ours has."""
+    role, health = told["role"].text(), told["health"].text(20)
+    if not is_name(role):
+        return None
     return Found(
-        role=told["role"],
-        fingerprint=told["fingerprint"],
-        health=told["health"],
-        versions=Versions(**told.get("versions", {})),
-        detail=told["detail"],
-        started=told.get("started", ""),
+        role=role,
+        fingerprint=told["fingerprint"].text(100),
+        health=_HEALTH.get(health, "stopped"),
+        versions=versions(told["versions"]),
+        detail=told["detail"].text(2000),
+        started=told["started"].text(100),
     )
+
+
+_HEALTH: Mapping[str, Health] = {"running": "running", "restarting": "restarting"}

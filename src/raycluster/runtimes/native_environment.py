@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any, cast
 from raycluster.contracts import Channel, Tell, Transport, Versions
 from raycluster.errors import CommandError, RuntimeUnavailableError
 from raycluster.requirements import Lock, uv_lock
+from raycluster.untrusted import read_json
 
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
@@ -21,6 +24,8 @@ COMPLETE, LOCK = ".complete", "requirements.txt"
 HASHED = ("--require-hashes", "--only-binary=:all:", "-r")
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
+
+_LINES, _LONGEST = 5000, 65536  # of what uv or pip says; characters of a line
 
 # An empty line a second, so that the reader wakes. `sleep` must not hold the output open.
 _PULSE = """
@@ -110,11 +115,15 @@ class Environment:
         if not lines:
             reason = "does not exist" if done.exit_code == 127 else "does not run"
             raise self._unusable(f"{python} {reason}")
-        if tuple(int(part) for part in lines[0].split(".")[:2]) < OLDEST_PYTHON:
+        number = re.match(r"([0-9]{1,3})\.([0-9]{1,3})", lines[0])
+        if number is None:
+            raise self._unusable(f"{python} does not tell its version")
+        if (int(number[1]), int(number[2])) < OLDEST_PYTHON:
             raise self._unusable(f"{python} is Python {lines[0]}; 3.9 or newer is needed")
         if done.exit_code:
             raise self._unusable(f"{python} cannot tell what is installed")
-        return Versions(lines[0], *json.loads(lines[1]))
+        told = read_json(lines[1] if len(lines) > 1 else "", python, self.host)
+        return Versions(lines[0][:100], *(told[place].text(100) for place in range(3)))
 
     def _given(self, facts: Mapping[str, Any]) -> str:
         inside = self.python.removeprefix("~/")
@@ -144,11 +153,12 @@ class Environment:
         return f"{place}/bin/uv"
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str], tell: Tell) -> None:
-        said: list[str] = []
+        said: deque[str] = deque(maxlen=_LINES)
         rest = ""
         try:
             for channel, chunk in self._heard(argv, env):
                 *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
+                rest = rest[-_LONGEST:]
                 said += lines
                 for line in lines if channel == "stderr" else []:
                     if line[:1].isalpha() and not line.startswith(("WARNING", "ERROR")):
@@ -165,7 +175,9 @@ class Environment:
         """Yield the output of a command; end it when it says nothing for `quiet` seconds."""
         command = ("sh", "-c", _PULSE, "raycluster", *argv)
         last = time.monotonic()
-        with closing(cast("_Output", self.transport.stream(command, env=env))) as output:
+        with closing(
+            cast("_Output", self.transport.stream(command, env=env, quiet=self.quiet))
+        ) as output:
             for channel, chunk in output:
                 if channel == "stderr" or chunk.strip():
                     last = time.monotonic()

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raycluster.contracts import Transport
-from raycluster.errors import HostError, RuntimeUnavailableError
+from raycluster.errors import AnswerError, HostError, RuntimeUnavailableError
 from raycluster.runtimes.native_program import host_program
+from raycluster.untrusted import not_understood, read_json
+
+LONGEST = 4096  # characters of a path, and of a reason
+_PLACES = {
+    **dict.fromkeys(("root", "temp", "owner", "home", "system_path", "uv"), str),
+    **{"environment": dict, "uv_cache": bool, "complete": list},
+}
+TELLS: Mapping[str, Mapping[str, type]] = {
+    "where": _PLACES,
+    "stop": _PLACES,
+    "observe": {"found": list},
+    "launch": {"boot": str},
+    "describe": {"root": str, "launch": str},
+    "logs": {"older": list, "log": str, "begin": int, "end": int},
+    "remove": {"removed": list},
+    "read": {},
+    "sockets": {"inodes": list},
+}
+"""What each command of native_host.py tells at least, and of which kind."""
 
 # the system's own interpreter first: one that a version manager picks is slower and may change
 _FIND_PYTHON = (
@@ -59,11 +78,25 @@ class Remote:
                 hint="install Python 3.8 or newer there (apt install python3), or use Docker",
             )
         try:
-            answer: dict[str, Any] = json.loads(done.text.splitlines()[-1])
-        except (ValueError, IndexError) as error:
+            told = read_json(done.text.rpartition("\n")[2], "python3", self.host)
+            answer = told.table()
+        except AnswerError as error:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             what = said[-1] if said else f"python3 ended with {done.exit_code}"
             raise HostError(f"the native runtime cannot work: {what}", where=self.host) from error
         if "error" in answer:
-            raise RuntimeUnavailableError(answer["error"], where=self.host, hint=answer["hint"])
+            what, hint = told["error"].text(2000), told["hint"].text(2000)
+            raise RuntimeUnavailableError(what, where=self.host, hint=hint)
+        for name, kind in TELLS[command].items():
+            if not isinstance(answer.get(name), kind) or not _plain(answer[name]):
+                raise not_understood(f"the native runtime ({command}: {name})", self.host)
         return answer
+
+
+def _plain(value: object) -> bool:
+    """Tell whether a text is one for a command, and a table or list of texts holds nothing else."""
+    if isinstance(value, str):
+        return "\0" not in value and len(value) < LONGEST
+    if isinstance(value, dict):
+        return all(isinstance(each, str) for each in value.values())
+    return True

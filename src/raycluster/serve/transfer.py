@@ -312,7 +312,11 @@ class Taker:
             if answer.status != 206:
                 raise http.client.HTTPException(f"answers {answer.status}")
             self.heard = time.monotonic()
+            left = self.shelf.items[index].size - offset
             while count := answer.readinto(buffer):
+                if count > left:  # whatever it said before: no more than the file has is kept
+                    raise http.client.HTTPException("sends more than the file has")
+                left -= count
                 yield buffer[:count]
         finally:
             connection.close()

@@ -75,6 +75,6 @@ def differences(by_host: Mapping[str, Mapping[str, str]]) -> str:
                 absent = host if name not in other else hosts[0]
                 return f"{name} is not on {absent}"
             if one[name] != other[name]:
-                what = "size" if one[name].split()[0] != other[name].split()[0] else "content"
+                what = "size" if one[name].split()[:1] != other[name].split()[:1] else "content"
                 return f"{name} has another {what} on {host} than on {hosts[0]}"
     return ""

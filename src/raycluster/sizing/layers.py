@@ -55,6 +55,11 @@ OF_STATES = ("ssm_state_size", "mamba_d_state", "linear_attn_config", "linear_co
 """Fields of models some of whose layers keep a state; another one has to tell which."""
 
 
+LARGEST = 1 << 40
+"""No figure of a config is larger."""
+MOST_LAYERS = 10_000
+
+
 def read_layers(text: Config, count: int) -> Layers:
     """Return what the layers keep; `text` describes the language model."""
     hybrid = _hybrid(text, count)
@@ -80,9 +85,9 @@ def _doubt(text: Config, *, states: bool) -> str:
 
 
 def whole(config: Config, *keys: str) -> int | None:
-    """Return the first of these fields that is a whole number above 0."""
+    """Return the first of these fields that is a whole number above 0, as a model has."""
     found = (config.get(key) for key in keys)
-    return next((n for n in found if type(n) is int and n > 0), None)
+    return next((n for n in found if type(n) is int and 0 < n <= LARGEST), None)
 
 
 def _hybrid(text: Config, count: int) -> Layers | None:

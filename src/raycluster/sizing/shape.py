@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from raycluster.sizing.layers import Config, Layer, Layers, read_layers, whole
+from raycluster.sizing.layers import LARGEST, MOST_LAYERS, Config, Layer, Layers, read_layers, whole
 
 DTYPE_BYTES = {
     **dict.fromkeys(("float32", "float"), 4.0),
@@ -67,6 +67,8 @@ def read_shape(config: Config) -> Shape:
     """Return what a model's config tells."""
     text = _text(config)
     count, heads = whole(text, "num_hidden_layers"), whole(text, "num_attention_heads")
+    if count and count > MOST_LAYERS:
+        count = None
     layers = read_layers(text, count) if count else Layers()
     doubts = [layers.doubt] if layers.doubt else []
     if not count or not heads:
@@ -135,13 +137,17 @@ def _context(text: Config) -> int | None:
     lengths = [n for key in CONTEXT_KEYS if (n := whole(text, key))]
     if not lengths:
         return None
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(rope, Mapping):
+        return min(lengths)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     original = whole(text, "original_max_position_embeddings")
     if kind == "longrope" and original:
         return original
     factor = rope.get("factor") if kind not in UNSCALED and "gemma3" not in _kind(text) else 1
-    return int(min(lengths) * (factor if isinstance(factor, int | float) else 1))
+    if not isinstance(factor, int | float) or not 0 < factor <= LARGEST:
+        factor = 1
+    return int(min(lengths) * factor)
 
 
 def _kind(text: Config) -> str:

@@ -22,6 +22,7 @@ from raycluster.status import gpus, prometheus
 from raycluster.status.figures import Cost, Figures, Look, Seen, Told, cost, figures
 from raycluster.status.gpus import Gpu
 from raycluster.tunnel.record import Opened, opened
+from raycluster.untrusted import Told as Said
 
 if TYPE_CHECKING:
     from raycluster.connect import Connected, Fleet
@@ -121,8 +122,8 @@ class Watcher:
         found: dict[str, tuple[Gpu, ...]] = {}
         for host in self._spec.hosts:
             node = seen.state.node(host)
-            usage = seen.usage.get(node.node_id, {}) if node else {}
-            found[host.name] = asked.gpus(host.name)[0] or gpus.from_ray(usage.get("gpus") or ())
+            usage = seen.usage.get(node.node_id, Said(None)) if node else Said(None)
+            found[host.name] = asked.gpus(host.name)[0] or gpus.from_ray(usage["gpus"])
         return found
 
     def host(self, connected: Connected) -> _Host:
@@ -287,7 +288,7 @@ class _Host:
 
         try:
             return prometheus.ask(self._prometheus)
-        except (httpx.HTTPError, RayclusterError, ValueError, LookupError, TypeError):
+        except (httpx.HTTPError, RayclusterError):
             return {}
 
     def _run(self, script: str) -> str:

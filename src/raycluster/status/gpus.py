@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from raycluster.accelerators.host import live_script, read_live
 from raycluster.accelerators.values import Trouble, clean, decimal
+from raycluster.untrusted import Told
 
 _FIELDS = (
     *("index", "name", "utilization.gpu", "memory.used", "memory.total"),
@@ -47,18 +47,18 @@ def from_smi(text: str) -> tuple[tuple[Gpu, ...], Trouble | None]:
     return tuple(found), problem
 
 
-def from_ray(told: Iterable[Mapping[str, Any]]) -> tuple[Gpu, ...]:
+def from_ray(told: Told) -> tuple[Gpu, ...]:
     """Return the GPUs in the figures of a node that Ray's dashboard gives."""
     return tuple(
         Gpu(
             "ray",
-            str(gpu.get("index", number)),
-            str(gpu.get("name") or ""),
-            gpu.get("utilizationGpu"),
-            gpu.get("memoryUsed"),
-            gpu.get("memoryTotal"),
-            gpu.get("temperatureC"),
-            None if (power := gpu.get("powerMw")) is None else power / 1000,
+            str(number if (index := gpu["index"].whole()) is None else index),
+            clean(gpu["name"].text(), 100),
+            gpu["utilizationGpu"].number(),
+            gpu["memoryUsed"].number(),
+            gpu["memoryTotal"].number(),
+            gpu["temperatureC"].number(),
+            None if (power := gpu["powerMw"].number()) is None else power / 1000,
         )
         for number, gpu in enumerate(told)
     )

@@ -16,6 +16,7 @@ from raycluster.state import HostState
 from raycluster.status.figures import Figures
 from raycluster.status.gpus import Gpu
 from raycluster.status.warnings import warnings
+from raycluster.untrusted import Told
 
 if TYPE_CHECKING:
     from raycluster.status.ask import Standing
@@ -55,8 +56,8 @@ def node(standing: Standing, host: ResolvedHost) -> dict[str, Any]:
     seen = health.state.hosts[host.name]
     found = seen.role(host.role)
     joined = health.state.node(host)
-    usage = health.usage.get(joined.node_id, {}) if joined else {}
-    memory = usage.get("mem") or []
+    usage = health.usage.get(joined.node_id, Told(None)) if joined else Told(None)
+    used, total = usage["mem"][3].number(), usage["mem"][0].number()
     return {
         "name": host.name,
         "role": host.role,
@@ -76,8 +77,8 @@ def node(standing: Standing, host: ResolvedHost) -> dict[str, Any]:
             else None
         ),
         "cpus": joined.cpus if joined else None,
-        "cpu_percent": usage.get("cpu"),
-        "memory_bytes": {"used": memory[3], "total": memory[0]} if len(memory) == 4 else None,
+        "cpu_percent": usage["cpu"].number(),
+        "memory_bytes": None if used is None or total is None else {"used": used, "total": total},
         "gpus": [_gpu(g) for g in standing.gpus.get(host.name, ())],
         "gpus_total": joined.gpus if joined else None,
     }

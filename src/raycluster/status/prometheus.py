@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raycluster.status.figures import LONGEST_S, Latency, Rates, Told
+from raycluster.untrusted import Told as Said
+from raycluster.untrusted import number_of, read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -35,23 +37,31 @@ QUERY = " or ".join(
 def ask(client: httpx.Client) -> Mapping[str, Told]:
     """Return the figures by model; none for a model that it does not know.
 
-    Raises httpx's errors, and ValueError for an answer of another kind.
+    Raises httpx's errors, and AnswerError for an answer of another kind.
     """
-    answer = client.get("/api/v1/query", params={"query": QUERY}).raise_for_status().json()
-    if not isinstance(answer, dict) or answer.get("status") != "success":
-        raise ValueError("no answer of Prometheus")
-    return read(answer["data"]["result"])
+    answer = client.get("/api/v1/query", params={"query": QUERY}).raise_for_status()
+    told = read_json(answer.content, "Prometheus")
+    if told["status"].text(20) != "success":
+        raise told.refused()
+    return read(told["data"]["result"])
 
 
-def read(result: list[Mapping[str, Any]]) -> Mapping[str, Told]:
+def read(result: Said) -> Mapping[str, Told]:
     """Return the figures in the answer to QUERY."""
     found: dict[str, dict[str, float]] = {}
     for series in result:
-        value = float(series["value"][1])
-        if not math.isnan(value):
-            labels = series["metric"]
-            found.setdefault(labels.get("model", ""), {})[labels["figure"]] = value
+        labels, value = series["metric"], _number(series["value"][1].text(40))
+        figure = labels["figure"].text(40)
+        if value is None or (math.isinf(value) and figure not in ("p50", "p95")):
+            continue
+        if figure in _FIGURES:
+            found.setdefault(labels["model"].text(1000), {})[figure] = value
     return {model: _told(of) for model, of in found.items() if "requests" in of}
+
+
+def _number(said: str) -> float | None:
+    """Return a number, infinite where a quantile is; None for NaN and what is no number."""
+    return math.inf if said == "+Inf" else number_of(said)
 
 
 def _told(of: Mapping[str, float]) -> Told:

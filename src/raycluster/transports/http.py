@@ -1,7 +1,13 @@
-"""HTTP to an address as a host sees it: httpx over a Transport's streams."""
+"""HTTP to an address as a host sees it: httpx over a Transport's streams.
+
+An answer is bounded as a whole, in bytes and in time; it is read as it came, never unpacked, and
+its text is UTF-8 whatever it calls itself.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +16,34 @@ import httpx
 
 from raycluster.contracts import ByteStream, Secret, Transport
 from raycluster.errors import HostError
+from raycluster.untrusted import ANSWER_BYTES
+
+LEAST_S = 10.0
+"""Seconds for a whole answer, at least; else twice what each part of it may take."""
+
+
+WHOLE_S = 30.0
+"""Seconds for an answer of a hub or registry."""
+_OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+
+
+class _Limits(threading.local):
+    """What the request that this thread makes may still take; seconds of the monotonic clock."""
+
+    end: float | None = None
+
+
+_limits = _Limits()
+
+
+def _within(timeout: float | None) -> float | None:
+    """Return how long one step may take. Raises TimeoutError where the whole took too long."""
+    if _limits.end is None:
+        return timeout
+    left = _limits.end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the whole answer takes too long")
+    return left if timeout is None else min(left, timeout)
 
 
 class _Stream(httpcore.NetworkStream):
@@ -18,7 +52,7 @@ class _Stream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            self._stream.settimeout(timeout)
+            self._stream.settimeout(_within(timeout))
             return self._stream.recv(max_bytes)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(str(error)) from error
@@ -27,7 +61,7 @@ class _Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
-            self._stream.settimeout(timeout)
+            self._stream.settimeout(_within(timeout))
             self._stream.sendall(buffer)
         except TimeoutError as error:
             raise httpcore.WriteTimeout(str(error)) from error
@@ -60,16 +94,25 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
+    def __init__(self, response: httpcore.Response, end: float | None) -> None:
         self._response = response
+        self._end = end
 
     def __iter__(self) -> Any:  # noqa: ANN401  # httpcore types its stream loosely
+        size = 0
+        _limits.end = self._end
         try:
-            yield from self._response.iter_stream()
+            for piece in self._response.iter_stream():
+                size += len(piece)
+                if size > ANSWER_BYTES:
+                    raise httpx.ReadError(f"the answer has more than {ANSWER_BYTES >> 20} MiB")
+                yield piece
         except httpcore.TimeoutException as error:
             raise httpx.ReadTimeout(str(error)) from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise httpx.ReadError(str(error)) from error
+        finally:
+            _limits.end = None
 
     def close(self) -> None:
         self._response.close()
@@ -92,6 +135,9 @@ class _Adapter(httpx.BaseTransport):
             content=request.stream,
             extensions=request.extensions,
         )
+        allowed = (request.extensions.get("timeout") or {}).get("read")
+        end = None if allowed is None else time.monotonic() + max(LEAST_S, 2 * allowed)
+        _limits.end = end
         try:
             answer = self._pool.handle_request(ask)
         except httpcore.ConnectError as error:
@@ -100,15 +146,23 @@ class _Adapter(httpx.BaseTransport):
             raise httpx.ReadTimeout(str(error)) from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise httpx.ReadError(str(error)) from error
+        finally:
+            _limits.end = None
         return httpx.Response(
             answer.status,
-            headers=answer.headers,
-            stream=_Body(answer),
+            headers=_plain(answer.headers),
+            stream=_Body(answer, end),
             extensions=answer.extensions,
         )
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _plain(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers without those that say how the content has to be decoded."""
+    kept = [(name, value) for name, value in headers if name.lower() != b"content-encoding"]
+    return [(n, v.partition(b";")[0] if n.lower() == b"content-type" else v) for n, v in kept]
 
 
 def http_client(
@@ -123,11 +177,33 @@ def http_client(
             "the cluster's token as the hosts have it cannot be one",
             hint="raycluster down, then raycluster up",
         )
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Accept-Encoding": "identity"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     return httpx.Client(
         transport=_Adapter(transport),
         base_url=f"http://127.0.0.1:{port}",
         headers=headers,
         timeout=timeout,
         trust_env=False,
+    )
+
+
+def whole_answer(
+    client: httpx.Client,
+    url: str,
+    *,
+    seconds: float = WHOLE_S,
+    **more: Any,  # noqa: ANN401
+) -> httpx.Response:
+    """GET from the internet: the answer with all of its body, bounded too; httpx's errors."""
+    end, body = time.monotonic() + seconds, bytearray()
+    with client.stream("GET", url, **more) as answer:
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > ANSWER_BYTES or time.monotonic() > end:
+                raise httpx.ReadError("the answer is too long, or takes too long")
+    kept = [(n, v) for n, v in answer.headers.multi_items() if n.lower() not in _OF_THE_BODY]
+    return httpx.Response(
+        answer.status_code, headers=kept, content=bytes(body), request=answer.request
     )

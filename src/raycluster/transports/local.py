@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from raycluster.contracts import Address, ByteStream, Channel, Completed
 from raycluster.errors import CommandError, HostError
+from raycluster.untrusted import ANSWER_BYTES, too_much
 
 CHUNK = 65536
 GRACE = 2.0  # seconds between TERM and KILL
@@ -50,19 +52,29 @@ class LocalTransport:
             child = self._spawn(argv, env, subprocess.PIPE)
         except OSError as error:
             return Completed(_shell_status(error), b"", f"{argv[0]}: {error.strerror}\n".encode())
+        written: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        end = None if timeout is None else time.monotonic() + timeout
         with child:
             try:
-                stdout, stderr = child.communicate(input, timeout)
-            except subprocess.TimeoutExpired as error:
+                for channel, data in _talk(child, lambda: _left(end), input):
+                    written[channel] += data
+                    if sum(map(len, written.values())) > ANSWER_BYTES:
+                        raise too_much(argv[0], self._name, ANSWER_BYTES)
+                child.wait(_left(end))
+            except (TimeoutError, subprocess.TimeoutExpired) as error:
                 raise HostError(
                     f"{argv[0]} did not end within {timeout:g} s", where=self._name
                 ) from error
             finally:
                 _end(child)
-        return Completed(child.returncode, stdout, stderr)
+        return Completed(child.returncode, bytes(written["stdout"]), bytes(written["stderr"]))
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; closing the iterator ends the command and its children."""
         try:
@@ -73,8 +85,12 @@ class LocalTransport:
             ) from error
         with child:
             try:
-                yield from _read_both(child)
+                yield from _talk(child, lambda: quiet)
                 child.wait()
+            except TimeoutError as error:
+                raise HostError(
+                    f"{argv[0]} said nothing for {quiet:g} s", where=self._name
+                ) from error
             finally:
                 _end(child)
         if child.returncode:
@@ -123,6 +139,8 @@ class LocalTransport:
                 where=self._name,
                 hint="set HOME to a folder of yours",
             )
+        if any("\0" in word for word in (*argv, *(env or {}).values())):
+            raise HostError(f"cannot run {argv[0]}: it holds a NUL character", where=self._name)
         return subprocess.Popen(
             tuple(argv),
             executable=program,
@@ -151,19 +169,49 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _read_both(child: subprocess.Popen[bytes]) -> Iterator[tuple[Channel, bytes]]:
+def _left(end: float | None) -> float | None:
+    return None if end is None else end - time.monotonic()
+
+
+def _talk(
+    child: subprocess.Popen[bytes], patience: Callable[[], float | None], content: bytes = b""
+) -> Iterator[tuple[Channel, bytes]]:
+    """Write `content` and yield what is written; TimeoutError after what `patience` returns."""
     names: dict[IO[bytes] | None, Channel] = {child.stdout: "stdout", child.stderr: "stderr"}
+    rest = memoryview(content)
     with selectors.DefaultSelector() as ready:
         for pipe, name in names.items():
             assert pipe is not None  # noqa: S101 - both were asked for
             ready.register(pipe, selectors.EVENT_READ, name)
+        if child.stdin is not None:
+            os.set_blocking(child.stdin.fileno(), False)
+            ready.register(child.stdin, selectors.EVENT_WRITE)
         while ready.get_map():
-            for key, _ in ready.select():
-                chunk = os.read(key.fd, CHUNK)
+            left = patience()
+            if (left is not None and left <= 0) or not (events := ready.select(left)):
+                raise TimeoutError
+            for key, _ in events:
+                if key.data is None:
+                    rest = _written(key.fd, rest)
+                    done, chunk = not rest, b""
+                else:
+                    chunk = os.read(key.fd, CHUNK)
+                    done = not chunk
                 if chunk:
                     yield key.data, chunk
-                else:
+                if done:
                     ready.unregister(key.fileobj)
+                    cast("IO[bytes]", key.fileobj).close()
+
+
+def _written(pipe: int, rest: memoryview) -> memoryview:
+    """Write what a pipe takes, and return what is left; nothing where nobody reads it."""
+    try:
+        return rest[os.write(pipe, rest[:CHUNK]) :] if rest else rest
+    except BlockingIOError:
+        return rest
+    except OSError:  # it ended without reading everything; its status says more
+        return rest[:0]
 
 
 def _make_private(folder: Path) -> None:

@@ -16,6 +16,7 @@ from raycluster.contracts import Address, Channel, Completed
 from raycluster.errors import CommandError, ConnectionLostError, HostError
 from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
 from raycluster.transports.ssh_shell import command_text, new_mark, put_argv, why_refused_argv
+from raycluster.untrusted import ANSWER_BYTES, too_much
 
 if TYPE_CHECKING:
     from raycluster.transports.ssh_connect import Link
@@ -98,7 +99,7 @@ class SshTransport:
         try:
             # Beside the reading of output: either side may stop until the other goes on.
             threading.Thread(target=_send_input, args=(session, input), daemon=True).start()
-            stdout, stderr = _collect(session, deadline)
+            stdout, stderr = _collect(session, deadline, self._name, argv[0])
         except queue.Empty as error:
             raise HostError(
                 f"{argv[0]} did not end within {timeout:g} s",
@@ -110,14 +111,24 @@ class SshTransport:
         return Completed(self._status(session, argv[0]), stdout, stderr)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; closing the iterator ends the command."""
         session = self._start(argv, env, _SLOT_SECONDS)
         try:
             session.shutdown(socket.SHUT_WR)
-            while (piece := session.output(None)) is not None:
+            while (piece := session.output(quiet)) is not None:
                 yield piece
+        except queue.Empty as error:
+            raise HostError(
+                f"{argv[0]} said nothing for {quiet:g} s",
+                where=self._name,
+                hint="look at what it waits for on the host",
+            ) from error
         finally:
             self._sessions.end(session)
         status = self._status(session, argv[0])
@@ -273,11 +284,17 @@ def _send_input(session: Session, content: bytes) -> None:
     session.shutdown(socket.SHUT_WR)
 
 
-def _collect(session: Session, deadline: float | None) -> tuple[bytes, bytes]:
-    parts: dict[Channel, list[bytes]] = {"stdout": [], "stderr": []}
+def _collect(
+    session: Session, deadline: float | None, name: str, program: str
+) -> tuple[bytes, bytes]:
+    parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     while (piece := session.output(_left(deadline))) is not None:
-        parts[piece[0]].append(piece[1])
-    return b"".join(parts["stdout"]), b"".join(parts["stderr"])
+        parts[piece[0]] += piece[1]
+        if sum(map(len, parts.values())) > ANSWER_BYTES:
+            raise too_much(program, name, ANSWER_BYTES)
+        if deadline is not None and time.monotonic() > deadline:  # it may speak without a pause
+            raise queue.Empty
+    return bytes(parts["stdout"]), bytes(parts["stderr"])
 
 
 def _left(deadline: float | None) -> float | None:

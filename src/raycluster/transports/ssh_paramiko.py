@@ -43,6 +43,9 @@ from raycluster.transports.ssh_socket import WatchedSocket, Wire
 HOLDS_FOR = "5.1"
 _PACKET = 32768 - 64
 _POLL = 0.2
+_LONGEST_PACKET = 1 << 20  # OpenSSH's limit is a quarter of it
+_UNASKED = 4  # windows that a peer may send, of which it was given one
+_PIECE_COST = 64  # bytes of memory for a piece, however small
 _SIGNALS = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9}
 _SIGNALS |= {"USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15}
 _ENDED_ODDLY = 255
@@ -146,6 +149,15 @@ class Chan(paramiko.Channel):
         super()._set_closed()
         self.decided.set()
 
+    def _feed(self, m: paramiko.Message | bytes) -> None:
+        super()._feed(m)
+        self._refuse_flood(len(self.in_buffer))
+
+    def _refuse_flood(self, unread: int) -> None:
+        """End a connection whose peer sends on and on without being asked to."""
+        if unread > _UNASKED * self.transport.default_window_size:
+            self.transport.close()
+
 
 class Session(Chan):
     """A command on the host; its output comes in one queue, in the order in which it arrived."""
@@ -157,6 +169,7 @@ class Session(Chan):
         self.mark = ""
         self.refused = False
         self.status: int | None = None
+        self._came = self._taken = 0  # each counted by one thread alone
 
     def execute(self, command: str) -> None:
         """Ask for a command without waiting for the answer; a refusal ends the output."""
@@ -176,6 +189,7 @@ class Session(Chan):
         """Return the next piece of output, None at the end. Raises queue.Empty after `timeout`."""
         piece = self._output.get(timeout=timeout)
         if piece is not None:
+            self._taken += len(piece[1]) + _PIECE_COST
             self._acknowledge(len(piece[1]))
         return piece
 
@@ -197,12 +211,19 @@ class Session(Chan):
             with contextlib.suppress(OSError):  # the end of the output tells
                 self._put(adjust)
 
-    def _feed(self, m: paramiko.Message) -> None:
-        self._output.put(("stdout", m.get_binary()))
+    def _feed(self, m: paramiko.Message | bytes) -> None:
+        assert isinstance(m, paramiko.Message)  # noqa: S101 - bytes are what paramiko's tests give
+        self._take("stdout", m.get_binary())
 
     def _feed_extended(self, m: paramiko.Message) -> None:
         if m.get_int() == 1:
-            self._output.put(("stderr", m.get_binary()))
+            self._take("stderr", m.get_binary())
+
+    def _take(self, channel: Literal["stdout", "stderr"], data: bytes) -> None:
+        if data:
+            self._came += len(data) + _PIECE_COST
+            self._output.put((channel, data))
+            self._refuse_flood((self._came - self._taken) // 2)
 
     def _handle_request(self, m: paramiko.Message) -> None:
         kind = m.get_text()
@@ -232,6 +253,12 @@ class _Packetizer(Packetizer):
         self._deadline: float | None = None
 
     # paramiko starts a timer thread here, which keeps a program alive after a failed handshake.
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:
+        """Read the rest of a packet; one that nobody may send ends the connection."""
+        if n > _LONGEST_PACKET:
+            raise paramiko.SSHException(f"a packet of {n} bytes")
+        return bytes(super().read_all(n, check_rekey))
+
     def start_handshake(self, timeout: float) -> None:
         self._deadline = time.monotonic() + timeout
 

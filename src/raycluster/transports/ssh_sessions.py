@@ -85,6 +85,7 @@ def _ends_within(session: Session, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     with contextlib.suppress(queue.Empty):
         while session.output(max(0.0, deadline - time.monotonic())) is not None:
-            pass
+            if time.monotonic() > deadline:  # it speaks without a pause
+                return False
         return True
     return False

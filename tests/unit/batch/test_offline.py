@@ -111,7 +111,11 @@ class Box:
         return LocalTransport("head").run(argv, input=input, env=self.env(), timeout=timeout)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         raise AssertionError("not used")
 

@@ -91,3 +91,18 @@ def test_odd_usage_is_not_counted() -> None:
     answer.take(event(choices=[], usage={"prompt_tokens": "5", "completion_tokens": None}), 0.0)
     answer.take(event(choices=[], usage=[]), 0.0)
     assert answer.input_tokens is None and answer.output_tokens is None
+
+
+@pytest.mark.parametrize("count", [-1, 10**400, True, "7", None, 2.5, [], float("inf")])
+def test_counts_that_no_answer_has_are_none(count: object) -> None:
+    answer = Answer()
+    usage = {"prompt_tokens": count, "completion_tokens": count, "prompt_tokens_details": count}
+    answer.take(event(choices=[{"text": "a"}], usage=usage), 1.0)
+    assert (answer.input_tokens, answer.output_tokens, answer.cached_tokens) == (None, None, None)
+
+
+@pytest.mark.parametrize("reason", [{}, [1], 7, {"a": []}, True])
+def test_a_reason_that_is_no_word_is_none(reason: object) -> None:
+    answer = Answer()
+    answer.take(event(choices=[{"text": "a", "finish_reason": reason}]), 1.0)
+    assert answer.finish_reason is None

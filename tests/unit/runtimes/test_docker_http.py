@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker.errors
 import pytest
+import requests
 
 from raycluster.contracts import ByteStream
-from raycluster.errors import ConnectionLostError
-from raycluster.runtimes.docker_http import Hijacked, newest_info, open_client
+from raycluster.errors import AnswerError, ConnectionLostError
+from raycluster.runtimes.docker_http import PIECE, Hijacked, newest_info, open_client
 
 Answer = Callable[[str], bytes]
 
@@ -58,7 +63,7 @@ class Daemon:
             threading.Thread(target=self._serve, args=(stream,), daemon=True).start()
 
     def _serve(self, stream: socket.socket) -> None:
-        with stream, stream.makefile("rb") as reader:
+        with contextlib.suppress(OSError), stream, stream.makefile("rb") as reader:
             while request := reader.readline():
                 headers = dict(iter(lambda: reader.readline().lower().split(b":")[:2], [b"\r\n"]))
                 reader.read(int(headers.get(b"content-length", 0)))
@@ -166,3 +171,57 @@ def test_a_daemon_that_refuses_its_own_version_is_taken_as_it_is(daemon: Daemon)
 
     daemon.answers = told
     assert newest_info(open_client(daemon.open))["Name"] == "host"
+
+
+def test_an_endless_answer_is_given_up(daemon: Daemon) -> None:
+    daemon.answers = lambda _: (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(40 << 20)
+    )
+    with pytest.raises(AnswerError, match="the Docker daemon says more than 32 MiB"):
+        open_client(daemon.open).containers()
+
+
+def test_packed_answers_are_not_unpacked(daemon: Daemon) -> None:
+    packed = gzip.compress(b"[" + b" " * (100 << 20) + b"]", 1)
+    head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n"
+    daemon.answers = lambda _: head.format(len(packed)).encode() + packed
+    with pytest.raises(requests.exceptions.JSONDecodeError):
+        open_client(daemon.open).containers()
+
+
+def test_a_frame_that_says_four_gigabytes_comes_in_pieces(daemon: Daemon) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
+    frame = struct.pack(">BxxxL", 1, 0xFFFFFFFF) + bytes(100_000)
+    inspected = answer("200 OK", {"Config": {"Tty": False}})
+    daemon.answers = lambda path: head + frame if "logs" in path else inspected
+    client = open_client(daemon.open)
+    pieces = client.logs("c", stream=True, follow=False)
+    assert len(next(pieces)) == PIECE
+    pieces.close()
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"{cut", b'"a"', b"7", b"\xff"])
+def test_an_event_of_another_kind_is_an_error_of_ours(daemon: Daemon, line: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%s\n\r\n0\r\n\r\n" % (len(line) + 1, line)
+    daemon.answers = lambda _: head + chunk
+    with pytest.raises(AnswerError, match="cannot be understood"):
+        list(open_client(daemon.open).pull("i", "t", stream=True, decode=True))
+
+
+def test_headers_that_drip_are_given_up() -> None:
+    class Dripping:
+        def recv(self, _size: int) -> bytes:
+            time.sleep(0.01)
+            return b"X"
+
+        def settimeout(self, _seconds: float | None) -> None:
+            pass
+
+        def __getattr__(self, _name: str) -> Callable[..., None]:
+            return lambda *_: None
+
+    client = open_client(Dripping, timeout=1)
+    client.timeout = 0.05  # type: ignore[assignment]
+    with pytest.raises((requests.exceptions.RequestException, TimeoutError)):
+        client.containers()

@@ -104,11 +104,15 @@ class Overheard(LocalTransport):
         return super().run(argv, input=input, env=env, timeout=timeout)
 
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Run, and note the words."""
         self.words += [*argv, *(env or {}).values()]
-        return super().stream(argv, env=env)
+        return super().stream(argv, env=env, quiet=quiet)
 
 
 def test_the_environment_of_a_process_is_in_no_command(runtime: NativeRuntime, root: Path) -> None:

@@ -228,3 +228,37 @@ def test_a_cpu_has_larger_blocks(latent: bool, block: int) -> None:
     per_token = load_of(ask, shape, None).per_token
     assert per_token
     assert request_bytes(ask, shape, 1) == block * per_token
+
+
+STRANGE: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    10**18,
+    1e308,
+    "x",
+    "",
+    [],
+    {},
+    [[]],
+    {"a": []},
+    [None],
+    "9" * 99,
+)
+CONFIGS = [value for value in vars(published).values() if isinstance(value, dict)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_no_value_of_a_config_stops_a_forecast(config: dict[str, Any]) -> None:
+    """It is a file of a host, or of the hub."""
+    others = ("rope_scaling", "quantization_config", "layer_types", "text_config", "sliding_window")
+    for key in (*config, *others):
+        for strange in STRANGE:
+            fitted({**config, key: strange}, A100)
+            fitted({**config, key: {**config, key: strange}}, A100)
+
+
+def test_a_config_of_other_kinds_stops_no_forecast() -> None:
+    for strange in STRANGE:
+        fitted(dict.fromkeys(published.LLAMA_3_8B, strange), A100)

@@ -13,6 +13,7 @@ from raycluster.status import gpus
 from raycluster.status.ask import Standing
 from raycluster.status.figures import Figures, Latency, Rates, cost
 from raycluster.tunnel.record import Opened
+from raycluster.untrusted import Told
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 USAGE = {"cpu": 12.5, "mem": [64 * 2**30, 0, 0, 8 * 2**30]}
@@ -76,11 +77,11 @@ def standing(told: ClusterSpec, state: ClusterState, **changes: Any) -> Standing
     """Return what was seen of a cluster in this state."""
     app = next(iter(state.apps or ()), None)
     models = (ModelHealth(MODEL, app, "vllm" if app else ""),)
-    usage = {node.node_id: USAGE for node in state.nodes or ()}
+    usage = {node.node_id: Told(USAGE) for node in state.nodes or ()}
     health = Health(told, state, usage, models, judge(told, state, models))
     seen: dict[str, Any] = {
         "figures": {MODEL: FIGURES},
-        "gpus": {name: gpus.from_ray([GPU]) for name, h in state.hosts.items() if h.found},
+        "gpus": {name: gpus.from_ray(Told([GPU])) for name, h in state.hosts.items() if h.found},
         "tunnels": (Opened("q", "h", 7, "2026-11-26T18:00:00+00:00", {"API": "http://a/v1"}),),
         "cost": cost(told, {MODEL: FIGURES}),
         "taken": "2026-11-26T18:40:00.000+00:00",

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from raycluster.status.gpus import ASK, Gpu, from_ray, from_smi
+from raycluster.untrusted import Told
 from tests.unit.status.standing import GPU
 
 PCI = "pci other\npci nvidia\n"
@@ -76,7 +77,7 @@ def test_a_host_without_nvidia_smi_says_nothing_of_gpus() -> None:
 
 def test_reads_what_ray_gives() -> None:
     less = {"index": 1, "name": "AMD", "utilizationGpu": None, "memoryUsed": 1, "memoryTotal": 2}
-    assert from_ray([GPU, less]) == (
+    assert from_ray(Told([GPU, less])) == (
         Gpu("ray", "0", "NVIDIA H100", 95, 70000, 81920, 71, 350.5, None),
         Gpu("ray", "1", "AMD", None, 1, 2, None, None, None),
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import socket
 from types import FunctionType
 
 import paramiko
@@ -26,7 +27,7 @@ NAMES = {
         " _parse_channel_open_success _send_user_message stop_thread"
     ),
     Packetizer: (
-        "REKEY_BYTES REKEY_PACKETS start_handshake handshake_timed_out complete_handshake"
+        "REKEY_BYTES REKEY_PACKETS start_handshake handshake_timed_out complete_handshake read_all"
     ),
     AgentSSH: "_connect _close",
 }
@@ -50,6 +51,8 @@ def test_the_names_are_there(owner: type) -> None:
         (paramiko.Channel._send, ["self", "s", "m"]),
         (paramiko.Transport._send_user_message, ["self", "data"]),
         (Packetizer.start_handshake, ["self", "timeout"]),
+        (Packetizer.read_all, ["self", "n", "check_rekey"]),
+        (paramiko.Channel._feed, ["self", "m"]),
     ],
 )
 def test_they_take_what_we_give(function: object, parameters: list[str]) -> None:
@@ -69,3 +72,44 @@ def _table() -> dict[int, FunctionType]:
 
 def test_the_library_does_not_rekey_within_a_run() -> None:
     assert ssh_paramiko._Packetizer.REKEY_BYTES > 1 << 34
+
+
+class Ended:
+    """Stands for a connection that may be ended."""
+
+    default_window_size = 1000
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def fed(chan: ssh_paramiko.Chan, data: bytes) -> None:
+    message = paramiko.Message()
+    message.add_string(data)
+    message.rewind()
+    chan._feed(message)
+
+
+@pytest.mark.parametrize("kind", [ssh_paramiko.Chan, ssh_paramiko.Session])
+@pytest.mark.parametrize("size", [1, 500])
+def test_a_peer_that_sends_beyond_its_window_is_cut_off(
+    kind: type[ssh_paramiko.Chan], size: int
+) -> None:
+    chan, connection = kind(1), Ended()
+    chan.transport = connection  # type: ignore[assignment]
+    for _ in range(20_000 // size):
+        fed(chan, b"x" * size)
+    assert connection.closed
+    chan.active = False
+
+
+def test_a_packet_that_nobody_may_send_is_not_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(bytes(100))
+        packetizer = ssh_paramiko._Packetizer(ssh_paramiko.WatchedSocket(ours))
+        with pytest.raises(paramiko.SSHException, match="a packet of 4294967295 bytes"):
+            packetizer.read_all(0xFFFFFFFF)

@@ -1,0 +1,264 @@
+"""One run of a command against hostile hosts, in this process, and all that may not happen."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+import tarfile
+import threading
+import time
+import tomllib
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+import typer.main
+
+import raycluster.poll
+import raycluster.spec
+from raycluster import cli, connect, exchange
+from tests.hostile.host import Answers, FakeHost, Spoil, recorded
+
+REAL_S = 20
+"""Seconds that a run may take in truth."""
+FASTER = 40
+"""Waiting takes no time, and time goes on by so many times as much."""
+CODES = (0, 1, 2, 3, 4, 5)
+KEY, TOKEN = "sk-hostile-key-0123456789", "hf_hostile9876543210"
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "check": ("check", "SPEC"),
+    "first-plan": ("plan", "SPEC"),
+    "up": ("up", "SPEC"),
+    "status": ("status", "SPEC", "--json"),
+    "plan": ("plan", "SPEC"),
+    "logs": ("logs", "all", "--spec", "SPEC"),
+    "support-bundle": ("support-bundle", "-o", "bundle.tar.gz", "--spec", "SPEC"),
+    "deploy": ("deploy", "SPEC"),
+    "bench": (
+        *("bench", "--from", "head", "-n", "4", "-c", "2", "-o", "figures"),
+        *("--prompts", "prompts.txt", "--spec", "SPEC"),
+    ),
+    "down": ("down", "--yes", "SPEC"),
+}
+MADE: Mapping[str, frozenset[str]] = {
+    "support-bundle": frozenset({"work/bundle.tar.gz"}),
+    "bench": frozenset({"work/figures"}),
+}
+"""What a command may write, below the folder of the runs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit code, what it wrote, and questions that no real host was asked."""
+
+    code: int
+    out: str
+    err: str
+    unknown: tuple[str, ...]
+
+
+_OBEYED = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal does more with than show it."""
+
+
+class HangError(BaseException):
+    """A run took longer than it may."""
+
+
+@dataclass
+class Stage:
+    """Where runs happen: a home, a working folder and a folder for temporary files, all watched."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for name in ("home/.ssh", "work", "tmp", "run"):
+            (self.folder / name).mkdir(parents=True)
+        self.put("home/.ssh/authorized_keys", "ssh-ed25519 AAAA me\n")
+        self.put("home/.bashrc", "true\n")
+        self.put("work/cluster.toml", recorded().spec)
+        self.put("work/prompts.txt", "one\ntwo\nthree\nfour\n")
+        self.before = self._files()
+
+    def put(self, name: str, content: str) -> None:
+        """Write a file."""
+        (self.folder / name).write_text(content)
+
+    def _files(self) -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for path in self.folder.rglob("*"):
+            stat = path.lstat()
+            place = str(path.relative_to(self.folder))
+            size = 0 if path.is_dir() else stat.st_size
+            found[place] = (stat.st_mode, size, 0 if path.is_dir() else stat.st_mtime_ns)
+        return found
+
+    def changes(self, command: str) -> list[str]:
+        """Return what was changed that may not be, and take all of it back."""
+        now, allowed = self._files(), MADE.get(command, frozenset())
+        changed = [n for n in {*now, *self.before} if now.get(n) != self.before.get(n)]
+        for name in sorted(changed, reverse=True):
+            path = self.folder / name
+            if name not in self.before:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        return [n for n in changed if not any(n == a or n.startswith(f"{a}/") for a in allowed)]
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Stage]:
+    """Yield a stage on which commands reach hostile hosts, and time is quick."""
+    stage = Stage(folder)
+    work = folder / "work"
+    env = {
+        **{"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "LANG": "C.UTF-8"},
+        **{"TMPDIR": str(folder / "tmp"), "XDG_RUNTIME_DIR": str(folder / "run")},
+        **{"HOSTILE_KEY": KEY, "HOSTILE_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"},
+    }
+    monotonic, ahead, lock = time.monotonic, [0.0], threading.Lock()
+
+    def sleep(seconds: float) -> None:
+        with lock:
+            ahead[0] += max(seconds, 0.01) * FASTER
+
+    def now() -> float:
+        return monotonic() + ahead[0]
+
+    before = Path.cwd()
+    os.chdir(work)
+    try:
+        with (
+            mock.patch.dict(os.environ, env, clear=True),
+            mock.patch("tempfile.tempdir", str(folder / "tmp")),
+            mock.patch("time.sleep", sleep),
+            mock.patch("time.monotonic", now),
+            mock.patch.dict(
+                raycluster.poll.wait_for.__kwdefaults__, {"clock": now, "sleep": sleep}
+            ),
+            mock.patch.multiple(exchange, BEGIN_S=0.2, PARTING_S=0.2, STUCK_S=0.2),
+            mock.patch("raycluster.up._lock", lambda *_: nullcontext()),  # a living conversation
+            mock.patch("raycluster.spec.read_spec", cache(raycluster.spec.read_spec)),
+            mock.patch("typer.main.get_command", cache(typer.main.get_command)),
+        ):
+            yield stage
+    finally:
+        os.chdir(before)
+
+
+def addresses() -> Mapping[str, str]:
+    """Return where the hosts of the recorded spec are."""
+    spec = tomllib.loads(recorded().spec)
+    return {
+        **{"head": spec["head"]["host"]},
+        **{worker["name"]: worker["host"] for worker in spec.get("workers", ())},
+    }
+
+
+def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
+    """Run a command. Raises AssertionError, and what the command let through."""
+    answers = Answers(command, spoil)
+    known = addresses()
+
+    def reach(host: Any, ask: object) -> FakeHost:
+        return FakeHost(host.name, known[host.name], answers)
+
+    words = ["raycluster", *COMMANDS[command]]
+    words = ["cluster.toml" if word == "SPEC" else word for word in words]
+    out, err = _Stream(), _Stream()
+    crashed: list[str] = []
+
+    def crash(told: threading.ExceptHookArgs) -> None:
+        if told.exc_type is not HangError:
+            crashed.append("".join(traceback.format_exception(told.exc_value)))
+
+    with (
+        mock.patch.dict(connect.TRANSPORTS, {"ssh": reach, "local": reach}),
+        mock.patch.object(sys, "argv", words),
+        mock.patch.object(sys, "stdout", out),
+        mock.patch.object(sys, "stderr", err),
+        mock.patch.object(threading, "excepthook", crash),
+        mock.patch.object(cli, "_end_interrupted", _interrupted),
+        _in_time(),
+    ):
+        cli._open_streams()
+        code = cli._run()
+    said, told = out.text(), err.text()
+    assert not crashed, crashed[0]
+    assert code in CODES, (code, told)
+    assert "Traceback" not in told
+    shown = told if command == "logs" else said + told
+    assert not (obeyed := _OBEYED.findall(shown)), obeyed
+    bundle = stage.folder / "work" / "bundle.tar.gz"
+    if bundle.exists():
+        _check_bundle(bundle)
+    changed = stage.changes(command)
+    assert not changed, changed
+    for secret in (KEY, TOKEN):
+        assert secret not in said + told
+    if command == "status" and said:
+        json.loads(said, parse_constant=_refuse)
+    return Outcome(code, said, told, tuple(answers.unknown))
+
+
+class _Stream(io.TextIOWrapper):
+    """A standard stream that takes what a terminal of UTF-8 takes, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+
+    def text(self) -> str:
+        """Return all; `logs` writes what it was given, in whatever encoding."""
+        return bytes(self.buffer.getvalue()).decode(errors="replace")  # type: ignore[attr-defined]
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+def _interrupted() -> None:
+    raise AssertionError("it ends as if somebody had interrupted it")
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def _check_bundle(path: Path) -> None:
+    assert path.stat().st_size < 8 << 20
+    size = 0
+    with tarfile.open(path) as tar:
+        for member in tar:
+            assert member.isreg(), member.name
+            assert ".." not in member.name.split("/"), member.name
+            assert not member.name.startswith("/"), member.name
+            size += member.size
+            content = tar.extractfile(member)
+            data = content.read() if content else b""
+            for secret in (KEY, TOKEN):
+                assert secret.encode() not in data, member.name
+    assert size < 64 << 20
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    def hang(_number: int, frame: FrameType | None) -> None:
+        others = "".join(
+            "".join(traceback.format_stack(each)) for each in sys._current_frames().values()
+        )
+        raise HangError(f"{''.join(traceback.format_stack(frame))}\n{others}")
+
+    former = signal.signal(signal.SIGALRM, hang)
+    signal.setitimer(signal.ITIMER_REAL, REAL_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
