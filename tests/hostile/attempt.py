@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import typer.main
@@ -186,11 +186,14 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
         mock.patch.object(sys, "stdout", out),
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(threading, "excepthook", crash),
-        mock.patch.object(cli, "_end_interrupted", _interrupted),
+        mock.patch.object(cli, "_end", _end),
         _in_time(),
     ):
         cli._open_streams()
-        code = cli._run()
+        try:
+            code = cli._run()
+        except _EndedError as ended:
+            code = ended.code
     said, told = out.text(), err.text()
     assert not crashed, crashed[0]
     assert code in CODES, (code, told)
@@ -223,8 +226,16 @@ class _Stream(io.TextIOWrapper):
         raise io.UnsupportedOperation("fileno")
 
 
-def _interrupted() -> None:
-    raise AssertionError("it ends as if somebody had interrupted it")
+class _EndedError(BaseException):
+    """The program ends at once, threads or no."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def _end(code: int) -> NoReturn:
+    assert code != cli.INTERRUPTED, "it ends as if somebody had interrupted it"
+    raise _EndedError(code)
 
 
 def _refuse(constant: str) -> None:
