@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raycluster.connect import Connected
+from raycluster.dashboard import dashboard
 from raycluster.errors import RayclusterError
 from raycluster.events import Event
 from raycluster.observe import machine
@@ -13,7 +14,6 @@ from raycluster.ray_api import RayApi
 from raycluster.services.firewall import remove_script
 from raycluster.services.ray_node import HEAD
 from raycluster.spec import ResolvedHost
-from raycluster.transports.http import http_client
 from raycluster.work import Work
 
 DRAIN_S = 120
@@ -24,9 +24,7 @@ def drain(work: Work, leaving: Iterable[ResolvedHost]) -> None:
     reached = work.fleet.reach(leaving, lambda connected: connected.address)
     names = {address: name for name, address in reached.items() if isinstance(address, str)}
     head = work.fleet[work.head.name]
-    with http_client(
-        head.transport, work.spec.ports.dashboard, token=work.token.reveal()
-    ) as client:
+    with dashboard(head, work.spec.ports.dashboard, work.token) as client:
         api = RayApi(work.head.name, client)
         nodes = {n.node_id: names[n.address] for n in api.nodes() if n.alive and n.address in names}
         for node_id, name in nodes.items():

@@ -22,6 +22,7 @@ from raycluster.contracts import (
     file_mode,
     live_id_path,
 )
+from raycluster.dashboard import HOLDERS, LISTENING, dashboard, taken, who_listens
 from raycluster.errors import (
     CommandError,
     ConnectionLostError,
@@ -35,16 +36,11 @@ from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
-from raycluster.transports.http import http_client
 
 _READ_RECORDS = f'cd "$RAYCLUSTER_ROOT" && cat {TOKEN_FILE} && echo && cat {MEMBERS_FILE}'
 
 _MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
 
-_LISTENING = (
-    """awk '$4 == "0A" {split($2, a, ":"); print "listen", a[2]}' """
-    "/proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
-)
 _READ_FACTS = """
 echo cpus "$(getconf _NPROCESSORS_ONLN)"
 echo machine "$(uname -m)"
@@ -56,7 +52,7 @@ echo epoch "$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 for program in {programs}; do command -v "$program" >/dev/null && echo program "$program"; done
 true
-""".replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", _LISTENING)
+""".replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", HOLDERS)
 GPUS_S = 75.0
 """Seconds for all questions about GPUs; each of them has its own limit on the host."""
 
@@ -81,7 +77,9 @@ def observe(
     token, members = _records(spec, fleet, states)
     state = ClusterState(states, token=token, members=members)
     head = states[spec.hosts[0].name].role(HEAD)
-    if token is None or head is None or head.health != "running":
+    if head is not None and head.health != "running":
+        return replace(state, head_problem=_taken(spec, fleet))
+    if token is None or head is None:
         return state
     return _with_ray(spec, fleet, state, token)
 
@@ -120,9 +118,17 @@ def _records(
     return None, ()
 
 
+def _taken(spec: ClusterSpec, fleet: Fleet) -> RayclusterError | None:
+    """Return who holds the port that a head needs to come back."""
+    try:
+        return taken(fleet[spec.hosts[0].name], spec.ports.dashboard)
+    except RayclusterError:
+        return None  # the head is told to be away
+
+
 def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secret) -> ClusterState:
     head = spec.hosts[0].name
-    with http_client(fleet[head].transport, spec.ports.dashboard, token=token.reveal()) as client:
+    with dashboard(fleet[head], spec.ports.dashboard, token) as client:
         api = RayApi(head, client)
         try:
             with ThreadPoolExecutor(1) as beside:
@@ -142,6 +148,7 @@ def read_facts(transport: Transport) -> Facts:
         memory_bytes=int(float(values["memory"][0])),
         disk_free_bytes=int(float(values["disk"][0])),
         listening=_ports(values),
+        holders={port: who for (port, _), who in who_listens(values).items()},
         epoch=float(values["epoch"][0]),
         programs=frozenset(values.get("program", ())),
         machine=clean("".join(values.get("machine", ())), 20),
@@ -157,7 +164,7 @@ def _glibc(said: str) -> str:
 
 def read_listening(transport: Transport) -> frozenset[int]:
     """Return the ports on which the host listens. Raises HostError."""
-    return _ports(_told(transport, _LISTENING))
+    return _ports(_told(transport, f"{LISTENING}true"))
 
 
 def read_gpus(transport: Transport) -> Accelerators:
@@ -189,7 +196,7 @@ def _told(transport: Transport, script: str) -> dict[str, list[str]]:
 
 
 def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
-    return frozenset(int(port, 16) for port in values.get("listen", ()))
+    return frozenset(int(line.partition(" ")[0], 16) for line in values.get("listen", ()))
 
 
 def machine(connected: Connected) -> str:

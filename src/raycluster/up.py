@@ -11,7 +11,7 @@ from raycluster.apply import apply_nodes, check_nodes_gpus, refresh, wait_for_no
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
-from raycluster.errors import CommandError, HostError, RayclusterError
+from raycluster.errors import CommandError, HostError, PortInUseError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.forecast.whole import Forecast, at_rest, refuse
 from raycluster.lock import holding
@@ -186,6 +186,8 @@ def _seen(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
     """Observe; raise one error for all hosts that this run needs and cannot see."""
     state = observe(spec, fleet)
     _refuse(spec, only, {name: host.problem for name, host in state.hosts.items()})
+    if isinstance(state.head_problem, PortInUseError):
+        raise state.head_problem
     seen = [name for name, host in state.hosts.items() if not host.problem]
     if len(seen) > 1:
         check_machines(all_or_raise(fleet.each(seen, machine)))

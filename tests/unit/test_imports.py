@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("forecast", "forecast.*"),
     ("hub_api", "registry_api"),
     ("connect",),
+    ("dashboard",),
     ("observe", "replicas", "judge"),
     ("work", "health", "inside", "lock", "scrape"),
     ("exchange",),
@@ -99,6 +100,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "cryptography": ("services.certificate", "transports.ssh*"),
     "httpx": (
         "transports.http",
+        "dashboard",
         "ray_api",
         "ray_jobs",
         "hub_api",
@@ -137,7 +139,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
     *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
-    "serve.asking.said",
+    *("serve.asking.said", "serve.peer"),
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
@@ -145,7 +147,7 @@ HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
     "runtimes.docker_inside",
-    *("serve.transfer", "logs.on_node", "bundle.on_node"),
+    *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),
 )
 
 
