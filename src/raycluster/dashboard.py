@@ -112,10 +112,8 @@ def taken(connected: Connected, port: int) -> PortInUseError | None:
             except httpx.HTTPError:
                 return None
         return None
-    others = holders(connected.transport, port)
-    if not others or _head(connected) != found:  # it came back meanwhile, and these may be its own
-        return None
-    return held(connected, port, others[0])
+    others = holders(connected.transport, port)  # a head that just came back listens seconds later
+    return held(connected, port, others[0]) if others else None
 
 
 def _head(connected: Connected) -> Found | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycluster.endpoint import given
+from raycluster.endpoint import given, key_headers
 from raycluster.errors import UsageError
 
 
@@ -30,3 +30,11 @@ def test_no_address(url: str, what: str) -> None:
     with pytest.raises(UsageError, match=what) as caught:
         given(url, "m", {}, "")
     assert caught.value.where == "--url"
+
+
+def test_a_key_goes_to_no_forward_that_somebody_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "k")
+    assert key_headers("env:KEY", "https://a") == {"authorization": "Bearer k"}
+    assert key_headers("", "") == {}
+    with pytest.raises(UsageError, match="takes no key"):
+        key_headers("env:KEY", "")

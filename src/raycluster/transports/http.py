@@ -167,8 +167,8 @@ def asking_client(ask: Ask, port: int, *, token: str, timeout: float = 30.0) -> 
 
     What `ask` raises comes through, but an AskError is httpx's ConnectError.
     """
-    headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
-    return _client(_AskingBackend(ask), port, headers, timeout)
+    who = {"Authorization": f"Bearer {token}"} if token else {}
+    return _client(_AskingBackend(ask), port, {**who, "Connection": "close"}, timeout)
 
 
 def _client(
