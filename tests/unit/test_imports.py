@@ -22,6 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
     ("requirements",),
     ("serve", "serve.*"),
+    ("runtimes.native_place",),
+    ("runtimes.native_processes",),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings",),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),

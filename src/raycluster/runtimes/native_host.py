@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home, place
+from raycluster.runtimes.native_place import STOPPED, SYSTEM_PATH, Place, ProblemError, home, place
 from raycluster.runtimes.native_processes import alive, boot_id, end
 
 SCHEMA = 1  # of what the supervisor writes
@@ -101,10 +101,11 @@ def launch(ask: dict[str, Any]) -> dict[str, Any]:
     """Start the supervisor of a role whose files are in place, and wait for its child."""
     import subprocess
 
-    from raycluster.runtimes.native_crontab import add_line
+    from raycluster.runtimes.native_crontab import add_lines
 
     at = place(ask)
     folder = at.role(ask["role"])
+    _mark_stopped(folder, stopped=False)
     command = [sys.executable, "-I", "-S", str(at.root / "supervisor.py"), str(folder)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
@@ -117,7 +118,7 @@ def launch(ask: dict[str, Any]) -> dict[str, Any]:
         if state and state["health"] != "stopped":
             if state["detail"].startswith("cannot start"):
                 raise ProblemError(state["detail"])
-            return {"boot": add_line(at) if ask["start_on_boot"] else ""}
+            return {"boot": add_lines(at) if ask["start_on_boot"] else ""}
         time.sleep(0.02)
     raise ProblemError(f"the supervisor did not start within {START_LIMIT:g} s")
 
@@ -125,11 +126,21 @@ def launch(ask: dict[str, Any]) -> dict[str, Any]:
 def stop(ask: dict[str, Any]) -> dict[str, Any]:
     """End a role's processes, forget its state, and tell what `where` tells; its files stay."""
     at = place(ask)
+    _mark_stopped(at.role(ask["role"]), stopped=True)
     end(at, ask["role"])
     for name in ("state.json", "launch.json"):
         with contextlib.suppress(FileNotFoundError):
             (at.role(ask["role"]) / name).unlink()
     return where(ask)
+
+
+def _mark_stopped(folder: Path, *, stopped: bool) -> None:
+    """Say whether a role shall run, before it is stopped or started: cron looks every minute."""
+    with contextlib.suppress(FileNotFoundError):  # there is no such role
+        if stopped:
+            (folder / STOPPED).touch(mode=0o600)
+        else:
+            (folder / STOPPED).unlink()
 
 
 def describe(ask: dict[str, Any]) -> dict[str, Any]:
@@ -187,15 +198,17 @@ def _last_lines(log: Path, count: int, size: int) -> int:
 
 def remove(ask: dict[str, Any]) -> dict[str, Any]:
     """End one role, or all, delete its files, and tell what was removed."""
-    from raycluster.runtimes.native_crontab import remove_line
+    from raycluster.runtimes.native_crontab import remove_lines
 
     at = place(ask)
     role = ask["role"]
     roles = [role] if role else sorted(f.name for f in (at.root / "roles").glob("*"))
     removed = ["process " + name for name in roles if at.role(name).exists()]
-    if not role and remove_line(at):
-        removed.append("crontab line")
+    for name in roles:
+        _mark_stopped(at.role(name), stopped=True)
     strays = end(at, role)
+    if not role and remove_lines(at):
+        removed.append("crontab lines")
     if strays and not removed:
         removed.append(f"{strays} processes without a folder")
     return {"removed": removed + (_delete_role(at, role) if role else _delete_all(at))}
@@ -203,6 +216,7 @@ def remove(ask: dict[str, Any]) -> dict[str, Any]:
 
 def _delete_role(at: Place, role: str) -> list[str]:
     files = _files(at.role(role))
+    _forget(at.role(role))
     others = [f for f in (at.root / "roles").glob("*") if f.name != role]
     for name in files - set().union(*(_files(f) for f in others)):
         with contextlib.suppress(FileNotFoundError):
@@ -218,7 +232,15 @@ def _files(folder: Path) -> set[str]:
         return set()
 
 
+def _forget(folder: Path) -> None:
+    """Delete first what a role is started from, so that none is in a folder half deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "launch.json").unlink()
+
+
 def _delete_all(at: Place) -> list[str]:
+    for folder in (at.root / "roles").glob("*"):
+        _forget(folder)
     folders = (at.root, at.temp) if _private(at.temp) else (at.root,)
     removed = ["folder " + str(each) for each in folders if _delete(each)]
     if at.root.parent.name == ".raycluster":
