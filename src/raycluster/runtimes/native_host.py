@@ -99,28 +99,38 @@ def _health(state: dict[str, Any]) -> str:
 
 def launch(ask: dict[str, Any]) -> dict[str, Any]:
     """Start the supervisor of a role whose files are in place, and wait for its child."""
-    import subprocess
-
-    from raycluster.runtimes.native_crontab import add_lines
+    from raycluster.runtimes.native_crontab import add_lines, remove_lines
+    from raycluster.runtimes.native_systemd import add_unit, lingers
 
     at = place(ask)
     folder = at.role(ask["role"])
     _mark_stopped(folder, stopped=False)
-    command = [sys.executable, "-I", "-S", str(at.root / "supervisor.py"), str(folder)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode:
-        raise ProblemError(
-            "the supervisor did not start: " + done.stderr.decode().strip().rpartition("\n")[2]
-        )
+    by_systemd = ask["start_on_boot"] and lingers()
+    if by_systemd:
+        add_unit(at, ask["role"])
+        remove_lines(at)
+    else:
+        _supervise(at, folder)
     patience = time.monotonic() + START_LIMIT
     while time.monotonic() < patience:
         state = _role(folder)
         if state and state["health"] != "stopped":
             if state["detail"].startswith("cannot start"):
                 raise ProblemError(state["detail"])
-            return {"boot": add_lines(at) if ask["start_on_boot"] else ""}
+            return {"boot": add_lines(at) if ask["start_on_boot"] and not by_systemd else ""}
         time.sleep(0.02)
     raise ProblemError(f"the supervisor did not start within {START_LIMIT:g} s")
+
+
+def _supervise(at: Place, folder: Path) -> None:
+    import subprocess
+
+    command = [sys.executable, "-I", "-S", str(at.root / "supervisor.py"), str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        raise ProblemError(
+            "the supervisor did not start: " + done.stderr.decode().strip().rpartition("\n")[2]
+        )
 
 
 def stop(ask: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +209,7 @@ def _last_lines(log: Path, count: int, size: int) -> int:
 def remove(ask: dict[str, Any]) -> dict[str, Any]:
     """End one role, or all, delete its files, and tell what was removed."""
     from raycluster.runtimes.native_crontab import remove_lines
+    from raycluster.runtimes.native_systemd import remove_units
 
     at = place(ask)
     role = ask["role"]
@@ -207,6 +218,8 @@ def remove(ask: dict[str, Any]) -> dict[str, Any]:
     for name in roles:
         _mark_stopped(at.role(name), stopped=True)
     strays = end(at, role)
+    if remove_units(at, role):
+        removed.append("systemd unit " + (role or "of each"))
     if not role and remove_lines(at):
         removed.append("crontab lines")
     if strays and not removed:

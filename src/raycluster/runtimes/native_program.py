@@ -8,7 +8,7 @@ from importlib import resources
 
 PACKAGE = "raycluster.runtimes"
 READING = ("native_place", "native_processes", "native_host")
-MODULES = (*READING[:2], "native_crontab", READING[2])
+MODULES = (*READING[:2], "native_crontab", "native_systemd", READING[2])
 OLDEST_PYTHON = (3, 8)
 
 _LOADER = """\

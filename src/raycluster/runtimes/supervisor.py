@@ -1,6 +1,7 @@
 """Travels to hosts of the native runtime and keeps one process alive there.
 
     supervisor.py FOLDER        detach, then keep running what FOLDER/launch.json describes
+    supervisor.py --here FOLDER the same without detaching: what systemd runs
     supervisor.py --all ROOT    the same for every role under ROOT that shall run and does not: what
                                 cron runs after a reboot and every minute
 
@@ -340,6 +341,8 @@ def main() -> None:
     """Do what the command line says."""
     if sys.argv[1] == "--keep":
         keep(Path(sys.argv[2]))
+    elif sys.argv[1] == "--here":
+        _become(Path(sys.argv[2]))
     elif sys.argv[1] == "--all":
         for found in sorted(Path(sys.argv[2]).glob("roles/*/launch.json")):
             if shall_start(found.parent):

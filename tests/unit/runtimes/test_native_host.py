@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +230,49 @@ def _state(root: Path) -> dict[str, Any]:
 
 def _wait(condition: Callable[[], object]) -> None:
     assert wait_for(lambda: condition() or None, timeout=30) is not None
+
+
+HERE = Path(__file__).parent
+APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    """Make a control group for a user's manager."""
+    name = f"raycluster-test-{os.getpid()}"
+    tops = [Path("/sys/fs/cgroup", top) for top in ("", "systemd", "unified")]
+    made = [top / name / "user" for top in tops if (top / "cgroup.procs").exists()]
+    for folder in made:
+        folder.mkdir(parents=True)
+    yield name
+    for folder in made:
+        below = [*folder.rglob("*"), folder, folder.parent]
+        for each in sorted((f for f in below if f.is_dir()), reverse=True):
+            assert wait_for(lambda each=each: _removed(each), timeout=20)  # type: ignore[misc]
+
+
+def _removed(folder: Path) -> bool | None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return None
+    return True
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/lib/systemd/systemd").exists(),
+    reason="a user's manager of its own needs root and systemd",
+)
+def test_where_the_users_systemd_lingers_it_keeps_the_supervisor(
+    tmp_path: Path, cgroup: str
+) -> None:
+    manager, program = HERE / "user_manager.sh", HERE / "under_systemd.py"
+    done = subprocess.run(
+        [*APART, str(manager), cgroup, sys.executable, str(program), str(tmp_path)],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": "/run/user/0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
