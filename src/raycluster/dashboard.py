@@ -8,6 +8,7 @@ is a process there (`serve/peer.py`).
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -88,9 +89,10 @@ def who_listens(told: Mapping[str, list[str]]) -> dict[tuple[int, str], str]:
     users = dict(line.partition(" ")[::2] for line in told.get("user", ()))
     found = {}
     for line in told.get("listen", ()):
-        port, _, uid = line.partition(" ")
-        name, number = clean(users.get(uid, ""), 40), clean(uid, 12)
-        found[int(port, 16), uid] = f"{name} (uid {number})" if name else f"uid {number}"
+        if match := re.fullmatch(r"([0-9A-F]{4}) ([0-9]{1,10})", line):
+            port, uid = match.groups()
+            name = clean(users.get(uid, ""), 40)
+            found[int(port, 16), uid] = f"{name} (uid {uid})" if name else f"uid {uid}"
     return found
 
 

@@ -196,7 +196,7 @@ def _told(transport: Transport, script: str) -> dict[str, list[str]]:
 
 
 def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
-    return frozenset(int(line.partition(" ")[0], 16) for line in values.get("listen", ()))
+    return frozenset(port for port, _ in who_listens(values))
 
 
 def machine(connected: Connected) -> str:
