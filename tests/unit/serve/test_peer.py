@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -90,6 +91,30 @@ def served(uid: int, family: socket.AddressFamily, *before: str) -> tuple[int, b
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_process_of_ours_is_asked(family: socket.AddressFamily) -> None:
     assert served(os.geteuid(), family) == (0, b"answer", REQUEST)
+
+
+def test_a_process_of_ours_that_is_slow_to_take_it_is_waited_for() -> None:
+    with listener() as server, ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(ask, server.getsockname()[1])
+        while not any(_unaccepted(server)):
+            assert not asked.done()
+        with server.accept()[0] as taken:
+            assert taken.recv(1000) == REQUEST
+            taken.sendall(b"answer")
+        assert asked.result().stdout == b"answer"
+
+
+def _unaccepted(server: socket.socket) -> Iterator[peer.End]:
+    place = peer._written(server.getsockname())
+    return (e for e in peer._ends() if e.local in place and e.state != "0A")
+
+
+def test_one_that_leaves_at_once_is_no_wait() -> None:
+    with listener() as server, ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(ask, server.getsockname()[1])
+        server.accept()[0].close()
+        done = asked.result()
+    assert (done.returncode, done.stdout) == (peer.SILENT, b"")
 
 
 @as_root
