@@ -27,6 +27,7 @@ from raycluster.errors import (
     CommandError,
     ConnectionLostError,
     HostError,
+    PortInUseError,
     RayclusterError,
     UnreachableError,
 )
@@ -135,8 +136,10 @@ def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secre
                 nodes = beside.submit(api.nodes)
                 apps = api.apps()
                 return replace(state, nodes=nodes.result(), apps=apps)
-        except RayclusterError as error:
+        except PortInUseError as error:
             return replace(state, head_problem=error)
+        except RayclusterError as error:  # it may have ended meanwhile
+            return replace(state, head_problem=_taken(spec, fleet) or error)
 
 
 def read_facts(transport: Transport) -> Facts:
