@@ -33,6 +33,7 @@ awk '$4 == "0A" {{print $8}}' /proc/net/tcp /proc/net/tcp6 2>/dev/null | sort -u
 while read -r uid; do echo user "$uid" "$(id -nu "$uid" 2>/dev/null)"; done
 """
 """Prints that, the own user's number, and the names of all these users."""
+TRIES = 5
 START_S = 10.0
 """Seconds for a program to start beside a busy node, on top of those of its request."""
 
@@ -100,22 +101,23 @@ def taken(connected: Connected, port: int) -> PortInUseError | None:
     """Return the error where another user holds the dashboard's port, as far as can be told.
 
     A head that runs is asked, without the token; beside one that does not, whoever listens is
-    another. None where there is no head.
+    another. None where there is no head. Raises HostError.
     """
-    found = _head(connected)
-    if found is None:
-        return None
-    if found.health == "running":
+    for _ in range(TRIES):
+        found, others = _head(connected), holders(connected.transport, port)
+        if found is None or not others:
+            return None
+        if found.health != "running":  # one that comes back now listens seconds later
+            return held(connected, port, others[0])
         with dashboard(connected, port, Secret(""), timeout=5) as client:
             try:
                 client.get("/api/version")
             except PortInUseError as error:
                 return error
             except httpx.HTTPError:
-                return None
+                continue  # it may have ended: its port is not to be had
         return None
-    others = holders(connected.transport, port)  # a head that just came back listens seconds later
-    return held(connected, port, others[0]) if others else None
+    return None
 
 
 def _head(connected: Connected) -> Found | None:

@@ -78,8 +78,8 @@ def test_who_holds_the_port_hears_no_token_and_is_named(faulty: Faulty) -> None:
         heard = host.check("cat", HEARD)
     assert token not in heard
     assert "Authorization" not in heard
-    unsaid = [name for name, each in done.items() if taken not in each.stdout + each.stderr]
-    assert unsaid == []
+    said = {name: each.stdout + each.stderr for name, each in done.items()}
+    assert {name: words for name, words in said.items() if taken not in words} == {}
     codes = {name: each.returncode for name, each in done.items()}
     assert {codes[name] for name in ("status", "check", "status again", "check again")} == {3}
     assert {codes[name] for name in ("up again", "deploy again", "plan")} == {1}
