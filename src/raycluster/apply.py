@@ -196,8 +196,9 @@ def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
         return
     for name, port in sorted(start.process.ports.items()):
         if port in facts.listening:
+            who = f" by {facts.holders[port]}" if port in facts.holders else ""
             raise PortInUseError(
-                f"port {port} is already in use",
+                f"port {port} is already in use{who}",
                 where=host.name,
                 hint=f"end the program that listens there, or set `ports.{name}`",
             )
@@ -320,6 +321,8 @@ def wait_for_nodes(
 
     def joined() -> bool | None:
         state = observe(work.spec, work.fleet)
+        if isinstance(state.head_problem, PortInUseError):
+            raise state.head_problem
         for host in work.spec.hosts:
             node = state.node(host)
             if host.name in pending and node and node.node_id not in former:

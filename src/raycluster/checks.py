@@ -12,6 +12,7 @@ from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Facts, Process, RegistryLogin, Secret
+from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
 from raycluster.forecast.downloads import in_gb
 from raycluster.observe import machine, read_facts
@@ -26,7 +27,7 @@ from raycluster.plan import (
     gpus_of,
 )
 from raycluster.registry_api import Answer, ask_for
-from raycluster.services.ray_node import RAY_ROLES
+from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.survey import disk_of
@@ -88,6 +89,8 @@ def _look(
         for process in _processes(spec, host, addresses)
     ]
     yield _fits(host, facts, starts)
+    if usable.passed and host.role == HEAD and (error := taken(connected, spec.ports.dashboard)):
+        yield Finding(host.name, "dashboard", False, error.what, error.hint)
     yield _gpus_of(connected, facts, starts, usable=usable.passed)
     yield _disk(host, facts)
     if usable.passed and host.makes_environment:

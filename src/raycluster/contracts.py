@@ -282,8 +282,9 @@ PROGRAMS = ("nginx", "prometheus", "grafana")
 class Facts:
     """What a host offers: read when something is to be started there, and by `check`.
 
-    `epoch` is the host's clock. `programs` are those of PROGRAMS that are installed. `machine` is
-    the processor's kind as `uname` names it, `glibc` a version, empty where there is another libc.
+    `holders` names who listens on a port. `epoch` is the host's clock. `programs` are those of
+    PROGRAMS that are installed. `machine` is the processor's kind as `uname` names it, `glibc` a
+    version, empty where there is another libc.
     """
 
     gpus: Accelerators = field(default_factory=Accelerators)
@@ -291,6 +292,7 @@ class Facts:
     memory_bytes: int = 0
     disk_free_bytes: int = 0
     listening: frozenset[int] = frozenset()
+    holders: Mapping[int, str] = field(default_factory=dict)
     epoch: float = 0.0
     programs: frozenset[str] = frozenset()
     machine: str = ""

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from raycluster.connect import Connected, all_or_raise
+from raycluster.dashboard import dashboard
 from raycluster.environments import make_environments
 from raycluster.errors import AppError, HostError, RayclusterError
 from raycluster.events import Event, Listener
@@ -332,6 +333,6 @@ def _report(client: httpx.Client, model: Model) -> Mapping[str, Any]:
 
 @contextmanager
 def _api(work: Work) -> Iterator[RayApi]:
-    transport = work.fleet[work.head.name].transport
-    with http_client(transport, work.spec.ports.dashboard, token=work.token.reveal()) as client:
+    head = work.fleet[work.head.name]
+    with dashboard(head, work.spec.ports.dashboard, work.token) as client:
         yield RayApi(work.head.name, client)

@@ -45,10 +45,20 @@ def served_model(opened: Session, model: str) -> str:
     return model or known[0]
 
 
-def key_headers(source: str) -> dict[str, str]:
-    """Return the header that carries the API key from `source`. Raises SecretError."""
+def key_headers(source: str, url: str) -> dict[str, str]:
+    """Return the header that carries the API key from `source`. Raises SecretError.
+
+    Without `url` there is nobody who needs it, and somebody might listen where a forward broke:
+    raises UsageError.
+    """
     if not source:
         return {}
+    if not url:
+        raise UsageError(
+            "the cluster's own API takes no key",
+            where="--api-key",
+            hint="leave it out, or name the gateway: --url",
+        )
     from raycluster.secrets import bearer, resolve
 
     return bearer("--api-key", resolve({"--api-key": source})["--api-key"])

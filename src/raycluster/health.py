@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from raycluster.connect import Connected, Fleet
+from raycluster.contracts import Secret
+from raycluster.dashboard import dashboard
 from raycluster.errors import RayclusterError
 from raycluster.judge import Health, ModelHealth, judge
 from raycluster.observe import observe
@@ -50,8 +52,8 @@ def look(
 
 def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str, Told]:
     head = spec.hosts[0].name
-    token = state.token.reveal() if state.token else ""
-    with http_client(fleet[head].transport, spec.ports.dashboard, token=token) as client:
+    token = state.token or Secret("")
+    with dashboard(fleet[head], spec.ports.dashboard, token) as client:
         try:
             return RayApi(head, client).usage()
         except RayclusterError:

@@ -66,9 +66,8 @@ def judge(
         if role != host.role and (p := _host_problem(state, host.name, role))
     ]
     if state.head_problem:
-        problems.append(
-            Problem(spec.hosts[0].name, state.head_problem.what, "raycluster logs head")
-        )
+        hint = state.head_problem.hint or "raycluster logs head"
+        problems.append(Problem(spec.hosts[0].name, state.head_problem.what, hint))
     head = state.hosts[spec.hosts[0].name].role(HEAD)
     if error := state.unread:
         problems.append(Problem(error.where, error.what, error.hint or "raycluster up"))

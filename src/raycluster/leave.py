@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
+from raycluster.dashboard import dashboard
 from raycluster.errors import (
     AuthError,
     ConnectionLostError,
@@ -22,7 +23,6 @@ from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.services.ray_node import HEAD, TOKEN_FILE
 from raycluster.state import ClusterState
-from raycluster.transports.http import http_client
 from raycluster.work import Work
 
 AWAY = (UnreachableError, HostKeyError, AuthError, ConnectionLostError)
@@ -113,9 +113,7 @@ def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None
     if not names:
         return
     head = work.fleet[work.head.name]
-    with http_client(
-        head.transport, work.spec.ports.dashboard, token=work.token.reveal()
-    ) as client:
+    with dashboard(head, work.spec.ports.dashboard, work.token) as client:
         api = RayApi(work.head.name, client)
         nodes = {n.node_id: names[n.address] for n in api.nodes() if n.alive and n.address in names}
         for node_id, name in nodes.items():

@@ -20,11 +20,13 @@ from raycluster.contracts import (
     file_mode,
     live_id_path,
 )
+from raycluster.dashboard import HOLDERS, LISTENING, dashboard, taken, who_listens
 from raycluster.decode import MOST
 from raycluster.errors import (
     CommandError,
     ConnectionLostError,
     HostError,
+    PortInUseError,
     RayclusterError,
     RecordError,
     UnreachableError,
@@ -36,7 +38,6 @@ from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
-from raycluster.transports.http import http_client
 from raycluster.untrusted import not_understood, number_of
 
 _READ_RECORDS = (
@@ -45,10 +46,6 @@ _READ_RECORDS = (
 
 _MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
 
-_LISTENING = (
-    """awk '$4 == "0A" {split($2, a, ":"); print "listen", a[2]}' """
-    "/proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
-)
 _READ_FACTS = """
 echo cpus "$(getconf _NPROCESSORS_ONLN)"
 echo machine "$(uname -m)"
@@ -60,7 +57,7 @@ echo epoch "$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 for program in {programs}; do command -v "$program" >/dev/null && echo program "$program"; done
 true
-""".replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", _LISTENING)
+""".replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", HOLDERS)
 GPUS_S = 75.0
 """Seconds for all questions about GPUs; each of them has its own limit on the host."""
 
@@ -85,7 +82,9 @@ def observe(
     state = _with_records(spec, fleet, ClusterState(states))
     token = state.token
     head = states[spec.hosts[0].name].role(HEAD)
-    if token is None or head is None or head.health != "running":
+    if head is not None and head.health != "running":
+        return replace(state, head_problem=_taken(spec, fleet))
+    if token is None or head is None:
         return state
     return _with_ray(spec, fleet, state, token)
 
@@ -133,17 +132,27 @@ def _with_records(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Clust
     return state
 
 
+def _taken(spec: ClusterSpec, fleet: Fleet) -> RayclusterError | None:
+    """Return who holds the port that a head needs to come back."""
+    try:
+        return taken(fleet[spec.hosts[0].name], spec.ports.dashboard)
+    except RayclusterError:
+        return None  # the head is told to be away
+
+
 def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secret) -> ClusterState:
     head = spec.hosts[0].name
-    with http_client(fleet[head].transport, spec.ports.dashboard, token=token.reveal()) as client:
+    with dashboard(fleet[head], spec.ports.dashboard, token) as client:
         api = RayApi(head, client)
         try:
             with ThreadPoolExecutor(1) as beside:
                 nodes = beside.submit(api.nodes)
                 apps = api.apps()
                 return replace(state, nodes=nodes.result(), apps=apps)
-        except RayclusterError as error:
+        except PortInUseError as error:
             return replace(state, head_problem=error)
+        except RayclusterError as error:  # it may have ended meanwhile
+            return replace(state, head_problem=_taken(spec, fleet) or error)
 
 
 def read_facts(transport: Transport) -> Facts:
@@ -159,6 +168,7 @@ def read_facts(transport: Transport) -> Facts:
         memory_bytes=int(numbers["memory"]),
         disk_free_bytes=int(numbers["disk"]),
         listening=_ports(values),
+        holders={port: who for (port, _), who in who_listens(values).items()},
         epoch=numbers["epoch"],
         programs=frozenset(PROGRAMS).intersection(values.get("program", ())),
         machine=clean("".join(values.get("machine", ())), 20),
@@ -182,7 +192,7 @@ def _glibc(said: str) -> str:
 
 def read_listening(transport: Transport) -> frozenset[int]:
     """Return the ports on which the host listens. Raises HostError."""
-    return _ports(_told(transport, _LISTENING))
+    return _ports(_told(transport, f"{LISTENING}true"))
 
 
 def read_gpus(transport: Transport) -> Accelerators:
@@ -214,8 +224,7 @@ def _told(transport: Transport, script: str) -> dict[str, list[str]]:
 
 
 def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
-    ports = (port for port in values.get("listen", ()) if re.fullmatch("[0-9A-F]{4}", port))
-    return frozenset(int(port, 16) for port in ports)
+    return frozenset(port for port, _ in who_listens(values))
 
 
 def machine(connected: Connected) -> str:

@@ -19,10 +19,10 @@ def site(opened: Session) -> Callable[[], AbstractContextManager[Place]]:
     @contextmanager
     def connect() -> Iterator[Place]:
         from raycluster.batch.place import Place
+        from raycluster.dashboard import dashboard
         from raycluster.observe import observe
         from raycluster.ray_jobs import RayJobs
         from raycluster.serve.settings import ROUTER
-        from raycluster.transports.http import http_client
 
         spec = opened.spec
         with opened.fleet() as fleet:
@@ -36,8 +36,7 @@ def site(opened: Session) -> Callable[[], AbstractContextManager[Place]]:
                 raise AppError(
                     "no model is deployed", where=spec.cluster.name, hint="raycluster up"
                 )
-            token = state.token.reveal()
-            with http_client(head.transport, spec.ports.dashboard, token=token) as client:
+            with dashboard(head, spec.ports.dashboard, state.token) as client:
                 yield Place(
                     head.host.name,
                     head.runtime.inside(head.host.role),

@@ -12,7 +12,7 @@ from raycluster.connect import Connected, Fleet, all_or_raise
 from raycluster.contracts import Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
 from raycluster.environments import make_environments
-from raycluster.errors import HostError, NewerRecordError, RayclusterError
+from raycluster.errors import HostError, NewerRecordError, PortInUseError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.forecast.fits import Problem
 from raycluster.forecast.whole import Forecast, at_rest, refuse
@@ -221,6 +221,8 @@ def _seen(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
     _refuse(spec, only, {name: host.problem for name, host in state.hosts.items()})
     if isinstance(state.unread, NewerRecordError):  # it is not overwritten
         raise state.unread
+    if isinstance(state.head_problem, PortInUseError):
+        raise state.head_problem
     seen = [name for name, host in state.hosts.items() if not host.problem]
     if len(seen) > 1:
         check_machines(all_or_raise(fleet.each(seen, machine)))

@@ -8,8 +8,7 @@ from raycluster.contracts import Secret
 from raycluster.endpoint import given, key_headers
 from raycluster.errors import HostError, SecretError, UsageError
 from raycluster.hub_api import read_hub
-from raycluster.transports.http import http_client
-from raycluster.transports.local import LocalTransport
+from raycluster.transports.http import asking_client
 from tests.unit.test_secrets import ODD
 
 
@@ -48,10 +47,10 @@ def test_no_key_ends_in_anything_but_an_error_without_it(
 ) -> None:
     monkeypatch.setattr("raycluster.secrets._variable", lambda name, known: value)
     if value in ("hunter2\n",):  # one line end of a source is dropped
-        assert key_headers("env:KEY") == {"authorization": "Bearer hunter2"}
+        assert key_headers("env:KEY", "https://a") == {"authorization": "Bearer hunter2"}
         return
     with pytest.raises(SecretError) as caught:
-        key_headers("env:KEY")
+        key_headers("env:KEY", "https://a")
     assert "hunter2" not in str(caught.value)
 
 
@@ -60,5 +59,13 @@ def test_other_headers_that_hold_a_secret(value: str) -> None:
     with pytest.raises(SecretError, match="HF_TOKEN"):
         read_hub("http://127.0.0.1:9", Secret(value), ())
     with pytest.raises(HostError, match="cannot be one") as caught:
-        http_client(LocalTransport("here"), 9, token=value)
+        asking_client(lambda *_: b"", 9, token=value)
     assert value not in str(caught.value)
+
+
+def test_a_key_goes_to_no_forward_that_somebody_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "k")
+    assert key_headers("env:KEY", "https://a") == {"authorization": "Bearer k"}
+    assert key_headers("", "") == {}
+    with pytest.raises(UsageError, match="takes no key"):
+        key_headers("env:KEY", "")

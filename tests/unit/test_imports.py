@@ -23,6 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("decode", "printable", "requirements"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
+    ("runtimes.native_place",),
+    ("runtimes.native_processes",),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings", "members"),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
@@ -37,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("forecast", "forecast.*"),
     ("hub_api", "registry_api", "fence"),
     ("connect",),
+    ("dashboard",),
     ("observe", "replicas", "judge", "listeners"),
     ("work", "health", "inside", "lock", "scrape"),
     ("exchange",),
@@ -103,6 +106,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "cryptography": ("services.certificate", "transports.ssh*"),
     "httpx": (
         "transports.http",
+        "dashboard",
         "ray_api",
         "ray_jobs",
         "hub_api",
@@ -141,15 +145,16 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
     *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
-    *("serve.asking.said", "serve.adding", "serve.environment"),
+    *("serve.asking.said", "serve.adding", "serve.environment", "serve.peer"),
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
+    "runtimes.native_systemd",
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
     "serve.adding",
-    *("serve.transfer", "logs.on_node", "bundle.on_node"),
+    *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),
 )
 
 

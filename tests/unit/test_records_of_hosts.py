@@ -145,7 +145,7 @@ def test_a_host_that_stays_is_not_drained_whatever_address_one_that_left_is_said
 
     monkeypatch.setattr(head, "run", run)
     monkeypatch.setattr(raycluster.leave, "RayApi", Api)
-    monkeypatch.setattr(raycluster.leave, "http_client", lambda *_, **__: memoryview(b""))
+    monkeypatch.setattr(raycluster.leave, "dashboard", lambda *_, **__: memoryview(b""))
     fleet = cast("Fleet", Fleets({"head": head}))
     work = Work(SPEC, fleet, Secret("t"), Secrets(), lambda _: None)
     drain(work, left, spare={"10.0.0.0", "10.0.0.1", "10.0.0.2"})

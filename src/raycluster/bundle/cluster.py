@@ -16,6 +16,7 @@ from raycluster.bundle.parts import FILE, Parts
 from raycluster.bundle.redact import is_secret_name, secret_values, shown_variables
 from raycluster.connect import Fleet
 from raycluster.contracts import Secret
+from raycluster.dashboard import dashboard
 from raycluster.judge import Health
 from raycluster.ray_api import APPLICATIONS
 from raycluster.report import plan_json, plan_text
@@ -146,9 +147,8 @@ def _plan(
 
 def _head(parts: Parts, spec: ClusterSpec, fleet: Fleet, token: Secret) -> None:
     """Take what Ray's dashboard and Prometheus tell."""
-    transport = fleet[spec.hosts[0].name].transport
-    port = spec.ports.dashboard
-    with http_client(transport, port, token=token.reveal(), timeout=_TIMEOUT_S) as client:
+    head = fleet[spec.hosts[0].name]
+    with dashboard(head, spec.ports.dashboard, token, timeout=_TIMEOUT_S) as client:
         for name, path in _RAY.items():
             with parts.trying(f"ray/{name}"):
                 answer = client.get(path).raise_for_status()
@@ -156,7 +156,7 @@ def _head(parts: Parts, spec: ClusterSpec, fleet: Fleet, token: Secret) -> None:
                 parts.add(f"ray/{name}", _json(_wanted(told)), limit=4 * FILE)
     if not (spec.monitoring and spec.monitoring.prometheus):
         return
-    with http_client(transport, spec.ports.prometheus, timeout=_TIMEOUT_S) as client:
+    with http_client(head.transport, spec.ports.prometheus, timeout=_TIMEOUT_S) as client:
         for name in _PROMETHEUS:
             path = f"prometheus/{name.replace('/', '-')}.json"
             with parts.trying(path):

@@ -114,7 +114,7 @@ def batch(
         retry_errors=retry_errors,
         json=as_json,
     )
-    headers = key_headers(api_key)
+    headers = key_headers(api_key, url)
 
     def way(tell: Tell) -> Way:
         if offline and opened:

@@ -152,10 +152,11 @@ def bench(
         resume=resume,
         format="json" if as_json else form,
     )
+    headers = key_headers(api_key, url)
     run(
         options,
         lambda: (
-            _target(spec, url, model, key_headers(api_key), ca_file)
+            _target(spec, url, model, headers, ca_file)
             if source == "here"
             else _head(spec, url, model)
         ),

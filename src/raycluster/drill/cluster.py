@@ -9,11 +9,11 @@ from typing import Protocol
 
 from raycluster.connect import Fleet
 from raycluster.contracts import Secret
+from raycluster.dashboard import dashboard
 from raycluster.errors import RayclusterError
 from raycluster.ray_api import RayApi
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState, RayNode
-from raycluster.transports.http import http_client
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class Cluster:
     def api(self) -> Iterator[RayApi]:
         """Yield Ray's API on the head."""
         head = self.spec.hosts[0].name
-        transport = self.fleet[head].transport
-        port, token = self.spec.ports.dashboard, self.token.reveal()
-        with http_client(transport, port, token=token, timeout=5) as client:
+        port = self.spec.ports.dashboard
+        with dashboard(self.fleet[head], port, self.token, timeout=5) as client:
             yield RayApi(head, client)
 
     def seen(self) -> tuple[tuple[RayNode, ...], tuple[App, ...]] | None:

@@ -33,7 +33,7 @@ from raycluster.decode import MOST, unread
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.requirements import Lock
 from raycluster.runtimes.native_environment import PYTHON, Environment
-from raycluster.runtimes.native_program import source
+from raycluster.runtimes.native_program import supervisor_program
 from raycluster.runtimes.native_remote import Remote, entering
 from raycluster.untrusted import Told, is_name, versions
 
@@ -130,13 +130,12 @@ class NativeRuntime:
         }
         for name, content in files.items():
             self._transport.put(f"{root}/{name}", content, mode=file_mode(content))
-        supervisor = source("supervisor").encode()
-        self._transport.put(f"{root}/supervisor.py", supervisor, mode=0o600)
+        self._transport.put(f"{root}/supervisor.py", supervisor_program(), mode=0o600)
         description = json.dumps(launch).encode()
         self._transport.put(f"{root}/roles/{process.role}/launch.json", description, mode=0o600)
         answer = self._remote.ask("launch", role=process.role, start_on_boot=self._start_on_boot)
         if answer["boot"]:
-            tell(f"will not start by itself after a reboot: {answer['boot']}")
+            tell(f"will not start by itself after a reboot or a kill: {answer['boot']}")
 
     def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         """End one role, or everything with its folders, and return what was removed.

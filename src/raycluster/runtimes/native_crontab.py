@@ -1,4 +1,7 @@
-"""Runs on the hosts: the line of the user's crontab that starts a cluster at boot.
+"""Runs on the hosts: the lines of the user's crontab that start a cluster's processes.
+
+At boot, and every minute what shall run and has lost its supervisor. A crontab is written only
+after it was read: a failure of `crontab -l` is not an empty one.
 
 Standard library alone, Python 3.8.
 """
@@ -6,6 +9,7 @@ Standard library alone, Python 3.8.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,34 +21,50 @@ from pathlib import Path
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home
 from raycluster.runtimes.native_processes import title
 
+NOTE = "crontab-lines"
+"""The file under the root that is there since the lines were first written."""
+NONE = re.compile(rb"(crontab: )?no crontab for [^\n]*\n?", re.IGNORECASE)
+"""What `crontab -l` says, and no more, where a user has none; whatever else is a failure."""
 
-def add_line(at: Place) -> str:
-    """Add the line; return why the cluster will not start at boot all the same, or nothing."""
+
+def add_lines(at: Place) -> str:
+    """Add the lines; return why the cluster will not be started all the same, or nothing."""
     parts = (sys.executable, str(at.root / "supervisor.py"), str(at.root))
     python, supervisor, root = (shlex.quote(part).replace("%", "\\%") for part in parts)
-    line = f"@reboot {python} -I -S {supervisor} --all {root} {_mark(at)}".encode()
+    command = f"{python} -I -S {supervisor} --all {root} {_mark(at)}"
+    lines = [f"{when} {command}".encode() for when in ("@reboot", "* * * * *")]
     try:
         with _locked():
             old = _read()
-            others = [one for one in old if not one.endswith(_mark(at).encode())]
-            if line not in old:
-                _write([*others, line])
+            if [line for line in old if _is_ours(at, line)] != lines:
+                (at.root / NOTE).touch(mode=0o600)
+                _write([*(line for line in old if not _is_ours(at, line)), *lines])
     except ProblemError as problem:
         return problem.what
     return "" if _cron_runs() else "cron does not run on this host"
 
 
-def remove_line(at: Place) -> bool:
-    """Take the line away and leave the others as they are; return whether it was there."""
+def remove_lines(at: Place) -> bool:
+    """Take the lines away and leave the others as they are; return whether they were there.
+
+    Raises ProblemError where they were written and the crontab cannot be read or written now.
+    """
     try:
         with _locked():
             old = _read()
-            others = [one for one in old if not one.endswith(_mark(at).encode())]
+            others = [line for line in old if not _is_ours(at, line)]
             if others != old:
                 _write(others)
             return others != old
-    except ProblemError:
-        return False  # what cannot be read was not written by us
+    except ProblemError as problem:
+        if not (at.root / NOTE).exists():
+            return False  # what cannot be read was not written by us
+        hint = f"repeat it, or take the lines out by hand (crontab -e): {_mark(at).strip()}"
+        raise ProblemError(problem.what, hint) from None
+
+
+def _is_ours(at: Place, line: bytes) -> bool:
+    return line.endswith(_mark(at).encode())
 
 
 def _mark(at: Place) -> str:
@@ -71,15 +91,16 @@ def _locked() -> Iterator[None]:
 
 def _read() -> list[bytes]:
     done = _crontab("-l")
-    if done.returncode and b"no crontab" not in done.stderr.lower():
-        raise ProblemError("crontab: " + done.stderr.decode().strip())
+    if done.returncode and not (NONE.fullmatch(done.stderr) and not done.stdout):
+        said = done.stderr.decode("utf-8", "replace").strip()
+        raise ProblemError(f"crontab: {said or f'ended with {done.returncode}'}")
     return done.stdout.splitlines(True)
 
 
 def _write(lines: list[bytes]) -> None:
     done = _crontab("-", b"".join(lines)) if lines else _crontab("-r")
     if done.returncode:
-        raise ProblemError("crontab: " + done.stderr.decode().strip())
+        raise ProblemError("crontab: " + done.stderr.decode("utf-8", "replace").strip())
 
 
 def _crontab(option: str, content: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.runtimes.native_place import (
+    STOPPED,
     SYSTEM_PATH,
     Place,
     ProblemError,
@@ -111,27 +112,38 @@ def _health(state: dict[str, Any]) -> str:
 
 def launch(ask: dict[str, Any]) -> dict[str, Any]:
     """Start the supervisor of a role whose files are in place, and wait for its child."""
-    import subprocess
-
-    from raycluster.runtimes.native_crontab import add_line
+    from raycluster.runtimes.native_crontab import add_lines, remove_lines
+    from raycluster.runtimes.native_systemd import add_unit, lingers
 
     at = place(ask)
     folder = at.role(ask["role"])
-    command = [sys.executable, "-I", "-S", str(at.root / "supervisor.py"), str(folder)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode:
-        raise ProblemError(
-            "the supervisor did not start: " + done.stderr.decode().strip().rpartition("\n")[2]
-        )
+    _mark_stopped(folder, stopped=False)
+    by_systemd = ask["start_on_boot"] and lingers()
+    if by_systemd:
+        add_unit(at, ask["role"])
+        remove_lines(at)
+    else:
+        _supervise(at, folder)
     patience = time.monotonic() + START_LIMIT
     while time.monotonic() < patience:
         state = _role(folder)
         if state and state["health"] != "stopped":
             if state["detail"].startswith("cannot start"):
                 raise ProblemError(state["detail"])
-            return {"boot": add_line(at) if ask["start_on_boot"] else ""}
+            return {"boot": add_lines(at) if ask["start_on_boot"] and not by_systemd else ""}
         time.sleep(0.02)
     raise ProblemError(f"the supervisor did not start within {START_LIMIT:g} s")
+
+
+def _supervise(at: Place, folder: Path) -> None:
+    import subprocess
+
+    command = [sys.executable, "-I", "-S", str(at.root / "supervisor.py"), str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        raise ProblemError(
+            "the supervisor did not start: " + done.stderr.decode().strip().rpartition("\n")[2]
+        )
 
 
 def stop(ask: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +152,22 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
     Whoever holds the name of our temporary folder keeps it: another is made.
     """
     at = place(ask)
+    _mark_stopped(at.role(ask["role"]), stopped=True)
     end(at, ask["role"])
     for name in ("state.json", "launch.json"):
         with contextlib.suppress(FileNotFoundError):
             (at.role(ask["role"]) / name).unlink()
     settle(at)
     return where(ask)
+
+
+def _mark_stopped(folder: Path, *, stopped: bool) -> None:
+    """Say whether a role shall run, before it is stopped or started: cron looks every minute."""
+    with contextlib.suppress(OSError):  # there is no such role, or the disk is full
+        if stopped:
+            (folder / STOPPED).touch(mode=0o600)
+        else:
+            (folder / STOPPED).unlink()
 
 
 def describe(ask: dict[str, Any]) -> dict[str, Any]:
@@ -212,15 +234,20 @@ def read(ask: dict[str, Any]) -> dict[str, Any]:
 
 def remove(ask: dict[str, Any]) -> dict[str, Any]:
     """End one role, or all, delete its files, and tell what was removed."""
-    from raycluster.runtimes.native_crontab import remove_line
+    from raycluster.runtimes.native_crontab import remove_lines
+    from raycluster.runtimes.native_systemd import remove_units
 
     at = place(ask)
     role = ask["role"]
     roles = [role] if role else sorted(f.name for f in (at.root / "roles").glob("*"))
     removed = ["process " + name for name in roles if at.role(name).exists()]
-    if not role and remove_line(at):
-        removed.append("crontab line")
+    for name in roles:
+        _mark_stopped(at.role(name), stopped=True)
     strays = end(at, role)
+    if remove_units(at, role):
+        removed.append("systemd unit " + (role or "of each"))
+    if not role and remove_lines(at):
+        removed.append("crontab lines")
     if strays and not removed:
         removed.append(f"{strays} processes without a folder")
     return {"removed": removed + (_delete_role(at, role) if role else _delete_all(at))}
@@ -228,6 +255,7 @@ def remove(ask: dict[str, Any]) -> dict[str, Any]:
 
 def _delete_role(at: Place, role: str) -> list[str]:
     files = _files(at.role(role))
+    _forget(at.role(role))
     others = [f for f in (at.root / "roles").glob("*") if f.name != role]
     for name in files - set().union(*(_files(f) for f in others)):
         with contextlib.suppress(FileNotFoundError):
@@ -244,7 +272,15 @@ def _files(folder: Path) -> set[str]:
         return set()
 
 
+def _forget(folder: Path) -> None:
+    """Delete first what a role is started from, so that none is in a folder half deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "launch.json").unlink()
+
+
 def _delete_all(at: Place) -> list[str]:
+    for folder in (at.root / "roles").glob("*"):
+        _forget(folder)
     folders = (at.root, at.temp) if is_own(at.temp) else (at.root,)
     removed = ["folder " + str(each) for each in folders if _delete(each)]
     if at.root.parent.name == ".raycluster":

@@ -16,6 +16,10 @@ OTHER_TEMP = ".temp"  # a link in the cluster's folder
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+STOPPED = "stopped"
+"""The file in a role's folder that says that it shall not run, whatever else lies there."""
+
+
 class ProblemError(Exception):
     """What a person has to know, and their next step."""
 

@@ -46,6 +46,12 @@ def alive(mark: list[int] | None) -> bool:
     return seen is not None and seen.began == mark[1] and not seen.zombie
 
 
+def start_time(pid: int) -> int:
+    """Return when a process began, in ticks since boot, or 0 when there is none."""
+    seen = _look(pid)
+    return seen.began if seen else 0
+
+
 def _look(pid: int) -> Seen | None:
     try:
         with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - hot: once per process
@@ -55,11 +61,15 @@ def _look(pid: int) -> Seen | None:
     return Seen(pid, int(part[1]), int(part[3]), int(part[19]), part[0] == "Z")
 
 
-def end(at: Place, role: str) -> int:
-    """End a cluster's processes on this host; return how many there were."""
+def end(at: Place, role: str, *, orphans: bool = False) -> int:
+    """End a cluster's processes on this host; return how many there were.
+
+    Where a supervisor is among them it ends its own, unless they are `orphans` of one that is gone.
+    """
     known = _ours(at, role)
     semaphores = _semaphores(known)
-    supervisors = [p for p in known if b"\0RAYCLUSTER_SUPERVISOR=1\0" in _environ(p)]
+    marked = (p for p in known if b"\0RAYCLUSTER_SUPERVISOR=1\0" in _environ(p))
+    supervisors = [] if orphans else list(marked)
     _signal(supervisors or list(known), signal.SIGTERM)
     patience = time.monotonic() + (SUPERVISED_LIMIT if supervisors else ORPHANED_LIMIT)
     left = known

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 
 PACKAGE = "raycluster.runtimes"
 READING = ("native_place", "native_processes", "native_host")
-MODULES = (*READING[:2], "native_crontab", READING[2])
+MODULES = (*READING[:2], "native_crontab", "native_systemd", READING[2])
 OLDEST_PYTHON = (3, 8)
 
 _LOADER = """\
@@ -21,7 +22,7 @@ for name in ("raycluster", "raycluster.runtimes"):
 for name, text in json.loads({sources!r}):
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
-sys.modules["raycluster.runtimes.native_host"].main()
+module.main()
 """
 
 
@@ -30,7 +31,16 @@ def host_program(command: str) -> bytes:
 
     `observe` gets the modules that it needs and no more: it runs often.
     """
-    names = READING if command == "observe" else MODULES
+    return _program(READING if command == "observe" else MODULES)
+
+
+def supervisor_program() -> bytes:
+    """Return the source of a host's supervisor.py."""
+    return _program((*READING[:2], "supervisor"))
+
+
+def _program(names: Sequence[str]) -> bytes:
+    """Return one program of modules, of which the last has the `main`."""
     sources = [(f"{PACKAGE}.{name}", source(name)) for name in names]
     return _LOADER.format(oldest=OLDEST_PYTHON, sources=json.dumps(sources)).encode()
 

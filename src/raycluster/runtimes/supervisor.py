@@ -1,7 +1,9 @@
 """Travels to hosts of the native runtime and keeps one process alive there.
 
     supervisor.py FOLDER        detach, then keep running what FOLDER/launch.json describes
-    supervisor.py --all ROOT    the same for every role under ROOT: what cron runs after a reboot
+    supervisor.py --here FOLDER the same without detaching: what systemd runs
+    supervisor.py --all ROOT    the same for every role under ROOT that shall run and does not: what
+                                cron runs after a reboot and every minute
 
 Standard library alone, Python 3.8. What runs, or ran last, is told by FOLDER/state.json.
 """
@@ -23,6 +25,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+from raycluster.runtimes.native_place import STOPPED, Place, ProblemError
+from raycluster.runtimes.native_processes import alive, boot_id, end, start_time
 
 SCHEMA = 1
 STOP_GRACE, REST_GRACE = 10.0, 2.0  # seconds after TERM: to the child, to what it leaves
@@ -89,6 +94,12 @@ class Supervisor:
         self.restarts = 0
         self.detail = ""
         self.session: list[int] | None = None
+
+    def clear(self) -> None:
+        """End what a supervisor that was killed has left. Raises ProblemError."""
+        root = self.folder.parent.parent
+        owner, temp = self.launch["env"]["RAYCLUSTER_OWNER"], Path(self.launch["temp"])
+        end(Place(root, owner, temp), self.folder.name, orphans=True)
 
     def keep(self) -> None:
         """Return after TERM, when no descendant is left."""
@@ -202,19 +213,6 @@ class Supervisor:
             temporary.replace(self.folder / "state.json")
 
 
-def start_time(pid: int) -> int:
-    """Return when a process began, in ticks since boot, or 0 when there is none."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return 0
-
-
-def boot_id() -> str:
-    """Return what tells this boot of the machine from others."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def descendants(ancestor: int) -> list[int]:
     """Return the living processes below `ancestor`; orphans among them too, as it adopts them."""
     parents = {}
@@ -290,35 +288,68 @@ def detach(folder: Path) -> None:
 
 def _become(folder: Path) -> NoReturn:
     """Begin anew with the environment by which all processes of the cluster are known."""
-    env = json.loads((folder / "launch.json").read_text())["env"]
+    try:
+        env = json.loads((folder / "launch.json").read_text())["env"]
+        log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except (OSError, ValueError):  # it is being removed
+        os._exit(0)
     null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for target, source in ((0, null), (1, null), (2, log)):
         os.dup2(source, target)
     os.closerange(3, 256)
-    argv = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), "--keep", str(folder)]
+    argv = [sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "--keep", str(folder)]
     os.execve(sys.executable, argv, {**env, "RAYCLUSTER_SUPERVISOR": "1"})  # noqa: S606
 
 
 def keep(folder: Path) -> None:
-    """Be the one supervisor of a folder; return at once where there is another."""
+    """Be the one supervisor of a folder; return at once where there is another, or shall be none.
+
+    Whoever stops the role says so in a file first, and looks for processes then: this one is either
+    seen there, or sees the file.
+    """
     os.umask(0o077)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        supervisor = Supervisor(folder)
+    except (OSError, ValueError):  # there is another, or it is being removed
+        return
+    if (folder / STOPPED).exists():
         return
     os.chdir("/")
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    Supervisor(folder).keep()
+    try:
+        supervisor.clear()
+    except ProblemError as problem:
+        sys.exit(f"{problem.what}: {problem.hint}")
+    supervisor.keep()
+
+
+def shall_start(folder: Path) -> bool:
+    """Tell whether a role was started, not stopped, and has no supervisor now."""
+    if (folder / STOPPED).exists():
+        return False
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return state["boot"] != boot_id() or not alive(state["supervisor"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def main() -> None:
+    """Do what the command line says."""
+    if sys.argv[1] == "--keep":
+        keep(Path(sys.argv[2]))
+    elif sys.argv[1] == "--here":
+        _become(Path(sys.argv[2]))
+    elif sys.argv[1] == "--all":
+        for found in sorted(Path(sys.argv[2]).glob("roles/*/launch.json")):
+            if shall_start(found.parent):
+                detach(found.parent)
+    else:
+        detach(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--keep":
-        keep(Path(sys.argv[2]))
-    elif sys.argv[1] == "--all":
-        for found in sorted(Path(sys.argv[2]).glob("roles/*/launch.json")):
-            detach(found.parent)
-    else:
-        detach(Path(sys.argv[1]))
+    main()

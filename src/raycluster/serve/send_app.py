@@ -9,22 +9,24 @@ RAY_AUTH_TOKEN_PATH. Standard library alone.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raycluster.serve import peer
 from raycluster.serve.rootcause import root_cause
 
 APPLICATIONS = "/api/serve/applications/"
 READY_S = 180.0
 """Seconds for the dashboard to take the app; on a new head its parts start one after another."""
 PAUSE_S = 1.0
+ASK_S = 120.0
 
 Ask = Callable[[str, bytes | None], bytes]
 """Takes a method and a body, returns the answer; raises OSError where there is none."""
@@ -32,6 +34,14 @@ Ask = Callable[[str, bytes | None], bytes]
 
 class RefusedError(Exception):
     """The app cannot run; the message is the root cause."""
+
+
+class AnsweredError(OSError):
+    """The dashboard answered with an error."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status, self.said = status, said
 
 
 def main() -> None:
@@ -78,10 +88,9 @@ def send(
 def _taken(ask: Ask, body: bytes) -> bool:
     try:
         ask("PUT", body)
-    except urllib.error.HTTPError as error:
-        said = error.read().decode("utf-8", "replace")
-        if error.code in (400, 401, 403, 422):
-            raise RefusedError(root_cause(said) or str(error)) from None
+    except AnsweredError as error:
+        if error.status in (400, 401, 403, 422):
+            raise RefusedError(root_cause(error.said) or str(error)) from None
         raise
     return True
 
@@ -93,7 +102,7 @@ def _until(done: Callable[[], bool], timeout: float, pause: float, what: str) ->
         try:
             if done():
                 return
-        except OSError as error:  # urllib's errors are of this kind
+        except OSError as error:
             last = f": {error}"
         if time.monotonic() > end:
             raise RefusedError(f"{what} within {timeout:g} s{last}")
@@ -107,17 +116,33 @@ def _said(app: Mapping[str, Any]) -> str:
 
 
 def _asker(dashboard: str) -> Ask:
+    """Return what asks the dashboard, whose other end must be this user's: it gets the token."""
     token = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
-    headers = {"Content-Type": "application/json"}
-    if token:
-        headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    place = urllib.parse.urlsplit(dashboard)
+    if place.hostname not in ("localhost", peer.LOOPBACK):
+        sys.exit(f"{dashboard}: the head's dashboard is on {peer.LOOPBACK}")
+    port = place.port or 8265
 
     def ask(method: str, body: bytes | None) -> bytes:
-        url = dashboard.rstrip("/") + APPLICATIONS
-        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310
-        with opener.open(request, timeout=120) as answer:
-            content: bytes = answer.read()
+        headers = {"Content-Type": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
+        connection = http.client.HTTPConnection(peer.LOOPBACK, port)
+        try:
+            # in a container of its own the head's processes are out of sight
+            connection.sock = peer.connect(port, ASK_S, seen=False)
+            connection.request(method, APPLICATIONS, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except peer.TakenError as error:
+            raise OSError(str(error)) from None
+        except http.client.HTTPException as error:
+            raise OSError(f"no answer: {error}") from None
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            said = content.decode("utf-8", "replace")
+            raise AnsweredError(answer.status, said)
         return content
 
     return ask

@@ -119,7 +119,7 @@ class Shelf:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """GET /INDEX with the token and a range that begins anywhere and has no end."""
+    """GET /INDEX with a proof of the token and a range that begins anywhere and has no end."""
 
     protocol_version = "HTTP/1.1"
     server_version = "raycluster"
@@ -127,15 +127,17 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = STALL_S
     shelf: Shelf
     token: str
+    place: tuple[str, int]
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
     def do_GET(self) -> None:
         given = self.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+        wanted = proof(self.token, self.place, self.path, self._range)
+        if not hmac.compare_digest(given, wanted.encode()):
             return self._refuse(401)
-        name, begin = self.path[1:], self.headers.get("Range", "bytes=0-")[6:-1]
+        name, begin = self.path[1:], self._range[6:-1]
         if not name.isdecimal() or int(name) >= len(self.shelf.items) or not begin.isdecimal():
             return self._refuse(404)
         index, offset = int(name), int(begin)
@@ -151,6 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:  # the taker is gone
             self.close_connection = True
         return None
+
+    @property
+    def _range(self) -> str:
+        return self.headers.get("Range", "bytes=0-")
 
     def _refuse(self, status: int) -> None:
         self.send_response(status)
@@ -191,6 +197,15 @@ def opened(item: Item) -> BinaryIO:
         return item.path.open("rb")
 
 
+def proof(token: str, address: Sequence[object], path: str, wanted: str) -> str:
+    """Return what shows that who asks this address for this has the token, which is not sent.
+
+    Whoever holds the port of a host that does not serve learns nothing that others would take.
+    """
+    what = json.dumps([*map(str, address), path, wanted])
+    return "HMAC " + hmac.new(token.encode(), what.encode(), hashlib.sha256).hexdigest()
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -199,7 +214,8 @@ class _Server(ThreadingHTTPServer):
 
 def serve(shelf: Shelf, token: str, listen: str, port: int) -> ThreadingHTTPServer:
     """Begin to serve what is on the shelf, on this address alone. Raises OSError."""
-    handler = type("Handler", (_Handler,), {"shelf": shelf, "token": token})
+    of_this = {"shelf": shelf, "token": token, "place": (listen, port)}
+    handler = type("Handler", (_Handler,), of_this)
     six = {"address_family": socket.AF_INET6} if ":" in listen else {}
     server: ThreadingHTTPServer = type("Server", (_Server,), six)((listen, port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -306,8 +322,9 @@ class Taker:
         try:
             connection.connect()
             connection.sock.settimeout(STALL_S)
-            headers = {"Authorization": f"Bearer {self.token}", "Range": f"bytes={offset}-"}
-            connection.request("GET", f"/{index}", headers=headers)
+            path, wanted = f"/{index}", f"bytes={offset}-"
+            headers = {"Authorization": proof(self.token, peer, path, wanted), "Range": wanted}
+            connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
             if answer.status != 206:
                 raise http.client.HTTPException(f"answers {answer.status}")

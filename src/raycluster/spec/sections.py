@@ -198,7 +198,7 @@ class Runtime(Part):
     )
     start_on_boot: bool | None = Field(
         default=None,
-        description="Native: start again after a reboot (crontab); default true.",
+        description="Native: start again after a reboot or a kill (systemd or cron); default true.",
         examples=[True],
     )
 

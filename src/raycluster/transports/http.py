@@ -1,4 +1,4 @@
-"""HTTP to an address as a host sees it: httpx over a Transport's streams.
+"""HTTP to a port of a host: httpx over a Transport's streams, or by a program that asks there.
 
 An answer is bounded as a whole, in bytes and in time; it is read as it came, never unpacked, and
 its text is UTF-8 whatever it calls itself.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpcore
@@ -93,6 +93,49 @@ class _Backend(httpcore.NetworkBackend):
             raise httpcore.ConnectError(error.what) from error
 
 
+Ask = Callable[[bytes, float], bytes]
+"""Takes a whole request and its seconds, returns the whole answer. Raises HostError."""
+
+
+class AskError(HostError):
+    """There is no answer, as where nothing listens."""
+
+
+class _Asked(httpcore.NetworkStream):
+    """One request, sent as a whole when its answer is read."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._request = b""
+        self._answer: bytes | None = None
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._answer is None:
+            try:
+                self._answer = self._ask(self._request, timeout or 60.0)
+            except AskError as error:
+                raise httpcore.ConnectError(error.what) from error
+        piece, self._answer = self._answer[:max_bytes], self._answer[max_bytes:]
+        return piece
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        self._request += buffer
+
+    def close(self) -> None:
+        pass
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401  # httpcore's signature
+        return False if info == "is_readable" else None
+
+
+class _AskingBackend(httpcore.NetworkBackend):
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def connect_tcp(self, *_: object, **__: object) -> httpcore.NetworkStream:
+        return _Asked(self._ask)
+
+
 class _Body(httpx.SyncByteStream):
     def __init__(self, response: httpcore.Response, end: float | None) -> None:
         self._response = response
@@ -119,8 +162,8 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Adapter(httpx.BaseTransport):
-    def __init__(self, transport: Transport) -> None:
-        self._pool = httpcore.ConnectionPool(network_backend=_Backend(transport))
+    def __init__(self, backend: httpcore.NetworkBackend) -> None:
+        self._pool = httpcore.ConnectionPool(network_backend=backend)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         ask = httpcore.Request(
@@ -165,23 +208,35 @@ def _plain(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [(n, v.partition(b";")[0] if n.lower() == b"content-type" else v) for n, v in kept]
 
 
-def http_client(
-    transport: Transport, port: int, *, token: str = "", timeout: float = 30.0
-) -> httpx.Client:
+def http_client(transport: Transport, port: int, *, timeout: float = 30.0) -> httpx.Client:
     """Return a client of `http://127.0.0.1:PORT` on the host; `timeout` in seconds.
 
-    Raises HostError for a token that no header can carry: it comes from a host.
+    Whoever holds the port gets what is asked: no secret may be in it.
+    """
+    return _client(_Backend(transport), port, {}, timeout)
+
+
+def asking_client(ask: Ask, port: int, *, token: str, timeout: float = 30.0) -> httpx.Client:
+    """Return a client whose requests, with the token, `ask` carries one by one.
+
+    What `ask` raises comes through, but an AskError is httpx's ConnectError. Raises HostError for a
+    token that no header can carry: it comes from a host.
     """
     if token and not Secret(token).fits_header:
         raise HostError(
             "the cluster's token as the hosts have it cannot be one",
             hint="raycluster down, then raycluster up",
         )
-    headers = {"Accept-Encoding": "identity"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+    who = {"Authorization": f"Bearer {token}"} if token else {}
+    return _client(_AskingBackend(ask), port, {**who, "Connection": "close"}, timeout)
+
+
+def _client(
+    backend: httpcore.NetworkBackend, port: int, headers: dict[str, str], timeout: float
+) -> httpx.Client:
+    headers = {"Accept-Encoding": "identity", **headers}
     return httpx.Client(
-        transport=_Adapter(transport),
+        transport=_Adapter(backend),
         base_url=f"http://127.0.0.1:{port}",
         headers=headers,
         timeout=timeout,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
-import urllib.error
 from collections.abc import Iterator
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from raycluster.serve import send_app
-from raycluster.serve.send_app import Ask, RefusedError, send
+from raycluster.serve.send_app import AnsweredError, Ask, RefusedError, send
 
 BODY = json.dumps({"applications": [{"name": "a"}, {"name": "b"}]}).encode()
 
@@ -37,8 +34,8 @@ def status(**told: str) -> dict[str, object]:
     return {"applications": apps}
 
 
-def refusal(code: int) -> urllib.error.HTTPError:
-    return urllib.error.HTTPError("u", code, "no", Message(), io.BytesIO(b"Error: no such field"))
+def refusal(code: int) -> AnsweredError:
+    return AnsweredError(code, "Error: no such field")
 
 
 def sent(*answers: object, timeout: float = 30, ready: float = 30) -> list[str]:

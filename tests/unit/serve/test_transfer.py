@@ -17,10 +17,20 @@ from pathlib import Path
 import pytest
 
 from raycluster.serve import transfer
-from raycluster.serve.transfer import PART, Item, Shelf, Taker, TransferError, digest_of, serve
+from raycluster.serve.transfer import (
+    PART,
+    Item,
+    Shelf,
+    Taker,
+    TransferError,
+    digest_of,
+    proof,
+    serve,
+)
 
 TOKEN = "t" * 64
 CONTENT = random.Random(5).randbytes(3_500_000)
+OF_ANOTHER = transfer.proof(TOKEN, ("127.0.0.2", 6386), "/0", "bytes=0-")
 SMALL = b'{"model_type": "qwen2"}'
 
 
@@ -89,7 +99,7 @@ def test_each_serves_the_next_while_it_takes(tmp_path: Path, port: int) -> None:
         assert not list(place.folder.glob(f"*{PART}"))
 
 
-@pytest.mark.parametrize("given", ["", "Bearer wrong", f"Basic {TOKEN}"])
+@pytest.mark.parametrize("given", ["", "HMAC wrong", f"Bearer {TOKEN}", OF_ANOTHER])
 def test_who_has_no_token_gets_nothing(tmp_path: Path, port: int, given: str) -> None:
     with host(tmp_path, 1, port, holds=True):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -98,11 +108,40 @@ def test_who_has_no_token_gets_nothing(tmp_path: Path, port: int, given: str) ->
         assert (answer.status, answer.read()) == (401, b"")
 
 
+def test_who_holds_the_port_of_a_host_learns_nothing_that_another_takes(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "EARLY_S", 0.0)
+    heard: list[bytes] = []
+
+    def listen() -> None:
+        taken, _ = server.accept()
+        server.close()
+        with taken:
+            heard.append(taken.recv(10_000))
+
+    with (
+        socket.create_server(("127.0.0.2", port)) as server,
+        host(tmp_path, 1, port, holds=True),
+        host(tmp_path, 3, port) as third,
+    ):
+        thread = threading.Thread(target=listen)
+        thread.start()
+        take(third, port, 2, 1)
+        thread.join(30)
+        assert heard[0].startswith(b"GET /")
+        assert TOKEN.encode() not in heard[0]
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as again:
+            again.sendall(heard[0])
+            assert again.recv(100).startswith(b"HTTP/1.1 401")
+
+
 @pytest.mark.parametrize("path", ["/3", "/-1", "/../config", "/", "//etc/passwd"])
 def test_nothing_but_the_items_is_served(tmp_path: Path, port: int, path: str) -> None:
     with host(tmp_path, 1, port, holds=True):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}"})
+        given = proof(TOKEN, ("127.0.0.1", port), path.replace("//", "/"), "bytes=0-")
+        connection.request("GET", path, headers={"Authorization": given})
         answer = connection.getresponse()
         assert (answer.status, answer.read()) == (404, b"")
 

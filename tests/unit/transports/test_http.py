@@ -11,7 +11,7 @@ import pytest
 
 from raycluster.contracts import Address, ByteStream
 from raycluster.transports import http
-from raycluster.transports.http import http_client
+from raycluster.transports.http import asking_client, http_client
 from raycluster.transports.local import LocalTransport
 
 
@@ -105,8 +105,14 @@ def test_text_is_utf_8_whatever_it_calls_itself(charset: str) -> None:
 
 
 def test_a_token_goes_out_and_the_limits_end_with_the_request() -> None:
-    host = Answering(iter([said("Content-Length: 2", body=b"{}")]))
-    with http_client(host, 1, token="t") as client:
+    asked: list[bytes] = []
+
+    def ask(request: bytes, seconds: float) -> bytes:
+        assert seconds <= 30
+        asked.append(request)
+        return said("Content-Length: 2", body=b"{}")
+
+    with asking_client(ask, 1, token="t") as client:
         assert client.get("/").json() == {}
-    assert b"Authorization: Bearer t\r\n" in host.asked
+    assert b"Authorization: Bearer t\r\n" in asked[0]
     assert http._limits.end is None
