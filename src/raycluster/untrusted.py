@@ -36,6 +36,8 @@ MEMBERS = 10_000
 """Files of an archive, at most."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_SIGNS = re.compile(r"[^\[\]{}]+")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be one of a pair, or alone
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _BROKEN_TAR = (
@@ -144,9 +146,9 @@ def read_json(said: bytes | str, source: str, where: str = "", *, most: int = AN
         raise too_much(source, where, most)
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
     try:
-        value = json.loads(text, parse_constant=_none, parse_int=_whole, parse_float=_float)
-        if _deeper(value, DEEPEST):
+        if not _is_shallow(text):
             raise ValueError("too deep")
+        value = json.loads(text, parse_constant=_none, parse_int=_whole, parse_float=_float)
     except (ValueError, RecursionError) as error:
         raise not_understood(source, where, text) from error
     return Told(_encodable(value) if _HALF.search(text) else value, source, where)
@@ -174,20 +176,20 @@ def _float(digits: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _deeper(value: object, levels: int) -> bool:
-    """Tell whether there are more levels of lists and tables than these."""
-    level: list[object] = [value]
-    for _ in range(levels):
-        inner: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += (v for v in each.values() if isinstance(v, dict | list))
-            elif isinstance(each, list):
-                inner += (v for v in each if isinstance(v, dict | list))
-        if not inner:
-            return False
-        level = inner
-    return True
+def _is_shallow(text: str) -> bool:
+    """Tell whether lists and tables stand within each other at most DEEPEST times, and end.
+
+    The parser of JSON would find that out by recursion, and at the limit of that whatever the
+    collector of garbage runs fails too.
+    """
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return True
+    left = _NO_SIGNS.sub("", _STRINGS.sub("", text))
+    for _ in range(DEEPEST):
+        left = left.replace("[]", "").replace("{}", "")
+        if not left:
+            return True
+    return False
 
 
 def _text(text: str, most: int) -> str:

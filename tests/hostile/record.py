@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "check": ("check",),
     "first-plan": ("plan",),
     "up": ("up",),
-    "bench": ("bench", "--from", "head", "-n", "40", "-c", "2", "-o", "figures"),
+    "bench": ("bench", "--from", "head", "-n", "8", "-c", "2", "-o", "figures"),
     "status": ("status", "--json"),
     "plan": ("plan",),
     "logs": ("logs", "all"),

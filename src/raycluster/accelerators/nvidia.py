@@ -108,6 +108,8 @@ def read(told: Mapping[str, Sequence[str]], hardware: Hardware) -> Accelerators:
         problem = _no_program(hardware) if hardware.there else None
         return Accelerators(problem=problem, vendor="nvidia" if problem else "")
     fields = told.get("smi-fields", ("",))[-1].split(",")
+    if not {*f"{BEGIN},{END}".split(",")} <= {*fields}:
+        fields = []  # those are not what was asked for
     lines = told.get("smi", ())
     code = whole(told["smi-code"][-1], 3)
     rows = [row for line in lines if (row := _row(line, fields))]

@@ -6,14 +6,14 @@ not one object of the program's is one HostError.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.accelerators.values import clean, whole
-from raycluster.errors import HostError
+from raycluster.errors import AnswerError, HostError
+from raycluster.untrusted import read_json
 
 MARK = "raycluster probe: "
 LONGEST = 256 * 1024
@@ -133,8 +133,8 @@ def _object(output: bytes, host: str) -> dict[str, Any]:
     text = output.decode("utf-8", "replace")
     before, mark, after = text.rpartition(MARK)
     try:
-        told = json.loads(after.partition("\n")[0]) if mark else None
-    except (ValueError, RecursionError):
+        told = read_json(after.partition("\n")[0], "the look", host).value if mark else None
+    except AnswerError:
         told = None
     if isinstance(told, dict) and told.get("schema") == 1:
         return told

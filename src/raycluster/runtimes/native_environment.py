@@ -25,6 +25,7 @@ HASHED = ("--require-hashes", "--only-binary=:all:", "-r")
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
 
+_PULSE_S = 60.0  # seconds without the pulse: then the host itself says nothing
 _LINES, _LONGEST = 5000, 65536  # of what uv or pip says; characters of a line
 
 # An empty line a second, so that the reader wakes. `sleep` must not hold the output open.
@@ -176,7 +177,7 @@ class Environment:
         command = ("sh", "-c", _PULSE, "raycluster", *argv)
         last = time.monotonic()
         with closing(
-            cast("_Output", self.transport.stream(command, env=env, quiet=self.quiet))
+            cast("_Output", self.transport.stream(command, env=env, quiet=self.quiet + _PULSE_S))
         ) as output:
             for channel, chunk in output:
                 if channel == "stderr" or chunk.strip():
