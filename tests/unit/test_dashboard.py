@@ -22,7 +22,7 @@ from raycluster.ray_api import RayApi
 from raycluster.spec import ClusterSpec
 
 NOBODY = 65534
-TOKEN = Secret("t" * 64)
+TOKEN = Secret("e" * 64)
 HEAD = """
 import http.server, sys
 class Dashboard(http.server.BaseHTTPRequestHandler):
@@ -35,7 +35,7 @@ class Dashboard(http.server.BaseHTTPRequestHandler):
         self.wfile.write(answer)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Dashboard).serve_forever()
 """
-FILES = {"token": b"t" * 64, "members.json": b"[]"}
+FILES = {"token": b"e" * 64, "members.json": b"[]"}
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user's socket: needs root")
 
@@ -102,7 +102,7 @@ def test_the_head_is_asked_with_the_token(spec: ClusterSpec) -> None:
         api = RayApi("box", client)
         while not (apps := _apps(api)):
             pass
-        assert apps == ("ttt",)
+        assert apps == ("eee",)
         assert taken(box, port) is None
 
 
