@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scripts.audited import verdict
+from scripts.audited import SILENT, verdict
 
 UNKNOWN = {"name": "own", "skip_reason": "Dependency not found on PyPI"}
 GOOD = {"name": "good", "version": "1", "vulns": []}
@@ -18,19 +18,19 @@ BAD = {
 
 
 @pytest.mark.parametrize(
-    ("packages", "bad", "lines"),
+    ("packages", "code", "lines"),
     [
-        ([GOOD], False, ["no known vulnerability"]),
-        ([UNKNOWN], False, ["left out: the package index tells no vulnerabilities of any of them"]),
-        ([GOOD, UNKNOWN], False, ["left out, for the index does not know them: own"]),
+        ([GOOD], 0, ["no known vulnerability"]),
+        ([UNKNOWN], SILENT, ["left out: the package index tells no vulnerabilities"]),
+        ([GOOD, UNKNOWN], 0, ["left out, for the index does not know them: own"]),
         (
             [GOOD, BAD],
-            True,
+            1,
             ["bad 2: PYSEC-1, mended in 3", "bad 2: PYSEC-2, mended in no release"],
         ),
     ],
 )
 def test_a_known_vulnerability_fails_and_silence_is_told(
-    packages: list[dict[str, Any]], bad: bool, lines: list[str]
+    packages: list[dict[str, Any]], code: int, lines: list[str]
 ) -> None:
-    assert verdict({"dependencies": packages}) == (lines, bad)
+    assert verdict({"dependencies": packages}) == (lines, code)
