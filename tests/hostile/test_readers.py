@@ -90,7 +90,7 @@ RECORD = {
     **{"last_event": 1.4, "gaps": [0.1, 0.2], "input_tokens": 5, "cached_tokens": 0},
     **{"output_tokens": 3, "finish_reason": "stop", "status": 200, "failure": None, "detail": ""},
 }
-LAG = {name: 1.0 for name in ("mean", "std", "min", "p50", "p90", "p95", "p99", "max")}
+LAG = dict.fromkeys(("mean", "std", "min", "p50", "p90", "p95", "p99", "max"), 1.0)
 BENCH = "\n".join(
     json.dumps(message)
     for message in (
@@ -137,7 +137,7 @@ def _probe(said: bytes) -> object:
 
 def _bench(said: bytes) -> object:
     job = Job(
-        [Prompt("1", 1, {}, "m", "/v1/completions")], Target("http://a", "m"), Load(), Conditions()
+        [Prompt("1", 1, "/v1/completions", {}, "m")], Target("http://a", "m"), Load(), Conditions()
     )
     listener = Listener(job, lambda _: None, lambda *_: None, lambda _: None)
     for line in said.split(b"\n"):
