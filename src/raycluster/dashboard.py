@@ -49,7 +49,9 @@ def dashboard(
 
     def ask(request: bytes, seconds: float) -> bytes:
         nonlocal shell
-        argv = (*PYTHON, "-I", "-S", "-c", inspect.getsource(peer), str(port), str(seconds))
+        what = request.partition(b" HTTP")[0][:200].decode("latin-1")
+        source = inspect.getsource(peer)
+        argv = (*PYTHON, "-I", "-S", "-c", source, str(port), str(seconds), what)
         try:
             shell = shell or connected.runtime.inside(HEAD)
             done = shell.run(argv, input=request, timeout=seconds + START_S)
