@@ -58,7 +58,7 @@ def question(kind: str, asked: Sequence[str]) -> str:
         first = head.split(b"\r\n")[0]
         if first.endswith(b"/start HTTP/1.1"):  # of a command that was told before, by its id
             return f"connect {asked[0]} {first.decode()}"
-        words = _CHANGING.sub(b"#", first + b" " + body[:2000])
+        words = _CHANGING.sub(b"#", first + b" " + body[:2000] + body[2000:][-300:])
         return f"connect {asked[0]} {words.decode('latin-1')}"
     words = json.dumps([kind, *asked]).encode()
     return _CHANGING.sub(b"#", words).decode()

@@ -5,7 +5,8 @@
 A request that holds a secret goes out only after the kernel has told whose the other end of this
 very connection is: this user's, and open in a process that can be seen from here. Inside a
 container these are the container's processes alone, so that a user of the host with the same number
-does not count. WHAT is for who looks at the processes of a host. Ends with TAKEN, and the user's number on stderr, where it is somebody else's.
+does not count. WHAT is for who looks at the processes of a host. Ends with TAKEN, and the user's
+number on stderr, where it is somebody else's.
 
 Runs on hosts: standard library alone, Python 3.8.
 """
