@@ -263,7 +263,12 @@ async def serve_at(app: ASGI, place: Place) -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        app, host=place.host, port=place.port, lifespan="off", access_log=False, log_level="warning"
+        app,
+        host=place.host,
+        port=place.port,
+        lifespan="off",
+        access_log=False,
+        log_config=None,  # which would close Serve's own handlers
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
