@@ -274,6 +274,15 @@ def test_a_beat_comes_too_late_by_the_hosts_clock(here: LocalTransport, cluster:
             lease.check()
 
 
+@pytest.fixture
+def _hangups_count() -> Iterator[None]:
+    """Who starts the tests may ignore hangups, as `nohup` does, and so would what they start."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.usefixtures("_hangups_count")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_in_the_background_ends_on_request(
     cluster: str, tmp_path: Path, number: signal.Signals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ PROGRAM = Path(sys.executable).with_name("raycluster")
 BEHIND = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
 
 
+@pytest.fixture
+def _hangups_count() -> Iterator[None]:
+    """Who starts the tests may ignore hangups, as `nohup` does, and so would what they start."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.usefixtures("_hangups_count")
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGHUP, 1), (signal.SIGTERM, 2)])
 def test_a_request_to_end_does_what_ctrl_c_does(number: signal.Signals, processes: int) -> None:
     with MockServer(lambda _: Script()) as server:

@@ -137,7 +137,8 @@ def _ip(value: str) -> str:
     address = _address(value)
     if address is None:
         raise ValueError(f"an IPv4 or IPv6 address is expected, not {shown(value)}")
-    if address.is_multicast or (address.version == 6 and address.is_link_local):
+    scoped = address.version == 6 and (address.is_link_local or address.scope_id)
+    if address.is_multicast or scoped:
         raise ValueError(
             f"{address} cannot be listened on or dialled by other programs: an address that is "
             "not link-local or multicast is expected"

@@ -123,6 +123,7 @@ LINE = "line breaks and control characters are not allowed"
         ('private_address = "::ffff:0.0.0.0"',
          "private_address: 0.0.0.0 is no machine's own address"),
         ('private_address = "fe80::1%eth0"', f"private_address: fe80::1%eth0 {UNUSABLE}"),
+        ('private_address = "fd00::1%0"', f"private_address: fd00::1%0 {UNUSABLE}"),
         ('private_address = "fe80::1"', f"private_address: fe80::1 {UNUSABLE}"),
         ('private_address = "ff02::1"', f"private_address: ff02::1 {UNUSABLE}"),
         ('gpus = "al"', f"gpus: {SOME_GPUS}, not 'al'"),
