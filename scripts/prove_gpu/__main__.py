@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 from . import contents
-from .place import Place
+from .place import CALLS, Place
 
 AT = Path("/tmp/prove-gpu")
-CALLS = ("fallback", "engine", "serve")
 
 
 def main() -> int:
@@ -32,6 +31,8 @@ def main() -> int:
     run.add_argument("--on-cpu", action="store_true", help="rehearse, with a tiny model")
     rehearse = commands.add_parser("rehearse", help="all of it on this machine, without a GPU")
     rehearse.add_argument("pieces", type=Path)
+    base = "a version, or the path of an interpreter"
+    rehearse.add_argument("--python", default=contents.PYTHON, help=base)
     for command in (unpack, install, run, rehearse):
         command.add_argument("--at", type=Path, default=AT, help=f"default: {AT}")
     options = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> int:
         case "rehearse":
             from .rehearse import rehearse as work_rehearse
 
-            return work_rehearse(options.pieces, at)
+            return work_rehearse(options.pieces, at, options.python)
         case "run":
             return prove(options.call, Place(at), options.pieces, gpu=not options.on_cpu)
     return 0

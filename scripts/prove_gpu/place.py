@@ -20,6 +20,7 @@ import json, site, sysconfig
 paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
 print(json.dumps(sorted(paths)))
 """
+CALLS = ("fallback", "engine", "serve")
 PARTS = {"1": "serving", "2": "engine", "3": "engine"}
 """Where the pieces go; those of one place are one tree."""
 ENVIRONMENTS = {"without-engine": ("serving",), "whole": ("serving", "engine")}

