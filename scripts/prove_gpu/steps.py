@@ -36,6 +36,7 @@ PROMISED = ("request_throughput>10", "e2el_p95<3s")
 NO_ERRORS = "error_rate<=0%"
 PROMPTS_PER_S, BUSY_PERCENT, HOST_MB = 1000, 70.0, 2000.0
 USED_MIB = 500.0
+LOGS_S = 20.0
 FALLBACK, MISSING = "is served by transformers, not by vLLM", "No module named 'vllm'"
 WRONG = "max_modl_len"
 CRASHES = (0, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGILL, -signal.SIGBUS)
@@ -122,9 +123,19 @@ class Proof:
         return self.run(name, [Path(python).with_name("raycluster"), *words], codes)
 
     def logs(self) -> str:
-        """Return the ends of the cluster's own logs."""
-        logs = sorted(self.home.glob(f".raycluster/{CLUSTER}/**/*.log"), key=os.path.getmtime)
-        return "\n".join(f"-- {log}\n{tail(log.read_text(errors='replace'))}" for log in logs[-3:])
+        """Return the ends of the cluster's logs, where there are any."""
+        program = Path(self.place.python(self.environment)).with_name("raycluster")
+        if not self.spec.exists() or not program.exists():
+            return ""
+        command = [program, "logs", "--spec", self.spec, "--tail", "30"]
+        env = {**os.environ, "HOME": str(self.home)}
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(
+                command, env=env, capture_output=True, text=True, timeout=LOGS_S, check=False
+            )
+            (self.kept / "failed.log").write_text(done.stdout)
+            return tail(done.stdout, 60)
+        return ""
 
     def write_spec(self, *lines: str, environment: str) -> None:
         """Write the cluster's file, with these lines of the model's."""
@@ -355,9 +366,7 @@ class Proof:
 
     def up_one(self) -> None:
         """Serve with one replica on the whole GPU."""
-        began = time.monotonic()
         self.up("up", f"num_gpus = {int(self.gpu)}")
-        self.table.say("up: seconds", time.monotonic() - began)
 
     def status_of_one(self) -> None:
         """Look at it."""
@@ -458,4 +467,4 @@ def answers(url: str) -> bool:
 
 def tail(text: str, lines: int = 25) -> str:
     """Return the end of a text."""
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(line[:400] for line in text.splitlines()[-lines:])

@@ -22,7 +22,7 @@ tokenizer = Tokenizer(models.BPE())
 tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 tokenizer.decoder = decoders.ByteLevel()
 trainer = trainers.BpeTrainer(
-    vocab_size=2048,
+    vocab_size=12288,  # more than the ids of `bench --synthetic`
     special_tokens=[END, "<|im_start|>", TURN],
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
