@@ -14,7 +14,7 @@ AT = Path("/tmp/prove-gpu")
 
 def main() -> int:
     """Do what the command line says."""
-    parser = argparse.ArgumentParser(prog="prove-gpu", description="see benchmarks/GPU.md")
+    parser = argparse.ArgumentParser(prog="prove-gpu", description="see docs/benchmarks/gpu.md")
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="make three pieces for a machine without network")
     pack.add_argument("folder", type=Path)
