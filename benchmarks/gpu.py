@@ -30,6 +30,7 @@ from benchmarks.figures import Limit, keep
 from benchmarks.local import API, ROOT, Local, made_by
 from benchmarks.memory import processes
 from benchmarks.serving import Asked, Load
+from benchmarks.smi import watched
 from benchmarks.vllm_client import VllmClient, vllm_client
 
 NAME = "gpu"
@@ -44,7 +45,6 @@ ON_CPU: dict[str, object] = serving.ENGINE_ARGS
 CONCURRENCY = 64
 PROMPT, OUTPUT = 64, 32
 PROMPTS_PER_S, P95_S, BUSY_PERCENT, HOST_MB = 1000, 3.0, 70.0, 2000
-SMI = "timestamp,utilization.gpu,utilization.memory,memory.used,power.draw,clocks.sm"
 
 
 def main() -> None:
@@ -198,23 +198,6 @@ def load(served: Served, endpoint: str, requests: int) -> dict[str, object]:
     }
     print(row, flush=True)
     return {**row, "smi": smi, "summary": summary}
-
-
-@contextmanager
-def watched() -> Iterator[list[str]]:
-    """Ask nvidia-smi once a second, where there is one; its lines are there at the end."""
-    lines: list[str] = []
-    command = ["nvidia-smi", f"--query-gpu={SMI}", "--format=csv,nounits", "-l", "1"]
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    except FileNotFoundError:
-        yield lines
-        return
-    try:
-        yield lines
-    finally:
-        process.terminate()
-        lines += process.communicate()[0].splitlines()
 
 
 def promised(

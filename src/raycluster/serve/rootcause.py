@@ -22,6 +22,9 @@ _EXCEPTION = re.compile(
 _ELSEWHERE = re.compile(
     r"\b(?:see|check) (?:the )?(?:root cause|stack trace|error|logs?)\b", re.IGNORECASE
 )
+_LOGGED = re.compile(r"^(?:\([\w .:-]*pid=\d+[^)]*\) ?)?(?:CRITICAL|ERROR|WARNING|INFO|DEBUG)\b")
+ELSEWHERE = "see root cause above"
+"""What our own errors end with where the cause is in what was written."""
 _OF_ENGINE = ("(EngineCore", "(Worker")
 _KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
 _NOISE = re.compile(r"\s*\[type=\w+, input_value=.*?\]|\s*For further information visit \S+", re.S)
@@ -73,7 +76,17 @@ def explain(error: BaseException, written: str) -> str:
     if not elsewhere:
         return _named(one_line(error), f"{type(error).__name__}: {error}", lines)
     last = last_exception(written)
-    return _named(last, last, lines) or one_line(error)
+    return _named(last, last, lines) or _with_last_words(one_line(error), written)
+
+
+def _with_last_words(told: str, written: str) -> str:
+    """Return what is told, with the last line of what was written that is no line of a log.
+
+    A loader or Python itself ends a program with such a line, and no exception's.
+    """
+    plain = (line.strip() for line in reversed(written.splitlines()) if not _LOGGED.match(line))
+    words = next(filter(None, plain), "")
+    return _shorten(told.replace(ELSEWHERE, words)) if words else told
 
 
 def _named(told: str, error: str, written: str) -> str:

@@ -71,6 +71,23 @@ def test_the_engine_process_says_why_when_the_parent_does_not() -> None:
         (132, "ValueError: older", "the engine's process: an instruction that this processor"),
         (-9, "", "the engine's process: was killed (signal 9)"),
         (3, "nothing", "ServerEndedError: the engine's server ended with code 3"),
+        (
+            1,
+            "INFO 11-30 01:02:03 [a.py:1] begun\n"
+            "/env/bin/python: Error while finding module specification for "
+            "'vllm.entrypoints.cli.main' (ModuleNotFoundError: No module named 'vllm')\n"
+            "INFO 11-30 01:02:04 [a.py:1] over\n\n",
+            "ServerEndedError: the engine's server ended with code 1: /env/bin/python: Error while "
+            "finding module specification for 'vllm.entrypoints.cli.main' (ModuleNotFoundError: "
+            "No module named 'vllm')",
+        ),
+        (
+            127,
+            "vllm: error while loading shared libraries: libcuda.so.1: cannot open\n",
+            "ServerEndedError: the engine's server ended with code 127: vllm: error while loading "
+            "shared libraries: libcuda.so.1",
+        ),
+        (1, "INFO all is well", "ServerEndedError: the engine's server ended with code 1: see"),
     ],
 )
 def test_why_a_server_did_not_start(code: int, written: str, told: str) -> None:

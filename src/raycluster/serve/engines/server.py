@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from raycluster.serve.capture import Capture
+from raycluster.serve.rootcause import ELSEWHERE
 
 KEEPER = Path(__file__).with_name("keeper.py")
 HEALTH = "/health"
@@ -46,7 +47,7 @@ class ServerEndedError(Exception):
         code = 128 - code if code < 0 else code  # the keeper's own end
         self.code, self.written = code, written
         self.signal = code - 128 if code > 128 else 0
-        super().__init__(f"the engine's server {_how(code)}: see root cause above")
+        super().__init__(f"the engine's server {_how(code)}: {ELSEWHERE}")
 
 
 class Server:
@@ -125,7 +126,7 @@ class Server:
         with suppress(TimeoutError, aiohttp.ClientError):
             async with self.http.get(HEALTH) as answer:
                 if answer.status >= 500:
-                    raise RuntimeError(f"{HEALTH} answered {answer.status}: see root cause above")
+                    raise RuntimeError(f"{HEALTH} answered {answer.status}: {ELSEWHERE}")
         self.living()
 
     async def get(self, path: str) -> str:
