@@ -84,7 +84,7 @@ class Node:
         party = self.party()
         party.deliver(json.dumps(self.ask()).encode())
         with closing(spoken(party.shell, party.argv, party.env)) as lines:
-            return next(lines)["held"]
+            return next(lines)["held"].value
 
     def content(self, commit: str) -> Mapping[str, bytes]:
         folder = self.root / f"cache/huggingface/hub/models--acme--tiny/snapshots/{commit}"

@@ -87,7 +87,7 @@ class Remote:
         if "error" in answer:
             what, hint = told["error"].text(2000), told["hint"].text(2000)
             raise RuntimeUnavailableError(what, where=self.host, hint=hint)
-        for name, kind in TELLS[command].items():
+        for name, kind in TELLS.get(command, {}).items():
             if not isinstance(answer.get(name), kind) or not _plain(answer[name]):
                 raise not_understood(f"the native runtime ({command}: {name})", self.host)
         return answer
