@@ -137,7 +137,7 @@ class Proof:
         program = Path(self.place.python(self.environment)).with_name("raycluster")
         if not self.spec.exists() or not program.exists():
             return ""
-        command = [program, "logs", "--spec", self.spec, "--tail", "30"]
+        command: list[str | Path] = [program, "logs", "--spec", self.spec, "--tail", "30"]
         env = {**os.environ, "HOME": str(self.home)}
         with suppress(subprocess.TimeoutExpired):
             done = subprocess.run(
