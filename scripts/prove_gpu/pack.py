@@ -81,14 +81,8 @@ def compiled(requirements: Iterable[str], pins: Path) -> dict[str, str]:
 
 def install(requirements: str, site: Path) -> None:
     """Install as on the machine, without what the requirements need, and tidy up."""
-    command = [
-        *uv("pip", "install"),
-        "--quiet",
-        "--no-deps",
-        "--link-mode=copy",
-        "--target",
-        str(site),
-    ]
+    command = [*uv("pip", "install"), "--quiet", "--no-deps", "--link-mode=copy"]
+    command += ["--target", str(site), "--refresh-package=raycluster"]  # uv keeps what it built
     command += ["--python-version", contents.PYTHON, "--python-platform", contents.GLIBC]
     subprocess.run([*command, "-r", "-"], input=requirements, text=True, check=True)
     for path in files(site):

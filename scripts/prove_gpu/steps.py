@@ -31,6 +31,13 @@ from .table import Step, StepError, Table
 CHECKOUT = Path(__file__).parents[2]
 CLUSTER = MODEL = "proof"
 PORT = 27000
+PORTS = (
+    *("api", "dashboard", "gateway", "prometheus", "grafana", "gcs", "node_manager"),
+    *("object_manager", "dashboard_agent_grpc", "dashboard_agent_http", "runtime_env_agent"),
+    *("metrics", "transfer", "ray_client", "ingress_metrics", "ingress_stats", "ingress_fallback"),
+)
+"""Those of the spec that are one port; what else runs on the machine may have the usual ones."""
+RANGES = {"worker": (100, 499), "replica": (500, 999)}
 CONCURRENCY = 64
 PROMISED = ("request_throughput>10", "e2el_p95<3s")
 NO_ERRORS = "error_rate<=0%"
@@ -55,6 +62,9 @@ start_on_boot = false
 [head]
 transport = "local"
 gpus = {gpus}
+
+[ports]
+{ports}
 
 [[models]]
 name = "{name}"
@@ -127,7 +137,7 @@ class Proof:
         program = Path(self.place.python(self.environment)).with_name("raycluster")
         if not self.spec.exists() or not program.exists():
             return ""
-        command = [str(program), "logs", "--spec", str(self.spec), "--tail", "30"]
+        command: list[str | Path] = [program, "logs", "--spec", self.spec, "--tail", "30"]
         env = {**os.environ, "HOME": str(self.home)}
         with suppress(subprocess.TimeoutExpired):
             done = subprocess.run(
@@ -144,6 +154,7 @@ class Proof:
             name=CLUSTER,
             python=self.place.python(environment),
             gpus=int(self.gpu),
+            ports=ports(PORT),
             model=self.place.folder / "model",
             more="\n".join(lines),
         )
@@ -436,6 +447,14 @@ SECONDS = {"fallback": 210.0, "engine": 240.0, "serve": 350.0}
 """What a call has, besides the steps that always have their own."""
 SLOWER = 4
 """How much more time everything has in a rehearsal on a few busy CPUs."""
+
+
+def ports(first: int) -> str:
+    """Return lines of the spec that set all ports, beginning behind the first."""
+    lines = [f"{name} = {first + at}" for at, name in enumerate(PORTS, 1)]
+    for name, (low, high) in RANGES.items():
+        lines += [f"{name}_min = {first + low}", f"{name}_max = {first + high}"]
+    return "\n".join(lines)
 
 
 def busy_percent(smi: Sequence[str]) -> float | None:

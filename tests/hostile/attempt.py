@@ -26,8 +26,8 @@ import typer.main
 
 import raycluster.poll
 import raycluster.spec
-from raycluster import cli, connect, exchange
-from tests.hostile.host import Answers, FakeHost, Spoil, recorded
+from raycluster import cli, connect, deploy, exchange
+from tests.hostile.host import FINGERPRINT, Answers, FakeHost, Spoil, recorded
 
 REAL_S = 20
 """Seconds that a run may take in truth."""
@@ -187,6 +187,7 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(threading, "excepthook", crash),
         mock.patch.object(cli, "_end", _end),
+        mock.patch.object(deploy, "app_fingerprint", lambda *_: FINGERPRINT),
         _in_time(),
     ):
         cli._open_streams()

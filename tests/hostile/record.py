@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from raycluster import cli, connect
+from raycluster import cli, connect, deploy
 from raycluster.contracts import Address, ByteStream, Channel, Completed, Transport
 from raycluster.errors import RayclusterError
-from tests.hostile.host import question
+from tests.hostile.host import FINGERPRINT, question
 from tests.lab.hosts import open_lab
 from tests.lab.image import IMAGE
 from tests.lab.specs import cluster_toml
@@ -181,7 +181,10 @@ def record(folder: Path) -> dict[str, Any]:
             HOSTILE_KEY="sk-hostile-key-0123456789", HOSTILE_TOKEN="hf_hostile9876543210"
         )
         os.chdir(folder)
-        with mock.patch.dict(connect.TRANSPORTS, {"ssh": reach}):
+        with (
+            mock.patch.dict(connect.TRANSPORTS, {"ssh": reach}),
+            mock.patch.object(deploy, "app_fingerprint", lambda *_: FINGERPRINT),
+        ):
             for name, words in COMMANDS.items():
                 recorder.command = name
                 more = ("--prompts", str(prompts)) if name == "bench" else ()

@@ -25,6 +25,9 @@ WELL: Mapping[str, int] = {"check": 3}
 """How a command ends on the hosts that were recorded, where that is not with 0."""
 
 
+ANEW = "where commands ask otherwise than before: python -m tests.hostile.record, as root"
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A place for all runs."""
@@ -36,8 +39,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def test_hosts_that_say_what_real_ones_said(stage: Stage, command: str) -> None:
     """Else the runs below would look at next to nothing."""
     outcome = attempt(stage, command, lambda said: said)
-    assert outcome.code == WELL.get(command, 0), outcome.err
-    assert len(outcome.unknown) <= 5, outcome.unknown
+    assert outcome.code == WELL.get(command, 0), f"{outcome.err}\n{ANEW}"
+    assert len(outcome.unknown) <= 5, (ANEW, outcome.unknown)
 
 
 @pytest.mark.parametrize("command", SHARES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from raycluster.spec.sections import Ports
 from raycluster.tested import NEWEST_VLLM, OLDEST_VLLM
 from scripts.prove_gpu import contents, steps
 from scripts.prove_gpu.place import ENVIRONMENTS, PARTS, Place, put_program
@@ -194,6 +196,13 @@ def test_the_gpus_use_is_read_from_the_column_of_its_name() -> None:
     assert steps.busy_percent(lines) == 80
     assert max(steps.column(lines, "memory.used")) == 1200
     assert steps.busy_percent([]) is None
+
+
+def test_every_port_of_the_cluster_is_its_own() -> None:
+    told = tomllib.loads(steps.ports(27000))
+    assert told.keys() == Ports.model_fields.keys()
+    Ports.model_validate(told)
+    assert min(told.values()) > 27000
 
 
 def test_a_program_names_the_environments_python(tmp_path: Path) -> None:
