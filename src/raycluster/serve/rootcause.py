@@ -65,8 +65,10 @@ def last_exception(text: str) -> str:
 def explain(error: BaseException, written: str) -> str:
     """Return why an engine did not start: from its exception, or from what its processes wrote.
 
-    An exception with a `signal` is of a process that this has ended.
+    An exception with a `signal` is of a process that this has ended, and one with what such a
+    process has `written` knows better than who has logged the exception since.
     """
+    written = getattr(error, "written", "") or written
     elsewhere = _ELSEWHERE.search(str(error))
     if killed := _KILLED.search(f"{error}\n{written}" if elsewhere else str(error)):
         return ended(int(killed[1]))

@@ -94,6 +94,14 @@ def test_why_a_server_did_not_start(code: int, written: str, told: str) -> None:
     assert explain(ServerEndedError(code, written), written).startswith(told)
 
 
+def test_what_a_server_wrote_goes_before_its_end_as_the_replica_has_logged_it() -> None:
+    error = ServerEndedError(1, "/env/bin/python: No module named vllm\n")
+    logged = (
+        f"{error.written}Traceback (most recent call last):\nserver.ServerEndedError: {error}\n"
+    )
+    assert explain(error, logged).endswith("code 1: /env/bin/python: No module named vllm")
+
+
 def test_a_killed_engine_process_left_no_word() -> None:
     parent = RuntimeError("See root cause above. Failed core proc(s): {'EngineCore_DP0': -9}")
     assert "signal 9" in explain(parent, "")

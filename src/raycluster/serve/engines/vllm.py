@@ -124,7 +124,7 @@ class VllmEngine:
         try:
             await self._served(settings, share, Server.run)
         except (EngineError, ServerEndedError) as error:
-            return explain(error, getattr(error, "written", ""))
+            return explain(error, "")
         return ""
 
     async def _served(
