@@ -46,6 +46,7 @@ def held(host: Host) -> Iterator[None]:
         finally:
             host.run(("pkill", "-u", "outsider"))
             listener.wait()
+            host.check("rm", HEARD)
 
 
 def test_who_holds_the_port_hears_no_token_and_is_named(faulty: Faulty) -> None:
