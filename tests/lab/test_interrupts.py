@@ -216,29 +216,6 @@ def test_the_next_up_converges(
     cut.converge()
 
 
-def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
-    """With one replica of the real vLLM on three hosts, then with two: Docker and native.
-
-    The host that leaves in between is as it was at first, its rules included.
-    """
-    text = cut.spec.read_text()
-    cut.converge()
-    alone = {host.address: {22} for host in cut.hosts}
-    assert open_ports(list(alone)) == alone
-    head, leaving, native = cut.hosts
-    cut.spec.write_text(_spec(lab, (head, native), replicas=2))
-    cut.up()
-    assert leaving.traces() == cut.before[leaving.name]
-    _on_each(cut, (head, native))
-    alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
-    assert open_ports(list(alone)) == alone
-    for host in (head, native):
-        host.check("nft", "delete", "table", "inet", "raycluster_cut")
-    found = open_ports([head.address, native.address])
-    assert all(len(ports) > 4 for ports in found.values()), found  # what the rules closed
-    cut.spec.write_text(text)
-
-
 def _on_each(cut: Cut, hosts: Sequence[Host]) -> None:
     """See to it that each host has a replica: where one has two, one of them is killed."""
 
@@ -286,6 +263,29 @@ def test_ctrl_c_ends_what_goes_on_for_ever(cut: Cut, command: tuple[str, ...]) -
 def _all_ended(host: Host) -> bool:
     ran = ("tail ", "sleep 1234", "python -u -c")
     return not any(line.startswith(ran) for line in host.processes())
+
+
+def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
+    """With one replica of the real vLLM on three hosts, then with two: Docker and native.
+
+    The host that leaves in between is as it was at first, its rules included.
+    """
+    text = cut.spec.read_text()
+    cut.converge()
+    alone = {host.address: {22} for host in cut.hosts}
+    assert open_ports(list(alone)) == alone
+    head, leaving, native = cut.hosts
+    cut.spec.write_text(_spec(lab, (head, native), replicas=2))
+    cut.up()
+    assert leaving.traces() == cut.before[leaving.name]
+    _on_each(cut, (head, native))
+    alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
+    assert open_ports(list(alone)) == alone
+    for host in (head, native):
+        host.check("nft", "delete", "table", "inet", "raycluster_cut")
+    found = open_ports([head.address, native.address])
+    assert all(len(ports) > 4 for ports in found.values()), found  # what the rules closed
+    cut.spec.write_text(text)
 
 
 def test_the_next_down_finishes_what_a_cut_one_began(cut: Cut) -> None:
