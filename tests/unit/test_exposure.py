@@ -63,7 +63,8 @@ def test_a_port_that_no_spec_names_is_found_by_who_has_it() -> None:
         socket.create_server(("0.0.0.0", 0)) as another,
         socket.create_server(("127.0.0.1", 0)) as inside,
     ):
-        before = open_ports(SPEC, connected(Held()))  # other programs may have ports of the spec
+        # other programs may have ports of the spec
+        before = open_ports(SPEC, connected(Held(inode(inside))))
         found = open_ports(SPEC, connected(Held(inode(engine), inode(inside))))
         expected = {each.port for each in before} | {engine.getsockname()[1]}
         assert sorted(each.port for each in found) == sorted(expected)
