@@ -48,6 +48,14 @@ def recorded() -> Recorded:
     return Recorded(plain["spec"], plain["told"])
 
 
+@cache
+def ray_token() -> str:
+    """Return the token that the recorded cluster had."""
+    answer = re.compile(rb'([0-9a-f]{64}).{0,20}\{"schema": 1, "members"', re.DOTALL)
+    said = (bytes_of(line["said"]) for line in recorded().told["status"] if "said" in line)
+    return next(match[1].decode() for each in said if (match := answer.search(each)))
+
+
 def bytes_of(text: str) -> bytes:
     """Return what `record.text` made a text of."""
     return base64.b64decode(text)
