@@ -26,4 +26,4 @@ SET: Mapping[str, str] = {"LC_ALL": "C", "PYTHONUTF8": "1"}
 
 def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
     """Return what commands keep of an environment, and what they always have."""
-    return {name: environment[name] for name in KEPT if name in environment} | SET
+    return {**{name: environment[name] for name in KEPT if name in environment}, **SET}

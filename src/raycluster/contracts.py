@@ -51,7 +51,7 @@ class Secret:
 
 @dataclass(frozen=True)
 class Completed:
-    """The end of a command: exit status (negative: ended by that signal) and what it wrote."""
+    """The end of a command: what a shell says of it (128 + a signal's number), what it wrote."""
 
     exit_code: int
     stdout: bytes = b""
@@ -90,7 +90,8 @@ class ByteStream(Protocol):
 class Shell(Protocol):
     """A place where commands run and files are written: a host, or the inside of a process's box.
 
-    `argv` stays a tuple until the implementation quotes it, once. `env` is added to what is there.
+    `argv` stays a tuple until the implementation quotes it, once. `env` is added to what is there,
+    which on a host is what `clean_environment` keeps of the login's.
     Commands do not read the caller's terminal.
     """
 

@@ -62,11 +62,10 @@ class Sshd:
         authorized.write_bytes((self.folder / "client.pub").read_bytes())
         self._write_known_hosts(keys)
         config = self.folder / "sshd_config"
-        # A high SHLVL keeps bash from reading the ~/.bashrc of whoever runs the tests.
         config.write_text(
             f"{self.extra}\nListenAddress 127.0.0.1\nPort {self.port}\nPidFile none\n"
             f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nMaxStartups 100\n"
-            "PermitRootLogin yes\nPasswordAuthentication no\nSetEnv SHLVL=9\nLogLevel VERBOSE\n"
+            "PermitRootLogin yes\nPasswordAuthentication no\nLogLevel VERBOSE\n"
             + "".join(f"HostKey {key}\n" for key in keys)
         )
         if os.geteuid() == 0:

@@ -60,8 +60,8 @@ def test_it_is_a_shell_with_an_address(transport: Transport) -> None:
     [
         ("exit 0", 0),
         ("exit 7", 7),
-        ("kill -9 $$", -9),
-        ("kill -TERM $$", -15),
+        ("kill -9 $$", 137),
+        ("kill -TERM $$", 143),
         ("no-such-one", 127),
     ],
 )

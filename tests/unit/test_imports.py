@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
-    ("decode", "printable", "requirements"),
+    ("decode", "printable", "requirements", "clean_environment"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
     ("runtimes.native_place",),
@@ -76,6 +76,7 @@ PURE = (
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),
+    "clean_environment",
     *("spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),

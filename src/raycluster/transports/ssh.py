@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from raycluster.contracts import Address, Channel, Completed
 from raycluster.errors import CommandError, ConnectionLostError, HostError
 from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
+from raycluster.transports.ssh_output import BEGIN_SECONDS, CHANNELS, OwnOutput
 from raycluster.transports.ssh_shell import command_text, new_mark, put_argv, why_refused_argv
 from raycluster.untrusted import ANSWER_BYTES, too_much
 
@@ -27,6 +28,7 @@ __all__ = ["SshOptions", "SshTransport", "command_line", "open_ssh", "pinned_key
 _OPEN_SECONDS = 10.0
 _PINNED = "raycluster-pinned"
 _SLOT_SECONDS = 60.0
+_LAST_WORDS = 1.0
 _SLOWEST_PUT = 50_000  # bytes per second
 
 
@@ -96,10 +98,12 @@ class SshTransport:
         """Run to the end; see Shell. `env` can be read by others on the host: no secrets in it."""
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._start(argv, env, _SLOT_SECONDS if timeout is None else timeout)
+        parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         try:
-            # Beside the reading of output: either side may stop until the other goes on.
-            threading.Thread(target=_send_input, args=(session, input), daemon=True).start()
-            stdout, stderr = _collect(session, deadline, self._name, argv[0])
+            for channel, data in self._own(session, argv[0], lambda: _left(deadline), input):
+                parts[channel] += data
+                if sum(map(len, parts.values())) > ANSWER_BYTES:
+                    raise too_much(argv[0], self._name, ANSWER_BYTES)
         except queue.Empty as error:
             raise HostError(
                 f"{argv[0]} did not end within {timeout:g} s",
@@ -108,7 +112,7 @@ class SshTransport:
             ) from error
         finally:
             self._sessions.end(session)
-        return Completed(self._status(session, argv[0]), stdout, stderr)
+        return Completed(session.own_status or 0, bytes(parts["stdout"]), bytes(parts["stderr"]))
 
     def stream(
         self,
@@ -120,9 +124,7 @@ class SshTransport:
         """Yield output as it comes; closing the iterator ends the command."""
         session = self._start(argv, env, _SLOT_SECONDS)
         try:
-            session.shutdown(socket.SHUT_WR)
-            while (piece := session.output(quiet)) is not None:
-                yield piece
+            yield from self._own(session, argv[0], lambda: quiet)
         except queue.Empty as error:
             raise HostError(
                 f"{argv[0]} said nothing for {quiet:g} s",
@@ -131,8 +133,7 @@ class SshTransport:
             ) from error
         finally:
             self._sessions.end(session)
-        status = self._status(session, argv[0])
-        if status:
+        if status := session.own_status:
             raise CommandError(f"{argv[0]} ended with {status}", where=self._name, status=status)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
@@ -205,16 +206,80 @@ class SshTransport:
             raise self._lost(argv[0]) from error
         return session
 
-    def _status(self, session: Session, program: str) -> int:
-        if session.status is not None:
-            return session.status
+    def _own(
+        self,
+        session: Session,
+        program: str,
+        patience: Callable[[], float | None],
+        content: bytes = b"",
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Yield what the command itself writes; its input is sent once it surely runs.
+
+        Raises queue.Empty where nothing comes for as long as `patience` says.
+        """
+        output = OwnOutput(session.mark)
+        if not content:
+            session.shutdown(socket.SHUT_WR)
+        begin = time.monotonic() + BEGIN_SECONDS
+        while not output.ended:
+            if (piece := self._next(session, output, patience(), begin)) is None:
+                break
+            if own := output.feed(*piece):
+                yield piece[0], own
+            if output.begun and not session.begun:
+                session.begun = True
+                if content:
+                    # Beside the reading of output: either may stop until the other goes on.
+                    told = (session, content)
+                    threading.Thread(target=_send_input, args=told, daemon=True).start()
+        else:
+            session.own_status = output.status
+            return
+        self._check_end(session, output, program)
+        for channel in CHANNELS:
+            if rest := output.rest(channel):
+                yield channel, rest
+        session.own_status = session.status
+
+    def _next(
+        self, session: Session, output: OwnOutput, patience: float | None, begin: float
+    ) -> tuple[Channel, bytes] | None:
+        """Return the next piece of all output. Raises queue.Empty, or HostError before it begins."""
+        if output.begun:
+            if patience is not None and patience <= 0:  # it may speak without a pause
+                raise queue.Empty
+            return session.output(patience)
+        asked = BEGIN_SECONDS if patience is None else min(BEGIN_SECONDS, patience)
+        left = begin - time.monotonic()
+        left = left if patience is None else min(left, patience)
+        with contextlib.suppress(queue.Empty):
+            if left > 0:
+                return session.output(left)
+        session.shutdown(socket.SHUT_WR)  # what waits for input goes on, and may have words
+        deadline = time.monotonic() + _LAST_WORDS
+        with contextlib.suppress(queue.Empty):
+            while (piece := session.output(max(0.0, deadline - time.monotonic()))) is not None:
+                output.feed(*piece)
+        raise output.did_not_run(self._name, asked)
+
+    def _check_end(self, session: Session, output: OwnOutput, program: str) -> None:
+        """Raise where a channel was closed before the command's end was told, but for a signal."""
         if session.refused:
             raise HostError(
                 f"sshd refused to run {program}",
                 where=self._name,
                 hint="look at ForceCommand and at the options of the key in authorized_keys",
             )
-        raise self._lost(program)
+        if session.status is None:
+            raise self._lost(program)
+        if not output.begun:
+            raise output.did_not_run(self._name)
+        if session.status == 0:
+            raise HostError(
+                f"the output of {program} did not come whole",
+                where=self._name,
+                hint="look at ForceCommand and at the start-up files of the login shell",
+            )
 
     def _lost(self, doing: str) -> ConnectionLostError:
         silent = self._link.connection.watched.fell_silent
@@ -284,21 +349,8 @@ def _send_input(session: Session, content: bytes) -> None:
     session.shutdown(socket.SHUT_WR)
 
 
-def _collect(
-    session: Session, deadline: float | None, name: str, program: str
-) -> tuple[bytes, bytes]:
-    parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    while (piece := session.output(_left(deadline))) is not None:
-        parts[piece[0]] += piece[1]
-        if sum(map(len, parts.values())) > ANSWER_BYTES:
-            raise too_much(program, name, ANSWER_BYTES)
-        if deadline is not None and time.monotonic() > deadline:  # it may speak without a pause
-            raise queue.Empty
-    return bytes(parts["stdout"]), bytes(parts["stderr"])
-
-
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.001, deadline - time.monotonic())
+    return None if deadline is None else deadline - time.monotonic()
 
 
 def _place(address: Address) -> str:

@@ -10,14 +10,54 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from raycluster.accelerators.values import clean
 from raycluster.contracts import Channel
 from raycluster.errors import HostError
 
+CHANNELS: tuple[Channel, ...] = ("stdout", "stderr")
 SIGN = b"\x1e"
 """Begins a mark: rare in text, so that output is seldom held back."""
 BEGIN_SECONDS = 10.0
 """Seconds from the request to the mark, after which a host does not run our command."""
+_CURES = tuple(
+    (re.compile(sign, re.IGNORECASE), cure)
+    for sign, cure in (
+        (
+            r"log ?in as (?:the )?user ['\"]?([a-z_][a-z0-9_.-]*)",
+            'a forced command answers for this user: set user = "{0}"',
+        ),
+        (
+            r"sftp",
+            "sshd gives this user files alone (ForceCommand internal-sftp, or Match): log in as "
+            "another user, or allow commands",
+        ),
+        (
+            r"(?:password|account|passwor[dt].*)\W.*(?:expired?|abgelaufen)|change (?:your|the) "
+            r"password|password change required",
+            "log in once by hand and change the password: raycluster ssh, or `passwd` as root there",
+        ),
+        (
+            r"not (?:currently )?available|nologin|account is (?:locked|disabled)",
+            "the login shell of this user lets nobody in: log in as another user, or set one there "
+            "(usermod --shell /bin/sh)",
+        ),
+        (
+            r"restricted",
+            "the login shell of this user is a restricted one: log in as another user, or set "
+            "another shell there (usermod --shell /bin/sh)",
+        ),
+    )
+)
+_WAITS = (
+    "a start-up file of its login shell (~/.bashrc) waits for input, or starts another shell "
+    "(`read`, `exec zsh`): let it do so for terminals alone ([ -t 0 ]), or look at the host's load"
+)
+_ENDS = (
+    "look at the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), at ForceCommand "
+    "in sshd_config, and at command= in ~/.ssh/authorized_keys"
+)
+_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+_OURS = re.compile(r"(?:exec )?sh -c \S*set\S* -f.*")
+_SHOWN = 400  # characters of a channel's words
 _KEPT = 4096  # bytes of what comes before
 _STATUS = re.compile(rb"([0-9]{1,3})\n")
 
@@ -61,7 +101,7 @@ class OwnOutput:
 
     def __init__(self, mark: str) -> None:
         token = SIGN + mark.encode()
-        self._sides: dict[Channel, _Side] = {"stdout": _Side(token), "stderr": _Side(token)}
+        self._sides: dict[Channel, _Side] = {channel: _Side(token) for channel in CHANNELS}
 
     def feed(self, channel: Channel, data: bytes) -> bytes:
         """Return the part of a piece that is the command's own; some may come with a later one."""
@@ -69,7 +109,7 @@ class OwnOutput:
 
     @property
     def begun(self) -> bool:
-        """Whether the host runs our command: both marks came. Its input may be sent from then on."""
+        """Whether both marks came: the host runs our command, and its input may be sent."""
         return all(side.begun for side in self._sides.values())
 
     @property
@@ -88,9 +128,33 @@ class OwnOutput:
         held, side.held = (side.held, b"") if side.begun else (b"", side.held)
         return held
 
-    def said_before(self) -> str:
-        """Return the last words of both channels before the command, on one printable line."""
-        sides = self._sides.values()
-        said = [side.before if side.begun else side.held for side in sides]
-        words = [clean(each[-1000:].decode("utf-8", "replace"), 300) for each in said]
-        return " / ".join(word for word in words if word)
+    def did_not_run(self, name: str, waited: float | None = None) -> HostError:
+        """Return the error of a host that did not run the command, with its own words.
+
+        `waited` are the seconds in which no mark came; without them the channel was closed.
+        """
+        words = " / ".join(filter(None, map(_words, self._sides.values())))
+        how = f"within {waited:g} s" if waited is not None else "but ended the session"
+        said = f": {words}" if words else ", and said nothing"
+        return HostError(
+            f"it let us in, and did not run our command {how}{said}",
+            where=name,
+            hint=_cure(words, waited is not None, self._sides["stdout"].begun),
+        )
+
+
+def _words(side: _Side) -> str:
+    """Return what was said before the mark, on one printable line, without our own command."""
+    text = (side.before if side.begun else side.held).decode("utf-8", "replace")
+    text = _OURS.sub("...", _ESCAPE.sub(" ", text))
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN // 2]} ... {line[-_SHOWN // 2 :]}"
+
+
+def _cure(words: str, waited: bool, redirected: bool) -> str:
+    if redirected:
+        return "a start-up file of its login shell redirects the error output: take that out"
+    for sign, cure in _CURES:
+        if found := sign.search(words):
+            return cure.format(*found.groups())
+    return _WAITS if waited else _ENDS

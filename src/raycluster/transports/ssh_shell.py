@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from raycluster.clean_environment import KEPT, SET
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=-]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WORD = 900  # characters of a word of the line: csh takes no long ones
+_WORD = re.compile(r"(?:\\\\0[0-7]{3}|[^\\]){1,150}")  # of the line: csh takes no long ones
 
 _DECODE = "set -f;IFS=;eval $(printf %b $*)"
 
 # Options that a start-up file exported (SHELLOPTS) end here, and its folder, functions, variables.
-_BEGIN = """set +eux
+_BEGIN = r"""set +eux
 cd
 LC_ALL=C
 IFS='
@@ -31,10 +31,11 @@ case $k in export\ *)k=${k#export };k=${k%%=*};case $k in
 *[!A-Za-z0-9_]*);;*)case :KEPT: in *:$k:*);;*)command unset $k;esac;esac;esac
 done
 if [ "${BASH_VERSION-}" ];then for k in $(compgen -A function);do unset -f $k;done;fi
+set +f
 """
 
 # The shell's own words ("Killed") are none of the command's.
-_RUN = """printf '\036%s\n' MARK
+_RUN = r"""printf '\036%s\n' MARK
 printf '\036%s\n' MARK >&2
 exec 3>&2 2>/dev/null
 (exec "$@" 2>&3 3>&-)
@@ -103,21 +104,11 @@ def command_text(argv: Sequence[str], env: Mapping[str, str] | None = None, *, m
     encoded = re.sub(rb"[^A-Za-z0-9_./:,=-]", _octal, program.encode("utf-8", "surrogateescape"))
     # Not every shell replaces itself by its last command: signals would end up in the wrong one.
     decode = re.sub(r"[^A-Za-z0-9_=-]", r"\\\g<0>", _DECODE)
-    return " ".join(("exec sh -c", decode, "sh", *_parts(encoded.decode("ascii"))))
+    return " ".join(("exec sh -c", decode, "sh", *_WORD.findall(encoded.decode("ascii"))))
 
 
 def _octal(sign: re.Match[bytes]) -> bytes:
     return b"\\\\0%03o" % ord(sign[0])
-
-
-def _parts(text: str) -> Iterator[str]:
-    """Yield words of a bearable length that end with a whole sign."""
-    while len(text) > _WORD:
-        at = text.rfind("\\\\", 0, _WORD)
-        at = at if at > 0 and _WORD - at < 6 else _WORD
-        yield text[:at]
-        text = text[at:]
-    yield text
 
 
 def _quoted(word: str) -> str:
