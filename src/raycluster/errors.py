@@ -8,6 +8,7 @@
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── NotRunError                 it let us in, and ran something else than our command
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -91,6 +92,10 @@ class AuthError(HostError):
 
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
+
+
+class NotRunError(HostError):
+    """The host let the user in, but did not run what it was asked to; quotes what it said."""
 
 
 class AnswerError(HostError):

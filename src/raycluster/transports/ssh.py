@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raycluster.contracts import Address, Channel, Completed
-from raycluster.errors import CommandError, ConnectionLostError, HostError
+from raycluster.errors import CommandError, ConnectionLostError, HostError, NotRunError
 from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
 from raycluster.transports.ssh_output import BEGIN_SECONDS, CHANNELS, OwnOutput
 from raycluster.transports.ssh_shell import command_text, new_mark, put_argv, why_refused_argv
@@ -75,7 +75,7 @@ class SshTransport:
         self._link = link
         self._sessions = Sessions(link.connection)
         self._first = threading.Lock()
-        self._ran = False
+        self._ran = self._reads_input = False
 
     @property
     def address(self) -> str:
@@ -96,11 +96,37 @@ class SshTransport:
         timeout: float | None = 60.0,
     ) -> Completed:
         """Run to the end; see Shell. `env` can be read by others on the host: no secrets in it."""
+        if input and self._is_understood:
+            try:
+                return self._run(argv, input, env, timeout, early=True)
+            except NotRunError:  # a start-up file took the first line, and nothing ran
+                self._reads_input = True
+        return self._run(argv, input, env, timeout, early=False)
+
+    @property
+    def _is_understood(self) -> bool:
+        """Whether input may be sent with the command: the host ran one, and itself reads none."""
+        return self._ran and not self._reads_input
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        content: bytes,
+        env: Mapping[str, str] | None,
+        timeout: float | None,
+        *,
+        early: bool,
+    ) -> Completed:
         deadline = None if timeout is None else time.monotonic() + timeout
-        session = self._start(argv, env, _SLOT_SECONDS if timeout is None else timeout)
+        session = self._start(argv, env, _SLOT_SECONDS if timeout is None else timeout, early)
+        if early:
+            content = f"{session.mark}\n".encode() + content
+            _send_beside(session, content)
         parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         try:
-            for channel, data in self._own(session, argv[0], lambda: _left(deadline), input):
+            for channel, data in self._own(
+                session, argv[0], lambda: _left(deadline), None if early else content
+            ):
                 parts[channel] += data
                 if sum(map(len, parts.values())) > ANSWER_BYTES:
                     raise too_much(argv[0], self._name, ANSWER_BYTES)
@@ -175,12 +201,18 @@ class SshTransport:
         """Close the connection, and those to jump hosts that carried it."""
         self._link.close()
 
-    def _start(self, argv: Sequence[str], env: Mapping[str, str] | None, timeout: float) -> Session:
+    def _start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None,
+        timeout: float,
+        early: bool = False,
+    ) -> Session:
         from raycluster.transports.ssh_paramiko import ChannelRefusedError
 
         try:
             mark = new_mark()
-            command = command_text(argv, env, mark=mark)
+            command = command_text(argv, env, mark=mark, early=early)
         except ValueError as error:
             raise HostError(f"cannot run {argv}: {error}", where=self._name) from error
         try:
@@ -197,7 +229,6 @@ class SshTransport:
             ) from error
         except OSError as error:
             raise self._lost(argv[0]) from error
-        self._ran = True
         session.mark = mark
         try:
             session.execute(command)
@@ -211,27 +242,28 @@ class SshTransport:
         session: Session,
         program: str,
         patience: Callable[[], float | None],
-        content: bytes = b"",
+        content: bytes | None = b"",
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield what the command itself writes; its input is sent once it surely runs.
 
-        Raises queue.Empty where nothing comes for as long as `patience` says.
+        None as input was sent already. Raises queue.Empty where nothing comes for as long as
+        `patience` says.
         """
         output = OwnOutput(session.mark)
-        if not content:
+        if content == b"":
             session.shutdown(socket.SHUT_WR)
-        begin = time.monotonic() + BEGIN_SECONDS
+        begin, sent = time.monotonic() + BEGIN_SECONDS, False
         while not output.ended:
             if (piece := self._next(session, output, patience(), begin)) is None:
                 break
-            if own := output.feed(*piece):
-                yield piece[0], own
-            if output.begun and not session.begun:
-                session.begun = True
+            own = output.feed(*piece)
+            session.begun = output.started
+            if output.begun and not sent:
+                sent = self._ran = True
                 if content:
-                    # Beside the reading of output: either may stop until the other goes on.
-                    told = (session, content)
-                    threading.Thread(target=_send_input, args=told, daemon=True).start()
+                    _send_beside(session, content)
+            if own:
+                yield piece[0], own
         else:
             session.own_status = output.status
             return
@@ -244,7 +276,7 @@ class SshTransport:
     def _next(
         self, session: Session, output: OwnOutput, patience: float | None, begin: float
     ) -> tuple[Channel, bytes] | None:
-        """Return the next piece of all output. Raises queue.Empty, or HostError before it begins."""
+        """Return the next piece of all output. Raises queue.Empty, before it begins NotRunError."""
         if output.begun:
             if patience is not None and patience <= 0:  # it may speak without a pause
                 raise queue.Empty
@@ -270,7 +302,7 @@ class SshTransport:
                 where=self._name,
                 hint="look at ForceCommand and at the options of the key in authorized_keys",
             )
-        if session.status is None:
+        if session.status is None and (output.begun or not self.alive):
             raise self._lost(program)
         if not output.begun:
             raise output.did_not_run(self._name)
@@ -341,6 +373,11 @@ class SshTransport:
             "denied": ("permission denied", "give the login user the right to use it"),
             "stale": ("nothing listens there", "start the program that listens there"),
         }.get(word, forbidden)
+
+
+def _send_beside(session: Session, content: bytes) -> None:
+    """Send input while output is read: either side may stop until the other goes on."""
+    threading.Thread(target=_send_input, args=(session, content), daemon=True).start()
 
 
 def _send_input(session: Session, content: bytes) -> None:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from raycluster.contracts import Channel
-from raycluster.errors import HostError
+from raycluster.errors import NotRunError
 
 CHANNELS: tuple[Channel, ...] = ("stdout", "stderr")
 SIGN = b"\x1e"
@@ -31,9 +31,9 @@ _CURES = tuple(
             "another user, or allow commands",
         ),
         (
-            r"(?:password|account|passwor[dt].*)\W.*(?:expired?|abgelaufen)|change (?:your|the) "
-            r"password|password change required",
-            "log in once by hand and change the password: raycluster ssh, or `passwd` as root there",
+            r"(?:password|account|passwor[dt].*)\W.*(?:expired?|abgelaufen)|"
+            r"change (?:your|the) password|password change required",
+            "log in once by hand and change the password, or let root there do so (passwd, chage)",
         ),
         (
             r"not (?:currently )?available|nologin|account is (?:locked|disabled)",
@@ -52,8 +52,8 @@ _WAITS = (
     "(`read`, `exec zsh`): let it do so for terminals alone ([ -t 0 ]), or look at the host's load"
 )
 _ENDS = (
-    "look at the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), at ForceCommand "
-    "in sshd_config, and at command= in ~/.ssh/authorized_keys"
+    "look at the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), at "
+    "ForceCommand in sshd_config, and at command= in ~/.ssh/authorized_keys"
 )
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _OURS = re.compile(r"(?:exec )?sh -c \S*set\S* -f.*")
@@ -108,6 +108,11 @@ class OwnOutput:
         return self._sides[channel].feed(data)
 
     @property
+    def started(self) -> bool:
+        """Whether a mark came: the command runs, or is about to."""
+        return any(side.begun for side in self._sides.values())
+
+    @property
     def begun(self) -> bool:
         """Whether both marks came: the host runs our command, and its input may be sent."""
         return all(side.begun for side in self._sides.values())
@@ -128,15 +133,15 @@ class OwnOutput:
         held, side.held = (side.held, b"") if side.begun else (b"", side.held)
         return held
 
-    def did_not_run(self, name: str, waited: float | None = None) -> HostError:
+    def did_not_run(self, name: str, waited: float | None = None) -> NotRunError:
         """Return the error of a host that did not run the command, with its own words.
 
         `waited` are the seconds in which no mark came; without them the channel was closed.
         """
         words = " / ".join(filter(None, map(_words, self._sides.values())))
-        how = f"within {waited:g} s" if waited is not None else "but ended the session"
+        how = f"within {round(waited, 1):g} s" if waited is not None else "but ended the session"
         said = f": {words}" if words else ", and said nothing"
-        return HostError(
+        return NotRunError(
             f"it let us in, and did not run our command {how}{said}",
             where=name,
             hint=_cure(words, waited is not None, self._sides["stdout"].begun),

@@ -34,6 +34,10 @@ if [ "${BASH_VERSION-}" ];then for k in $(compgen -A function);do unset -f $k;do
 set +f
 """
 
+_EARLY = """read -r k
+[ "$k" = MARK ] || exit 1
+"""
+
 # The shell's own words ("Killed") are none of the command's.
 _RUN = r"""printf '\036%s\n' MARK
 printf '\036%s\n' MARK >&2
@@ -81,11 +85,14 @@ else echo fine; fi
 """
 
 
-def command_text(argv: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str) -> str:
+def command_text(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str, early: bool = False
+) -> str:
     """Return the line that runs `argv` with `env` beside what `clean_environment` keeps.
 
     Others on the host can read both. `mark` is from `new_mark`: it stands around the output, and
-    `kill_argv` finds the command and its children by it.
+    `kill_argv` finds the command and its children by it. `early` is for input that does not wait
+    for the mark: it comes after a line with the mark, and without that the command does not run.
     Raises ValueError for an empty argv, a NUL or a name that no variable can have.
     """
     words = list(argv)
@@ -100,6 +107,7 @@ def command_text(argv: Sequence[str], env: Mapping[str, str] | None = None, *, m
     begin = _BEGIN.replace("KEPT", ":".join(KEPT))
     settings = " ".join(f"{name}={_quoted(value)}" for name, value in variables.items())
     run = _RUN.replace("MARK", mark)
+    begin += _EARLY.replace("MARK", mark) if early else ""
     program = f"{begin}export {settings}\nset -- {' '.join(map(_quoted, words))}\n{run}"
     encoded = re.sub(rb"[^A-Za-z0-9_./:,=-]", _octal, program.encode("utf-8", "surrogateescape"))
     # Not every shell replaces itself by its last command: signals would end up in the wrong one.

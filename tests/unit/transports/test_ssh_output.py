@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ BYTES = st.one_of(
 
 @given(before=BYTES, own=BYTES, after=BYTES, status=st.integers(0, 255), cuts=st.randoms())
 def test_whatever_stands_around_it(
-    before: bytes, own: bytes, after: bytes, status: int, cuts: st.random.Random
+    before: bytes, own: bytes, after: bytes, status: int, cuts: random.Random
 ) -> None:
     whole = before + BEGIN + own + END % status + after
     output, got = OwnOutput(MARK), b""
