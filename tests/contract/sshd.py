@@ -43,6 +43,36 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Login:
+    """The home and login shell of this user to a server alone; `without` leaves out of /usr/bin.
+
+    Needs root.
+    """
+
+    home: Path
+    shell: str
+    without: tuple[str, ...] = ()
+
+    def entering(self, folder: Path) -> tuple[str, ...]:
+        """Return the beginning of a command that runs where the login is so."""
+        user = getpass.getuser()
+        lines = Path("/etc/passwd").read_text().splitlines()
+        own = next(line for line in lines if line.startswith(f"{user}:")).split(":")
+        changed = ":".join((*own[:5], str(self.home), self.shell))
+        passwd = folder / "passwd"
+        passwd.write_text("\n".join([changed, *lines]) + "\n")
+        steps = ["set -e", f"mount --bind {passwd} /etc/passwd"]
+        if self.without:
+            over = folder / "over"
+            over.mkdir()
+            steps += [f"mount -t tmpfs none {over}", f"mkdir {over}/upper {over}/work"]
+            steps += [f"mknod {over}/upper/{program} c 0 0" for program in self.without]
+            layers = f"lowerdir=/usr/bin,upperdir={over}/upper,workdir={over}/work"
+            steps.append(f"mount -t overlay none -o {layers} /usr/bin")
+        return ("unshare", "--mount", "sh", "-c", "; ".join([*steps, 'exec "$@"']), "sh")
+
+
 @dataclass
 class Sshd:
     """A server; `extra` are lines for its sshd_config, the first of a kind winning."""
@@ -52,6 +82,7 @@ class Sshd:
     host_keys: tuple[str, ...] = ("ed25519",)
     port: int = field(default_factory=free_port)
     child: subprocess.Popen[bytes] | None = None
+    login: Login | None = None
 
     def start(self) -> Sshd:
         """Start it, and return once it answers."""
@@ -71,6 +102,8 @@ class Sshd:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         command = (str(SSHD), "-D", "-E", str(self.folder / "log"), "-f", str(config))
+        if self.login is not None:
+            command = (*self.login.entering(self.folder), *command)
         self.child = subprocess.Popen(command)
         wait_for(self._answers, "sshd answers")
         return self
