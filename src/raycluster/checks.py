@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from raycluster.accelerators.choice import chosen, lack
 from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
-from raycluster.connect import Connected, Fleet, all_or_raise
+from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Facts, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
@@ -271,9 +271,11 @@ def _image(host: str, image: str, answer: Answer) -> Finding:
 def _whole(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
     if len(addresses) < len(spec.hosts):
         return []
+    machines = fleet.each(addresses, machine)
     try:
         check_addresses(spec, addresses)
-        check_machines(all_or_raise(fleet.each(addresses, machine)))
+        # what a host that does not tell has to say is among its own findings
+        check_machines({n: m for n, m in machines.items() if not isinstance(m, RayclusterError)})
     except RayclusterError as error:
         return [Finding("cluster", "addresses", False, error.what, error.hint)]
     return []

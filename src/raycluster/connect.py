@@ -138,7 +138,11 @@ def connect(
 ) -> Connected:
     """Reach one host; `valid` is called before anything is done there. Raises HostError."""
     transport = Fenced(TRANSPORTS[host.transport](host, ask), valid)
-    return Connected(host, transport, RUNTIMES[host.kind](host, cluster, transport))
+    try:
+        return Connected(host, transport, RUNTIMES[host.kind](host, cluster, transport))
+    except BaseException:
+        transport.close()
+        raise
 
 
 class Fleet:

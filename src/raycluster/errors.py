@@ -4,11 +4,11 @@
     ├── SpecError              exit 2   cluster.toml is wrong
     ├── UsageError             exit 2   the command line or an input file is wrong
     ├── HostError              exit 1   something on or about one host
-    │   ├── UnreachableError            no connection: name, port, timeout, jump host
+    │   ├── UnreachableError            no connection: name, port, timeout, jump host, or
+    │   │   └── NotRunError             a login that runs something else than our commands
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
     │   ├── ConnectionLostError         the connection broke while in use
-    │   ├── NotRunError                 it let us in, and ran something else than our command
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -82,6 +82,10 @@ class UnreachableError(HostError):
     """No connection could be made."""
 
 
+class NotRunError(UnreachableError):
+    """The host let the user in, but did not run what it was asked to; quotes what it said."""
+
+
 class HostKeyError(HostError):
     """The host's key is unknown, changed or revoked."""
 
@@ -92,10 +96,6 @@ class AuthError(HostError):
 
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
-
-
-class NotRunError(HostError):
-    """The host let the user in, but did not run what it was asked to; quotes what it said."""
 
 
 class AnswerError(HostError):

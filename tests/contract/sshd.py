@@ -47,12 +47,13 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
 class Login:
     """The home and login shell of this user to a server alone; `without` leaves out of /usr/bin.
 
-    Needs root.
+    Where it is `expired`, the password has to be changed. Needs root.
     """
 
     home: Path
     shell: str
     without: tuple[str, ...] = ()
+    expired: bool = False
 
     def entering(self, folder: Path) -> tuple[str, ...]:
         """Return the beginning of a command that runs where the login is so."""
@@ -63,6 +64,10 @@ class Login:
         passwd = folder / "passwd"
         passwd.write_text("\n".join([changed, *lines]) + "\n")
         steps = ["set -e", f"mount --bind {passwd} /etc/passwd"]
+        if self.expired:
+            shadow = folder / "shadow"
+            shadow.write_text(f"{user}:*:0:0:99999:7:::\n")
+            steps.append(f"mount --bind {shadow} /etc/shadow")
         if self.without:
             over = folder / "over"
             over.mkdir()
@@ -101,7 +106,14 @@ class Sshd:
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        command = (str(SSHD), "-D", "-E", str(self.folder / "log"), "-f", str(config))
+        command: tuple[str, ...] = (
+            str(SSHD),
+            "-D",
+            "-E",
+            str(self.folder / "log"),
+            "-f",
+            str(config),
+        )
         if self.login is not None:
             command = (*self.login.entering(self.folder), *command)
         self.child = subprocess.Popen(command)

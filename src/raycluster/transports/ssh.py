@@ -16,7 +16,13 @@ from raycluster.contracts import Address, Channel, Completed
 from raycluster.errors import CommandError, ConnectionLostError, HostError, NotRunError
 from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
 from raycluster.transports.ssh_output import BEGIN_SECONDS, CHANNELS, OwnOutput
-from raycluster.transports.ssh_shell import command_text, new_mark, put_argv, why_refused_argv
+from raycluster.transports.ssh_shell import (
+    NO_INPUT,
+    command_text,
+    new_mark,
+    put_argv,
+    why_refused_argv,
+)
 from raycluster.untrusted import ANSWER_BYTES, too_much
 
 if TYPE_CHECKING:
@@ -29,6 +35,7 @@ _OPEN_SECONDS = 10.0
 _PINNED = "raycluster-pinned"
 _SLOT_SECONDS = 60.0
 _LAST_WORDS = 1.0
+_REMEMBERED = 60.0  # seconds: a host may only have been slow
 _SLOWEST_PUT = 50_000  # bytes per second
 
 
@@ -75,7 +82,9 @@ class SshTransport:
         self._link = link
         self._sessions = Sessions(link.connection)
         self._first = threading.Lock()
-        self._ran = self._reads_input = False
+        self._ran = False
+        self._early: bool | None = None  # whether input may be sent with its command
+        self._not_run: tuple[float, bool, NotRunError | None] = (0.0, False, None)
 
     @property
     def address(self) -> str:
@@ -96,17 +105,28 @@ class SshTransport:
         timeout: float | None = 60.0,
     ) -> Completed:
         """Run to the end; see Shell. `env` can be read by others on the host: no secrets in it."""
-        if input and self._is_understood:
+        if input and self._early:
             try:
                 return self._run(argv, input, env, timeout, early=True)
             except NotRunError:  # a start-up file took the first line, and nothing ran
-                self._reads_input = True
-        return self._run(argv, input, env, timeout, early=False)
+                self._early = False
+        with self._remembering(bool(input)):
+            done = self._run(argv, input, env, timeout, early=False)
+        if input and self._early is None:
+            self._early = True
+        return done
 
-    @property
-    def _is_understood(self) -> bool:
-        """Whether input may be sent with the command: the host ran one, and itself reads none."""
-        return self._ran and not self._reads_input
+    @contextlib.contextmanager
+    def _remembering(self, waits_for_input: bool) -> Iterator[None]:
+        """Raise at once what the host lately said to such a command instead of running it."""
+        told, had_input, error = self._not_run
+        if error and time.monotonic() - told < _REMEMBERED and waits_for_input >= had_input:
+            raise NotRunError(error.what, where=error.where, hint=error.hint)
+        try:
+            yield
+        except NotRunError as error:
+            self._not_run = time.monotonic(), waits_for_input, error
+            raise
 
     def _run(
         self,
@@ -118,9 +138,9 @@ class SshTransport:
         early: bool,
     ) -> Completed:
         deadline = None if timeout is None else time.monotonic() + timeout
-        session = self._start(argv, env, _SLOT_SECONDS if timeout is None else timeout, early)
+        slot = _SLOT_SECONDS if timeout is None else timeout
+        session = self._start(argv, env, slot, has_input=bool(content))
         if early:
-            content = f"{session.mark}\n".encode() + content
             _send_beside(session, content)
         parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         try:
@@ -148,6 +168,12 @@ class SshTransport:
         quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; closing the iterator ends the command."""
+        with self._remembering(False):
+            yield from self._stream(argv, env, quiet)
+
+    def _stream(
+        self, argv: Sequence[str], env: Mapping[str, str] | None, quiet: float | None
+    ) -> Iterator[tuple[Channel, bytes]]:
         session = self._start(argv, env, _SLOT_SECONDS)
         try:
             yield from self._own(session, argv[0], lambda: quiet)
@@ -206,13 +232,14 @@ class SshTransport:
         argv: Sequence[str],
         env: Mapping[str, str] | None,
         timeout: float,
-        early: bool = False,
+        *,
+        has_input: bool = False,
     ) -> Session:
         from raycluster.transports.ssh_paramiko import ChannelRefusedError
 
         try:
             mark = new_mark()
-            command = command_text(argv, env, mark=mark, early=early)
+            command = command_text(argv, env, mark=mark, has_input=has_input)
         except ValueError as error:
             raise HostError(f"cannot run {argv}: {error}", where=self._name) from error
         try:
@@ -287,7 +314,7 @@ class SshTransport:
         with contextlib.suppress(queue.Empty):
             if left > 0:
                 return session.output(left)
-        session.shutdown(socket.SHUT_WR)  # what waits for input goes on, and may have words
+        session.shutdown(socket.SHUT_WR)  # who waits for input goes on, and may have words
         deadline = time.monotonic() + _LAST_WORDS
         with contextlib.suppress(queue.Empty):
             while (piece := session.output(max(0.0, deadline - time.monotonic()))) is not None:
@@ -304,7 +331,7 @@ class SshTransport:
             )
         if session.status is None and (output.begun or not self.alive):
             raise self._lost(program)
-        if not output.begun:
+        if not output.begun or session.status == NO_INPUT:
             raise output.did_not_run(self._name)
         if session.status == 0:
             raise HostError(
@@ -382,6 +409,7 @@ def _send_beside(session: Session, content: bytes) -> None:
 
 def _send_input(session: Session, content: bytes) -> None:
     with contextlib.suppress(OSError):  # it ended without reading everything; its status says more
+        session.sendall(f"{session.mark}\n".encode())
         session.sendall(content)
     session.shutdown(socket.SHUT_WR)
 

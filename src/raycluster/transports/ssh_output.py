@@ -139,12 +139,12 @@ class OwnOutput:
         `waited` are the seconds in which no mark came; without them the channel was closed.
         """
         words = " / ".join(filter(None, map(_words, self._sides.values())))
-        how = f"within {round(waited, 1):g} s" if waited is not None else "but ended the session"
+        limit = f" within {round(waited, 1):g} s" if waited is not None else ""
         said = f": {words}" if words else ", and said nothing"
         return NotRunError(
-            f"it let us in, and did not run our command {how}{said}",
+            f"it let us in, but did not run our command{limit}{said}",
             where=name,
-            hint=_cure(words, waited is not None, self._sides["stdout"].begun),
+            hint=_cure(words, waited is not None, self.started and not self.begun),
         )
 
 

@@ -18,6 +18,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:,=-]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"(?:\\\\0[0-7]{3}|[^\\]){1,150}")  # of the line: csh takes no long ones
 
+NO_INPUT = 98
+"""The status of the line where another program read what comes before the command's input."""
+
 _DECODE = "set -f;IFS=;eval $(printf %b $*)"
 
 # Options that a start-up file exported (SHELLOPTS) end here, and its folder, functions, variables.
@@ -34,14 +37,14 @@ if [ "${BASH_VERSION-}" ];then for k in $(compgen -A function);do unset -f $k;do
 set +f
 """
 
-_EARLY = """read -r k
-[ "$k" = MARK ] || exit 1
-"""
-
-# The shell's own words ("Killed") are none of the command's.
-_RUN = r"""printf '\036%s\n' MARK
+_MARKS = r"""printf '\036%s\n' MARK
 printf '\036%s\n' MARK >&2
-exec 3>&2 2>/dev/null
+"""
+_INPUT = f"""read -r k
+[ "$k" = MARK ] || exit {NO_INPUT}
+"""
+# The shell's own words ("Killed") are none of the command's.
+_RUN = r"""exec 3>&2 2>/dev/null
 (exec "$@" 2>&3 3>&-)
 k=$?
 printf '\036%s %s\n' MARK $k
@@ -86,13 +89,14 @@ else echo fine; fi
 
 
 def command_text(
-    argv: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str, early: bool = False
+    argv: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str, has_input: bool = False
 ) -> str:
     """Return the line that runs `argv` with `env` beside what `clean_environment` keeps.
 
     Others on the host can read both. `mark` is from `new_mark`: it stands around the output, and
-    `kill_argv` finds the command and its children by it. `early` is for input that does not wait
-    for the mark: it comes after a line with the mark, and without that the command does not run.
+    `kill_argv` finds the command and its children by it. With `has_input` a line with the mark has
+    to come before the input, or the command does not run, but ends with NO_INPUT: what a start-up
+    file has read would be missing. Input that is sent before both marks came may be read by one.
     Raises ValueError for an empty argv, a NUL or a name that no variable can have.
     """
     words = list(argv)
@@ -106,8 +110,7 @@ def command_text(
         raise ValueError("a command cannot hold a NUL character")
     begin = _BEGIN.replace("KEPT", ":".join(KEPT))
     settings = " ".join(f"{name}={_quoted(value)}" for name, value in variables.items())
-    run = _RUN.replace("MARK", mark)
-    begin += _EARLY.replace("MARK", mark) if early else ""
+    run = (_MARKS + _INPUT * has_input + _RUN).replace("MARK", mark)
     program = f"{begin}export {settings}\nset -- {' '.join(map(_quoted, words))}\n{run}"
     encoded = re.sub(rb"[^A-Za-z0-9_./:,=-]", _octal, program.encode("utf-8", "surrogateescape"))
     # Not every shell replaces itself by its last command: signals would end up in the wrong one.
