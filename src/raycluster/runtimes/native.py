@@ -244,6 +244,7 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
         gpus["HIP_VISIBLE_DEVICES"] = devices
     return {
         "LANG": "C.UTF-8",
+        "PYTHONUTF8": "1",  # where the host has no such locale
         **facts["environment"],
         "PATH": f"{programs}:{facts['system_path']}",
         "TMPDIR": facts["temp"],

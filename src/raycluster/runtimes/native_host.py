@@ -32,17 +32,7 @@ SCHEMA = 1  # of what the supervisor writes
 MOST = 1 << 20  # bytes of a file that is read whole
 START_LIMIT = 15.0  # seconds
 PASSED = (
-    *(
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "TZ",
-        "LC_ALL",
-        "PYTHONUTF8",
-        "LD_LIBRARY_PATH",
-        "CUDA_HOME",
-    ),
+    *("HOME", "USER", "LOGNAME", "SHELL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
 )
