@@ -6,8 +6,8 @@ import ast
 import fcntl
 import json
 import os
-import signal
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
