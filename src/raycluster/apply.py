@@ -19,7 +19,7 @@ from raycluster.guard import guard
 from raycluster.images import bring_images
 from raycluster.leave import leave, make_way
 from raycluster.members import Former
-from raycluster.observe import observe, push_live, read_facts, read_gpus, read_listening
+from raycluster.observe import facts_of, observe, push_live, read_gpus, read_listening
 from raycluster.payload import code_files, secret_files
 from raycluster.plan import (
     EVERYTHING,
@@ -113,7 +113,7 @@ def _prepare(
 ) -> Prepared:
     """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
     hosts = list(dict.fromkeys(s.host for s in starts))
-    facts = all_or_raise(work.fleet.each(hosts, lambda c: read_facts(c.transport)))
+    facts = all_or_raise(work.fleet.each(hosts, facts_of))
     nodes = [s.host for s in starts if s.process.role in RAY_ROLES]
     all_or_raise({n: _gpus_answer(work.fleet[n].host, facts[n]) for n in nodes})
     if facts.keys() == {h.name for h in work.spec.hosts}:

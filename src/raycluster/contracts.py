@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from raycluster.accelerators.values import Accelerators, Choice
+from raycluster.limits import Limits
 
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
@@ -282,21 +283,25 @@ PROGRAMS = ("nginx", "prometheus", "grafana")
 class Facts:
     """What a host offers: read when something is to be started there, and by `check`.
 
-    `holders` names who listens on a port. `epoch` is the host's clock. `programs` are those of
-    PROGRAMS that are installed. `machine` is the processor's kind as `uname` names it, `glibc` a
-    version, empty where there is another libc.
+    `cpus` and `memory_bytes` are what processes of ours may take, of which `limits` tells more.
+    `disk_free_bytes` is None where it could not be looked at; `disk_problem` says why. `holders`
+    names who listens on a port. `epoch` is the host's clock. `programs` are those of PROGRAMS that
+    are installed. `machine` is the processor's kind as `uname` names it, `glibc` a version, empty
+    where there is another libc.
     """
 
     gpus: Accelerators = field(default_factory=Accelerators)
     cpus: int = 0
     memory_bytes: int = 0
-    disk_free_bytes: int = 0
+    disk_free_bytes: int | None = 0
+    disk_problem: str = ""
     listening: frozenset[int] = frozenset()
     holders: Mapping[int, str] = field(default_factory=dict)
     epoch: float = 0.0
     programs: frozenset[str] = frozenset()
     machine: str = ""
     glibc: str = ""
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from raycluster.forecast.fits import (
     forecast_models,
     forecast_notes,
     together,
+    unseen_gpus,
 )
 from raycluster.forecast.interruptions import Interruption, interruptions
 from raycluster.forecast.seen import Seen
@@ -67,7 +68,7 @@ def forecast(
             *absent(seen, every),
             *tight(fetched),
         ),
-        notes=forecast_notes(spec, seen, starting),
+        notes=(*forecast_notes(spec, seen, starting), *unseen_gpus(spec, seen)),
     )
 
 
