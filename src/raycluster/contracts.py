@@ -204,6 +204,9 @@ class Process:
     stands in the file `live_id_path` there. `note` is what a person should know when it starts.
     `login` is for the registry of its image, where that asks for one. `program` is what a host
     without Docker must have installed for it, besides the Python environment.
+
+    What the host at hand gives it makes nothing out of date: `limits`, within which it has to stay,
+    and `more`, which follows `argv` there.
     """
 
     role: str
@@ -223,6 +226,8 @@ class Process:
     note: str = ""
     login: RegistryLogin | None = field(default=None, repr=False)
     program: str = ""
+    limits: Limits | None = None
+    more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.files) != bool(self.files_id):
