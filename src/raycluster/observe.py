@@ -34,11 +34,11 @@ from raycluster.errors import (
 )
 from raycluster.members import read_members, read_token
 from raycluster.ray_api import RayApi
-from raycluster.services.firewall import read_script
+from raycluster.services.firewall import RULES_ID, read_script
 from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
-from raycluster.state import ClusterState, HostState
+from raycluster.state import UNREAD, ClusterState, HostState
 from raycluster.untrusted import free_bytes, not_understood, text_of
 
 _READ_RECORDS = (
@@ -94,7 +94,10 @@ def _see(spec: ClusterSpec, connected: Connected) -> HostState:
     found = connected.runtime.observe()
     told = [f.role for f in found if spec.gateway and f.role == GATEWAY and f.health == "running"]
     live = {role: _live_id(connected, role) for role in told}
-    rules = connected.transport.run(("sh", "-c", read_script(spec.cluster.name))).text.strip()
+    done = connected.transport.run(("sh", "-c", read_script(spec.cluster.name)))
+    rules = done.text.strip()
+    if done.exit_code != 0 or not re.fullmatch(RULES_ID, rules):
+        rules = UNREAD
     return HostState(connected.host.name, connected.address, found, live, rules)
 
 

@@ -15,6 +15,8 @@ from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 ID_DIGITS = 12
+RULES_ID = rf"([0-9a-f]{{{ID_DIGITS}}})?"
+"""What `read_script` prints: the digits, or nothing without rules."""
 REMOVED = "removed"
 """The last word of `remove_script` where there were rules."""
 SSH = 22
