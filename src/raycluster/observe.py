@@ -32,6 +32,7 @@ from raycluster.errors import (
     RecordError,
     UnreachableError,
 )
+from raycluster.limits import Limits
 from raycluster.members import read_members, read_token
 from raycluster.ray_api import RayApi
 from raycluster.services.firewall import RULES_ID, read_script
@@ -188,6 +189,12 @@ def read_facts(transport: Transport, *, boxed: bool = False) -> Facts:
         glibc=_glibc("".join(values.get("glibc", ()))),
         limits=found,
     )
+
+
+def read_limits(connected: Connected) -> Limits | None:
+    """Return what processes of ours may take of a host now. Raises HostError."""
+    boxed = not connected.host.runs_own_programs
+    return limits.read(_told(connected.transport, limits.script(boxed=boxed)))
 
 
 def _clock(transport: Transport, said: Sequence[str]) -> float:

@@ -193,6 +193,25 @@ def gpu_batch(facts: Facts, gpus: Gpus) -> int:
     return min((batch_on(d.memory_total_bytes, d.name) for d in devices), default=BATCH)
 
 
+def too_few_cpus(
+    spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]
+) -> tuple[Problem, ...]:
+    """Return the models of which one replica asks for more processors than any host has."""
+    if len(seen.hosts) < len(spec.hosts):
+        return ()
+    have = [seen.hosts[h.name].facts.cpus if h.num_cpus is None else h.num_cpus for h in spec.hosts]
+    most, starting = max(have), {model.name for model in models}
+    return tuple(
+        Problem(
+            model.name,
+            f"each replica asks for {model.num_cpus:g} CPUs, and no host has more than {most}",
+            "lower `num_cpus` of the model, or set that of the host",
+        )
+        for model in spec.models
+        if model.name in starting and model.num_cpus > most > 0
+    )
+
+
 def together(spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]) -> Problem | None:
     """Return what is wrong where all models on CPUs take more memory than all hosts have."""
     held = [h for h in spec.hosts if h.name in seen.hosts and h.num_cpus != 0]
