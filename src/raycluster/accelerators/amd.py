@@ -82,18 +82,22 @@ def read(told: Mapping[str, Sequence[str]]) -> Accelerators:
     if devices:
         return Accelerators(devices, None, "amd", denied)
     problem = _hidden(told)
-    return Accelerators((), problem, "amd" if problem else "", unseen=_unseen(told))
+    return Accelerators(
+        (), problem, "amd" if problem else "", unseen=None if problem else _unseen(told)
+    )
 
 
 def _hidden(told: Mapping[str, Sequence[str]]) -> Trouble | None:
     """Return what is wrong where there is a GPU of AMD, by all signs, and none can be counted."""
+    if "kfd" in told:
+        return None  # what it shows is too small to be meant
     if "amd" in told.get("pci", ()):
         return Trouble(
             "an AMD GPU is in the machine, and the kernel's KFD does not show it",
             "load the driver (`sudo modprobe amdgpu`), or install that of ROCm; a container has to "
             "be given /dev/kfd and /sys/class/kfd",
         )
-    if "kfd-there" in told and "kfd" not in told:
+    if "kfd-there" in told:
         return Trouble(
             "/dev/kfd is there, and no GPU in /sys/class/kfd",
             "see `dmesg | grep -i -e kfd -e amdgpu`; a container has to be given both",
