@@ -140,4 +140,4 @@ def test_a_hosts_memory_is_what_its_control_groups_leave() -> None:
     assert node["memory_bytes"] == {"used": total // 8, "total": total // 4}
     seen = Limits(1, total, 8, total, used_bytes=5)
     [node] = status_json(whole(1, limits={"head": seen}))["nodes"]
-    assert node["memory_bytes"] == PROMISED["nodes"][0]["memory_bytes"]  # type: ignore[index]
+    assert node["memory_bytes"] == PROMISED["nodes"][0]["memory_bytes"]
