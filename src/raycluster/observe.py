@@ -252,7 +252,7 @@ def machine(connected: Connected) -> str:
     """Return what tells this machine from others, whatever they are called. Raises HostError."""
     done = connected.transport.run(("sh", "-c", _MACHINE))
     told = text_of(done, "tell the machine from others", connected.host.name).strip()
-    if not re.fullmatch(r"[0-9a-f-]{36} net:\[[0-9]{1,20}\]", told):
+    if not re.fullmatch(r"\S{1,100} \S{1,100}", told):
         raise not_understood("the host's kernel", connected.host.name, told)
     return told
 
