@@ -40,7 +40,8 @@ show uname -a; show cat /etc/os-release; show date -u; show uptime; show nproc; 
 show df -hP; show df -iP /; show ulimit -a; show cat /proc/meminfo; show cat /proc/loadavg
 show sh -c 'grep -m1 "model name" /proc/cpuinfo'; show ss -ltn; show ip -brief address
 show nvidia-smi; show nvidia-smi -q -d ECC,TEMPERATURE,POWER,PERFORMANCE; show rocm-smi
-show cat /proc/driver/nvidia/version; show cat /proc/self/cgroup; show ps -e -o pid,ppid,user,rss,pcpu,etime,comm
+show cat /proc/driver/nvidia/version; show cat /proc/self/cgroup
+show ps -e -o pid,ppid,user,rss,pcpu,etime,comm
 show sh -c 'dmesg -T | tail -n 200'
 """
 )
