@@ -16,6 +16,7 @@ from raycluster.errors import HostError, RayclusterError, raise_together
 from raycluster.fence import Fenced, Lease
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
+from raycluster.untrusted import text_of
 
 if TYPE_CHECKING:
     from raycluster.requirements import Lock
@@ -88,8 +89,10 @@ def _engine(
     """
     from raycluster.requirements import cpu_lock, gpu_lock
 
-    if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
-        return GPU_REQUIREMENTS, (), gpu_lock()
+    if host.gpus != 0:
+        done = transport.run(("sh", "-c", quick_script()))
+        if has_nvidia(text_of(done, "look for GPUs", host.name)):
+            return GPU_REQUIREMENTS, (), gpu_lock()
     return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), cpu_lock()
 
 

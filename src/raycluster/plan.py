@@ -25,7 +25,7 @@ from raycluster.services.wiring import Wiring
 from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.gpus import advice, lacking_gpus
-from raycluster.state import App, ClusterState, RayNode
+from raycluster.state import UNREAD, App, ClusterState, RayNode
 
 ATTEMPT = "attempt"
 MOST_ATTEMPTS = 1_000_000
@@ -124,6 +124,7 @@ class Deploy:
         return "app"
 
 
+_WHY_RULES = {"": "the cluster's ports are open", UNREAD: "those that are there cannot be read"}
 Action = Guard | Start | Reload | Remove | Deploy
 
 
@@ -165,7 +166,7 @@ def plan_nodes(
         wanted = desired(spec, host, wiring)
         rules, digits = firewall.wanted(spec, host, wiring)
         if digits != seen.firewall:
-            why = "the cluster's ports are open" if not seen.firewall else "the cluster changed"
+            why = _WHY_RULES.get(seen.firewall, "the cluster changed")
             guards.append(Guard(host.name, rules, why if rules else "not managed any more"))
         for process in wanted:
             found = seen.role(process.role)

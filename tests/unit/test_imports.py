@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 # From the bottom up. A module may import what stands on a lower line, and its own family.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
+    ("limits",),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
     ("decode", "printable", "requirements", "clean_environment"),
     ("console", "untrusted"),
@@ -72,7 +73,7 @@ FAMILIES = (
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
-    *("requirements", "accelerators", "accelerators.*"),
+    *("requirements", "accelerators", "accelerators.*", "limits"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),

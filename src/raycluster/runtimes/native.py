@@ -228,7 +228,7 @@ class _Inside:
 
 
 def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:
-    argv = [part.replace(ROOT, facts["root"]) for part in process.argv]
+    argv = [part.replace(ROOT, facts["root"]) for part in (*process.argv, *process.more)]
     if argv[:2] == ["ray", "start"] and not any(part.startswith("--temp-dir") for part in argv):
         # Ray gives a worker the path that the head uses on its host; a socket's path is
         # limited to 107 bytes, so that it cannot lie under the root
