@@ -55,7 +55,9 @@ def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  #
 def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.docker import DockerRuntime
 
-    return DockerRuntime(host.name, cluster, transport, pull=host.runtime.pull or "missing")
+    return DockerRuntime(
+        host.name, cluster, transport, pull=host.runtime.pull or "missing", owner=host.owner
+    )
 
 
 def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
@@ -77,6 +79,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         lock=lock,
         version=options.python_version or PYTHON,
         start_on_boot=options.start_on_boot is not False,
+        owner=host.owner,
     )
 
 

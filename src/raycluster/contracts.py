@@ -15,7 +15,8 @@ from raycluster.limits import Limits
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
 TEMP = "{temp}"
-"""Stands in a Process's env for a folder with a short path, for sockets; gone with the process."""
+"""Stands in a Process's env for the folder in which it works: with a short path, for sockets; gone
+with the process."""
 
 
 class Secret:
@@ -271,7 +272,10 @@ Health = Literal["running", "restarting", "stopped"]
 
 @dataclass(frozen=True)
 class Found:
-    """One of our processes, as seen on a host; `versions` were probed when it was started."""
+    """One of our processes, as seen on a host; `versions` were probed when it was started.
+
+    `owner` is whose cluster it was started for, "" where that was not noted.
+    """
 
     role: str
     fingerprint: str
@@ -279,6 +283,7 @@ class Found:
     versions: Versions = Versions()
     detail: str = ""
     started: str = ""
+    owner: str = ""
 
 
 PROGRAMS = ("nginx", "prometheus", "grafana")

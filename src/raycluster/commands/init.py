@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,9 @@ Hosts = Annotated[
         "--host", help="user@address:port, or a whole ssh command; the first is the head."
     ),
 ]
-Name = Annotated[str, typer.Option("--name", help="The cluster's name.")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="The cluster's name; default: one of your own.")
+]
 ModelName = Annotated[str, typer.Option("--model", help="The model to serve.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; - prints.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
@@ -29,13 +33,16 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
 def init(
     host: Hosts = None,
-    name: Name = "my-cluster",
+    name: Name = None,
     model: ModelName = MODEL,
     output: Output = DEFAULT,
     force: Force = False,
 ) -> None:
     """Write a commented cluster.toml."""
-    text = init_text(host or (), None, name, model)
+    from raycluster.spec.models import login_name
+
+    user = login_name()
+    text = init_text(host or (), None, name or own_name(user), model, owner=user if host else "")
     if str(output) == "-":
         sys.stdout.write(text)
         return
@@ -50,11 +57,18 @@ def init(
     sys.stderr.write(f"wrote {output}; next: {check}\n")
 
 
+def own_name(user: str) -> str:
+    """Return a name for a cluster that nobody else on the same hosts is likely to have."""
+    plain = re.sub(r"[^a-z0-9]+", "-", user.lower()).strip("-")[:24].strip("-")
+    return f"{plain or 'cluster'}-{secrets.token_hex(2)}"
+
+
 def init_text(
     hosts: Sequence[str],
     gpus: Mapping[str, int] | None = None,
     name: str = "my-cluster",
     model: str = MODEL,
+    owner: str = "",
 ) -> str:
     """Return the file's text; the first host is the head.
 
@@ -69,7 +83,8 @@ def init_text(
         if gpus and host in gpus:
             table["gpus"] = gpus[host]
     head, *workers = tables
-    text = example(name=name, head=head, workers=workers, models=[{"name": model}])
+    cluster = {"name": name, **({"owner": owner} if owner else {})}
+    text = example(cluster=cluster, head=head, workers=workers, models=[{"name": model}])
     _check(text)
     return text
 

@@ -43,6 +43,7 @@ from raycluster.runtimes.docker_options import (
     FINGERPRINT,
     FOLDER,
     ONEOFF,
+    OWNER,
     ROLE,
     VERSIONS,
     archive,
@@ -90,9 +91,11 @@ class DockerRuntime:
         socket: str = "/var/run/docker.sock",
         ray: Wanted = RAY,
         rdma: str = RDMA,
+        owner: str = "",
     ) -> None:
         self._host = host
         self._cluster = cluster
+        self._owned_by = owner
         self._transport = transport
         self._pull: Literal["always", "missing", "never"] = pull
         self.socket = socket
@@ -199,7 +202,10 @@ class DockerRuntime:
             user = self._images.user(process.image)
             self._discard(self._listed(f"{ROLE}={process.role}"))
             self._client.create_container(
-                process.image, name=name, labels=labels(self._cluster, process, versions), **options
+                process.image,
+                name=name,
+                labels=labels(self._cluster, self._owned_by, process, versions),
+                **options,
             )
             try:
                 delivery = archive(files, self._owner(name, user), time.time())
@@ -317,6 +323,7 @@ class DockerRuntime:
             versions=_versions(marks[VERSIONS].text()),
             detail="" if health == "running" else self._detail(listed),
             started=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
+            owner=marks[OWNER].text(),
         )
 
     def _detail(self, listed: Mapping[str, Any]) -> str:

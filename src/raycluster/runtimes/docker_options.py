@@ -26,8 +26,9 @@ from raycluster.contracts import (
 from raycluster.runtimes.docker_gpus import GpuOptions
 
 FOLDER = "/raycluster"
-CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
-    f"raycluster.{name}" for name in ("cluster", "role", "fingerprint", "versions", "oneoff")
+CLUSTER, OWNER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
+    f"raycluster.{name}"
+    for name in ("cluster", "owner", "role", "fingerprint", "versions", "oneoff")
 )
 # What root in an image needs to use folders of other users and to drop to another user (nginx);
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
@@ -49,10 +50,11 @@ def volume_name(cluster: str) -> str:
     return f"raycluster-{cluster}"
 
 
-def labels(cluster: str, process: Process, versions: Versions) -> dict[str, str]:
+def labels(cluster: str, owner: str, process: Process, versions: Versions) -> dict[str, str]:
     """Return the labels by which a container is found and compared."""
     return {
         CLUSTER: cluster,
+        OWNER: owner,
         ROLE: process.role,
         FINGERPRINT: process.fingerprint,
         VERSIONS: json.dumps({name: value for name, value in vars(versions).items() if value}),
@@ -97,6 +99,7 @@ def container_options(
         "entrypoint": argv[:1],
         "command": argv[1:],
         "environment": {**gpus.environment, **_environment(process), **(more or {})},
+        "working_dir": _rooted(TEMP),
         "host_config": host_config,
         "use_config_proxy": False,
     }

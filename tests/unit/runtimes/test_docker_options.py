@@ -70,8 +70,8 @@ def test_files_are_private_to_the_user_and_the_folder_is_everybodys() -> None:
 def test_labels_hold_what_a_container_is_compared_by() -> None:
     process = Process("head", ("ray",))
     versions = Versions(python="3.11.9", ray="2.60.0")
-    made = labels("qwen", process, versions)
-    assert made["raycluster.cluster"] == "qwen"
+    made = labels("qwen", "jane", process, versions)
+    assert (made["raycluster.cluster"], made["raycluster.owner"]) == ("qwen", "jane")
     assert made["raycluster.role"] == "head"
     assert made["raycluster.fingerprint"] == process.fingerprint
     assert Versions(**json.loads(made["raycluster.versions"])) == versions
