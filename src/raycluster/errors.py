@@ -9,6 +9,7 @@
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── ForwardingError             sshd forbids to reach a port over the connection
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -98,6 +99,10 @@ class ConnectionLostError(HostError):
     """A connection that worked broke."""
 
 
+class ForwardingError(HostError):
+    """The host's sshd forbids to reach a port over the connection."""
+
+
 class AnswerError(HostError):
     """What a host says is more than is read of it, or cannot be understood."""
 
@@ -112,6 +117,19 @@ class ImageError(HostError):
 
 class PortInUseError(HostError):
     """A port that we need is taken by a program that is not ours."""
+
+
+LASTING = (ForwardingError, PortInUseError, AuthError, HostKeyError, NotRunError)
+"""What no wait mends."""
+
+
+def raise_lasting(error: BaseException) -> None:
+    """Raise what an error comes from, or it itself, where no wait mends that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LASTING):
+            raise cause
+        cause = cause.__cause__
 
 
 class CommandError(HostError):

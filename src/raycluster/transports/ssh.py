@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raycluster.contracts import Address, Channel, Completed
-from raycluster.errors import CommandError, ConnectionLostError, HostError, NotRunError
+from raycluster.errors import (
+    CommandError,
+    ConnectionLostError,
+    ForwardingError,
+    HostError,
+    NotRunError,
+)
 from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
 from raycluster.transports.ssh_output import BEGIN_SECONDS, CHANNELS, OwnOutput
 from raycluster.transports.ssh_shell import (
@@ -219,6 +225,8 @@ class SshTransport:
         try:
             return self._open(address, timeout)
         except ChannelRefusedError as error:
+            if _is_forbidden(address, error):
+                raise self._refused(address, error) from error
             raise HostError(
                 f"cannot connect to {_place(address)}: {error}", where=self._name
             ) from error
@@ -374,14 +382,12 @@ class SshTransport:
 
     def _refused(self, address: Address, error: Exception) -> HostError:
         what, hint = self._why_refused(address, error)
-        return HostError(
-            f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint
-        )
+        kind = ForwardingError if _is_forbidden(address, error) else HostError
+        return kind(f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint)
 
     def _why_refused(self, address: Address, error: Exception) -> tuple[str, str]:
-        prohibited = getattr(error, "reason", 0) == 1
         if not isinstance(address, str):
-            if prohibited:
+            if _is_forbidden(address, error):
                 return (
                     "sshd forbids forwarding",
                     "set AllowTcpForwarding yes in sshd_config, and look at PermitOpen, "
@@ -412,6 +418,11 @@ def _send_input(session: Session, content: bytes) -> None:
         session.sendall(f"{session.mark}\n".encode())
         session.sendall(content)
     session.shutdown(socket.SHUT_WR)
+
+
+def _is_forbidden(address: Address, error: Exception) -> bool:
+    """Tell whether sshd refused a port by its own rules: of sockets it says that of all."""
+    return not isinstance(address, str) and getattr(error, "reason", 0) == 1
 
 
 def _left(deadline: float | None) -> float | None:
