@@ -13,6 +13,8 @@ from raycluster.errors import (
     HostError,
     PortInUseError,
     RayclusterError,
+    raise_lasting,
+    raise_together,
 )
 from raycluster.events import Event
 from raycluster.guard import guard
@@ -311,7 +313,8 @@ def wait_for_head(work: Work) -> None:
     def answers() -> bool | None:
         try:
             connected.transport.connect(("127.0.0.1", work.spec.ports.gcs), timeout=5).close()
-        except HostError:
+        except HostError as error:
+            raise_lasting(error)
             _raise_if_dead(connected, HEAD)
             return None
         return True
@@ -335,9 +338,11 @@ def wait_for_nodes(
 ) -> None:
     """Wait until Ray counts these hosts among its live nodes, by other ids than the former."""
     pending = {h.name for h in hosts}
+    problems: dict[str, RayclusterError] = {}
     early = time.monotonic() + EARLY_S
 
     def joined() -> bool | None:
+        nonlocal problems
         state = observe(work.spec, work.fleet)
         if isinstance(state.head_problem, PortInUseError):
             raise state.head_problem
@@ -346,11 +351,18 @@ def wait_for_nodes(
             if host.name in pending and node and node.node_id not in former:
                 pending.discard(host.name)
                 work.listen(Event(host.name, "has joined", "done"))
-        for name in pending if time.monotonic() < early else ():
-            _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
+        problems = {n: h.problem for n, h in state.hosts.items() if n in pending and h.problem}
+        for problem in problems.values():
+            raise_lasting(problem)
+        for name in pending - problems.keys():
+            seen = state.hosts.get(name)
+            ended = seen is not None and any(f.health == "stopped" for f in seen.found)
+            if ended or time.monotonic() < early:
+                _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
         return None if pending else True
 
     if wait_for(joined, timeout=work.spec.cluster.node_timeout) is None:
+        raise_together([problems[name] for name in sorted(problems)])
         late = work.fleet[sorted(pending)[0]]
         raise _no_start(late, late.host.role, "did not join the cluster")
 
@@ -371,7 +383,7 @@ def _no_start(connected: Connected, role: str, what: str) -> HostError:
     except RayclusterError as error:
         cause = str(error)
     return HostError(
-        f"{what}: {cause}" if cause else what,
+        f"{what}: {cause}" if cause else f"{what}, and its log tells no error",
         where=connected.host.name,
         hint=f"raycluster logs {connected.host.name}{'' if role in RAY_ROLES else f'/{role}'}",
     )

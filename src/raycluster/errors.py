@@ -129,7 +129,7 @@ def raise_lasting(error: BaseException) -> None:
     while cause is not None:
         if isinstance(cause, LASTING):
             raise cause
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__  # httpcore raises its errors from None
 
 
 class CommandError(HostError):
