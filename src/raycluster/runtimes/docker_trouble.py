@@ -45,6 +45,7 @@ fi
 ! command -v getenforce >/dev/null || say selinux "$(getenforce 2>/dev/null)"
 [ ! -S "$s" ] || [ ! -w "$s" ] || {
   if command -v docker >/dev/null; then
+    DOCKER_CONFIG=/nonexistent; export DOCKER_CONFIG
     said=$(timeout SECONDS docker -H "unix://$s" version --format '{{.Server.Version}}' 2>&1)
   elif command -v curl >/dev/null; then
     said=$(timeout SECONDS curl -sS --unix-socket "$s" http://docker/_ping 2>&1)
@@ -56,6 +57,10 @@ fi
 true
 """.replace("SECONDS", str(_TRY_S))
 _UNIT = re.compile(r"([a-z.]+\.(?:service|socket)) (.*)")
+_REFUSED = re.compile(
+    r"connect\b[^;]*(?:permission denied|not permitted)|permission denied while trying to connect",
+    re.IGNORECASE,
+)
 _NAME = re.compile(r"[^\s:/,'\"`$<>|;&(){}-][^\s:/,'\"`$<>|;&(){}]{0,255}")
 
 
@@ -212,7 +217,7 @@ def _silent(told: Seen, place: Place) -> tuple[str, str] | None:
     """Return why nobody answers at a socket that the user may use."""
     if told.tried == 0 or told.tried is None:
         return None
-    if re.search("permission denied|operation not permitted", told.said, re.IGNORECASE):
+    if _REFUSED.search(told.said):
         why = "SELinux is enforcing" if told.selinux == "Enforcing" else "SELinux or AppArmor may"
         return (
             f"{_who(told)} may write to {place.path}, and is refused: {told.said[:300]}",
