@@ -99,41 +99,40 @@ def refuse(found: Engine, text: str, socket: str, host: str) -> None:
 def _reasons(
     found: Engine, told: Mapping[str, Sequence[str]], socket: str
 ) -> Iterator[tuple[str, str]]:
-    at = f"at {socket}"
     other = f"name the socket of another Docker ({EXAMPLE})"
     if found.podman:
         yield (
-            f"podman {found.podman} answers {at}, and is not supported: it does not start nodes "
+            f"podman {found.podman} answers at {socket}, and is not supported: it does not start nodes "
             "again as Docker does, and loses the cluster's volume with a container",
             f"install Docker's engine, {other}",
         )
     if found.system != "linux":
         yield (
-            f"the Docker {at} runs containers of {found.system}: Linux ones are needed",
+            f"the Docker at {socket} runs containers of {found.system}: Linux ones are needed",
             "switch it to Linux containers on a Linux host",
         )
     if found.api and found.api < OLDEST:
         yield (
-            f"Docker {found.version} {at} is too old: its API is {_dotted(found.api)}, and "
+            f"Docker {found.version} at {socket} is too old: its API is {_dotted(found.api)}, and "
             f"{_dotted(OLDEST)} is needed (Docker 19.03)",
             "update Docker there",
         )
     kernel = _one(told, "kernel")
     if _DESKTOPS.search(found.name) or (found.kernel and kernel and found.kernel != kernel):
         yield (
-            f"the Docker {at} ({found.name or found.version}) runs in a virtual machine: its "
+            f"the Docker at {socket} ({found.name or found.version}) runs in a virtual machine: its "
             "containers have that one's network, and not the host's",
             f"install Docker's engine on the host itself, or {other}",
         )
     if missing := told.get("missing-under"):
         yield (
-            f"the Docker {at} belongs to another machine or container: its folder {found.root} is "
+            f"the Docker at {socket} belongs to another machine or container: its folder {found.root} is "
             f"not here (there is only {missing[0]})",
             f"give the address of that machine as `host`, or {other}",
         )
     if "userns" in found.security:
         yield (
-            f"the Docker {at} maps users (userns-remap), and then gives no container the host's "
+            f"the Docker at {socket} maps users (userns-remap), and then gives no container the host's "
             "network",
             "take `userns-remap` out of /etc/docker/daemon.json and restart Docker",
         )

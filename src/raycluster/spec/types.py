@@ -126,7 +126,7 @@ def _docker_socket(value: str) -> str:
     kind = re.match(r"([a-z]{1,10})://", value)
     if kind and kind[1] != "unix":
         raise ValueError(
-            f"a Unix socket of the host is expected: Docker by {kind[0]} is not supported, "
+            f"a Unix socket of the host is expected: Docker by {kind[1]} is not supported, "
             "each host is reached over SSH"
         )
     path = value.removeprefix("unix://")
