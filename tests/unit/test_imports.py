@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connect",),
     ("dashboard",),
     ("observe", "replicas", "judge", "listeners"),
-    ("work", "health", "inside", "lock", "scrape"),
+    ("work", "health", "inside", "lock", "scrape", "folders"),
     ("exchange",),
     ("logs", "logs.*"),
     ("spool",),

@@ -21,6 +21,7 @@ _UNIT = """\
 [Unit]
 Description=raycluster {owner}: {role}
 StartLimitIntervalSec=0
+ConditionPathExists={there}
 
 [Service]
 ExecStart={command}
@@ -52,7 +53,9 @@ def add_unit(at: Place, role: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{at.temp.name}-{role}.service"
     owner = at.owner.replace("%", "%%")
-    (folder / name).write_text(_UNIT.format(owner=owner, role=role, command=command))
+    there = str(at.role(role) / "launch.json").replace("%", "%%")  # units may lie in a shared home
+    text = _UNIT.format(owner=owner, role=role, command=command, there=there)
+    (folder / name).write_text(text)
     for order in (("daemon-reload",), ("enable", name), ("restart", name)):
         done = _systemctl(*order)
         if done.returncode:
