@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
-from raycluster.errors import HostError, HostKeyError, UnreachableError
+from raycluster.errors import BeyondLibraryError, HostError, HostKeyError, UnreachableError
 from raycluster.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
 from raycluster.transports.ssh_login import Ask, log_in
 from raycluster.transports.ssh_paramiko import ChannelRefusedError, Connection
@@ -169,8 +169,8 @@ def _not_negotiated(target: Target, connection: Connection) -> UnreachableError:
     )
 
 
-def _incompatible(target: Target, why: str) -> UnreachableError:
-    return UnreachableError(
+def _incompatible(target: Target, why: str) -> BeyondLibraryError:
+    return BeyondLibraryError(
         f"{target.host} port {target.port} and this program share no algorithm: {why}",
         where=target.name,
         hint="update sshd there",
