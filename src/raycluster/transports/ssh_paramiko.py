@@ -31,11 +31,20 @@ from paramiko.common import (
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_SERVICE_ACCEPT,
     cMSG_CHANNEL_OPEN,
     cMSG_CHANNEL_REQUEST,
     cMSG_CHANNEL_WINDOW_ADJUST,
     cMSG_GLOBAL_REQUEST,
+    cMSG_SERVICE_REQUEST,
+    cMSG_USERAUTH_REQUEST,
 )
+from paramiko.agent import (
+    ALGORITHM_FLAG_MAP,
+    SSH2_AGENT_SIGN_RESPONSE,
+    cSSH2_AGENTC_SIGN_REQUEST,
+)
+from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.packet import Packetizer
 
 from raycluster.transports.ssh_socket import WatchedSocket, Wire
@@ -269,6 +278,38 @@ class _Packetizer(Packetizer):
         self._deadline = None
 
 
+class _Login(AuthOnlyHandler):
+    """Asks for the login in one way after another; its event stands before the request goes out."""
+
+    took_key = False
+
+    def request(self, user: str, method: str, *fields: bool | str | bytes) -> list[str]:
+        """Return the methods that are still wanted. Raises as paramiko's own."""
+        self.username, self.auth_method, self.took_key = user, method, False
+        self.auth_event = threading.Event()
+        self.transport._send_message(_request(user, method, fields))
+        left: list[str] = self.wait_for_response(self.auth_event)
+        return left
+
+    def _parse_userauth_info_request(self, m: paramiko.Message) -> None:  # noqa: ARG002
+        """Take note of SSH_MSG_USERAUTH_PK_OK, whose number is that of another method's request."""
+        self.took_key = self.auth_method == "publickey"
+        self.abort()
+
+
+def _request(user: str, method: str, fields: tuple[bool | str | bytes, ...]) -> paramiko.Message:
+    message = paramiko.Message()
+    message.add_byte(cMSG_USERAUTH_REQUEST)
+    for text in (user, "ssh-connection", method):
+        message.add_string(text)
+    for each in fields:
+        if isinstance(each, bool):
+            message.add_boolean(each)
+        else:
+            message.add_string(each)
+    return message
+
+
 class Connection(paramiko.Transport):
     """One SSH connection over a wire; `timeout` in seconds holds for each step of the beginning."""
 
@@ -280,6 +321,8 @@ class Connection(paramiko.Transport):
         self.orphans: collections.deque[Chan] = collections.deque()
         self._late: dict[int, Chan] = {}
         self._over = threading.Event()
+        self._may_log_in = threading.Event()
+        self._handler_table[MSG_SERVICE_ACCEPT] = lambda _: self._may_log_in.set()
         self._channel_handler_table = {kind: _dispatch(name) for kind, name in _HANDLERS.items()}
         options = self.get_security_options()
         gcm = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
@@ -306,6 +349,54 @@ class Connection(paramiko.Transport):
         """Close the connection and everything in it."""
         self._over.set()
         super().close()
+
+    @property
+    def signature_algorithms(self) -> tuple[str, ...]:
+        """The algorithms of users' signatures that the peer takes, none where it did not say."""
+        self._login()
+        told: bytes = self.server_extensions.get("server-sig-algs", b"")
+        return tuple(told.decode("ascii", "replace").split(",")) if told else ()
+
+    def log_in_without(self, user: str) -> None:
+        """Ask for the login with nothing. Raises BadAuthenticationType with what is allowed."""
+        self._login().request(user, "none")
+
+    def takes_key(self, user: str, algorithm: str, key: bytes) -> bool:
+        """Tell whether the peer would take a key, which signs nothing for that."""
+        login = self._login()
+        try:
+            login.request(user, "publickey", False, algorithm, key)
+        except paramiko.BadAuthenticationType:
+            raise
+        except paramiko.AuthenticationException:
+            if not self.alive:
+                raise
+        return login.took_key
+
+    def log_in_with(
+        self, user: str, algorithm: str, key: bytes, sign: Callable[[bytes], bytes]
+    ) -> list[str]:
+        """Log in with a key; return the methods that the peer wants besides."""
+        login = self._login()
+        session = paramiko.Message()
+        session.add_string(self.session_id)
+        signed = _request(user, "publickey", (True, algorithm, key)).asbytes()
+        signature = sign(session.asbytes() + signed)
+        return login.request(user, "publickey", True, algorithm, key, signature)
+
+    def _login(self) -> _Login:
+        """Return what logs in, once the peer lets users do so."""
+        if not isinstance(self.auth_handler, _Login):
+            request = paramiko.Message()
+            request.add_byte(cMSG_SERVICE_REQUEST)
+            request.add_string("ssh-userauth")
+            self._send_message(request)
+            deadline = time.monotonic() + self.auth_timeout
+            while not self._may_log_in.wait(_POLL):
+                if not self.active or time.monotonic() > deadline:
+                    raise paramiko.SSHException("no login is offered")
+            self.auth_handler = _Login(self)
+        return self.auth_handler
 
     def stream(self, kind: str, *tail: str | int, timeout: float) -> Chan:
         """Open a forward; `tail` are the fields that its kind asks for. Errors as `session`."""
@@ -397,7 +488,19 @@ class Agent(paramiko.agent.AgentSSH):
 
     def __init__(self, wire: Wire) -> None:
         super().__init__()
+        self._wire = wire
         self._connect(wire)
+
+    def sign(self, key: bytes, algorithm: str, data: bytes, seconds: float) -> bytes | None:
+        """Return a signature, None where the agent refuses. Raises TimeoutError."""
+        request = paramiko.Message()
+        request.add_byte(cSSH2_AGENTC_SIGN_REQUEST)
+        request.add_string(key)
+        request.add_string(data)
+        request.add_int(ALGORITHM_FLAG_MAP.get(algorithm, 0))
+        self._wire.settimeout(seconds)
+        kind, answer = self._send_message(request)
+        return answer.get_binary() if kind == SSH2_AGENT_SIGN_RESPONSE else None
 
     def close(self) -> None:
         """Close the agent's socket."""

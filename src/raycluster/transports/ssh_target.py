@@ -18,7 +18,9 @@ from raycluster.transports.ssh_config import (
 from raycluster.transports.ssh_options import SshOptions, check_options, jump_hops
 from raycluster.transports.ssh_patterns import lowered
 
-_DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+_DEFAULT_KEYS = tuple(
+    f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk")
+)
 _USER_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _GLOBAL_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _MOST_HOPS = 8
@@ -35,9 +37,12 @@ class Target:
     user: str
     required_key: str | None
     key_files: tuple[str, ...]
+    default_keys: bool
     certificates: tuple[str, ...]
     identities_only: bool
     agent: str | None
+    gssapi: bool
+    pkcs11: bool
     known_hosts: tuple[str, ...]
     global_known_hosts: tuple[str, ...]
     key_alias: str | None
@@ -93,9 +98,12 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         user=tokens["r"],
         required_key=required,
         key_files=_key_files(config, required, tokens),
+        default_keys=required is None and config.first("identityfile") is None,
         certificates=tuple(expand_path(p, tokens) for p in config.words("certificatefile")),
         identities_only=config.says_yes("identitiesonly"),
         agent=_agent(config, tokens),
+        gssapi=config.says_yes("gssapiauthentication"),
+        pkcs11=config.said("pkcs11provider") is not None,
         known_hosts=_known_hosts(config, options, tokens),
         global_known_hosts=config.words("globalknownhostsfile", _GLOBAL_HOSTS),
         key_alias=config.first("hostkeyalias"),
