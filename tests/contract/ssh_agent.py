@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import socket
 import struct
 import threading
@@ -11,8 +13,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 REFUSED = b"\x05"
+
+
+class TokenKey:
+    """What a security key does, in software: a key of the kind sk-ssh-ed25519@openssh.com."""
+
+    def __init__(self) -> None:
+        self._private = Ed25519PrivateKey.generate()
+        public = self._private.public_key().public_bytes_raw()
+        self.blob = _string(self.get_name().encode()) + _string(public) + _string(b"ssh:")
+
+    @property
+    def public(self) -> str:
+        """The line of authorized_keys."""
+        return f"{self.get_name()} {base64.b64encode(self.blob).decode()}\n"
+
+    def file(self) -> str:
+        """Return the private key's file, whose private part is of no use without the token."""
+        parts = (b"none", b"none", b"")
+        content = b"openssh-key-v1\0" + b"".join(map(_string, parts)) + struct.pack(">I", 1)
+        encoded = base64.b64encode(content + _string(self.blob) + _string(bytes(64))).decode()
+        kind = "OPENSSH PRIVATE KEY"
+        return f"-----BEGIN {kind}-----\n{encoded}\n-----END {kind}-----\n"
+
+    def get_name(self) -> str:
+        """Return the kind of key."""
+        return "sk-ssh-ed25519@openssh.com"
+
+    def sign_ssh_data(self, data: bytes, algorithm: str) -> paramiko.Message:
+        """Sign as a token that was touched."""
+        told = b"\x01" + struct.pack(">I", 7)  # touched, seven times
+        digest = hashlib.sha256
+        signed = digest(b"ssh:").digest() + told + digest(data).digest()
+        signature = _string(self._private.sign(signed))
+        return paramiko.Message(_string(algorithm.encode()) + signature + told)
 
 
 @dataclass
@@ -21,7 +58,7 @@ class HeldKey:
 
     blob: bytes
     comment: str
-    private: paramiko.PKey | None = None
+    private: paramiko.PKey | TokenKey | None = None
     hangs: bool = False
 
 

@@ -65,6 +65,8 @@ class _Attempt:
     tried: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     offered: set[bytes] = field(default_factory=set)
+    rest: list[tuple[int, _Key, tuple[str, ...]]] = field(default_factory=list)
+    """Places among `tried` of RSA keys that were refused, and what they were not tried with."""
     agent_hangs: int = 0
     for_ssh: str = ""
     """What the host would take, and only OpenSSH's own `ssh` can give."""
@@ -78,22 +80,48 @@ def log_in(connection: Connection, target: Target, ask: Ask | None) -> None:
     attempt = _Attempt(target, ask)
     with contextlib.closing(_Agent(attempt)) as agent:
         for key in _keys(attempt, agent):
-            if _accepted(connection, attempt, key):
+            attempt.tried.append(key.label)
+            try:
+                algorithms = _algorithms(connection, key.blob)
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                raise _cut_off(attempt) from error
+            if _accepted(connection, attempt, key, algorithms[:1]):
                 return
-    allowed = _allowed(connection, target)
-    if allowed is not None:
-        raise _refused(attempt, allowed)
+            if len(algorithms) > 1:
+                attempt.rest.append((len(attempt.tried) - 1, key, algorithms[1:]))
+        allowed = _allowed(connection, target)
+        if allowed is None or _accepted_late(connection, attempt):
+            return
+    raise _refused(attempt, allowed)
 
 
-def _accepted(connection: Connection, attempt: _Attempt, key: _Key) -> bool:
-    attempt.tried.append(key.label)
+def _accepted_late(connection: Connection, attempt: _Attempt) -> bool:
+    """Try RSA keys in the other ways, for which each is one more of the host's MaxAuthTries."""
     try:
-        algorithms = _algorithms(connection, key.blob)
+        for _, key, algorithms in attempt.rest:
+            if _accepted(connection, attempt, key, algorithms):
+                return True
+        for place, key, _ in attempt.rest:
+            if connection.takes_key(attempt.target.user, "ssh-rsa", key.blob):
+                attempt.tried[place] += " (which the host takes with SHA-1 alone)"
+                attempt.hints.append(
+                    "use an ed25519 key, or allow rsa-sha2-512 in PubkeyAcceptedAlgorithms of "
+                    "sshd_config"
+                )
+    except (AuthError, paramiko.SSHException, EOFError, OSError):
+        if connection.alive:
+            raise
+    return False
+
+
+def _accepted(
+    connection: Connection, attempt: _Attempt, key: _Key, algorithms: tuple[str, ...]
+) -> bool:
+    try:
         return any(_taken(connection, attempt, key, algorithm) for algorithm in algorithms)
     except _SkippedError as error:
         attempt.tried[-1] += f" ({error})"
-        if error.hint:
-            attempt.hints.append(error.hint)
+        attempt.hints.append(error.hint)
     except paramiko.BadAuthenticationType as error:
         raise _refused(attempt, error.allowed_types) from error
     except (paramiko.SSHException, EOFError, OSError, ValueError) as error:
@@ -128,19 +156,14 @@ def _taken(connection: Connection, attempt: _Attempt, key: _Key, algorithm: str)
 
 
 def _algorithms(connection: Connection, blob: bytes) -> tuple[str, ...]:
-    """Return the signature algorithms that the host may take for a key, the best one first."""
+    """Return the signature algorithms to try for a key, those that the host named first."""
     kind = _kind(blob)
     plain = kind.removesuffix(_CERTIFIED)
     if plain != "ssh-rsa":
         return (kind,)
     told = connection.signature_algorithms
-    common = [name for name in _RSA if name in told or not told]
-    if not common:
-        raise _SkippedError(
-            "the host takes no RSA key with SHA-2",
-            "use an ed25519 key, or allow rsa-sha2-512 in PubkeyAcceptedAlgorithms of sshd_config",
-        )
-    return tuple(name + kind[len(plain) :] for name in common)
+    ordered = sorted(_RSA, key=lambda name: name not in told)
+    return tuple(name + kind[len(plain) :] for name in ordered)
 
 
 def _allowed(connection: Connection, target: Target) -> list[str] | None:
@@ -290,9 +313,7 @@ def _keys(attempt: _Attempt, agent: _Agent) -> Iterator[_Key]:
     yield from _from_agent(attempt, agent, others)
 
 
-def _from_agent(
-    attempt: _Attempt, agent: _Agent, keys: list[paramiko.AgentKey]
-) -> Iterator[_Key]:
+def _from_agent(attempt: _Attempt, agent: _Agent, keys: list[paramiko.AgentKey]) -> Iterator[_Key]:
     target = attempt.target
     files = (*(f"{path}-cert.pub" for path in target.key_files), *target.certificates)
     for key in keys:

@@ -22,6 +22,15 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import paramiko
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.poly1305 import Poly1305
+from paramiko.agent import (
+    ALGORITHM_FLAG_MAP,
+    SSH2_AGENT_SIGN_RESPONSE,
+    cSSH2_AGENTC_SIGN_REQUEST,
+)
+from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.common import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
@@ -39,12 +48,6 @@ from paramiko.common import (
     cMSG_SERVICE_REQUEST,
     cMSG_USERAUTH_REQUEST,
 )
-from paramiko.agent import (
-    ALGORITHM_FLAG_MAP,
-    SSH2_AGENT_SIGN_RESPONSE,
-    cSSH2_AGENTC_SIGN_REQUEST,
-)
-from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.packet import Packetizer
 
 from raycluster.transports.ssh_socket import WatchedSocket, Wire
@@ -54,6 +57,7 @@ _PACKET = 32768 - 64
 _POLL = 0.2
 _LONGEST_PACKET = 1 << 20  # OpenSSH's limit is a quarter of it
 _UNASKED = 4  # windows that a peer may send, of which it was given one
+_TAG = 16  # bytes
 _PIECE_COST = 64  # bytes of memory for a piece, however small
 _SIGNALS = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9}
 _SIGNALS |= {"USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15}
@@ -71,6 +75,14 @@ _HANDLERS = {
 
 
 C = TypeVar("C", bound="Chan")
+
+CHACHA = "chacha20-poly1305@openssh.com"
+_GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_STANDARD_NAMES = {"curve25519-sha256@libssh.org": "curve25519-sha256"}
+"""Of key exchanges that paramiko has by the name from before there was a standard."""
+_NO_ALGORITHMS = ("ext-info-", "kex-strict-")
+KINDS = ("key exchange", "host key algorithm", "cipher", "MAC")
+"""In the order in which they are agreed on."""
 
 
 class ChannelRefusedError(Exception):
@@ -252,6 +264,48 @@ class Session(Chan):
         self._output.put(None)
 
 
+class ChaCha:
+    """The cipher chacha20-poly1305@openssh.com of one direction, as paramiko uses AES-GCM.
+
+    Its nonce is the packet's number, and the packet's length is encrypted too, with a key of its
+    own: `length` is the last packet's as it goes over the wire. PROTOCOL.chacha20poly1305 of
+    OpenSSH describes it.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._main, self._header = key[:32], key[32:]
+        self.number: Callable[[], int] = lambda: 0
+        self.length = b""
+
+    def encrypt(self, _iv: bytes, rest: bytes, length: bytes) -> bytes:
+        """Return the packet behind its length, and the tag of both."""
+        self.length = self._stream(self._header).update(length)
+        tag_key, stream = self._begun()
+        covered = stream.update(rest)
+        return covered + Poly1305.generate_tag(tag_key, self.length + covered)
+
+    def uncover(self, length: bytes) -> bytes:
+        """Return the length of the packet that is on its way."""
+        self.length = length
+        return self._stream(self._header).update(length)
+
+    def decrypt(self, _iv: bytes, rest: bytes, _length: bytes) -> bytes:
+        """Return the packet behind its length. Raises InvalidSignature."""
+        tag_key, stream = self._begun()
+        covered, tag = rest[:-_TAG], rest[-_TAG:]
+        Poly1305.verify_tag(tag_key, self.length + covered, tag)
+        return stream.update(covered)
+
+    def _begun(self) -> tuple[bytes, CipherContext]:
+        """Return the tag's key, and the stream from its second block on."""
+        stream = self._stream(self._main)
+        return stream.update(bytes(64))[:32], stream
+
+    def _stream(self, key: bytes) -> CipherContext:
+        nonce = bytes(8) + self.number().to_bytes(8, "big")  # block 0
+        return Cipher(ChaCha20(key, nonce), None).encryptor()
+
+
 class _Packetizer(Packetizer):
     # A rekey deadlocks when a channel closes meanwhile (paramiko#822); AES-GCM allows this much.
     REKEY_BYTES = 1 << 35
@@ -260,14 +314,43 @@ class _Packetizer(Packetizer):
     def __init__(self, socket: WatchedSocket) -> None:
         super().__init__(socket)
         self._deadline: float | None = None
+        self._line_timeout = 0.0
+        self._chacha_out: ChaCha | None = None
+        self._chacha_in: ChaCha | None = None
 
-    # paramiko starts a timer thread here, which keeps a program alive after a failed handshake.
+    def set_outbound_cipher(self, block_engine: object, *args: object, **more: object) -> None:
+        """Switch the cipher of what is sent."""
+        super().set_outbound_cipher(block_engine, *args, **more)
+        self._chacha_out = block_engine if isinstance(block_engine, ChaCha) else None
+        if self._chacha_out:  # a class of this name shares what the base class keeps to itself
+            self._chacha_out.number = lambda: self.__sequence_number_out
+
+    def set_inbound_cipher(self, block_engine: object, *args: object, **more: object) -> None:
+        """Switch the cipher of what is received."""
+        super().set_inbound_cipher(block_engine, *args, **more)
+        self._chacha_in = block_engine if isinstance(block_engine, ChaCha) else None
+        if self._chacha_in:
+            self._chacha_in.number = lambda: self.__sequence_number_in
+
+    def write_all(self, out: bytes) -> None:
+        """Write a packet, whose length paramiko leaves readable."""
+        super().write_all(self._chacha_out.length + out[4:] if self._chacha_out else out)
+
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
-        """Read the rest of a packet; one that nobody may send ends the connection."""
+        """Read the rest of a packet, or its head; one that nobody may send ends the connection."""
         if n > _LONGEST_PACKET:
             raise paramiko.SSHException(f"a packet of {n} bytes")
-        return bytes(super().read_all(n, check_rekey))
+        read = bytes(super().read_all(n, check_rekey))
+        if self._chacha_in and check_rekey:  # the head, by whose length paramiko reads on
+            return self._chacha_in.uncover(read[:4]) + read[4:]
+        return read
 
+    def readline(self, timeout: float) -> str:
+        """Read a line before the key exchange; paramiko gives the second one 2 seconds."""
+        self._line_timeout = max(timeout, self._line_timeout)
+        return str(super().readline(self._line_timeout))
+
+    # paramiko starts a timer thread here, which keeps a program alive after a failed handshake.
     def start_handshake(self, timeout: float) -> None:
         self._deadline = time.monotonic() + timeout
 
@@ -313,6 +396,13 @@ def _request(user: str, method: str, fields: tuple[bool | str | bytes, ...]) -> 
 class Connection(paramiko.Transport):
     """One SSH connection over a wire; `timeout` in seconds holds for each step of the beginning."""
 
+    _cipher_info = paramiko.Transport._cipher_info | {
+        CHACHA: {"class": ChaCha, "block-size": 8, "iv-size": 12, "key-size": 64, "is_aead": True}
+    }
+    _kex_info = paramiko.Transport._kex_info | {
+        new: paramiko.Transport._kex_info[old] for old, new in _STANDARD_NAMES.items()
+    }
+
     def __init__(self, wire: Wire, timeout: float) -> None:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
         self.watched = WatchedSocket(wire)
@@ -325,10 +415,13 @@ class Connection(paramiko.Transport):
         self._handler_table[MSG_SERVICE_ACCEPT] = lambda _: self._may_log_in.set()
         self._channel_handler_table = {kind: _dispatch(name) for kind, name in _HANDLERS.items()}
         options = self.get_security_options()
-        gcm = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-        options.ciphers = (*gcm, "aes128-ctr", "aes192-ctr", "aes256-ctr")
+        options.ciphers = (*_GCM, "aes128-ctr", "aes192-ctr", "aes256-ctr", CHACHA)
         sha2 = ("hmac-sha2-256", "hmac-sha2-512")
         options.digests = (*(f"{name}-etm@openssh.com" for name in sha2), *sha2)
+        options.kex = tuple(
+            each for name in options.kex for each in (_STANDARD_NAMES.get(name), name) if each
+        )
+        self.offered: dict[str, tuple[str, ...]] = {}
 
     @property
     def alive(self) -> bool:
@@ -339,6 +432,39 @@ class Connection(paramiko.Transport):
     def spoke_ssh(self) -> bool:
         """Whether the peer sent an SSH banner."""
         return bool(self.remote_version)
+
+    @property
+    def nothing_in_common(self) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
+        """The first kind of algorithm without agreement, the peer's and ours; None before that."""
+        ours = (self.preferred_kex, self.preferred_keys, self.preferred_ciphers)
+        for (kind, theirs), mine in zip(
+            self.offered.items(), (*ours, self.preferred_macs), strict=False
+        ):
+            if not set(theirs) & set(mine):
+                return kind, theirs, mine
+        return None
+
+    def _really_parse_kex_init(
+        self, m: paramiko.Message, ignore_first_byte: bool = False
+    ) -> dict[str, list[str]]:
+        """Take note of what the peer offers; a MAC matters only beside a cipher that has none."""
+        parsed: dict[str, list[str]] = super()._really_parse_kex_init(m, ignore_first_byte)
+        lists = ("kex_algo_list", "server_key_algo_list", "server_encrypt_algo_list")
+        self.offered = {
+            kind: tuple(name for name in parsed[key] if not name.startswith(_NO_ALGORITHMS))
+            for kind, key in zip(KINDS, lists, strict=False)
+        }
+        if not self._authenticates_itself(parsed):
+            self.offered[KINDS[-1]] = tuple(parsed["server_mac_algo_list"])
+            return parsed
+        macs = list(self.preferred_macs)
+        return {**parsed, "client_mac_algo_list": macs, "server_mac_algo_list": macs}
+
+    def _authenticates_itself(self, parsed: dict[str, list[str]]) -> bool:
+        """Tell whether the ciphers of both ways, as they will be agreed on, need no MAC."""
+        ways = ("client_encrypt_algo_list", "server_encrypt_algo_list")
+        agreed = [next((c for c in self.preferred_ciphers if c in parsed[w]), "") for w in ways]
+        return all(name in (*_GCM, CHACHA) for name in agreed)
 
     def watch(self, interval: float, silence: float) -> None:
         """Ask for a sign of life every `interval` seconds and close after `silence` without any."""

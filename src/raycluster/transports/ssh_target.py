@@ -24,11 +24,16 @@ _DEFAULT_KEYS = tuple(
 _USER_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _GLOBAL_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _MOST_HOPS = 8
+_PROXY_SECONDS = 60.0
+"""For a ProxyCommand, which may start a machine first; `ssh` waits without an end."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One host, ready to be dialled; `jumps` are the hosts on the way, the nearest first."""
+    """One host, ready to be dialled; `jumps` are the hosts on the way, the nearest first.
+
+    `timeout` is for each step, `patience` for the first sign of the server's, in seconds.
+    """
 
     name: str
     options: SshOptions
@@ -53,7 +58,9 @@ class Target:
     check_host_ip: bool
     timeout: float
     family: str
+    patience: float
     proxy_command: str | None
+    passes_descriptor: bool
     jumps: tuple[Target, ...]
 
     @property
@@ -87,9 +94,11 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
     jump = options.proxy_jump or expand(config.first("proxyjump") or "", tokens)
     required = options.identity_file and expand_path(options.identity_file, tokens)
     revoked = config.said("revokedhostkeys")
+    proxy_command = None if jump else _proxy_command(name, config, tokens)
     limit = options.connect_timeout
-    if limit == SshOptions("").connect_timeout:
+    if unsaid := limit == SshOptions("").connect_timeout:
         limit = float(_number(name, config, "ConnectTimeout", int(limit)))
+        unsaid = config.first("connecttimeout") in (None, "none")
     return Target(
         name=name,
         options=options,
@@ -114,7 +123,9 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         check_host_ip=config.says_yes("checkhostip"),
         timeout=limit,
         family=(config.first("addressfamily") or "any").lower(),
-        proxy_command=None if jump else _proxy_command(config, tokens),
+        patience=max(limit, _PROXY_SECONDS) if proxy_command and unsaid else limit,
+        proxy_command=proxy_command,
+        passes_descriptor=proxy_command is not None and config.says_yes("proxyusefdpass"),
         jumps=_jumps(name, options, jump, depth),
     )
 
@@ -166,8 +177,15 @@ def _known_hosts(
     return tuple(expand_path(path, tokens) for path in said)
 
 
-def _proxy_command(config: HostConfig, tokens: dict[str, str]) -> str | None:
+def _proxy_command(name: str, config: HostConfig, tokens: dict[str, str]) -> str | None:
     said = config.said("proxycommand")
+    unknown = [token for token in re.findall("%(.?)", said or "") if token not in tokens]
+    if unknown:
+        raise SpecError(
+            f"ProxyCommand of the ssh config has %{unknown[0]}, which means nothing",
+            where=name,
+            hint="write %% for a percent sign; %h is the host, %p its port, %r the user",
+        )
     return said and expand(said, tokens)
 
 
