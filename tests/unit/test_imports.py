@@ -20,6 +20,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
+    ("usernames",),
     ("decode", "printable", "requirements"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
@@ -76,6 +77,7 @@ PURE = (
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),
+    "usernames",
     *("spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
