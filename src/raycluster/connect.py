@@ -16,6 +16,7 @@ from raycluster.errors import HostError, RayclusterError, raise_together
 from raycluster.fence import Fenced, Lease
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
+from raycluster.untrusted import text_of
 
 if TYPE_CHECKING:
     from raycluster.requirements import Lock
@@ -54,7 +55,9 @@ def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  #
 def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.docker import DockerRuntime
 
-    return DockerRuntime(host.name, cluster, transport, pull=host.runtime.pull or "missing")
+    return DockerRuntime(
+        host.name, cluster, transport, pull=host.runtime.pull or "missing", owner=host.owner
+    )
 
 
 def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
@@ -76,6 +79,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         lock=lock,
         version=options.python_version or PYTHON,
         start_on_boot=options.start_on_boot is not False,
+        owner=host.owner,
     )
 
 
@@ -88,8 +92,10 @@ def _engine(
     """
     from raycluster.requirements import cpu_lock, gpu_lock
 
-    if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
-        return GPU_REQUIREMENTS, (), gpu_lock()
+    if host.gpus != 0:
+        done = transport.run(("sh", "-c", quick_script()))
+        if has_nvidia(text_of(done, "look for GPUs", host.name)):
+            return GPU_REQUIREMENTS, (), gpu_lock()
     return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), cpu_lock()
 
 
@@ -138,7 +144,11 @@ def connect(
 ) -> Connected:
     """Reach one host; `valid` is called before anything is done there. Raises HostError."""
     transport = Fenced(TRANSPORTS[host.transport](host, ask), valid)
-    return Connected(host, transport, RUNTIMES[host.kind](host, cluster, transport))
+    try:
+        return Connected(host, transport, RUNTIMES[host.kind](host, cluster, transport))
+    except BaseException:
+        transport.close()
+        raise
 
 
 class Fleet:

@@ -4,7 +4,8 @@
     ├── SpecError              exit 2   cluster.toml is wrong
     ├── UsageError             exit 2   the command line or an input file is wrong
     ├── HostError              exit 1   something on or about one host
-    │   ├── UnreachableError            no connection: name, port, timeout, jump host
+    │   ├── UnreachableError            no connection: name, port, timeout, jump host, or
+    │   │   └── NotRunError             a login that runs something else than our commands
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
     │   ├── BeyondLibraryError          both of these: what the system's `ssh` may do, ours not
@@ -80,6 +81,10 @@ class HostError(RayclusterError):
 
 class UnreachableError(HostError):
     """No connection could be made."""
+
+
+class NotRunError(UnreachableError):
+    """The host let the user in, but did not run what it was asked to; quotes what it said."""
 
 
 class HostKeyError(HostError):

@@ -28,6 +28,7 @@ from raycluster.plan import (
     Only,
     Start,
     check_machines,
+    check_owner,
     check_up,
     moved_hosts,
     plan_nodes,
@@ -219,6 +220,7 @@ def _seen(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
     """Observe; raise one error for all hosts that this run needs and cannot see."""
     state = observe(spec, fleet)
     _refuse(spec, only, {name: host.problem for name, host in state.hosts.items()})
+    check_owner(spec, state)
     if isinstance(state.unread, NewerRecordError):  # it is not overwritten
         raise state.unread
     if isinstance(state.head_problem, PortInUseError):
@@ -250,6 +252,7 @@ def down(
 
 def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> tuple[str, ...]:
     state = observe(spec, fleet)
+    check_owner(spec, state)
     former = (*removed_hosts(spec, state), *moved_hosts(spec, state))
     # before anything is cleaned: a host of the spec may be among them by another address
     fleet.check()

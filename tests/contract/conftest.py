@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from raycluster.contracts import Runtime, Volume
 from raycluster.runtimes.docker import DockerRuntime
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.transports.local import LocalTransport
+from raycluster.transports.ssh import open_ssh
 from tests.contract.dockerd import IMAGE, USR, docker_daemon
+from tests.contract.odd_hosts import NOISY
+from tests.contract.sshd import Sshd
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,25 @@ def docker_kind(dockerd: str) -> Kind:
     return Kind(
         lambda cluster: DockerRuntime("here", cluster, transport, socket=dockerd), IMAGE, (USR,)
     )
+
+
+@pytest.fixture(scope="session")
+def odd_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """Yield the server of a host whose start-up files speak, export and change the locale."""
+    server = NOISY.sshd(tmp_path_factory.mktemp("odd")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def odd_native_kind(odd_sshd: Sshd) -> Iterator[Kind]:
+    """Return supervised processes in the home folder of such a host."""
+    with contextlib.closing(open_ssh("there", odd_sshd.options())) as transport:
+        yield Kind(
+            lambda cluster: NativeRuntime(
+                "there", cluster, transport, python=sys.executable, start_on_boot=False
+            )
+        )
 
 
 @pytest.fixture

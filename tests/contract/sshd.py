@@ -43,6 +43,41 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Login:
+    """The home and login shell of this user to a server alone; `without` leaves out of /usr/bin.
+
+    Where it is `expired`, the password has to be changed. Needs root.
+    """
+
+    home: Path
+    shell: str
+    without: tuple[str, ...] = ()
+    expired: bool = False
+
+    def entering(self, folder: Path) -> tuple[str, ...]:
+        """Return the beginning of a command that runs where the login is so."""
+        user = getpass.getuser()
+        lines = Path("/etc/passwd").read_text().splitlines()
+        own = next(line for line in lines if line.startswith(f"{user}:")).split(":")
+        changed = ":".join((*own[:5], str(self.home), self.shell))
+        passwd = folder / "passwd"
+        passwd.write_text("\n".join([changed, *lines]) + "\n")
+        steps = ["set -e", f"mount --bind {passwd} /etc/passwd"]
+        if self.expired:
+            shadow = folder / "shadow"
+            shadow.write_text(f"{user}:*:0:0:99999:7:::\n")
+            steps.append(f"mount --bind {shadow} /etc/shadow")
+        if self.without:
+            over = folder / "over"
+            over.mkdir()
+            steps += [f"mount -t tmpfs none {over}", f"mkdir {over}/upper {over}/work"]
+            steps += [f"mknod {over}/upper/{program} c 0 0" for program in self.without]
+            layers = f"lowerdir=/usr/bin,upperdir={over}/upper,workdir={over}/work"
+            steps.append(f"mount -t overlay none -o {layers} /usr/bin")
+        return ("unshare", "--mount", "sh", "-c", "; ".join([*steps, 'exec "$@"']), "sh")
+
+
 @dataclass
 class Sshd:
     """A server; `extra` are lines for its sshd_config, the first of a kind winning."""
@@ -52,6 +87,7 @@ class Sshd:
     host_keys: tuple[str, ...] = ("ed25519",)
     port: int = field(default_factory=free_port)
     child: subprocess.Popen[bytes] | None = None
+    login: Login | None = None
 
     def start(self) -> Sshd:
         """Start it, and return once it answers."""
@@ -62,16 +98,24 @@ class Sshd:
         authorized.write_bytes((self.folder / "client.pub").read_bytes())
         self._write_known_hosts(keys)
         config = self.folder / "sshd_config"
-        # A high SHLVL keeps bash from reading the ~/.bashrc of whoever runs the tests.
         config.write_text(
             f"{self.extra}\nListenAddress 127.0.0.1\nPort {self.port}\nPidFile none\n"
             f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nMaxStartups 100\n"
-            "PermitRootLogin yes\nPasswordAuthentication no\nSetEnv SHLVL=9\nLogLevel VERBOSE\n"
+            "PermitRootLogin yes\nPasswordAuthentication no\nLogLevel VERBOSE\n"
             + "".join(f"HostKey {key}\n" for key in keys)
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        command = (str(SSHD), "-D", "-E", str(self.folder / "log"), "-f", str(config))
+        command: tuple[str, ...] = (
+            str(SSHD),
+            "-D",
+            "-E",
+            str(self.folder / "log"),
+            "-f",
+            str(config),
+        )
+        if self.login is not None:
+            command = (*self.login.entering(self.folder), *command)
         self.child = subprocess.Popen(command)
         wait_for(self._answers, "sshd answers")
         return self

@@ -25,7 +25,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Read]:
     """Return what a host tells whose nvidia-smi is the given one."""
     folder: Path = tmp_path_factory.mktemp("gpus")
     path = f"{folder}:{os.environ['PATH']}"
-    sshd = Sshd(folder / "sshd", extra=f"SetEnv SHLVL=9 PATH={path}").start()
+    sshd = Sshd(folder / "sshd", extra=f"SetEnv PATH={path}").start()
     transport = open_ssh("gpu-1", sshd.options())
 
     def read(driver: fake.Driver) -> Accelerators:

@@ -95,7 +95,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sshd, S
     for name in ("host", "other"):
         folder = tmp_path_factory.mktemp(name)
         (folder / "home").mkdir()
-        made.append(Sshd(folder, f"SetEnv HOME={folder}/home SHLVL=9").start())
+        made.append(Sshd(folder, f"SetEnv HOME={folder}/home").start())
     host, other = made
     with (other.folder / "authorized_keys").open("ab") as file:
         file.write((host.folder / "client.pub").read_bytes())

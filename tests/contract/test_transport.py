@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import stat
@@ -17,28 +18,37 @@ import pytest
 from raycluster.contracts import Address, ByteStream, Shell, Transport
 from raycluster.errors import AnswerError, CommandError, HostError
 from raycluster.transports.local import LocalTransport
+from raycluster.transports.ssh import open_ssh
+from tests.contract.odd_hosts import BARE, EXPORTS, NOISY, OTHERS, OddHost
 from tests.contract.sshd import SSHD, Sshd, wait_for
+
+HOSTS = {"ssh": None, "noisy": NOISY, "bare": BARE}
 
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """Yield a server that all tests of this file share."""
+def sshds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Sshd]]:
+    """Return a function for servers that all tests of this file share: one of each kind."""
     if SSHD is None:
         pytest.skip("needs OpenSSH's server")
-    server = Sshd(tmp_path_factory.mktemp("sshd")).start()
-    yield server
-    server.stop()
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def one(kind: str) -> Sshd:
+            folder, host = tmp_path_factory.mktemp(kind), HOSTS[kind]
+            server = (Sshd(folder) if host is None else host.sshd(folder)).start()
+            stack.callback(server.stop)
+            return server
+
+        yield one
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture(params=["local", *HOSTS])
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
     """Yield one kind of transport after the other."""
     if request.param == "local":
         opened: Transport = LocalTransport("here")
     else:
-        from raycluster.transports.ssh import open_ssh
-
-        opened = open_ssh("gpu-1", request.getfixturevalue("sshd").options())
+        opened = open_ssh("gpu-1", request.getfixturevalue("sshds")(request.param).options())
     with contextlib.closing(opened):
         yield opened
 
@@ -60,8 +70,8 @@ def test_it_is_a_shell_with_an_address(transport: Transport) -> None:
     [
         ("exit 0", 0),
         ("exit 7", 7),
-        ("kill -9 $$", -9),
-        ("kill -TERM $$", -15),
+        ("kill -9 $$", 137),
+        ("kill -TERM $$", 143),
         ("no-such-one", 127),
     ],
 )
@@ -125,6 +135,53 @@ def test_env_is_added(transport: Transport) -> None:
     name, _, path = done.stdout.decode().partition(":")
     assert name == "x 'y'\n$z"
     assert path
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export here what hosts' start-up files export."""
+    for name, value in EXPORTS.items():
+        if name != "LD_PRELOAD":  # of whatever the tests start themselves, too
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("exported")
+def test_whatever_a_login_exports_commands_find_a_clean_environment(transport: Transport) -> None:
+    said = transport.run(("env", "-0")).stdout.decode()
+    found = dict(line.split("=", 1) for line in said.split("\0") if line)
+    assert not {name for name in found if name in EXPORTS and name != "LC_ALL"}
+    assert not {name for name in found if name.startswith(("RAY_", "LC_M", "LANG"))}
+    assert (found["LC_ALL"], found["PYTHONUTF8"]) == ("C", "1")
+    assert transport.run(("printf", "%.1f", "1.5")).stdout == b"1.5"
+    read = 'import sys; print(sys.stdin.read() + "\u00e9")'
+    done = transport.run(("python3", "-c", read), input="ö".encode())
+    assert (done.stdout.decode(), done.stderr) == ("öé\n", b"")
+
+
+def test_a_relative_path_is_one_below_the_home_folder(transport: Transport) -> None:
+    name = f"raycluster-test-{os.getpid()}/a b"
+    transport.put(name, b"\0content")
+    done = transport.run(("sh", "-c", 'cat "$HOME/$1" && rm -r "${1%/*}"', "sh", name))
+    assert (done.stdout, done.stderr, done.exit_code) == (b"\0content", b"", 0)
+
+
+@pytest.mark.parametrize("host", OTHERS, ids=lambda host: host.shell)
+def test_any_login_shell_does(host: OddHost, tmp_path: Path) -> None:
+    server = host.sshd(tmp_path).start()
+    try:
+        with contextlib.closing(open_ssh("gpu-1", server.options())) as transport:
+            for word in ODD:
+                done = transport.run(("printf", "%s|", word), env={"A": word})
+                assert (done.stdout.decode(), done.stderr) == (f"{word}|", b"")
+            for content in (b"\0\xff!", os.urandom(200_000)):
+                assert transport.run(("cat",), input=content).stdout == content
+                transport.put("a b/c", content)
+                pieces = list(transport.stream(("cat", "a b/c")))
+                assert b"".join(data for _, data in pieces) == content
+                assert {channel for channel, _ in pieces} == {"stdout"}
+            assert transport.run(("sh", "-c", "echo no >&2; exit 3")).exit_code == 3
+    finally:
+        server.stop()
 
 
 def test_a_timeout_ends_the_command_and_its_children(transport: Transport, tmp_path: Path) -> None:

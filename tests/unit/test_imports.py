@@ -19,9 +19,10 @@ SOURCE = Path(__file__).parents[2] / "src"
 # From the bottom up. A module may import what stands on a lower line, and its own family.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
+    ("limits",),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
     ("usernames",),
-    ("decode", "printable", "requirements"),
+    ("decode", "printable", "requirements", "clean_environment"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
     ("runtimes.native_place",),
@@ -73,11 +74,11 @@ FAMILIES = (
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
-    *("requirements", "accelerators", "accelerators.*"),
+    *("requirements", "accelerators", "accelerators.*", "limits"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),
-    "usernames",
+    *("usernames", "clean_environment"),
     *("spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),

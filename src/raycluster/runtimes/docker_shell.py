@@ -163,13 +163,12 @@ class _Exec:
         self._ended = True
 
     def exit_code(self, patience: float) -> int | None:
-        """Return the exit code, negative for a signal; None if it runs on after its output."""
+        """Return the exit code; None if it runs on after its output."""
         deadline = time.monotonic() + patience
         while True:
             state = self._client.exec_inspect(self._id)
             if not state["Running"] and state["ExitCode"] is not None:
-                code = int(state["ExitCode"])
-                return 128 - code if 128 < code <= 192 else code
+                return int(state["ExitCode"])
             if time.monotonic() > deadline:
                 self._end()
                 return None

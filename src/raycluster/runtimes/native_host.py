@@ -32,7 +32,7 @@ SCHEMA = 1  # of what the supervisor writes
 MOST = 1 << 20  # bytes of a file that is read whole
 START_LIMIT = 15.0  # seconds
 PASSED = (
-    *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
+    *("HOME", "USER", "LOGNAME", "SHELL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
 )
@@ -80,8 +80,17 @@ def _remove_empty(root: Path) -> None:
 
 def observe(ask: dict[str, Any]) -> dict[str, Any]:
     """Tell every role's state; changes nothing."""
-    found = [_role(folder) for folder in sorted((place(ask).root / "roles").glob("*"))]
-    return {"found": [each for each in found if each]}
+    folders = sorted((place(ask).root / "roles").glob("*"))
+    found = [(folder, _role(folder)) for folder in folders]
+    return {"found": [dict(each, owner=_owner(folder)) for folder, each in found if each]}
+
+
+def _owner(folder: Path) -> str:
+    """Return for whom a role was started, "" where that was not noted."""
+    try:
+        return str(json.loads((folder / "launch.json").read_text()).get("owner", ""))
+    except UNREAD:
+        return ""
 
 
 def _role(folder: Path) -> dict[str, Any] | None:

@@ -93,7 +93,7 @@ def _systemctl(*order: str) -> subprocess.CompletedProcess[bytes]:
     program = shutil.which("systemctl", path=os.environ.get("PATH", "") + ":" + SYSTEM_PATH)
     if not program:
         return subprocess.CompletedProcess(order, 127, b"", b"there is no systemctl")
-    env = {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}", **os.environ}
+    env = {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}", **os.environ, "LC_ALL": "C"}
     try:
         return subprocess.run(
             [program, "--user", *order], env=env, capture_output=True, check=False, timeout=40

@@ -68,6 +68,12 @@ class Cluster(Part):
     name: Label = Field(
         description="Stands in every name and label on the hosts.", examples=["my-cluster"]
     )
+    owner: Text | None = Field(
+        default=None,
+        description="Whose cluster it is: a person or a team. Others of the same name are not "
+        "touched. Default: your user name here.",
+        examples=["ml-team"],
+    )
     parallel: AtLeastOne = Field(default=16, description="How many hosts are worked on at once.")
     node_timeout: Seconds = Field(
         default=180, description="Seconds for a started node to join the cluster."

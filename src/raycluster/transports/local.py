@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from raycluster.clean_environment import cleaned
 from raycluster.contracts import Address, ByteStream, Channel, Completed
 from raycluster.errors import CommandError, HostError
 from raycluster.untrusted import ANSWER_BYTES, too_much
@@ -67,7 +68,9 @@ class LocalTransport:
                 ) from error
             finally:
                 _end(child)
-        return Completed(child.returncode, bytes(written["stdout"]), bytes(written["stderr"]))
+        return Completed(
+            _told(child.returncode), bytes(written["stdout"]), bytes(written["stderr"])
+        )
 
     def stream(
         self,
@@ -93,12 +96,8 @@ class LocalTransport:
                 ) from error
             finally:
                 _end(child)
-        if child.returncode:
-            raise CommandError(
-                f"{argv[0]} ended with {child.returncode}",
-                where=self._name,
-                status=child.returncode,
-            )
+        if status := _told(child.returncode):
+            raise CommandError(f"{argv[0]} ended with {status}", where=self._name, status=status)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Write a file whole or not at all; a relative path begins in the home folder."""
@@ -130,7 +129,7 @@ class LocalTransport:
     def _spawn(
         self, argv: Sequence[str], env: Mapping[str, str] | None, stdin: int
     ) -> subprocess.Popen[bytes]:
-        whole = {**os.environ, **(env or {})}
+        whole = {**cleaned(os.environ), **(env or {})}
         program = shutil.which(argv[0], path=whole.get("PATH")) or argv[0]
         home = Path.home()
         if not os.path.isdir(home):  # noqa: PTH112  # False too where a folder above is closed
@@ -151,6 +150,11 @@ class LocalTransport:
             cwd=home,
             start_new_session=True,
         )
+
+
+def _told(status: int) -> int:
+    """Return a status as a shell tells it."""
+    return 128 - status if status < 0 else status
 
 
 def _shell_status(error: OSError) -> int:

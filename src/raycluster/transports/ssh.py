@@ -13,9 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raycluster.contracts import Address, Channel, Completed
-from raycluster.errors import CommandError, ConnectionLostError, HostError
+from raycluster.errors import CommandError, ConnectionLostError, HostError, NotRunError
 from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
-from raycluster.transports.ssh_shell import command_text, new_mark, put_argv, why_refused_argv
+from raycluster.transports.ssh_output import BEGIN_SECONDS, CHANNELS, OwnOutput
+from raycluster.transports.ssh_shell import (
+    NO_INPUT,
+    command_text,
+    new_mark,
+    put_argv,
+    why_refused_argv,
+)
 from raycluster.untrusted import ANSWER_BYTES, too_much
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ __all__ = ["SshOptions", "SshTransport", "command_line", "open_ssh", "pinned_key
 _OPEN_SECONDS = 10.0
 _PINNED = "raycluster-pinned"
 _SLOT_SECONDS = 60.0
+_LAST_WORDS = 1.0
+_REMEMBERED = 60.0  # seconds: a host may only have been slow
 _SLOWEST_PUT = 50_000  # bytes per second
 
 
@@ -74,6 +83,8 @@ class SshTransport:
         self._sessions = Sessions(link.connection)
         self._first = threading.Lock()
         self._ran = False
+        self._early: bool | None = None  # whether input may be sent with its command
+        self._not_run: tuple[float, bool, NotRunError | None] = (0.0, False, None)
 
     @property
     def address(self) -> str:
@@ -94,12 +105,51 @@ class SshTransport:
         timeout: float | None = 60.0,
     ) -> Completed:
         """Run to the end; see Shell. `env` can be read by others on the host: no secrets in it."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        session = self._start(argv, env, _SLOT_SECONDS if timeout is None else timeout)
+        if input and self._early:
+            try:
+                return self._run(argv, input, env, timeout, early=True)
+            except NotRunError:  # a start-up file took the first line, and nothing ran
+                self._early = False
+        with self._remembering(bool(input)):
+            done = self._run(argv, input, env, timeout, early=False)
+        if input and self._early is None:
+            self._early = True
+        return done
+
+    @contextlib.contextmanager
+    def _remembering(self, waits_for_input: bool) -> Iterator[None]:
+        """Raise at once what the host lately said to such a command instead of running it."""
+        told, had_input, error = self._not_run
+        if error and time.monotonic() - told < _REMEMBERED and waits_for_input >= had_input:
+            raise NotRunError(error.what, where=error.where, hint=error.hint)
         try:
-            # Beside the reading of output: either side may stop until the other goes on.
-            threading.Thread(target=_send_input, args=(session, input), daemon=True).start()
-            stdout, stderr = _collect(session, deadline, self._name, argv[0])
+            yield
+        except NotRunError as error:
+            self._not_run = time.monotonic(), waits_for_input, error
+            raise
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        content: bytes,
+        env: Mapping[str, str] | None,
+        timeout: float | None,
+        *,
+        early: bool,
+    ) -> Completed:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        slot = _SLOT_SECONDS if timeout is None else timeout
+        session = self._start(argv, env, slot, has_input=bool(content))
+        if early:
+            _send_beside(session, content)
+        parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        try:
+            for channel, data in self._own(
+                session, argv[0], lambda: _left(deadline), None if early else content
+            ):
+                parts[channel] += data
+                if sum(map(len, parts.values())) > ANSWER_BYTES:
+                    raise too_much(argv[0], self._name, ANSWER_BYTES)
         except queue.Empty as error:
             raise HostError(
                 f"{argv[0]} did not end within {timeout:g} s",
@@ -108,7 +158,7 @@ class SshTransport:
             ) from error
         finally:
             self._sessions.end(session)
-        return Completed(self._status(session, argv[0]), stdout, stderr)
+        return Completed(session.own_status or 0, bytes(parts["stdout"]), bytes(parts["stderr"]))
 
     def stream(
         self,
@@ -118,11 +168,15 @@ class SshTransport:
         quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield output as it comes; closing the iterator ends the command."""
+        with self._remembering(False):
+            yield from self._stream(argv, env, quiet)
+
+    def _stream(
+        self, argv: Sequence[str], env: Mapping[str, str] | None, quiet: float | None
+    ) -> Iterator[tuple[Channel, bytes]]:
         session = self._start(argv, env, _SLOT_SECONDS)
         try:
-            session.shutdown(socket.SHUT_WR)
-            while (piece := session.output(quiet)) is not None:
-                yield piece
+            yield from self._own(session, argv[0], lambda: quiet)
         except queue.Empty as error:
             raise HostError(
                 f"{argv[0]} said nothing for {quiet:g} s",
@@ -131,8 +185,7 @@ class SshTransport:
             ) from error
         finally:
             self._sessions.end(session)
-        status = self._status(session, argv[0])
-        if status:
+        if status := session.own_status:
             raise CommandError(f"{argv[0]} ended with {status}", where=self._name, status=status)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
@@ -174,12 +227,19 @@ class SshTransport:
         """Close the connection, and those to jump hosts that carried it."""
         self._link.close()
 
-    def _start(self, argv: Sequence[str], env: Mapping[str, str] | None, timeout: float) -> Session:
+    def _start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None,
+        timeout: float,
+        *,
+        has_input: bool = False,
+    ) -> Session:
         from raycluster.transports.ssh_paramiko import ChannelRefusedError
 
         try:
             mark = new_mark()
-            command = command_text(argv, env, mark=mark)
+            command = command_text(argv, env, mark=mark, has_input=has_input)
         except ValueError as error:
             raise HostError(f"cannot run {argv}: {error}", where=self._name) from error
         try:
@@ -196,7 +256,6 @@ class SshTransport:
             ) from error
         except OSError as error:
             raise self._lost(argv[0]) from error
-        self._ran = True
         session.mark = mark
         try:
             session.execute(command)
@@ -205,16 +264,81 @@ class SshTransport:
             raise self._lost(argv[0]) from error
         return session
 
-    def _status(self, session: Session, program: str) -> int:
-        if session.status is not None:
-            return session.status
+    def _own(
+        self,
+        session: Session,
+        program: str,
+        patience: Callable[[], float | None],
+        content: bytes | None = b"",
+    ) -> Iterator[tuple[Channel, bytes]]:
+        """Yield what the command itself writes; its input is sent once it surely runs.
+
+        None as input was sent already. Raises queue.Empty where nothing comes for as long as
+        `patience` says.
+        """
+        output = OwnOutput(session.mark)
+        if content == b"":
+            session.shutdown(socket.SHUT_WR)
+        begin, sent = time.monotonic() + BEGIN_SECONDS, False
+        while not output.ended:
+            if (piece := self._next(session, output, patience(), begin)) is None:
+                break
+            own = output.feed(*piece)
+            session.begun = output.started
+            if output.begun and not sent:
+                sent = self._ran = True
+                if content:
+                    _send_beside(session, content)
+            if own:
+                yield piece[0], own
+        else:
+            session.own_status = output.status
+            return
+        self._check_end(session, output, program)
+        for channel in CHANNELS:
+            if rest := output.rest(channel):
+                yield channel, rest
+        session.own_status = session.status
+
+    def _next(
+        self, session: Session, output: OwnOutput, patience: float | None, begin: float
+    ) -> tuple[Channel, bytes] | None:
+        """Return the next piece of all output. Raises queue.Empty, before it begins NotRunError."""
+        if output.begun:
+            if patience is not None and patience <= 0:  # it may speak without a pause
+                raise queue.Empty
+            return session.output(patience)
+        asked = BEGIN_SECONDS if patience is None else min(BEGIN_SECONDS, patience)
+        left = begin - time.monotonic()
+        left = left if patience is None else min(left, patience)
+        with contextlib.suppress(queue.Empty):
+            if left > 0:
+                return session.output(left)
+        session.shutdown(socket.SHUT_WR)  # who waits for input goes on, and may have words
+        deadline = time.monotonic() + _LAST_WORDS
+        with contextlib.suppress(queue.Empty):
+            while (piece := session.output(max(0.0, deadline - time.monotonic()))) is not None:
+                output.feed(*piece)
+        raise output.did_not_run(self._name, asked)
+
+    def _check_end(self, session: Session, output: OwnOutput, program: str) -> None:
+        """Raise where a channel was closed before the command's end was told, but for a signal."""
         if session.refused:
             raise HostError(
                 f"sshd refused to run {program}",
                 where=self._name,
                 hint="look at ForceCommand and at the options of the key in authorized_keys",
             )
-        raise self._lost(program)
+        if session.status is None and (output.begun or not self.alive):
+            raise self._lost(program)
+        if not output.begun or session.status == NO_INPUT:
+            raise output.did_not_run(self._name)
+        if session.status == 0:
+            raise HostError(
+                f"the output of {program} did not come whole",
+                where=self._name,
+                hint="look at ForceCommand and at the start-up files of the login shell",
+            )
 
     def _lost(self, doing: str) -> ConnectionLostError:
         silent = self._link.connection.watched.fell_silent
@@ -278,27 +402,20 @@ class SshTransport:
         }.get(word, forbidden)
 
 
+def _send_beside(session: Session, content: bytes) -> None:
+    """Send input while output is read: either side may stop until the other goes on."""
+    threading.Thread(target=_send_input, args=(session, content), daemon=True).start()
+
+
 def _send_input(session: Session, content: bytes) -> None:
     with contextlib.suppress(OSError):  # it ended without reading everything; its status says more
+        session.sendall(f"{session.mark}\n".encode())
         session.sendall(content)
     session.shutdown(socket.SHUT_WR)
 
 
-def _collect(
-    session: Session, deadline: float | None, name: str, program: str
-) -> tuple[bytes, bytes]:
-    parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    while (piece := session.output(_left(deadline))) is not None:
-        parts[piece[0]] += piece[1]
-        if sum(map(len, parts.values())) > ANSWER_BYTES:
-            raise too_much(program, name, ANSWER_BYTES)
-        if deadline is not None and time.monotonic() > deadline:  # it may speak without a pause
-            raise queue.Empty
-    return bytes(parts["stdout"]), bytes(parts["stderr"])
-
-
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.001, deadline - time.monotonic())
+    return None if deadline is None else deadline - time.monotonic()
 
 
 def _place(address: Address) -> str:

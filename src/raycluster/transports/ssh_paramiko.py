@@ -191,6 +191,8 @@ class Session(Chan):
         self._output: queue.SimpleQueue[tuple[Literal["stdout", "stderr"], bytes] | None]
         self._output = queue.SimpleQueue()
         self.mark = ""
+        self.begun = False  # what the command's marks tell
+        self.own_status: int | None = None
         self.refused = False
         self.status: int | None = None
         self._came = self._taken = 0  # each counted by one thread alone
@@ -256,7 +258,8 @@ class Session(Chan):
             self.status = m.get_int()
         elif kind == "exit-signal":
             name = m.get_text()
-            self.status = -_SIGNALS[name] if name in _SIGNALS else _ENDED_ODDLY
+            self.status = 128 + _SIGNALS[name] if name in _SIGNALS else _ENDED_ODDLY
+        self._output.put(("stdout", b""))  # who waits for the end may go on
 
     def _request_failed(self, m: paramiko.Message) -> None:
         self.refused = True

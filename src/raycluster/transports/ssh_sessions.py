@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import socket
 import threading
 import time
 
 from raycluster.transports.ssh_paramiko import ChannelRefusedError, Connection, Session
-from raycluster.transports.ssh_shell import command_text, kill_argv
+from raycluster.transports.ssh_shell import command_text, kill_argv, new_mark
 
 OPEN_SECONDS = 10.0
 _GRACE_SECONDS = 0.3
@@ -59,10 +60,14 @@ class Sessions:
             self._change.wait_for(lambda: self._ended != ended, wait)
 
     def end(self, session: Session) -> None:
-        """Close a session; a command that still runs gets TERM, and KILL if that does not help."""
+        """Close a session; a command that still runs gets TERM, and KILL if that does not help.
+
+        What a start-up file left running may hold the session of one that has ended.
+        """
         if not session.closed:
-            session.signal("TERM")
-            if not _ends_within(session, _GRACE_SECONDS):
+            if session.own_status is None:
+                session.signal("TERM")
+            if not _ends_within(session, _GRACE_SECONDS) and _runs(session):
                 self._kill(session.mark)
         session.close()
         with self._change:
@@ -77,14 +82,21 @@ class Sessions:
             contextlib.suppress(*errors),
             contextlib.closing(self._connection.session(_KILL_SECONDS)) as killer,
         ):
-            killer.execute(command_text(kill_argv(mark)))
+            killer.execute(command_text(kill_argv(mark), mark=new_mark()))
+            killer.shutdown(socket.SHUT_WR)
             _ends_within(killer, _KILL_SECONDS)
+
+
+def _runs(session: Session) -> bool:
+    return session.begun and session.own_status is None
 
 
 def _ends_within(session: Session, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     with contextlib.suppress(queue.Empty):
         while session.output(max(0.0, deadline - time.monotonic())) is not None:
+            if session.own_status is not None and session.status is not None:
+                return True
             if time.monotonic() > deadline:  # it speaks without a pause
                 return False
         return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from raycluster.commands.init import init, init_text
+from raycluster.commands.init import init, init_text, own_name
 from raycluster.errors import UsageError
 from raycluster.spec.given import parse_host
 
@@ -122,6 +123,24 @@ def test_hosts_gpus_and_names_are_filled_in() -> None:
     assert document["models"] == [{"name": "org/model"}]
     assert document["head"]["gpus"] == 0
     assert document["workers"] == [{"host": "b"}, {"host": "c", "gpus": 8}]
+
+
+def test_each_cluster_gets_a_name_and_an_owner_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ACME\\Jane Doe")
+    clusters = []
+    for file in ("a.toml", "b.toml"):
+        init(["h"], output=tmp_path / file)
+        clusters.append(tomllib.loads((tmp_path / file).read_text())["cluster"])
+    assert all(re.fullmatch("acme-jane-doe-[0-9a-f]{4}", c["name"]) for c in clusters)
+    assert {c["owner"] for c in clusters} == {"ACME\\Jane Doe"}
+    assert clusters[0]["name"] != clusters[1]["name"]
+
+
+@pytest.mark.parametrize("user", ["", "-", "Ü", "x" * 80, "a_b.c"])
+def test_whatever_the_user_is_called_the_cluster_s_name_is_valid(user: str) -> None:
+    assert init_text(["h"], name=own_name(user))
 
 
 @pytest.mark.parametrize(

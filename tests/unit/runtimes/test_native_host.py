@@ -6,6 +6,7 @@ import ast
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,11 +57,10 @@ class Crontab:
         self.program = folder / "bin/crontab"
         self.program.parent.mkdir()
         self.install(CRONTAB)
-        monkeypatch.setenv("TABLE", str(self.table))
         monkeypatch.setenv("PATH", f"{self.program.parent}:{os.environ['PATH']}")
 
     def install(self, script: str) -> None:
-        self.program.write_text(script)
+        self.program.write_text(script.replace("$TABLE", str(self.table)))
         self.program.chmod(0o755)
 
 
@@ -139,11 +139,10 @@ def test_a_crontab_that_cannot_be_used_is_told(crontab: Crontab, tmp_path: Path)
     ],
 )
 def test_a_crontab_that_cannot_be_read_is_left_as_it_is(
-    crontab: Crontab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+    crontab: Crontab, tmp_path: Path, said: str
 ) -> None:
-    monkeypatch.setenv("SAID", said)
     crontab.table.write_bytes(b"@daily mine\n")
-    crontab.install(FAILS)
+    crontab.install(FAILS.replace('"$SAID"', shlex.quote(said)))
     runtime, told = _start(tmp_path / "root")
     assert told[0].startswith("will not start by itself after a reboot or a kill: crontab: ")
     runtime.remove()

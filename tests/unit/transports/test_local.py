@@ -28,7 +28,7 @@ def test_is_a_transport(here: LocalTransport) -> None:
     [
         (("printf", "%s|", "a b", "$(id)", "it's", "\n"), 0, b"a b|$(id)|it's|\n|", b""),
         (("sh", "-c", "echo no >&2; exit 3"), 3, b"", b"no\n"),
-        (("sh", "-c", "kill -9 $$"), -9, b"", b""),
+        (("sh", "-c", "kill -9 $$"), 137, b"", b""),
         (("no-such-program",), 127, b"", b"no-such-program: No such file or directory\n"),
         (("/etc",), 126, b"", b"/etc: Permission denied\n"),
     ],
