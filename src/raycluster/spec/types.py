@@ -117,7 +117,7 @@ def _user(value: str) -> str:
     name, at, place = value.rpartition("@")
     if at and (_address(place) or not name):
         raise ValueError("a user name only; the address goes into `host`")
-    if wrong := wrong_user(value):
+    if wrong := wrong_user(_not_an_option(value)):
         raise ValueError(wrong)
     return value
 
@@ -130,7 +130,7 @@ def _jumps(value: str) -> str:
             raise ValueError("`[user@]host[:port]` is expected, several with commas")
         for part, check in ((user, _user), (match[1], _host)):
             if part or check is _host:
-                check(_not_an_option(part))
+                _not_an_option(check(part))
     return value
 
 
