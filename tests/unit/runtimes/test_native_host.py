@@ -287,7 +287,7 @@ def test_users_that_linger_are_looked_for_by_logind_s_names(
     (tmp_path / file).touch()
     monkeypatch.setattr(native_systemd, "LINGER", str(tmp_path))
     monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name=user))
-    done = subprocess.CompletedProcess((), 0)
+    done: subprocess.CompletedProcess[bytes] = subprocess.CompletedProcess((), 0)
     monkeypatch.setattr(native_systemd, "_systemctl", lambda *_: done)
     assert native_systemd.lingers()
 
