@@ -41,8 +41,15 @@ WantedBy=default.target
 
 def lingers() -> bool:
     """Tell whether the user's manager answers, and goes on when nobody is logged in."""
-    name = pwd.getpwuid(os.geteuid()).pw_name
+    name = _escaped(pwd.getpwuid(os.geteuid()).pw_name)
     return Path(LINGER, name).exists() and not _systemctl("show-environment").returncode
+
+
+def _escaped(name: str) -> str:
+    """Return a user's name as logind names the file about them: `ACME\\jane` with two of these."""
+    plain = range(0x20, 0x7F)
+    letters = (chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(name))
+    return "".join(f"\\{letter}" if letter in "\\\"'" else letter for letter in letters)
 
 
 def add_unit(at: Place, role: str) -> None:
