@@ -44,7 +44,7 @@ def check_folders(spec: ClusterSpec, fleet: Fleet, names: Collection[str]) -> No
                 f"its folder {spec_folder(spec, name)} is that of {other} too, and each needs one "
                 "of its own",
                 where=name,
-                hint="where the home folder is on the network, set `folder` in [runtime] to a place "
+                hint="where the home folder is on the network, set `folder` in [runtime] to one "
                 "on a disk of each host's own",
             )
 
