@@ -8,7 +8,7 @@ Connection      the transport: refusals per channel, fast ciphers, no timer thre
 """
 
 # The stubs leave the private names out.
-# mypy: disable-error-code="attr-defined,misc,arg-type"
+# mypy: disable-error-code="attr-defined,misc,arg-type,override"
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import paramiko
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -51,9 +51,6 @@ from paramiko.common import (
 from paramiko.packet import Packetizer
 
 from raycluster.transports.ssh_socket import WatchedSocket, Wire
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 HOLDS_FOR = "5.1"
 _PACKET = 32768 - 64
@@ -338,7 +335,7 @@ class _Packetizer(Packetizer):
         if self._chacha_in:
             self._chacha_in.number = lambda: self.__sequence_number_in
 
-    def write_all(self, out: ReadableBuffer) -> None:
+    def write_all(self, out: bytes) -> None:
         """Write a packet, whose length paramiko leaves readable."""
         engine = self._chacha_out
         super().write_all(engine.length + memoryview(out)[4:] if engine else out)
