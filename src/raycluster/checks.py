@@ -14,6 +14,7 @@ from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Facts, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
+from raycluster.folders import check_folders
 from raycluster.forecast.downloads import in_gb
 from raycluster.observe import facts_of, machine
 from raycluster.plan import (
@@ -76,7 +77,16 @@ def check_hosts(
             findings += seen
     whole = _whole(spec, fleet, addresses)
     findings += _images(spec, fleet, addresses, login)
+    findings += _folders(spec, fleet, addresses)
     return (*findings, *(whole or _gpus(spec, facts)))
+
+
+def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    try:
+        check_folders(spec, fleet, addresses)
+    except RayclusterError as error:
+        return [Finding(error.where, "folder", False, error.what, error.hint)]
+    return []
 
 
 def _look(

@@ -434,7 +434,7 @@ def command_line(options: SshOptions, pinned: str = "") -> tuple[str, ...]:
         "-o",
         "ForwardAgent=no",
         "-o",
-        f"ConnectTimeout={max(1, round(options.connect_timeout))}",
+        f"ConnectTimeout={max(1, round(_patience(options)))}",
     ]
     if options.config_file != DEFAULT_CONFIG:
         argv += ["-F", options.config_file or "none"]
@@ -447,6 +447,13 @@ def command_line(options: SshOptions, pinned: str = "") -> tuple[str, ...]:
         argv += ["-p", str(options.port)]
     argv += _jump_arguments(options)
     return (*argv, options.host)
+
+
+def _patience(options: SshOptions) -> float:
+    """Return the seconds that `open_ssh` gives the host for its first sign."""
+    from raycluster.transports.ssh_target import resolve
+
+    return resolve(options.host, options).patience
 
 
 def _known_arguments(options: SshOptions) -> list[str]:

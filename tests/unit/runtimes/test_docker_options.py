@@ -114,6 +114,11 @@ def test_why_the_daemon_is_out_of_reach(facts: set[str], what: str, hint: str) -
     assert hint in step
 
 
+def test_a_user_of_a_domain_is_quoted_for_the_shell() -> None:
+    step = _explain(r"ACME\jane doe", {"client", "socket"}, "/var/run/docker.sock")[1]
+    assert r"`sudo usermod -aG docker 'ACME\jane doe'`" in step
+
+
 @pytest.mark.parametrize(
     ("said", "error", "what"),
     [
