@@ -10,6 +10,7 @@
     │   ├── AuthError                   the host refused the user or the key
     │   ├── BeyondLibraryError          both of these: what the system's `ssh` may do, ours not
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── ForwardRefusedError         sshd forbids the connection that goes through it
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -101,6 +102,10 @@ class BeyondLibraryError(UnreachableError, AuthError):
 
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
+
+
+class ForwardRefusedError(HostError):
+    """The SSH server forbids to open connections through it."""
 
 
 class AnswerError(HostError):
