@@ -11,11 +11,12 @@ from raycluster.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet
-from raycluster.contracts import Facts, Process, RegistryLogin, Secret
+from raycluster.contracts import Facts, Outlook, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
 from raycluster.folders import check_folders
-from raycluster.forecast.downloads import in_gb
+from raycluster.forecast.downloads import in_gb, is_missing
+from raycluster.needs import Tried, at_boot, reaches, tried
 from raycluster.observe import facts_of, machine
 from raycluster.plan import (
     Start,
@@ -95,6 +96,7 @@ def _look(
     host = connected.host
     usable = _runtime(connected)
     yield usable
+    yield from (_finding(host, found) for found in tried(spec, connected))
     running = _running(connected)
     starts = [
         Start(host.name, process, "", replaces=process.role in running)
@@ -205,7 +207,13 @@ def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]
     node = next((s.process for s in starts if s.process.role in RAY_ROLES), None)
     if node is None:
         return
-    seen = connected.runtime.outlook(node, ())
+    try:
+        seen = connected.runtime.outlook(node, ())
+    except HostError as error:
+        yield Finding(name, "environment", False, error.what, error.hint)
+        return
+    if boot := at_boot(seen):
+        yield _finding(connected.host, boot)
     if seen.there:
         yield Finding(name, "environment", True, f"is in {seen.folder}")
     if seen.there or not seen.download_bytes or not seen.stored_bytes:
@@ -236,29 +244,22 @@ def _clock(host: ResolvedHost, facts: Facts) -> Finding:
 def _neighbours(
     spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
 ) -> Iterator[Finding]:
-    """Try from this host to reach the others: a refusal shows a way as well as an answer."""
+    """Try from this host to reach the others."""
     for other in spec.hosts:
         if other.name == connected.host.name or other.name not in addresses:
             continue
-        address = addresses[other.name]
-        argv = ("timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{spec.ports.gcs}")
         try:
-            done = connected.transport.run(argv)
+            found = reaches(connected, other.name, addresses[other.name], spec.ports.gcs)
         except ConnectionLostError:
             raise
         except HostError as error:
             yield Finding(connected.host.name, "network", False, error.what, error.hint)
-            continue
-        open_way = done.exit_code == 0 or b"refused" in done.stderr
-        yield Finding(
-            connected.host.name,
-            "network",
-            open_way,
-            f"reaches {other.name} at {address}"
-            if open_way
-            else f"does not reach {other.name} at {address}",
-            f"open the cluster's ports between the hosts, or set {other.name}'s private_address",
-        )
+        else:
+            yield _finding(connected.host, found)
+
+
+def _finding(host: ResolvedHost, found: Tried) -> Finding:
+    return Finding(host.name, found.subject, not found.failed, found.text, found.hint)
 
 
 def _images(
@@ -272,16 +273,26 @@ def _images(
             if not (process.role == host.role and host.runtime.archive):
                 outlook = connected.runtime.outlook(process, ())
                 found += [outlook.image] if outlook.image and not outlook.there else []
+                if outlook.absent and spec.distribution.images != "peer":
+                    absent.setdefault(host.name, []).append(outlook)
         return found
 
+    absent: dict[str, list[Outlook]] = {}
     looked = fleet.each(addresses, lacking)
     wanted = {n: images for n, images in looked.items() if not isinstance(images, RayclusterError)}
     every = sorted({image for images in wanted.values() for image in images})
     answers = {image: ask_for(image, login) for image in every}
     return [
-        _image(host, image, answers[image])
-        for host, images in wanted.items()
-        for image in dict.fromkeys(images)
+        *(
+            _image(host, image, answers[image])
+            for host, images in wanted.items()
+            for image in dict.fromkeys(images)
+        ),
+        *(
+            Finding(host, "image", False, *words)
+            for host, seen in absent.items()
+            for words in dict.fromkeys(is_missing(each.what, each.absent) for each in seen)
+        ),
     ]
 
 

@@ -333,6 +333,8 @@ class Outlook:
     download_bytes: int | None = None
     stored_bytes: int | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    absent: str = ""
+    boot: str = ""
 
 
 Files = Mapping[str, bytes]

@@ -132,6 +132,8 @@ def _host(
     }
     added = _added(connected, outlook) if starts_anew else ()
     others = [connected.runtime.outlook(p, ()) for p in starts if p.role not in RAY_ROLES]
+    brought = host.runtime.archive or work.spec.distribution.images == "peer"
+    outlook = replace(outlook, absent="") if brought else outlook
     looks = (*([outlook] if outlook.there or starts_anew else []), *others)
     return HostSeen(facts, placed, (*(_base(connected, seen) for seen in looks), *added))
 
@@ -186,6 +188,7 @@ def _base(connected: Connected, seen: Outlook) -> Base:
         disk,
         seen.download_bytes,
         seen.stored_bytes,
+        seen.absent,
     )
 
 

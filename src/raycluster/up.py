@@ -20,6 +20,7 @@ from raycluster.forecast.whole import Forecast, at_rest, refuse
 from raycluster.guard import take_away
 from raycluster.leave import recognise
 from raycluster.lock import holding
+from raycluster.needs import refuse_unfit
 from raycluster.observe import machine, observe
 from raycluster.plan import (
     APP,
@@ -116,6 +117,7 @@ def _up(
     actions = plan_nodes(spec, state, wiring(work, state), only)
     starts = any(isinstance(action, Start) for action in actions)
     check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
+    refuse_unfit(work, actions)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
     unclean: tuple[RayclusterError, ...] = ()

@@ -184,6 +184,7 @@ class DockerRuntime:
             image="" if self._pull == "never" else process.image,
             held_bytes=size,
             places=places,
+            absent='pull = "never"' if self._pull == "never" and held is None else "",
         )
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
