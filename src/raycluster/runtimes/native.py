@@ -93,6 +93,10 @@ class NativeRuntime:
             )
         return versions
 
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: what a native host needs, its facts and its environment tell."""
+        return ()
+
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
         """Return whether the environment is there; the process sees the host's own paths."""
         facts = self._remote.ask("where", boot=self._start_on_boot)
