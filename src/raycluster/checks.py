@@ -14,7 +14,9 @@ from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Facts, Outlook, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
+from raycluster.folders import check_folders
 from raycluster.forecast.downloads import LOAD, in_gb, missing_image
+from raycluster.needs import Tried, at_boot, reaches, tried
 from raycluster.observe import facts_of, machine
 from raycluster.plan import (
     Start,
@@ -76,7 +78,16 @@ def check_hosts(
             findings += seen
     whole = _whole(spec, fleet, addresses)
     findings += _images(spec, fleet, addresses, login)
+    findings += _folders(spec, fleet, addresses)
     return (*findings, *(whole or _gpus(spec, facts)))
+
+
+def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    try:
+        check_folders(spec, fleet, addresses)
+    except RayclusterError as error:
+        return [Finding(error.where, "folder", False, error.what, error.hint)]
+    return []
 
 
 def _look(
@@ -86,6 +97,7 @@ def _look(
     processes = _processes(spec, host, addresses)
     usable = _runtime(connected, processes)
     yield usable
+    yield from (_finding(host, found) for found in tried(spec, connected))
     running = _running(connected)
     starts = [
         Start(host.name, process, "", replaces=process.role in running) for process in processes
@@ -196,7 +208,13 @@ def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]
     node = next((s.process for s in starts if s.process.role in RAY_ROLES), None)
     if node is None:
         return
-    seen = connected.runtime.outlook(node, ())
+    try:
+        seen = connected.runtime.outlook(node, ())
+    except HostError as error:
+        yield Finding(name, "environment", False, error.what, error.hint)
+        return
+    if boot := at_boot(seen):
+        yield _finding(connected.host, boot)
     if seen.there:
         yield Finding(name, "environment", True, f"is in {seen.folder}")
     if seen.there or not seen.download_bytes or not seen.stored_bytes:
@@ -227,29 +245,22 @@ def _clock(host: ResolvedHost, facts: Facts) -> Finding:
 def _neighbours(
     spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
 ) -> Iterator[Finding]:
-    """Try from this host to reach the others: a refusal shows a way as well as an answer."""
+    """Try from this host to reach the others."""
     for other in spec.hosts:
         if other.name == connected.host.name or other.name not in addresses:
             continue
-        address = addresses[other.name]
-        argv = ("timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{spec.ports.gcs}")
         try:
-            done = connected.transport.run(argv)
+            found = reaches(connected, other.name, addresses[other.name], spec.ports.gcs)
         except ConnectionLostError:
             raise
         except HostError as error:
             yield Finding(connected.host.name, "network", False, error.what, error.hint)
-            continue
-        open_way = done.exit_code == 0 or b"refused" in done.stderr
-        yield Finding(
-            connected.host.name,
-            "network",
-            open_way,
-            f"reaches {other.name} at {address}"
-            if open_way
-            else f"does not reach {other.name} at {address}",
-            f"open the cluster's ports between the hosts, or set {other.name}'s private_address",
-        )
+        else:
+            yield _finding(connected.host, found)
+
+
+def _finding(host: ResolvedHost, found: Tried) -> Finding:
+    return Finding(host.name, found.subject, not found.failed, found.text, found.hint)
 
 
 def _images(

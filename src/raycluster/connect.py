@@ -85,6 +85,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         lock=lock,
         version=options.python_version or PYTHON,
         start_on_boot=options.start_on_boot is not False,
+        root=f"{host.folder}/{cluster}" if options.folder else "",
         owner=host.owner,
     )
 

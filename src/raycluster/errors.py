@@ -8,7 +8,9 @@
     │   │   └── NotRunError             a login that runs something else than our commands
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
+    │   ├── BeyondLibraryError          both of these: what the system's `ssh` may do, ours not
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── ForwardRefusedError         sshd forbids the connection that goes through it
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -94,8 +96,16 @@ class AuthError(HostError):
     """The host refused every way to log in."""
 
 
+class BeyondLibraryError(UnreachableError, AuthError):
+    """The SSH library cannot do what the host or the ssh config wants; OpenSSH's `ssh` may."""
+
+
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
+
+
+class ForwardRefusedError(HostError):
+    """The SSH server forbids to open connections through it."""
 
 
 class AnswerError(HostError):

@@ -36,13 +36,16 @@ _GONE, _LATE = 3, 4
 _NOW = r"""
 read -r now _ </proc/uptime; now=${now%.*}; read -r boot </proc/sys/kernel/random/boot_id
 """
+TMP_IS_SAFE = r"""[ -n "$(find /tmp/ -maxdepth 0 \( -user 0 -o -user "$(id -u)" \) \
+    \( -perm -1000 -o ! -perm -0002 ! -perm -0020 \))" ]"""
+"""A shell's condition: nobody else can rename what is in /tmp."""
 # A whole folder is renamed into place: a claim without its beat is never seen.
 _CLAIM = (
     _NOW
-    + r"""
+    + f"""
 umask 022
-if [ -z "$(find /tmp/ -maxdepth 0 \( -user 0 -o -user "$(id -u)" \) \
-    \( -perm -1000 -o ! -perm -0002 ! -perm -0020 \))" ]; then
+if ! {TMP_IS_SAFE}; then"""
+    + r"""
   echo "others may rename what is in /tmp" >&2; exit 1
 fi
 mkdir "$1.new" || exit 1

@@ -14,11 +14,13 @@ from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted
 from raycluster.environments import make_environments
 from raycluster.errors import HostError, NewerRecordError, PortInUseError, RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.folders import check_folders
 from raycluster.forecast.fits import Problem
 from raycluster.forecast.whole import Forecast, at_rest, refuse
 from raycluster.guard import take_away
 from raycluster.leave import recognise
 from raycluster.lock import holding
+from raycluster.needs import refuse_unfit
 from raycluster.observe import machine, observe
 from raycluster.plan import (
     APP,
@@ -116,6 +118,8 @@ def _up(
     _tell(listen, (*doubts, *stranded(spec, state)))
     actions = plan_nodes(spec, state, wiring(work, state), only)
     starts = any(isinstance(action, Start) for action in actions)
+    check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
+    refuse_unfit(work, actions)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
     unclean: tuple[RayclusterError, ...] = ()
@@ -190,6 +194,7 @@ def preview(
     state = _seen(spec, fleet, only)
     work = Work(spec, fleet, state.token or _new_token(), secrets, lambda _: None)
     actions = plan_nodes(spec, state, wiring(work, state), only)
+    check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
     change = plan_deploy(work, state) if only.app else None
     if change:
         actions = (*actions, change)

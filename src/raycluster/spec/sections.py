@@ -24,6 +24,7 @@ from raycluster.spec.types import (
     DockerSocket,
     EngineArgs,
     EnvName,
+    Folder,
     Function,
     GpuCount,
     HostKey,
@@ -208,6 +209,12 @@ class Runtime(Part):
         description="Native: of the environment that uv makes; default: that of the other hosts' "
         "image, where it is known, else 3.11.",
         examples=["3.12"],
+    )
+    folder: Folder | None = Field(
+        default=None,
+        description="Native: the folder that gets `.raycluster/CLUSTER`; default: the home folder, "
+        "which hosts must not share. A running cluster's stays.",
+        examples=["/scratch/me"],
     )
     start_on_boot: bool | None = Field(
         default=None,
