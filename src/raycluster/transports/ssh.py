@@ -341,7 +341,7 @@ class SshTransport:
             )
 
     def _lost(self, doing: str) -> ConnectionLostError:
-        silent = self._link.connection.watched.fell_silent
+        silent = self._link.connection.fell_silent
         return ConnectionLostError(
             f"the SSH connection {'fell silent' if silent else 'broke'} during {doing}",
             where=self._name,

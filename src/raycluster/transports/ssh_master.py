@@ -1,0 +1,197 @@
+"""The system's `ssh` as a master connection, which ends, with its folder, however we end."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from raycluster.errors import AuthError, HostError, HostKeyError, UnreachableError
+
+LOGIN_SECONDS = 60.0
+_POLL = 0.005
+_SAID_BYTES = 65536
+_SAID_LINES = 3
+
+OPTIONS = {
+    "ControlMaster": "yes",
+    "ControlPersist": "no",
+    "ServerAliveInterval": "5",
+    "ServerAliveCountMax": "4",
+    # the user's own configuration may hold any of these for this host
+    "ClearAllForwardings": "yes",
+    "ForkAfterAuthentication": "no",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "GatewayPorts": "no",
+    "LogLevel": "ERROR",
+    "PermitLocalCommand": "no",
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
+    "SessionType": "default",
+    "StdinNull": "no",
+    "Tunnel": "no",
+}
+SILENT = {"BatchMode": "yes"}
+
+# Ends ssh, and removes its folder, when our end of the pipe closes, however we ended: by itself,
+# ssh would wait for the last forwarded connection. Standard output is left to ssh alone, so that
+# its end shows there.
+_KEEPER = """
+folder=$1; shift
+exec 3<&0
+"$@" <&3 & ssh=$!
+exec >/dev/null
+read -r _
+kill $ssh 2>/dev/null
+wait $ssh
+rm -rf -- "$folder"
+"""
+
+
+def available(command: Sequence[str]) -> bool:
+    """Tell whether this machine has the program that the command line names."""
+    return bool(command) and shutil.which(command[0]) is not None
+
+
+class Master:
+    """A context manager around one `ssh`; `command` has the destination as its last word.
+
+    `session` is the command that ssh runs there, nothing without it. `options` come before those
+    of OPTIONS, `environment` is added to ours. ssh has no terminal: it cannot ask there.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        host: str,
+        *,
+        session: str = "",
+        options: Mapping[str, str] = SILENT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = tuple(command)
+        self._host = host
+        self._session = session
+        self._options = {**OPTIONS, **options}
+        self._environment = environment or {"SSH_ASKPASS_REQUIRE": "never"}
+        self._resources = ExitStack()
+        self.folder = Path()
+        """Ours alone, with a path that is short enough for sockets."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            # a Unix socket's path has at most about 100 characters: not below a long TMPDIR
+            folder = tempfile.TemporaryDirectory(
+                prefix="rct-", dir=_short_folder(), ignore_cleanup_errors=True
+            )
+            self.folder = Path(stack.enter_context(folder))
+            self._child = self._start(stack)
+            self._resources = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End ssh and remove the folder. May be called twice."""
+        self._resources.close()
+
+    @property
+    def control(self) -> Path:
+        """The socket at which ssh takes orders once it has logged in."""
+        return self.folder / "ctl"
+
+    def await_login(self, asking: Callable[[], bool] = lambda: False) -> None:
+        """Return once ssh takes orders; no time counts while `asking`. Raises HostError."""
+        left, since = LOGIN_SECONDS, time.monotonic()
+        while not self.control.exists():
+            if self.output(_POLL) == b"":
+                raise self.refusal()
+            now = time.monotonic()
+            left -= 0.0 if asking() else now - since
+            since = now
+            if left < 0:
+                raise self.too_late()
+
+    def output(self, seconds: float) -> bytes | None:
+        """Return what ssh wrote, b"" when it has ended, None when there is nothing yet."""
+        assert self._child.stdout is not None  # noqa: S101 - asked for in _start
+        ready, _, _ = select.select([self._child.stdout], [], [], seconds)
+        return self._child.stdout.read(4096) if ready else None
+
+    def said(self) -> str:
+        """Return the last lines of ssh's own words."""
+        # not by its name: when ssh ends, the keeper's read may end too, and the folder is gone
+        said = os.pread(self._errors.fileno(), _SAID_BYTES, 0)
+        lines = said.decode("utf-8", "replace").splitlines()
+        return "; ".join(line.strip() for line in lines[-_SAID_LINES:] if line.strip())
+
+    def refusal(self) -> HostError:
+        """Return the error for an ssh that ended before it was logged in."""
+        return refusal(self.said(), self._host)
+
+    def too_late(self) -> HostError:
+        """Return the error for an ssh that is neither logged in nor at its end."""
+        return UnreachableError(
+            f"ssh did not log in within {LOGIN_SECONDS:.0f} s", where=self._host
+        )
+
+    def _start(self, stack: ExitStack) -> subprocess.Popen[bytes]:
+        options = [f"-o{name}={value}" for name, value in self._options.items()]
+        program, *rest = self._command
+        what = (*rest, self._session) if self._session else ("-N", *rest)
+        ssh = (program, *options, f"-oControlPath={self.control}", *what)
+        self._errors = stack.enter_context((self.folder / "errors").open("w+b"))
+        child = subprocess.Popen(
+            ("sh", "-c", _KEEPER, "raycluster-ssh", str(self.folder), *ssh),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+            env={**os.environ, **self._environment},  # holds for jump hosts as well
+            start_new_session=True,  # Ctrl-C is for us; we then end ssh
+        )
+        stack.callback(_end, child)
+        return child
+
+
+def refusal(said: str, host: str) -> HostError:
+    """Return the error for what ssh wrote when it could not log in."""
+    if "host key" in said.lower():
+        return HostKeyError(
+            said, where=host, hint="compare the key's fingerprint with the host's own"
+        )
+    if "permission denied" in said.lower() or "too many authentication" in said.lower():
+        return AuthError(said, where=host, hint="add the key to the agent, or name it in the spec")
+    return UnreachableError(
+        said or "ssh ended without a word", where=host, hint="try `raycluster ssh`"
+    )
+
+
+def _short_folder() -> str | None:
+    return "/tmp" if len(tempfile.gettempdir()) > 60 and Path("/tmp").is_dir() else None  # noqa: S108
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+    try:
+        child.wait(5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
