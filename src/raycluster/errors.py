@@ -8,6 +8,7 @@
     │   │   └── NotRunError             a login that runs something else than our commands
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
+    │   ├── BeyondLibraryError          both of these: what the system's `ssh` may do, ours not
     │   ├── ConnectionLostError         the connection broke while in use
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
@@ -92,6 +93,10 @@ class HostKeyError(HostError):
 
 class AuthError(HostError):
     """The host refused every way to log in."""
+
+
+class BeyondLibraryError(UnreachableError, AuthError):
+    """The SSH library cannot do what the host or the ssh config wants; OpenSSH's `ssh` may."""
 
 
 class ConnectionLostError(HostError):

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from raycluster.errors import (
     AuthError,
+    BeyondLibraryError,
     ConnectionLostError,
     HostError,
     HostKeyError,
@@ -26,6 +28,7 @@ from raycluster.errors import (
     UnreachableError,
 )
 from raycluster.transports.ssh import SshOptions, SshTransport, command_line, open_ssh, pinned_key
+from tests.contract.ssh_agent import FakeAgent, HeldKey, TokenKey, fake_agent
 from tests.contract.sshd import SSHD, Sshd, free_port, make_key, slow_line, wait_for
 
 if SSHD is None:
@@ -273,6 +276,221 @@ class TestLogin:
         config.write_text("".join(f"IdentityFile {key}\n" for key in keys))
         options = server.options(identity_file=None, config_file=str(config))
         assert "IdentitiesOnly" in failing(AuthError, options).hint
+
+
+class Person:
+    """Somebody at the terminal: what was asked of them, and what they were told."""
+
+    def __init__(self, answer: str = "") -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+        self.told: list[str] = []
+
+    def __call__(self, prompt: str) -> str:
+        self.asked.append(prompt)
+        return self.answer
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
+
+
+class TestKeysThatNeedSomebody:
+    @pytest.fixture(autouse=True)
+    def _home(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / ".ssh").mkdir()
+
+    @contextlib.contextmanager
+    def agent(self, monkeypatch: pytest.MonkeyPatch, *keys: HeldKey) -> Iterator[FakeAgent]:
+        with fake_agent(Path(os.environ["HOME"]) / "agent", *keys) as agent:
+            monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+            yield agent
+
+    @pytest.fixture
+    def client(self, sshd: Sshd) -> paramiko.PKey:
+        return paramiko.Ed25519Key.from_private_key_file(str(sshd.folder / "client"))
+
+    def test_keys_that_the_host_does_not_take_are_not_used(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = start()
+        good = paramiko.Ed25519Key.from_private_key_file(str(server.folder / "client"))
+        others = [HeldKey(TokenKey().blob, f"token-{n}") for n in range(3)]
+        with self.agent(monkeypatch, *others, HeldKey(good.asbytes(), "good", good)) as agent:
+            assert works(server.options(identity_file=None))
+        assert agent.asked == ["good"]
+
+    @pytest.mark.parametrize("hangs", [False, True])
+    def test_a_key_that_does_not_sign_is_skipped(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, hangs: bool
+    ) -> None:
+        monkeypatch.setattr("raycluster.transports.ssh_login._SIGN_SECONDS", 0.5)
+        monkeypatch.setattr("raycluster.transports.ssh_login._QUIET_SECONDS", 0.1)
+        server = start("MaxAuthTries 1")
+        good = paramiko.Ed25519Key.from_private_key_file(str(server.folder / "client"))
+        token, other = TokenKey(), paramiko.ECDSAKey.generate()
+        authorized = server.folder / "authorized_keys"
+        authorized.write_text(
+            f"{authorized.read_text()}{token.public}{other.get_name()} {other.get_base64()}\n"
+        )
+        first = HeldKey(token.blob, "token", hangs=hangs)
+        keys = (first, HeldKey(other.asbytes(), "denied"), HeldKey(good.asbytes(), "good", good))
+        person = Person()
+        with self.agent(monkeypatch, *keys) as agent:
+            assert works(server.options(identity_file=None), ask=person)
+            assert agent.asked == ["token", "denied", "good"]
+            assert "touch the security key" in person.told[0]
+            assert "key token" in person.told[0]
+            agent.keys.pop()
+            error = failing(AuthError, server.options(identity_file=None), ask=person)
+        why = "gave no signature within 0.5 s" if hangs else "would not sign"
+        assert "agent key token (the " in error.what
+        assert why in error.what
+        assert "ssh-add -X" in error.hint
+
+    def test_an_agent_that_never_answers_is_named(
+        self, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raycluster.transports.ssh_login._AGENT_SECONDS", 0.2)
+        path = Path(os.environ["HOME"]) / "mute"
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as mute:
+            mute.bind(str(path))
+            mute.listen()
+            assert works(sshd.options())
+            error = failing(AuthError, sshd.options(identity_file=None))
+        assert f"agent {path} (no answer within 0.2 s)" in error.what
+
+    def test_a_security_key_of_an_agent_works(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server, token = start(), TokenKey()
+        (server.folder / "authorized_keys").write_text(token.public)
+        with self.agent(monkeypatch, HeldKey(token.blob, "token", token)):
+            assert works(server.options(identity_file=None))
+
+    def test_the_file_of_a_security_key_is_for_ssh_alone(self, start: Start) -> None:
+        server, token = start(), TokenKey()
+        path = Path(os.environ["HOME"]) / ".ssh" / "id_ed25519_sk"  # of the default ones
+        path.write_text(token.file())
+        path.chmod(0o600)
+        options = server.options(identity_file=None)
+        assert f"tried key {path}" in failing(AuthError, options).what
+        (server.folder / "authorized_keys").write_text(token.public)
+        error = failing(BeyondLibraryError, options)
+        assert "answers OpenSSH alone" in error.what
+        assert f"ssh-add {path}" in error.hint
+
+    def test_a_passphrase_is_asked_for_keys_that_the_host_takes(self, start: Start) -> None:
+        server, person = start(), Person("open sesame")
+        for name in ("id_rsa", "id_ed25519"):
+            make_key(Path(os.environ["HOME"]) / ".ssh" / name, name[3:], "open sesame")
+        good = Path(os.environ["HOME"]) / ".ssh" / "id_ed25519"
+        shutil.copy(f"{good}.pub", server.folder / "authorized_keys")
+        assert works(server.options(identity_file=None), ask=person)
+        assert person.asked == [f"Passphrase for {good}: "]
+        person.answer = ""
+        error = failing(AuthError, server.options(identity_file=None), ask=person)
+        assert f"key {good} (encrypted)" in error.what
+        assert f"ssh-add {good}" in error.hint
+
+    @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+    def test_certificates_with_the_keys_of_an_agent(
+        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        authority, key = make_key(tmp_path / "authority"), make_key(tmp_path / "key", kind)
+        server = start(f"TrustedUserCAKeys {authority}.pub")
+        (server.folder / "authorized_keys").write_text("")
+        sign = ("ssh-keygen", "-q", "-s", str(authority), "-I", "me", "-n")
+        subprocess.run((*sign, server.options().user or "", f"{key}.pub"), check=True)
+        path = str(tmp_path / "agent")
+        child = subprocess.Popen(("ssh-agent", "-D", "-a", path), stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: Path(path).exists(), "the agent listens")
+            monkeypatch.setenv("SSH_AUTH_SOCK", path)
+            subprocess.run(("ssh-add", "-q", str(key)), check=True)  # the certificate as well
+            options = server.options(identity_file=None)
+            assert works(options)
+            certificate = Path(f"{key}-cert.pub").rename(tmp_path / "elsewhere")
+            subprocess.run(("ssh-add", "-q", "-D"), check=True)
+            subprocess.run(("ssh-add", "-q", str(key)), check=True)
+            assert "agent key" in failing(AuthError, options).what
+            config = tmp_path / "config"
+            config.write_text(f"CertificateFile {certificate}\n")
+            assert works(server.options(identity_file=None, config_file=str(config)))
+            assert works(server.options(identity_file=str(key), config_file=str(config)))
+        finally:
+            child.terminate()
+            child.wait()
+
+    @pytest.mark.parametrize("algorithm", ["rsa-sha2-256", "rsa-sha2-512", "ssh-rsa"])
+    def test_rsa_keys(
+        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+    ) -> None:
+        server = start(f"PubkeyAcceptedAlgorithms {algorithm}")
+        key = make_key(tmp_path / "key", "rsa")
+        shutil.copy(f"{key}.pub", server.folder / "authorized_keys")
+        private = paramiko.RSAKey.from_private_key_file(str(key))
+        with self.agent(monkeypatch, HeldKey(private.asbytes(), "held", private)):
+            for options in (server.options(identity_file=str(key)), server.options()):
+                if algorithm == "ssh-rsa":
+                    error = failing(AuthError, options)
+                    assert "which the host takes with SHA-1 alone" in error.what
+                    assert "PubkeyAcceptedAlgorithms" in error.hint
+                else:
+                    assert works(options)
+
+    def test_two_keys_where_the_host_wants_two(self, start: Start, tmp_path: Path) -> None:
+        server = start("AuthenticationMethods publickey,publickey")
+        second = make_key(tmp_path / ".ssh" / "id_ed25519")
+        options = server.options(identity_file=None, config_file=str(tmp_path / "config"))
+        (tmp_path / "config").write_text(
+            f"IdentityFile {server.folder}/client\nIdentityFile {second}\n"
+        )
+        assert "asks for one more" in failing(AuthError, options).what
+        with (server.folder / "authorized_keys").open("a") as file:
+            file.write(Path(f"{second}.pub").read_text())
+        assert works(options)
+
+
+class TestAlgorithms:
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            "Ciphers chacha20-poly1305@openssh.com\nMACs umac-128-etm@openssh.com",
+            "Ciphers chacha20-poly1305@openssh.com\nRekeyLimit 100K",
+            "Ciphers aes256-gcm@openssh.com\nMACs umac-64@openssh.com",
+            "KexAlgorithms curve25519-sha256",
+        ],
+    )
+    def test_in_common(self, start: Start, extra: str) -> None:
+        with opened(start(extra).options()) as transport:
+            content = os.urandom(1_000_000)
+            assert transport.run(("cat",), input=content).stdout == content
+            for size in range(20):
+                assert transport.run(("echo", "x" * size)).text == "x" * size
+
+    @pytest.mark.parametrize(
+        ("extra", "kind", "offers", "line"),
+        [
+            ("Ciphers 3des-cbc", "cipher", "3des-cbc", "Ciphers +aes256-gcm@openssh.com"),
+            ("Ciphers aes128-ctr\nMACs umac-64@openssh.com", "MAC", "umac-64@openssh.com",
+             "MACs +hmac-sha2-256-etm@openssh.com"),
+            ("KexAlgorithms sntrup761x25519-sha512@openssh.com", "key exchange",
+             "sntrup761x25519-sha512@openssh.com", "KexAlgorithms +curve25519-sha256"),
+            ("HostKeyAlgorithms ssh-rsa", "host key algorithm", "ssh-rsa",
+             "HostKeyAlgorithms +ssh-ed25519"),
+        ],
+    )  # fmt: skip
+    def test_nothing_in_common(
+        self, start: Start, extra: str, kind: str, offers: str, line: str
+    ) -> None:
+        server = start(extra, host_keys=("rsa",) if "HostKey" in extra else ("ed25519",))
+        for pin in (None, server.fingerprint(server.host_keys[0])):
+            error = failing(BeyondLibraryError, server.options(host_key=pin))
+            assert f"no {kind} in common: it offers {offers}; the library has" in error.what
+            assert f"`{line}`" in error.hint
 
 
 class TestReaching:
