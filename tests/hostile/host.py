@@ -66,7 +66,8 @@ def question(kind: str, asked: Sequence[str]) -> str:
     if kind == "connect" and len(asked) > 1:
         head, _, body = bytes_of(asked[1]).partition(b"\r\n\r\n")
         first = head.split(b"\r\n")[0]
-        if first.endswith(b"/start HTTP/1.1"):  # of a command that was told before, by its id
+        if first.endswith(b"/start HTTP/1.1") or first.startswith(b"PUT "):
+            # A command that was told before, by its id; an archive, which holds random keys.
             return f"connect {asked[0]} {first.decode()}"
         words = _CHANGING.sub(b"#", first + b" " + body[:2000] + body[2000:][-300:])
         return f"connect {asked[0]} {words.decode('latin-1')}"
