@@ -23,7 +23,7 @@ EXPORTS = {
     "LD_PRELOAD": "/nowhere.so",
     "VLLM_USE_V1": "0",
     "HF_HOME": "/nowhere",
-    "CUDA_VISIBLE_DEVICES": "",
+    "CUDA_VISIBLE_DEVICES": "7",
     "LANG": "de_DE.UTF-8",
     "LC_ALL": "de_DE.UTF-8",
 }

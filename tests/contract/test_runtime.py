@@ -16,6 +16,7 @@ import pytest
 from raycluster.contracts import ROOT, Found, Process, Runtime, Versions
 from raycluster.errors import CommandError, HostError
 from tests.contract.conftest import Kind
+from tests.contract.odd_hosts import EXPORTS
 
 KINDS = ("docker", "native", "odd_native")
 
@@ -123,6 +124,17 @@ def test_root_stands_for_the_cluster_folder_in_argv_and_env(kind: Kind, runtime:
     first, second = runtime.inside("head").run(see).text.splitlines()
     assert first.startswith("/")
     assert second == f"{first}/x"
+
+
+def test_processes_find_none_of_what_a_login_exports(kind: Kind, runtime: Runtime) -> None:
+    script = 'env -0 >"$RAYCLUSTER_ROOT/found"; ' + LOOP
+    begin(runtime, loop(kind, script=script, RAYCLUSTER_ROOT=ROOT))
+    see = ("sh", "-c", 'cat "$RAYCLUSTER_ROOT/found"')
+    wait_for(lambda: "RAYCLUSTER_ROOT" in runtime.inside("head").run(see).text)
+    found = dict(
+        each.split("=", 1) for each in runtime.inside("head").run(see).text.split("\0")[:-1]
+    )
+    assert {name for name in EXPORTS if found.get(name) == EXPORTS[name]} == set()
 
 
 LISTENS = """import os, socket, time
