@@ -236,6 +236,14 @@ def verify(target: Target, key: HostKey, address: str = "") -> None:
         _record(target, key)
 
 
+def refuse_revoked_pin(target: Target) -> None:
+    """Refuse a pin that a known_hosts file of the target revokes. Raises HostKeyError."""
+    for name in dict.fromkeys((target.known_as, target.portless)):
+        for entry in known_hosts(target, name).revoked:
+            if entry.key.fingerprint == (target.options.host_key or "").rstrip("="):
+                raise _revoked(target, entry.key, f"{entry.file}:{entry.line}")
+
+
 def _refuse_changed(target: Target, key: HostKey, known: KnownHosts) -> bool:
     """Tell whether there are lines that say the key; raises where there are only others."""
     if known.trusted and all(entry.key != key for entry in known.trusted):

@@ -91,7 +91,7 @@ class Master:
         with ExitStack() as stack:
             # a Unix socket's path has at most about 100 characters: not below a long TMPDIR
             folder = tempfile.TemporaryDirectory(
-                prefix="rct-", dir=_short_folder(), ignore_cleanup_errors=True
+                prefix="rct-", dir=short_folder(), ignore_cleanup_errors=True
             )
             self.folder = Path(stack.enter_context(folder))
             self._child = self._start(stack)
@@ -136,9 +136,7 @@ class Master:
     def said(self) -> str:
         """Return the last lines of ssh's own words."""
         # not by its name: when ssh ends, the keeper's read may end too, and the folder is gone
-        said = os.pread(self._errors.fileno(), _SAID_BYTES, 0)
-        lines = said.decode("utf-8", "replace").splitlines()
-        return "; ".join(line.strip() for line in lines[-_SAID_LINES:] if line.strip())
+        return last_lines(os.pread(self._errors.fileno(), _SAID_BYTES, 0))
 
     def refusal(self) -> HostError:
         """Return the error for an ssh that ended before it was logged in."""
@@ -169,6 +167,12 @@ class Master:
         return child
 
 
+def last_lines(said: bytes) -> str:
+    """Return the last of what a program wrote, in one line."""
+    lines = said.decode("utf-8", "replace").splitlines()
+    return "; ".join(line.strip() for line in lines[-_SAID_LINES:] if line.strip())
+
+
 def refusal(said: str, host: str) -> HostError:
     """Return the error for what ssh wrote when it could not log in."""
     if "host key" in said.lower():
@@ -182,7 +186,8 @@ def refusal(said: str, host: str) -> HostError:
     )
 
 
-def _short_folder() -> str | None:
+def short_folder() -> str | None:
+    """Return where a temporary folder may be whose path is short enough for sockets."""
     return "/tmp" if len(tempfile.gettempdir()) > 60 and Path("/tmp").is_dir() else None  # noqa: S108
 
 

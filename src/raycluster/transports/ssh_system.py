@@ -6,21 +6,19 @@ proxy mode (PROTOCOL.mux in OpenSSH's source): what follows are the channels of 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from raycluster.contracts import Ask, Tell
-from raycluster.errors import AuthError, HostError, HostKeyError, UnreachableError
+from raycluster.errors import HostError, HostKeyError, UnreachableError
 from raycluster.transports.ssh import SshTransport, command_line
 from raycluster.transports.ssh_askpass import Askpass
 from raycluster.transports.ssh_connect import Pulse, ip_address
-from raycluster.transports.ssh_hostkeys import known_hosts
-from raycluster.transports.ssh_master import SILENT, Master
+from raycluster.transports.ssh_hostkeys import refuse_revoked_pin
+from raycluster.transports.ssh_login import Ask
+from raycluster.transports.ssh_master import SILENT, Master, last_lines, refusal
 from raycluster.transports.ssh_options import SshOptions, check_options
 from raycluster.transports.ssh_paramiko import Multiplexed
 from raycluster.transports.ssh_target import resolve
@@ -29,8 +27,10 @@ _HELLO, _VERSION, _PROXY, _IS_PROXY = 1, 4, 0x1000000F, 0x8000000F
 _LONGEST_ANSWER = 4096
 _ORDER_SECONDS = 10.0
 _CONFIG_SECONDS = 30.0
-_KINDS = ("", "ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
-_PINNABLE = (*_KINDS, "ssh-rsa")
+_KINDS = (
+    *("", "ssh-ed25519"),  # first what ssh and the host choose
+    *("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,60 +52,56 @@ def open_system(
     options: SshOptions,
     *,
     ask: Ask | None = None,
-    tell: Tell = lambda _: None,
     pulse: float = 5.0,
     silence: float = 20.0,
 ) -> SshTransport:
-    """Connect as `open_ssh` does, with the system's ssh.
+    """Connect as `open_ssh` does, with the system's ssh, which is given its prompts by `ask`.
 
-    `ask` is given the prompts for a passphrase or PIN, `tell` the request to touch a key.
     Raises UnreachableError, HostKeyError, AuthError, SpecError or UsageError.
     """
     check_options(name, options)
-    _refuse_revoked_pin(name, options)
+    if options.host_key:
+        refuse_revoked_pin(resolve(name, options))
     address = _address(name, options)
-    beat = Pulse(pulse, silence)
     first: HostKeyError | None = None
-    for kind in _PINNABLE if options.host_key else _KINDS[:1]:
+    for kind in _KINDS if options.host_key else _KINDS[:1]:
         try:
-            with contextlib.ExitStack() as stack:
-                master = _logged_in(name, command_line(options, kind), ask, tell, beat, stack)
-                connection = Multiplexed(_proxied(name, master), lambda: _is_silent(master))
-                stack.pop_all()
+            link = _linked(name, command_line(options, kind), address, ask, Pulse(pulse, silence))
         except HostKeyError as error:
-            first = first or _explained(error, options)
+            first = first or error
         else:
-            return SshTransport(name, SystemLink(connection, master, address))
-    raise first or AssertionError("there is a first kind")
+            return SshTransport(name, link)
+    assert first is not None  # noqa: S101 - there is a first kind
+    if options.host_key is None:
+        raise first
+    raise HostKeyError(
+        f"its host key is not the one that the spec pins, {options.host_key} ({first.what})",
+        where=name,
+        hint="if the host was reinstalled, correct host_key; if not, somebody is in between",
+    ) from first
 
 
-def _logged_in(
-    name: str,
-    command: tuple[str, ...],
-    ask: Ask | None,
-    tell: Tell,
-    pulse: Pulse,
-    stack: contextlib.ExitStack,
-) -> Master:
+def _linked(
+    name: str, command: tuple[str, ...], address: str, ask: Ask | None, pulse: Pulse
+) -> SystemLink:
     interval = max(1, round(pulse.interval))
     settings = {
         "ServerAliveInterval": f"{interval}",
-        "ServerAliveCountMax": f"{max(1, round(pulse.silence / interval))}",
+        "ServerAliveCountMax": f"{max(1, round(pulse.silence / interval) - 1)}",
     }
-    askpass = None if ask is None else stack.enter_context(Askpass(ask, tell))
-    settings |= SILENT if askpass is None else askpass.OPTIONS
-    environment = None if askpass is None else askpass.environment
-    try:
-        master = Master(command, name, options=settings, environment=environment)
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as login:
+        askpass = None if ask is None else login.enter_context(Askpass(ask))
+        master = Master(
+            command,
+            name,
+            options={**settings, **(SILENT if askpass is None else askpass.OPTIONS)},
+            environment=None if askpass is None else askpass.environment,
+        )
         stack.enter_context(master)
-    except FileNotFoundError as error:
-        raise UnreachableError(
-            "no `ssh` on this machine", where=name, hint="install the OpenSSH client"
-        ) from error
-    master.await_login(lambda: askpass is not None and askpass.asking)
-    if askpass is not None:
-        askpass.close()
-    return master
+        master.await_login(lambda: askpass is not None and askpass.asking)
+        connection = Multiplexed(_proxied(name, master), lambda: _is_silent(master))
+        stack.pop_all()
+    return SystemLink(connection, master, address)
 
 
 def _proxied(name: str, master: Master) -> socket.socket:
@@ -157,3 +153,32 @@ def _exactly(wire: socket.socket, size: int) -> bytes:
 def _is_silent(master: Master) -> bool:
     """Tell whether ssh ended for want of a sign of life: only then it does so without a word."""
     return not master.said()
+
+
+def _address(name: str, options: SshOptions) -> str:
+    """Return what the host's name, as ssh's config has it, means here."""
+    program, *rest = command_line(options)
+    try:
+        done = subprocess.run(
+            (program, "-G", *rest),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CONFIG_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UnreachableError(
+            "no `ssh` on this machine", where=name, hint="install the OpenSSH client"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(
+            "ssh does not come to an end with its config",
+            where=name,
+            hint="look at `Match exec` in the ssh config",
+        ) from error
+    if done.returncode:
+        raise refusal(last_lines(done.stderr), name)
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        if line.startswith("hostname "):
+            return ip_address(line.partition(" ")[2])
+    return ip_address(options.host)
