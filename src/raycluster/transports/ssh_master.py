@@ -36,23 +36,21 @@ OPTIONS = {
     "PermitLocalCommand": "no",
     "RemoteCommand": "none",
     "RequestTTY": "no",
-    "SessionType": "default",
     "StdinNull": "no",
     "Tunnel": "no",
 }
 SILENT = {"BatchMode": "yes"}
 
-# Ends ssh, and removes its folder, when our end of the pipe closes, however we ended: by itself,
-# ssh would wait for the last forwarded connection. Standard output is left to ssh alone, so that
-# its end shows there.
+# Ends ssh when our end of the pipe closes, however we ended, and removes its folder: by itself, ssh
+# would wait for the last forwarded connection. Ends with ssh, and leaves standard output to it.
 _KEEPER = """
 folder=$1; shift
 exec 3<&0
 "$@" <&3 & ssh=$!
 exec >/dev/null
-read -r _
-kill $ssh 2>/dev/null
+{ read -r _; kill $ssh; } <&3 2>/dev/null & watch=$!
 wait $ssh
+kill $watch
 rm -rf -- "$folder"
 """
 
@@ -81,7 +79,7 @@ class Master:
         self._command = tuple(command)
         self._host = host
         self._session = session
-        self._options = {**OPTIONS, **options}
+        self._options = {**OPTIONS, **options, "SessionType": "default" if session else "none"}
         self._environment = environment or {"SSH_ASKPASS_REQUIRE": "never"}
         self._resources = ExitStack()
         self.folder = Path()
@@ -119,8 +117,9 @@ class Master:
         """Return once ssh takes orders; no time counts while `asking`. Raises HostError."""
         left, since = LOGIN_SECONDS, time.monotonic()
         while not self.control.exists():
-            if self.output(_POLL) == b"":
+            if self._child.poll() is not None:
                 raise self.refusal()
+            time.sleep(_POLL)
             now = time.monotonic()
             left -= 0.0 if asking() else now - since
             since = now
@@ -135,7 +134,7 @@ class Master:
 
     def said(self) -> str:
         """Return the last lines of ssh's own words."""
-        # not by its name: when ssh ends, the keeper's read may end too, and the folder is gone
+        # not by its name: when ssh ends, the keeper removes the folder
         return last_lines(os.pread(self._errors.fileno(), _SAID_BYTES, 0))
 
     def refusal(self) -> HostError:
@@ -151,8 +150,8 @@ class Master:
     def _start(self, stack: ExitStack) -> subprocess.Popen[bytes]:
         options = [f"-o{name}={value}" for name, value in self._options.items()]
         program, *rest = self._command
-        what = (*rest, self._session) if self._session else ("-N", *rest)
-        ssh = (program, *options, f"-oControlPath={self.control}", *what)
+        words = (self._session,) if self._session else ()
+        ssh = (program, *options, f"-oControlPath={self.control}", *rest, *words)
         self._errors = stack.enter_context((self.folder / "errors").open("w+b"))
         child = subprocess.Popen(
             ("sh", "-c", _KEEPER, "raycluster-ssh", str(self.folder), *ssh),
