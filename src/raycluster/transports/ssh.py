@@ -474,7 +474,7 @@ def _pinned(fingerprint: str) -> dict[str, str]:
     """
     if not FINGERPRINT.fullmatch(fingerprint):
         raise ValueError(fingerprint)
-    judge = f"test %f = {fingerprint.rstrip('=')} && echo {_PINNED} %t %K"
+    judge = f"test %f = {fingerprint.rstrip('=')} && echo {_PINNED} %t %K || :"
     return {
         "StrictHostKeyChecking": "yes",
         "HostKeyAlias": _PINNED,

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,8 +18,11 @@ from raycluster.errors import AuthError, HostError, HostKeyError, UnreachableErr
 
 LOGIN_SECONDS = 60.0
 _POLL = 0.005
+_END_SECONDS = 2.0
 _SAID_BYTES = 65536
+_MOST_SAID = 1 << 20
 _SAID_LINES = 3
+_SAID_CHARACTERS = 1000
 
 OPTIONS = {
     "ControlMaster": "yes",
@@ -32,7 +35,7 @@ OPTIONS = {
     "ForwardAgent": "no",
     "ForwardX11": "no",
     "GatewayPorts": "no",
-    "LogLevel": "ERROR",
+    "LogLevel": "INFO",  # a failed negotiation says nothing to ERROR
     "PermitLocalCommand": "no",
     "RemoteCommand": "none",
     "RequestTTY": "no",
@@ -119,6 +122,12 @@ class Master:
         while not self.control.exists():
             if self._child.poll() is not None:
                 raise self.refusal()
+            if os.fstat(self._errors.fileno()).st_size > _MOST_SAID:
+                raise UnreachableError(
+                    f"says more than {_MOST_SAID >> 20} MiB before the login",
+                    where=self._host,
+                    hint="look at Banner in its sshd_config, and at who answers there",
+                )
             time.sleep(_POLL)
             now = time.monotonic()
             left -= 0.0 if asking() else now - since
@@ -135,7 +144,15 @@ class Master:
     def said(self) -> str:
         """Return the last lines of ssh's own words."""
         # not by its name: when ssh ends, the keeper removes the folder
-        return last_lines(os.pread(self._errors.fileno(), _SAID_BYTES, 0))
+        errors = self._errors.fileno()
+        start = max(0, os.fstat(errors).st_size - _SAID_BYTES)
+        return last_lines(os.pread(errors, _SAID_BYTES, start))
+
+    def fell_silent(self) -> bool:
+        """Tell whether ssh ended for want of a sign of life."""
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(_END_SECONDS)
+        return not self._errors.closed and "not responding" in self.said()
 
     def refusal(self) -> HostError:
         """Return the error for an ssh that ended before it was logged in."""
@@ -167,9 +184,10 @@ class Master:
 
 
 def last_lines(said: bytes) -> str:
-    """Return the last of what a program wrote, in one line."""
-    lines = said.decode("utf-8", "replace").splitlines()
-    return "; ".join(line.strip() for line in lines[-_SAID_LINES:] if line.strip())
+    """Return the last of what ssh wrote, in one line, but for its warnings (`** WARNING: ...`)."""
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
+    told = [line for line in lines if line and not line.startswith("** ")]
+    return "; ".join(told[-_SAID_LINES:])[-_SAID_CHARACTERS:]
 
 
 def refusal(said: str, host: str) -> HostError:

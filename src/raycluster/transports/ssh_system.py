@@ -16,10 +16,10 @@ from raycluster.errors import HostError, HostKeyError, UnreachableError
 from raycluster.transports.ssh import SshTransport, command_line
 from raycluster.transports.ssh_askpass import Askpass
 from raycluster.transports.ssh_connect import Pulse, ip_address
-from raycluster.transports.ssh_hostkeys import refuse_revoked_pin
+from raycluster.transports.ssh_hostkeys import checked
 from raycluster.transports.ssh_login import Ask
 from raycluster.transports.ssh_master import SILENT, Master, last_lines, refusal
-from raycluster.transports.ssh_options import SshOptions, check_options
+from raycluster.transports.ssh_options import SshOptions
 from raycluster.transports.ssh_paramiko import Multiplexed
 from raycluster.transports.ssh_target import resolve
 
@@ -59,9 +59,7 @@ def open_system(
 
     Raises UnreachableError, HostKeyError, AuthError, SpecError or UsageError.
     """
-    check_options(name, options)
-    if options.host_key:
-        refuse_revoked_pin(resolve(name, options))
+    options = checked(resolve(name, options))
     address = _address(name, options)
     first: HostKeyError | None = None
     for kind in _KINDS if options.host_key else _KINDS[:1]:
@@ -99,7 +97,7 @@ def _linked(
         )
         stack.enter_context(master)
         master.await_login(lambda: askpass is not None and askpass.asking)
-        connection = Multiplexed(_proxied(name, master), lambda: _is_silent(master))
+        connection = Multiplexed(_proxied(name, master), master.fell_silent)
         stack.pop_all()
     return SystemLink(connection, master, address)
 
@@ -148,11 +146,6 @@ def _exactly(wire: socket.socket, size: int) -> bytes:
     if len(data) < size:
         raise EOFError
     return data
-
-
-def _is_silent(master: Master) -> bool:
-    """Tell whether ssh ended for want of a sign of life: only then it does so without a word."""
-    return not master.said()
 
 
 def _address(name: str, options: SshOptions) -> str:

@@ -40,6 +40,7 @@ class SystemForwarder:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self._master)
+            self._master.await_login()
             self._await_session()
             for forward in self._forwards:
                 self._order(forward)
