@@ -19,7 +19,7 @@ from raycluster.guard import guard
 from raycluster.images import bring_images
 from raycluster.leave import leave, make_way
 from raycluster.members import Former
-from raycluster.observe import observe, push_live, read_facts, read_gpus, read_listening
+from raycluster.observe import facts_of, observe, push_live, read_gpus, read_listening
 from raycluster.payload import code_files, secret_files
 from raycluster.plan import (
     EVERYTHING,
@@ -39,7 +39,7 @@ from raycluster.plan import (
     stranded_hosts,
 )
 from raycluster.poll import wait_for
-from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER
+from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER, within
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
 from raycluster.state import ClusterState
@@ -71,7 +71,9 @@ def apply_nodes(
     moved = [f for f in moved_hosts(work.spec, state) if f.name in gone]
     places = {f.host.place for f in moved if f.host}
     freed = {h.name for h in work.spec.hosts if h.place in places} | {r.host for r in removes}
-    versions = _prepare(work, state, starts, freed)
+    facts = _facts(work, starts)
+    versions = _prepare(work, state, starts, freed, facts)
+    starts = [_here(work, start, facts[start.host]) for start in starts]
     guard(work, [a for a in actions if isinstance(a, Guard)])
     _take_off(work, [r for r in removes if r.role])
     make_way(work, moved)
@@ -108,12 +110,28 @@ Prepared = Mapping[tuple[str, str], Versions]
 """Host and role -> what is in the image or environment of the process."""
 
 
+def _facts(work: Work, starts: list[Start]) -> dict[str, Facts]:
+    """Return what the hosts offer on which something is to be started."""
+    return all_or_raise(work.fleet.each(dict.fromkeys(s.host for s in starts), facts_of))
+
+
+def _here(work: Work, start: Start, facts: Facts) -> Start:
+    """Return a start with what the host at hand makes of the process."""
+    if start.process.role not in RAY_ROLES:
+        return start
+    host = work.fleet[start.host].host
+    return replace(start, process=within(start.process, host, facts.limits))
+
+
 def _prepare(
-    work: Work, state: ClusterState, starts: list[Start], freed: Collection[str]
+    work: Work,
+    state: ClusterState,
+    starts: list[Start],
+    freed: Collection[str],
+    facts: Mapping[str, Facts],
 ) -> Prepared:
     """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
     hosts = list(dict.fromkeys(s.host for s in starts))
-    facts = all_or_raise(work.fleet.each(hosts, lambda c: read_facts(c.transport)))
     nodes = [s.host for s in starts if s.process.role in RAY_ROLES]
     all_or_raise({n: _gpus_answer(work.fleet[n].host, facts[n]) for n in nodes})
     if facts.keys() == {h.name for h in work.spec.hosts}:

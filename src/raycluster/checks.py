@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from raycluster.accelerators.choice import chosen, lack
+from raycluster.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Facts, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
+from raycluster.folders import check_folders
 from raycluster.forecast.downloads import in_gb
-from raycluster.observe import machine, read_facts
+from raycluster.observe import facts_of, machine
 from raycluster.plan import (
     Start,
     check_addresses,
@@ -29,11 +30,13 @@ from raycluster.plan import (
 from raycluster.registry_api import Answer, ask_for
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
+from raycluster.sizing.memory import in_gib
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.survey import disk_of
 
 CLOCK_S = 5.0
 DISK_BYTES = 20 << 30
+_SHARED = " of the host's memory"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def check_hosts(
     facts: dict[str, Facts] = {}
 
     def look(connected: Connected) -> tuple[Finding, ...]:
-        facts[connected.host.name] = read_facts(connected.transport)
+        facts[connected.host.name] = facts_of(connected)
         return tuple(_look(spec, connected, facts[connected.host.name], addresses))
 
     looked = fleet.each(addresses, look)
@@ -74,7 +77,16 @@ def check_hosts(
             findings += seen
     whole = _whole(spec, fleet, addresses)
     findings += _images(spec, fleet, addresses, login)
+    findings += _folders(spec, fleet, addresses)
     return (*findings, *(whole or _gpus(spec, facts)))
+
+
+def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    try:
+        check_folders(spec, fleet, addresses)
+    except RayclusterError as error:
+        return [Finding(error.where, "folder", False, error.what, error.hint)]
+    return []
 
 
 def _look(
@@ -128,10 +140,18 @@ def _fits(host: ResolvedHost, facts: Facts, starts: list[Start]) -> Finding:
             check_facts(host, start, facts)
     except HostError as error:
         return Finding(host.name, "resources", False, error.what, error.hint)
-    memory = facts.memory_bytes / 2**30
-    return Finding(
-        host.name, "resources", True, f"{facts.cpus} CPU, {memory:.0f} GiB, ports are free"
-    )
+    return Finding(host.name, "resources", True, f"{_offers(facts)}, ports are free")
+
+
+def _offers(facts: Facts) -> str:
+    """Return a host's processors and memory, beside the machine's where it has but a part."""
+    cpus, memory, seen = f"{facts.cpus} CPU", in_gib(facts.memory_bytes), facts.limits
+    if seen and seen.of_cpus:
+        cpus = f"{seen.cpus:g} of {seen.machine_cpus} CPU"
+    if seen and seen.of_memory:
+        memory += f" of {in_gib(seen.machine_bytes)}"
+    limited = seen is not None and (seen.of_cpus or seen.of_memory)
+    return f"{cpus}, {memory}" + (" (control groups limit it)" if limited else "")
 
 
 def _gpus_of(connected: Connected, facts: Facts, starts: list[Start], *, usable: bool) -> Finding:
@@ -145,17 +165,21 @@ def _gpus_of(connected: Connected, facts: Facts, starts: list[Start], *, usable:
             connected.runtime.outlook(starts[0].process, ())
     except HostError as error:
         return Finding(host.name, "GPUs", False, error.what, error.hint)
-    return Finding(host.name, "GPUs", True, _told(chosen(host.gpus, facts.gpus)))
+    told, doubt = _told(chosen(host.gpus, facts.gpus)), facts.gpus.unseen
+    if doubt:
+        hint = "; ".join(filter(None, [doubt.hint, WITHOUT]))
+        return Finding(host.name, "GPUs", True, f"{told}; {doubt.what}; {hint}", hint)
+    return Finding(host.name, "GPUs", True, told)
 
 
 def _told(devices: Sequence[Device]) -> str:
     """Return the devices in words, those that are alike together."""
     if not devices:
         return "none: models run on CPUs"
-    kinds = Counter((d.name, d.memory_total_bytes) for d in devices)
+    kinds = Counter((d.name, d.memory_total_bytes, d.shares) for d in devices)
     each = [
-        f"{count} x {name}" + (f" ({size / 2**30:.0f} GiB)" if size else "")
-        for (name, size), count in kinds.items()
+        f"{count} x {name}" + (f" ({size / 2**30:.0f} GiB{_SHARED * shares})" if size else "")
+        for (name, size, shares), count in kinds.items()
     ]
     driver = f", driver {devices[0].driver}" if devices[0].driver else ""
     return ", ".join(each) + driver
@@ -163,6 +187,9 @@ def _told(devices: Sequence[Device]) -> str:
 
 def _disk(host: ResolvedHost, facts: Facts) -> Finding:
     free = facts.disk_free_bytes
+    if free is None:
+        what = f"could not be looked at: {facts.disk_problem}"
+        return Finding(host.name, "disk", False, what, "see what `df -Pk /` says there")
     return Finding(
         host.name,
         "disk",
@@ -185,12 +212,12 @@ def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]
         return
     disk = disk_of(connected.transport, seen.folder)
     takes = f"{in_gb(seen.download_bytes)} to fetch, {in_gb(seen.stored_bytes)} in {seen.folder}"
-    free = f", {in_gb(disk.free)} are free there" if disk else ""
+    free = f"{in_gb(disk.free)} are free there" if disk else "what is free there could not be read"
     yield Finding(
         name,
         "environment",
-        disk is None or disk.free >= seen.stored_bytes,
-        f"will be made: {takes}{free}",
+        disk is not None and disk.free >= seen.stored_bytes,
+        f"will be made: {takes}, {free}",
         "make room there, or let HOME be on a larger disk",
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 KEPT = (
     *("HOME", "USER", "LOGNAME", "SHELL", "PATH", "TZ", "TMPDIR"),
     *("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
+    "SSH_CONNECTION",  # its port stays open, whatever the firewall's rules close
     *("DBUS_SESSION_BUS_ADDRESS", "LD_LIBRARY_PATH", "CUDA_HOME"),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),

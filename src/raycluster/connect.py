@@ -17,6 +17,7 @@ from raycluster.errors import BeyondLibraryError, HostError, RayclusterError, ra
 from raycluster.fence import Fenced, Lease
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
+from raycluster.untrusted import text_of
 
 if TYPE_CHECKING:
     from raycluster.requirements import Lock
@@ -70,7 +71,9 @@ def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  #
 def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.docker import DockerRuntime
 
-    return DockerRuntime(host.name, cluster, transport, pull=host.runtime.pull or "missing")
+    return DockerRuntime(
+        host.name, cluster, transport, pull=host.runtime.pull or "missing", owner=host.owner
+    )
 
 
 def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
@@ -92,6 +95,8 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         lock=lock,
         version=options.python_version or PYTHON,
         start_on_boot=options.start_on_boot is not False,
+        root=f"{host.folder}/{cluster}" if options.folder else "",
+        owner=host.owner,
     )
 
 
@@ -104,8 +109,10 @@ def _engine(
     """
     from raycluster.requirements import cpu_lock, gpu_lock
 
-    if host.gpus != 0 and has_nvidia(transport.run(("sh", "-c", quick_script())).text):
-        return GPU_REQUIREMENTS, (), gpu_lock()
+    if host.gpus != 0:
+        done = transport.run(("sh", "-c", quick_script()))
+        if has_nvidia(text_of(done, "look for GPUs", host.name)):
+            return GPU_REQUIREMENTS, (), gpu_lock()
     return CPU_REQUIREMENTS, ("--torch-backend", "cpu"), cpu_lock()
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from raycluster.accelerators.values import Accelerators, Choice
+from raycluster.limits import Limits
 
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
 TEMP = "{temp}"
-"""Stands in a Process's env for a folder with a short path, for sockets; gone with the process."""
+"""Stands in a Process's env for the folder in which it works: with a short path, for sockets; gone
+with the process."""
 
 
 class Secret:
@@ -204,6 +206,9 @@ class Process:
     stands in the file `live_id_path` there. `note` is what a person should know when it starts.
     `login` is for the registry of its image, where that asks for one. `program` is what a host
     without Docker must have installed for it, besides the Python environment.
+
+    What the host at hand gives it makes nothing out of date: `limits`, within which it has to stay,
+    and `more`, which follows `argv` there.
     """
 
     role: str
@@ -223,6 +228,8 @@ class Process:
     note: str = ""
     login: RegistryLogin | None = field(default=None, repr=False)
     program: str = ""
+    limits: Limits | None = None
+    more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.files) != bool(self.files_id):
@@ -265,7 +272,10 @@ Health = Literal["running", "restarting", "stopped"]
 
 @dataclass(frozen=True)
 class Found:
-    """One of our processes, as seen on a host; `versions` were probed when it was started."""
+    """One of our processes, as seen on a host; `versions` were probed when it was started.
+
+    `owner` is whose cluster it was started for, "" where that was not noted.
+    """
 
     role: str
     fingerprint: str
@@ -273,6 +283,7 @@ class Found:
     versions: Versions = Versions()
     detail: str = ""
     started: str = ""
+    owner: str = ""
 
 
 PROGRAMS = ("nginx", "prometheus", "grafana")
@@ -283,21 +294,25 @@ PROGRAMS = ("nginx", "prometheus", "grafana")
 class Facts:
     """What a host offers: read when something is to be started there, and by `check`.
 
-    `holders` names who listens on a port. `epoch` is the host's clock. `programs` are those of
-    PROGRAMS that are installed. `machine` is the processor's kind as `uname` names it, `glibc` a
-    version, empty where there is another libc.
+    `cpus` and `memory_bytes` are what processes of ours may take, of which `limits` tells more.
+    `disk_free_bytes` is None where it could not be looked at; `disk_problem` says why. `holders`
+    names who listens on a port. `epoch` is the host's clock. `programs` are those of PROGRAMS that
+    are installed. `machine` is the processor's kind as `uname` names it, `glibc` a version, empty
+    where there is another libc.
     """
 
     gpus: Accelerators = field(default_factory=Accelerators)
     cpus: int = 0
     memory_bytes: int = 0
-    disk_free_bytes: int = 0
+    disk_free_bytes: int | None = 0
+    disk_problem: str = ""
     listening: frozenset[int] = frozenset()
     holders: Mapping[int, str] = field(default_factory=dict)
     epoch: float = 0.0
     programs: frozenset[str] = frozenset()
     machine: str = ""
     glibc: str = ""
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)

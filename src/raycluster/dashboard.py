@@ -22,8 +22,13 @@ from raycluster.errors import HostError, PortInUseError
 from raycluster.serve import peer
 from raycluster.services.ray_node import HEAD
 from raycluster.transports.http import AskError, asking_client
+from raycluster.untrusted import text_of
 
-LISTENING = """awk '$4 == "0A" {n = split($2, a, ":"); print "listen", a[n], $8}' \
+READABLE = """[ -r /proc/net/tcp ] && command -v awk >/dev/null || {
+  echo "who listens cannot be read: it takes awk and /proc/net/tcp" >&2; exit 1; }
+"""
+"""Ends a script that could not tell ports without a listener from ports that it cannot see."""
+LISTENING = f"""{READABLE}awk '$4 == "0A" {{n = split($2, a, ":"); print "listen", a[n], $8}}' \
 /proc/net/tcp /proc/net/tcp6 2>/dev/null
 """
 """Prints each port of the host on which somebody listens, in hexadecimal, and the user's number."""
@@ -81,7 +86,8 @@ def held(connected: Connected, port: int, holder: str) -> PortInUseError:
 
 def holders(transport: Transport, port: int) -> tuple[str, ...]:
     """Return who listens on a port of the host, the own user left out. Raises HostError."""
-    told = by_word(transport.run(("sh", "-c", HOLDERS)).text)
+    done = transport.run(("sh", "-c", HOLDERS))
+    told = by_word(text_of(done, "look who listens", transport.address))
     me = "".join(told.get("me", ()))
     names = who_listens(told)
     return tuple(names[each] for each in sorted(names) if each[0] == port and each[1] != me)

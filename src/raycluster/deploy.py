@@ -15,13 +15,14 @@ from raycluster.dashboard import dashboard
 from raycluster.environments import make_environments
 from raycluster.errors import AppError, HostError, RayclusterError
 from raycluster.events import Event, Listener
-from raycluster.observe import push_files
+from raycluster.observe import push_files, read_limits
 from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
 from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
 from raycluster.poll import wait_for
 from raycluster.ray_api import RayApi
 from raycluster.replicas import report as report_of
 from raycluster.replicas import reports
+from raycluster.room import Memory, limited
 from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, ENGINE_PATH, WAITING_ROUTE
@@ -71,7 +72,16 @@ def plan_deploy(work: Work, state: ClusterState) -> Deploy | None:
     if change is None or not state.apps:
         return change
     with _api(work) as api:
-        return plan_app(wanted, state.apps, state.nodes or (), api.memory())
+        memory = api.memory()
+    return plan_app(wanted, state.apps, state.nodes or (), _limited(work, state, memory))
+
+
+def _limited(work: Work, state: ClusterState, memory: Mapping[str, Memory]) -> Mapping[str, Memory]:
+    """Return the nodes' memory as far as their hosts leave it to them, by node id."""
+    nodes = {h.name: n.node_id for h in work.spec.hosts if (n := state.node(h))}
+    told = work.fleet.each([name for name, node in nodes.items() if node in memory], read_limits)
+    limits = {nodes[n]: seen for n, seen in told.items() if not isinstance(seen, RayclusterError)}
+    return {node: limited(each, limits.get(node)) for node, each in memory.items()}
 
 
 def wanted_app(work: Work, state: ClusterState) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from raycluster.events import Event
 from raycluster.listeners import read_listeners
 from raycluster.plan import Guard
 from raycluster.services.firewall import (
+    REMOVED,
     Around,
     confirm_script,
     exemptions,
@@ -45,7 +46,8 @@ def guard(work: Work, guards: Iterable[Guard]) -> None:
 def take_away(connected: Connected, cluster: str) -> bool:
     """Remove the cluster's rules from a host; return whether there were any. Raises HostError."""
     name = connected.host.name
-    return bool(_run(connected.transport, name, remove_script(cluster)))
+    said = _run(connected.transport, name, remove_script(cluster))
+    return said.rpartition("\n")[2] == REMOVED
 
 
 def _put(work: Work, connected: Connected, rules: str) -> None:

@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 
 from raycluster.contracts import Transport
-from raycluster.errors import CommandError
+from raycluster.untrusted import text_of
 
 MOST = 4 << 20
 """Bytes of an answer that are read."""
-_SCRIPT = """for kind in tcp tcp6 udp udp6; do
+_SCRIPT = """[ -r /proc/net/tcp ] && command -v awk >/dev/null || {
+  echo "it takes awk and /proc/net/tcp" >&2; exit 1; }
+for kind in tcp tcp6 udp udp6; do
   state=0A; case $kind in udp*) state=07;; esac
   awk -v kind=$kind -v state=$state '$4 == state {print kind, $2, $10}' /proc/net/$kind 2>/dev/null
 done; true"""
@@ -30,12 +32,7 @@ class Listener:
 def read_listeners(transport: Transport) -> frozenset[Listener]:
     """Return what listens on the host at more than loopback. Raises HostError."""
     done = transport.run(("sh", "-c", _SCRIPT))
-    if done.exit_code != 0:
-        raise CommandError(
-            "cannot read what listens on the host",
-            where=transport.address,
-            status=done.exit_code,
-        )
+    text_of(done, "read what listens on the host", transport.address)
     return listeners_in(done.stdout)
 
 

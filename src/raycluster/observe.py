@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from raycluster import limits
 from raycluster.accelerators import host as gpus_of_host
-from raycluster.accelerators.values import Accelerators, Trouble, clean
+from raycluster.accelerators.values import Accelerators, Trouble, clean, sharing
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import (
     PROGRAMS,
@@ -31,14 +32,15 @@ from raycluster.errors import (
     RecordError,
     UnreachableError,
 )
+from raycluster.limits import Limits
 from raycluster.members import read_members, read_token
 from raycluster.ray_api import RayApi
-from raycluster.services.firewall import read_script
+from raycluster.services.firewall import RULES_ID, read_script
 from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
-from raycluster.state import ClusterState, HostState
-from raycluster.untrusted import not_understood, number_of
+from raycluster.state import UNREAD, ClusterState, HostState
+from raycluster.untrusted import free_bytes, not_understood, text_of
 
 _READ_RECORDS = (
     f'cd "$RAYCLUSTER_ROOT" && head -c 65 {TOKEN_FILE} && echo && head -c {MOST + 1} {MEMBERS_FILE}'
@@ -47,17 +49,17 @@ _READ_RECORDS = (
 _MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
 
 _READ_FACTS = """
-echo cpus "$(getconf _NPROCESSORS_ONLN)"
+LC_ALL=C; export LC_ALL
 echo machine "$(uname -m)"
 echo glibc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
-awk '/^MemTotal/ {print "memory", $2 * 1024}' /proc/meminfo
-df -Pk / | awk 'NR == 2 {print "disk", $4 * 1024}'
+df -Pk / 2>&1 | sed 's/^/disk /'
 LISTEN
 echo epoch "$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 for program in {programs}; do command -v "$program" >/dev/null && echo program "$program"; done
 true
 """.replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", HOLDERS)
+_OF_MACHINE = ("MemTotal:", "online", "allowed")
 GPUS_S = 75.0
 """Seconds for all questions about GPUs; each of them has its own limit on the host."""
 
@@ -93,7 +95,10 @@ def _see(spec: ClusterSpec, connected: Connected) -> HostState:
     found = connected.runtime.observe()
     told = [f.role for f in found if spec.gateway and f.role == GATEWAY and f.health == "running"]
     live = {role: _live_id(connected, role) for role in told}
-    rules = connected.transport.run(("sh", "-c", read_script(spec.cluster.name))).text.strip()
+    done = connected.transport.run(("sh", "-c", read_script(spec.cluster.name)))
+    rules = done.text.strip()
+    if done.exit_code != 0 or not re.fullmatch(RULES_ID, rules):
+        rules = UNREAD
     return HostState(connected.host.name, connected.address, found, live, rules)
 
 
@@ -155,33 +160,52 @@ def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secre
             return replace(state, head_problem=_taken(spec, fleet) or error)
 
 
-def read_facts(transport: Transport) -> Facts:
-    """Return what the host offers. Raises HostError."""
-    values = _told(transport, _READ_FACTS)
-    numbers = {
-        name: _number(transport, name, values.get(name, ()))
-        for name in ("cpus", "memory", "disk", "epoch")
-    }
+def facts_of(connected: Connected) -> Facts:
+    """Return what the host offers to what its runtime starts there. Raises HostError."""
+    return read_facts(connected.transport, boxed=not connected.host.runs_own_programs)
+
+
+def read_facts(transport: Transport, *, boxed: bool = False) -> Facts:
+    """Return what the host offers, to what a daemon starts where `boxed`. Raises HostError."""
+    values = _told(transport, limits.script(boxed=boxed) + _READ_FACTS)
+    found = limits.read(values)
+    if found is None:
+        told = [f"{word} {line}" for word in _OF_MACHINE for line in values.get(word, ())]
+        raise not_understood("the host (memory and processors)", transport.address, "; ".join(told))
+    disk = values.get("disk", ())
+    free = next((size for line in disk if (size := free_bytes(line)) is not None), None)
+    kind = clean("".join(values.get("machine", ())), 20)
     return Facts(
-        gpus=read_gpus(transport),
-        cpus=int(numbers["cpus"]),
-        memory_bytes=int(numbers["memory"]),
-        disk_free_bytes=int(numbers["disk"]),
+        gpus=sharing(read_gpus(transport), found.memory_bytes, kind),
+        cpus=found.whole_cpus,
+        memory_bytes=found.memory_bytes,
+        disk_free_bytes=free,
+        disk_problem="" if free is not None else clean(" ".join(disk)) or "df says nothing",
         listening=_ports(values),
         holders={port: who for (port, _), who in who_listens(values).items()},
-        epoch=numbers["epoch"],
+        epoch=_clock(transport, values.get("epoch", ())),
         programs=frozenset(PROGRAMS).intersection(values.get("program", ())),
-        machine=clean("".join(values.get("machine", ())), 20),
+        machine=kind,
         glibc=_glibc("".join(values.get("glibc", ()))),
+        limits=found,
     )
 
 
-def _number(transport: Transport, name: str, said: Sequence[str]) -> float:
-    """Return one of the numbers that every host has. Raises AnswerError."""
-    number = number_of(said[0]) if said else None
-    if number is None:
-        raise not_understood(f"the host's shell ({name})", transport.address, "".join(said[:1]))
-    return number
+def read_limits(connected: Connected) -> Limits | None:
+    """Return what processes of ours may take of a host now. Raises HostError."""
+    boxed = not connected.host.runs_own_programs
+    return limits.read(_told(connected.transport, limits.script(boxed=boxed)))
+
+
+def _clock(transport: Transport, said: Sequence[str]) -> float:
+    """Return seconds since the epoch, whole ones where `date` knows no parts. Raises AnswerError.
+
+    That of Busybox prints `%N` as it stands, or nothing for it.
+    """
+    match = re.match(r"[0-9]{1,12}(\.[0-9]{1,9}(?![^\s]))?", said[0].strip()) if said else None
+    if match is None:
+        raise not_understood("the host's `date`", transport.address, "".join(said[:1]))
+    return float(match[0])
 
 
 def _glibc(said: str) -> str:
@@ -208,19 +232,16 @@ def read_gpus(transport: Transport) -> Accelerators:
                 "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot it",
             )
         )
+    if done.exit_code != 0:
+        said = clean(done.stderr.decode("utf-8", "replace")) or f"it ended with {done.exit_code}"
+        return Accelerators(problem=Trouble(f"the host cannot tell its GPUs: {said}"))
     return gpus_of_host.read(done.text)
 
 
 def _told(transport: Transport, script: str) -> dict[str, list[str]]:
     """Return the lines that a script printed, by their first word. Raises HostError."""
     done = transport.run(("sh", "-c", script))
-    if done.exit_code != 0:
-        raise CommandError(
-            f"cannot read the host's facts: {done.stderr.decode(errors='replace').strip()}",
-            where=transport.address,
-            status=done.exit_code,
-        )
-    return gpus_of_host.by_word(done.text)
+    return gpus_of_host.by_word(text_of(done, "read the host's facts", transport.address))
 
 
 def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
@@ -229,7 +250,11 @@ def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
 
 def machine(connected: Connected) -> str:
     """Return what tells this machine from others, whatever they are called. Raises HostError."""
-    return connected.transport.run(("sh", "-c", _MACHINE)).text.strip()
+    done = connected.transport.run(("sh", "-c", _MACHINE))
+    told = text_of(done, "tell the machine from others", connected.host.name).strip()
+    if not re.fullmatch(r"\S{1,100} \S{1,100}", told):
+        raise not_understood("the host's kernel", connected.host.name, told)
+    return told
 
 
 def push_files(shell: Shell, files: Mapping[str, bytes]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Literal
 
 from raycluster.accelerators import choice
-from raycluster.accelerators.values import Device
+from raycluster.accelerators.values import Device, clean
 from raycluster.contracts import Facts, Found, Process, Secret
 from raycluster.errors import DegradedError, HostError, SpecError
 from raycluster.members import Former, former
@@ -25,7 +26,7 @@ from raycluster.services.wiring import Wiring
 from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.gpus import advice, lacking_gpus
-from raycluster.state import App, ClusterState, RayNode
+from raycluster.state import UNREAD, App, ClusterState, RayNode
 
 ATTEMPT = "attempt"
 MOST_ATTEMPTS = 1_000_000
@@ -124,6 +125,7 @@ class Deploy:
         return "app"
 
 
+_WHY_RULES = {"": "the cluster's ports are open", UNREAD: "those that are there cannot be read"}
 Action = Guard | Start | Reload | Remove | Deploy
 
 
@@ -165,7 +167,7 @@ def plan_nodes(
         wanted = desired(spec, host, wiring)
         rules, digits = firewall.wanted(spec, host, wiring)
         if digits != seen.firewall:
-            why = "the cluster's ports are open" if not seen.firewall else "the cluster changed"
+            why = _WHY_RULES.get(seen.firewall, "the cluster changed")
             guards.append(Guard(host.name, rules, why if rules else "not managed any more"))
         for process in wanted:
             found = seen.role(process.role)
@@ -306,6 +308,20 @@ def check_up(spec: ClusterSpec, state: ClusterState) -> None:
             where=spec.hosts[0].name,
             hint="raycluster up",
         )
+
+
+def check_owner(spec: ClusterSpec, state: ClusterState) -> None:
+    """Raise HostError where a cluster of this name is there, and is somebody else's."""
+    for name, host in state.hosts.items():
+        for owner in (f.owner for f in host.found if f.owner and f.owner != spec.owner):
+            raise HostError(
+                f"the cluster {spec.cluster.name} there belongs to {clean(owner, 80)}, and this "
+                f"spec is of {spec.owner or 'nobody'}",
+                where=name,
+                hint="give yours another name, with ports of its own; if both are one cluster, let "
+                f"all who share the spec have `owner = {json.dumps(clean(owner, 80))}` under "
+                "[cluster]",
+            )
 
 
 def check_machines(machines: Mapping[str, str]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from raycluster.dashboard import READABLE
 from raycluster.errors import RayclusterError
 from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_PATH
-from raycluster.untrusted import Told, number_of, read_json
+from raycluster.untrusted import Told, number_of, read_json, text_of
 
 if TYPE_CHECKING:
     import httpx
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from raycluster.connect import Connected
     from raycluster.spec import ClusterSpec
 
-LISTENING = "awk '$4 == \"0A\" {print $2}' /proc/net/tcp /proc/net/tcp6 2>/dev/null; true"
+LISTENING = f"""{READABLE}awk '$4 == "0A" {{print $2}}' /proc/net/tcp /proc/net/tcp6 2>/dev/null
+true"""
 """Prints the addresses on which the host listens, for `listening`."""
 
 
@@ -51,7 +53,8 @@ def reports(spec: ClusterSpec, connected: Connected) -> tuple[Mapping[str, Any],
     from raycluster.transports.http import http_client
 
     ports = http_ports(spec)
-    text = connected.transport.run(("sh", "-c", LISTENING)).text
+    done = connected.transport.run(("sh", "-c", LISTENING))
+    text = text_of(done, "find the replicas", connected.host.name)
     places = {port: base for port, base in listening(text) if port in ports}
     with http_client(connected.transport, spec.ports.metrics, timeout=REPORT_S) as client:
         return tuple(told for base in places.values() if (told := _report(client, base)))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from raycluster.limits import Limits
 from raycluster.state import App, RayNode
 
 
@@ -21,6 +22,19 @@ class Memory:
 
     used: float
     available: float
+
+
+def limited(memory: Memory, limits: Limits | None) -> Memory:
+    """Return a node's memory as far as its host's control groups leave it, of which Ray is unaware.
+
+    Ray tells that of the whole machine, but for limits of a container's own group.
+    """
+    if limits is None or not limits.of_memory:
+        return memory
+    if limits.memory_bytes >= memory.used + memory.available:
+        return memory
+    used = memory.used if limits.used_bytes is None else limits.used_bytes
+    return Memory(used, max(0.0, limits.memory_bytes - used))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from raycluster.errors import RayclusterError, RecordError
 from raycluster.members import Member
 from raycluster.spec import ResolvedHost
 
+UNREAD = "?"
+
 
 @dataclass(frozen=True)
 class HostState:
     """One host: the address it was reached at and our processes there, or why it was not seen.
 
     `live` tells, by role, which live files a process has read that has to be told of new ones;
-    `firewall` tells our rules apart that are in force there, and is empty where there are none.
+    `firewall` tells our rules apart that are in force there, and is empty where there are none; it
+    is UNREAD where there may be some, and the host could not tell.
     """
 
     name: str

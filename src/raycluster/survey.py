@@ -18,7 +18,7 @@ from raycluster.errors import AnswerError, RayclusterError
 from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed, Seen
 from raycluster.forecast.whole import Forecast, forecast, starting_models
 from raycluster.hub_api import read_hub
-from raycluster.observe import read_facts
+from raycluster.observe import facts_of
 from raycluster.plan import Action, Start, check_host_gpus, desired
 from raycluster.registry_api import image_sizes
 from raycluster.serve.settings import ENGINE_PATH
@@ -30,7 +30,7 @@ from raycluster.spec.known_images import RAY_BYTES, lacks_ray
 from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.state import ClusterState
 from raycluster.transports.http import http_client
-from raycluster.untrusted import read_json
+from raycluster.untrusted import free_bytes, read_json, text_of
 from raycluster.work import Work, wiring
 
 HUB = "https://huggingface.co"
@@ -48,7 +48,7 @@ esac
 dir="$p"
 [ -z "$2" ] || dir="$p/snapshots/$(cat "$p/refs/$2" 2>/dev/null || echo "$2")"
 up="$p"; while [ ! -e "$up" ]; do up=$(dirname "$up"); done
-df -Pk "$up" | awk 'NR == 2 {printf "free %.0f\\n", $4 * 1024}'
+df -Pk "$up" 2>&1 | sed 's/^/free /'
 echo "device $(stat -c %d "$up")"
 [ -d "$up" ] && [ ! -x "$up" ] && echo hidden
 if [ -d "$dir" ]; then
@@ -114,7 +114,7 @@ def _host(
     process = next(p for p in desired(work.spec, host, wiring(work, state)) if p.role in RAY_ROLES)
     env = {**process.env, **work.spec.env}
     folders = {w: _folder(w, env) for w in models}
-    facts = read_facts(connected.transport)
+    facts = facts_of(connected)
     if any(p.role in RAY_ROLES for p in starts):
         check_host_gpus(host, facts)
     outlook = connected.runtime.outlook(process, list(folders.values()))
@@ -151,14 +151,13 @@ def _placed(shell: Shell, folder: str, model: Wanted) -> Placed:
         return Placed(hidden=True)
     revision = "" if is_path(model.source) else model.revision
     done = shell.run(("sh", "-c", _LOOK, "look", folder, revision))
-    facts, _, config = done.text.partition("config\n")
+    facts, _, config = text_of(done, f"look at {folder}", "").partition("config\n")
     lines = [line.partition(" ") for line in facts.splitlines()]
-    values = {key: value for key, _, value in lines if key != "file"}
+    values = {key: value for key, _, value in lines if key not in ("file", "free")}
+    free = [value for key, _, value in lines if key == "free"]
     files = [value.partition(" ") for key, _, value in lines if key == "file"]
-    disk = None
-    free = whole(values.get("free"), 18)
-    if free is not None:
-        disk = Disk(free, values.get("device", "")[:100])
+    left = next((size for line in free if (size := free_bytes(line)) is not None), None)
+    disk = None if left is None else Disk(left, values.get("device", "")[:100])
     told = {name.rpartition("/")[2]: whole(size, 18) for size, _, name in files}
     sizes = {name: size for name, size in told.items() if size is not None}
     seen = Files(sizes, _config(config), whole(values.get("indexed"), 18) or 0)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raycluster.accelerators.values import clean
-from raycluster.contracts import Versions
-from raycluster.errors import AnswerError
+from raycluster.contracts import Completed, Versions
+from raycluster.errors import AnswerError, CommandError
 
 ANSWER_BYTES = 32 << 20
 """Bytes of one answer, or of what one command writes, at most."""
@@ -293,3 +293,25 @@ def number_of(word: object, most: float = 1e18) -> float | None:
         return None
     number = float(text)
     return number if number <= most else None
+
+
+def text_of(done: Completed, doing: str, where: str, hint: str = "") -> str:
+    """Return what a command printed; `doing` is what it was for, as "read the host's facts".
+
+    Raises CommandError with its words where it failed: nothing printed is no answer then.
+    """
+    if done.exit_code != 0:
+        said = clean(done.stderr.decode("utf-8", "replace"), 300) or clean(done.text, 300)
+        raise CommandError(
+            f"cannot {doing}: {said or f'the command ended with {done.exit_code}'}",
+            where=where,
+            hint=hint,
+            status=done.exit_code,
+        )
+    return done.text
+
+
+def free_bytes(line: str) -> int | None:
+    """Return what is free by a line of `df -Pk`, whose names may hold spaces; None without it."""
+    sizes = re.search(r" +[0-9]{1,18} +[0-9]{1,18} +(-?[0-9]{1,18}) +(?:[0-9]{1,4}%|-)( |$)", line)
+    return None if sizes is None else max(0, int(sizes[1])) << 10

@@ -14,6 +14,7 @@ from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted
 from raycluster.environments import make_environments
 from raycluster.errors import HostError, NewerRecordError, PortInUseError, RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.folders import check_folders
 from raycluster.forecast.fits import Problem
 from raycluster.forecast.whole import Forecast, at_rest, refuse
 from raycluster.guard import take_away
@@ -28,6 +29,7 @@ from raycluster.plan import (
     Only,
     Start,
     check_machines,
+    check_owner,
     check_up,
     moved_hosts,
     plan_nodes,
@@ -113,6 +115,7 @@ def _up(
     _tell(listen, (*doubts, *stranded(spec, state)))
     actions = plan_nodes(spec, state, wiring(work, state), only)
     starts = any(isinstance(action, Start) for action in actions)
+    check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
     unclean: tuple[RayclusterError, ...] = ()
@@ -187,6 +190,7 @@ def preview(
     state = _seen(spec, fleet, only)
     work = Work(spec, fleet, state.token or _new_token(), secrets, lambda _: None)
     actions = plan_nodes(spec, state, wiring(work, state), only)
+    check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
     change = plan_deploy(work, state) if only.app else None
     if change:
         actions = (*actions, change)
@@ -219,6 +223,7 @@ def _seen(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
     """Observe; raise one error for all hosts that this run needs and cannot see."""
     state = observe(spec, fleet)
     _refuse(spec, only, {name: host.problem for name, host in state.hosts.items()})
+    check_owner(spec, state)
     if isinstance(state.unread, NewerRecordError):  # it is not overwritten
         raise state.unread
     if isinstance(state.head_problem, PortInUseError):
@@ -250,6 +255,7 @@ def down(
 
 def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> tuple[str, ...]:
     state = observe(spec, fleet)
+    check_owner(spec, state)
     former = (*removed_hosts(spec, state), *moved_hosts(spec, state))
     # before anything is cleaned: a host of the spec may be among them by another address
     fleet.check()

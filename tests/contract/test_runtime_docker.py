@@ -20,6 +20,7 @@ from raycluster.errors import (
     ImageError,
     RuntimeUnavailableError,
 )
+from raycluster.limits import Limits
 from raycluster.runtimes.docker import DockerRuntime
 from raycluster.runtimes.docker_image import Pull
 from raycluster.transports.local import LocalTransport
@@ -136,6 +137,22 @@ def test_the_container_is_confined_and_holds_no_secret(
     }
     assert host["ShmSize"] == 64 << 20
     assert seen["Config"]["Labels"]["raycluster.cluster"] == "own"
+
+
+def test_a_limit_of_the_host_is_the_containers_and_starts_nothing_anew(
+    runtime: DockerRuntime,
+) -> None:
+    limits = Limits(1, 256 << 20, 8, 24 << 30)
+    process = replace(HEAD, shm_size="8g", limits=limits, more=("--memory=1", "--num-cpus=1"))
+    start(runtime, process)
+    look = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; df -Pk "
+    done = runtime.inside("head").run(
+        ("sh", "-c", look + "/dev/shm; tr '\\0' ' ' </proc/1/cmdline")
+    )
+    assert done.text.startswith(f"{256 << 20}\n")
+    assert " 262144 " in done.text
+    assert "--memory=1 --num-cpus=1" in done.text
+    assert runtime.observe()[0].fingerprint == replace(HEAD, shm_size="8g").fingerprint
 
 
 def test_the_images_user_runs_the_process_and_owns_its_files(runtime: DockerRuntime) -> None:

@@ -190,6 +190,15 @@ class TestLogin:
         assert "client" in error.what
         assert "publickey" in error.what
 
+    @pytest.mark.parametrize("user", ["ACME\\jane", "jane@corp.example", "jane doe", "box$"])
+    def test_the_name_comes_to_sshd_as_it_is(self, sshd: Sshd, user: str) -> None:
+        options = sshd.options(user=user)
+        assert f"refused user '{user}'" in failing(AuthError, options).what
+        if shutil.which("ssh"):
+            subprocess.run((*command_line(options), "true"), capture_output=True, check=False)
+        log = (sshd.folder / "log").read_text().replace("\\\\", "\\")
+        assert log.count(f"Invalid user {user} from") == (2 if shutil.which("ssh") else 1)
+
     def test_wrong_key(self, sshd: Sshd, tmp_path: Path) -> None:
         key = str(make_key(tmp_path / "stranger"))
         assert f"key {key}" in failing(AuthError, sshd.options(identity_file=key)).what
@@ -591,6 +600,95 @@ class TestReaching:
         config = tmp_path / "config"
         config.write_text(f"Host *\n ProxyCommand {sys.executable} {tmp_path}/nc.py %h %p\n")
         assert works(sshd.options(config_file=str(config)))
+
+
+class TestProxyCommand:
+    CARRY = (
+        "import os, socket, sys, threading, time\n"
+        "peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "print(*sys.argv[3:], flush=True)\n"
+        "def up():\n"
+        "    while data := os.read(0, 65536): peer.sendall(data)\n"
+        "threading.Thread(target=up, daemon=True).start()\n"
+        "time.sleep(float(os.environ.get('LATE', 0)))\n"
+        "while data := peer.recv(65536): os.write(1, data)\n"
+    )
+
+    @pytest.fixture
+    def options(self, sshd: Sshd, tmp_path: Path) -> Callable[..., SshOptions]:
+        """Return a function that returns options with a ProxyCommand."""
+        (tmp_path / "nc.py").write_text(self.CARRY)
+
+        def with_command(command: str, more: str = "", **changes: object) -> SshOptions:
+            config = tmp_path / "config"
+            config.write_text(f"ProxyCommand {command}\n{more}\n")
+            return sshd.options(config_file=str(config), **changes)
+
+        return with_command
+
+    def carrying(self, tmp_path: Path) -> str:
+        return f"{sys.executable} {tmp_path}/nc.py %h %p"
+
+    def test_lines_before_the_server_s_own(
+        self, options: Callable[..., SshOptions], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert works(options(f"{self.carrying(tmp_path)} Welcome; echo noise >&2"))
+        assert works(options(f"bash -c 'echo noise >&2; exec {self.carrying(tmp_path)} 50%% %n'"))
+        assert capfd.readouterr() == ("", "")
+
+    def test_one_that_takes_long_works(
+        self,
+        options: Callable[..., SshOptions],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("LATE", "2.5")
+        late = f"{self.carrying(tmp_path)} Welcome"  # paramiko waits 2 s behind the first line
+        assert works(options(late, connect_timeout=10.0))  # the default: nobody said one
+        error = failing(UnreachableError, options(late, connect_timeout=1.0))
+        assert "let no SSH server through within 1 s" in error.what
+        assert "connect_timeout" in error.hint
+
+    @pytest.mark.parametrize(
+        ("command", "what", "hint"),
+        [
+            ("sh -c 'echo no route >&2; exit 3'", "ended with 3: no route", "run it by hand"),
+            ("/nonexistent/nc %h %p", "ended with 127: ", "there is no such program"),
+            ("sh -c 'kill -9 $$'", "ended by signal 9, and said nothing", "run it by hand"),
+            ("sh -c 'echo HTTP/1.1 403; exit 1'",
+             "printed 'HTTP/1.1 403', which is no SSH server, and ended with 1", "run it by hand"),
+            ("sh -c 'echo waiting >&2; exec sleep 60'",
+             "let no SSH server through within 1 s: waiting", "connect_timeout"),
+            ("sh -c 'yes hello | head -c 300000 >&2; exit 1'", "ended with 1: ", "run it by hand"),
+        ],
+    )  # fmt: skip
+    def test_one_that_fails_is_named(
+        self,
+        options: Callable[..., SshOptions],
+        command: str,
+        what: str,
+        hint: str,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        error = failing(UnreachableError, options(command, connect_timeout=1.0))
+        shown = command.replace("%h %p", f"127.0.0.1 {options(command).port}")
+        assert f"its ProxyCommand `{shown}`" in error.what
+        assert what in error.what
+        assert len(error.what) < 2000
+        assert hint in error.hint
+        assert capfd.readouterr() == ("", "")
+
+    def test_one_of_a_jump_host(self, sshd: Sshd, tmp_path: Path) -> None:
+        config = tmp_path / "config"
+        config.write_text("Host hop\nProxyCommand sh -c 'echo no route >&2; exit 3'\n")
+        options = sshd.options(config_file=str(config), proxy_jump="hop")
+        error = failing(UnreachableError, options)
+        assert error.what.startswith("jump host hop: its ProxyCommand `sh -c")
+        assert "ended with 3: no route" in error.what
+
+    def test_one_that_hands_over_a_descriptor(self, options: Callable[..., SshOptions]) -> None:
+        error = failing(BeyondLibraryError, options("nc -F %h %p", "ProxyUseFdpass yes"))
+        assert "ProxyUseFdpass" in error.what
 
 
 class TestJumps:

@@ -44,11 +44,17 @@ rocm {"card0": {"Card Series": "AMD Instinct MI300X", "Unique ID": "0xdfebd1b1c2
 "VRAM Total Memory (B)": "206141652992"}, "system": {"Driver version": "6.7.0"}}
 """
 LIVE = "pci nvidia\nsmi-code 0\nsmi 0, NVIDIA H100, 97, 70000, 81559, 61, 512.31, 0\n"
-FACTS = """cpus 64
+FACTS = """held 9223372036854771712
+held 68719476736 1073741824 4096
+quota 1600000 100000
+MemTotal: 263921420
+MemAvailable: 203921420
+allowed 0-63
+online 0-63
 machine x86_64
 glibc glibc 2.36
-memory 2.1e+11
-disk 1099511627776
+disk Filesystem 1024-blocks Used Available Capacity Mounted on
+disk /dev/vda1 41152736 9 27981456 23% /
 listen 0016
 epoch 1796000000.123456789
 program nginx

@@ -21,7 +21,7 @@ from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for
 from tests.lab.program import Cli
 from tests.lab.scan import open_ports
-from tests.lab.specs import cluster_toml
+from tests.lab.specs import MODEL, cluster_toml
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -234,6 +234,21 @@ def _on_each(cut: Cut, hosts: Sequence[Host]) -> None:
     raise AssertionError("Serve leaves a host without a replica")
 
 
+ASK = f"""
+import json, urllib.request
+body = json.dumps({{"model": "{MODEL}", "prompt": "one", "max_tokens": 1}}).encode()
+kind = {{"Content-Type": "application/json"}}
+asked = urllib.request.Request("http://127.0.0.1:8000/v1/completions", body, kind)
+print(urllib.request.urlopen(asked, timeout=20).status)
+"""
+
+
+def _asked(host: Host) -> str:
+    """Return the status of a completion that is asked for at a host's own way in."""
+    done = host.run(("python3", "-c", ASK))
+    return done.stdout.strip() or done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -279,12 +294,16 @@ def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
     cut.up()
     assert leaving.traces() == cut.before[leaving.name]
     _on_each(cut, (head, native))
+    assert [_asked(host) for host in (head, native)] == ["200", "200"]
     alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
     assert open_ports(list(alone)) == alone
     for host in (head, native):
         host.check("nft", "delete", "table", "inet", "raycluster_cut")
     found = open_ports([head.address, native.address])
     assert all(len(ports) > 4 for ports in found.values()), found  # what the rules closed
+    head.check("docker", "kill", "raycluster-cut-head")
+    assert [_asked(native) for _ in range(8)] == ["200"] * 8  # a host without Docker is a way in
+    head.check("docker", "start", "raycluster-cut-head")
     cut.spec.write_text(text)
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from raycluster.contracts import Found, Secret, Versions
-from raycluster.errors import SpecError
+from raycluster.errors import HostError, SpecError
 from raycluster.members import member_of
-from raycluster.plan import EVERYTHING, Only, desired, plan_nodes
+from raycluster.plan import EVERYTHING, Only, check_owner, desired, plan_nodes
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
@@ -40,6 +40,46 @@ def running(spec: ClusterSpec) -> ClusterState:
         hosts[host.name] = HostState(host.name, wiring.addresses[host.name], found)
     members = tuple(map(member_of, spec.hosts))
     return ClusterState(hosts, token=TOKEN, members=members)
+
+
+def owned(state: ClusterState, owner: str) -> ClusterState:
+    hosts = {
+        name: replace(host, found=tuple(replace(f, owner=owner) for f in host.found))
+        for name, host in state.hosts.items()
+    }
+    return replace(state, hosts=hosts)
+
+
+def test_a_cluster_of_the_same_name_that_is_somebody_else_s_is_refused() -> None:
+    spec = spec_of("h1", cluster={"name": "q", "owner": "bob"})
+    with pytest.raises(HostError) as caught:
+        check_owner(spec, owned(running(spec), "alice"))
+    assert caught.value.what == "the cluster q there belongs to alice, and this spec is of bob"
+    assert 'owner = "alice"' in caught.value.hint
+
+
+@pytest.mark.parametrize("owner", ["bob", ""])
+def test_a_cluster_of_one_s_own_or_of_before_there_were_owners_is_taken(owner: str) -> None:
+    spec = spec_of("h1", cluster={"name": "q", "owner": "bob"})
+    check_owner(spec, owned(running(spec), owner))
+
+
+def test_who_runs_this_is_the_owner_where_the_spec_names_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOGNAME", "carol")
+    spec = spec_of("h1")
+    with pytest.raises(HostError, match="belongs to alice, and this spec is of carol"):
+        check_owner(spec, owned(running(spec), "alice"))
+    assert {host.owner for host in spec.hosts} == {"carol"}
+
+
+def test_an_owner_s_name_cannot_write_into_the_terminal() -> None:
+    spec = spec_of("h1")
+    with pytest.raises(HostError) as caught:
+        check_owner(spec, owned(running(spec), "a\x1b[2J\nb"))
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in caught.value.what + caught.value.hint
 
 
 def without(state: ClusterState, host: str) -> ClusterState:

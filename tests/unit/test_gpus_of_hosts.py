@@ -14,7 +14,7 @@ import pytest
 from raycluster import connect
 from raycluster.accelerators.values import Accelerators, Device, Trouble
 from raycluster.apply import apply_nodes, check_nodes_gpus
-from raycluster.checks import Finding, check_hosts
+from raycluster.checks import Finding, _gpus_of, check_hosts
 from raycluster.connect import Fleet
 from raycluster.contracts import Facts, Secret
 from raycluster.errors import HostError
@@ -239,3 +239,13 @@ def test_what_a_host_has_to_have(
         check_host_gpus(host, facts)
     assert what in caught.value.what
     assert caught.value.where == "head"
+
+
+def test_check_says_what_may_be_a_gpu_and_is_not_counted(fleet: Fleet) -> None:
+    doubt = Trouble("Windows lends this machine a GPU (/dev/dxg), and nvidia-smi names none", "i")
+    spec = spec_of(python=sys.executable)
+    fleet.reach(spec.hosts, lambda connected: connected.address)
+    found = _gpus_of(fleet["head"], Facts(gpus=Accelerators(unseen=doubt)), [], usable=True)
+    assert found.passed
+    assert found.text.startswith("none: models run on CPUs; Windows lends this machine a GPU")
+    assert "gpus = 0" in found.hint

@@ -19,7 +19,9 @@ SOURCE = Path(__file__).parents[2] / "src"
 # From the bottom up. A module may import what stands on a lower line, and its own family.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
+    ("limits",),
     ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
+    ("usernames",),
     ("decode", "printable", "requirements", "clean_environment"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
@@ -41,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connect",),
     ("dashboard",),
     ("observe", "replicas", "judge", "listeners"),
-    ("work", "health", "inside", "lock", "scrape"),
+    ("work", "health", "inside", "lock", "scrape", "folders"),
     ("exchange",),
     ("logs", "logs.*"),
     ("spool",),
@@ -72,11 +74,11 @@ FAMILIES = (
 )
 # Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
 PURE = (
-    *("requirements", "accelerators", "accelerators.*"),
+    *("requirements", "accelerators", "accelerators.*", "limits"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),
-    "clean_environment",
+    *("usernames", "clean_environment"),
     *("spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),

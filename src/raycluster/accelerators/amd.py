@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raycluster.accelerators.values import Accelerators, Device, clean, whole
+from raycluster.accelerators.values import Accelerators, Device, Trouble, clean, whole
 
 LEAST_BYTES = 2 << 30
 """Graphics of a processor have less memory of their own, and are not meant."""
 
 NODES = r"""
 if [ -e @/dev/kfd ]; then
+  echo kfd-there
   { [ -r @/dev/kfd ] && [ -w @/dev/kfd ]; } || echo "kfd-denied $(id -un)"
   for node in @/sys/class/kfd/kfd/topology/nodes/*; do
     size=$(cat "$node"/mem_banks/*/properties 2>/dev/null |
@@ -78,7 +79,43 @@ def read(told: Mapping[str, Sequence[str]]) -> Accelerators:
         _device(position, node, _card_of(position, node, cards, len(found)))
         for position, node in enumerate(found)
     )
-    return Accelerators(devices, None, "amd" if devices else "", denied)
+    if devices:
+        return Accelerators(devices, None, "amd", denied)
+    problem = _hidden(told)
+    return Accelerators(
+        (), problem, "amd" if problem else "", unseen=None if problem else _unseen(told)
+    )
+
+
+def _hidden(told: Mapping[str, Sequence[str]]) -> Trouble | None:
+    """Return what is wrong where there is a GPU of AMD, by all signs, and none can be counted."""
+    if "kfd" in told:
+        return None  # what it shows is too small to be meant
+    if "amd" in told.get("pci", ()):
+        return Trouble(
+            "an AMD GPU is in the machine, and the kernel's KFD does not show it",
+            "load the driver (`sudo modprobe amdgpu`), or install that of ROCm; a container has to "
+            "be given /dev/kfd and /sys/class/kfd",
+        )
+    if "kfd-there" in told:
+        return Trouble(
+            "/dev/kfd is there, and no GPU in /sys/class/kfd",
+            "see `dmesg | grep -i -e kfd -e amdgpu`; a container has to be given both",
+        )
+    return None
+
+
+def _unseen(told: Mapping[str, Sequence[str]]) -> Trouble | None:
+    """Return what to say of AMD's graphics that are not counted as GPUs for models."""
+    if "kfd-there" in told:
+        what = f"AMD's graphics here have less than {LEAST_BYTES >> 30} GiB of their own"
+        return Trouble(f"{what} (/dev/kfd), and are not counted as a GPU")
+    if "graphics" in told.get("pci", ()):
+        return Trouble(
+            "AMD's graphics are in the machine, and the kernel has no /dev/kfd for them",
+            "if that is a GPU for models, install the driver of ROCm",
+        )
+    return None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from raycluster.accelerators import amd, nvidia
 from raycluster.accelerators.nvidia import Hardware
@@ -11,17 +12,25 @@ from raycluster.accelerators.values import Accelerators, Trouble, clean, whole
 _BEGIN = """
 seen=; other=
 LC_ALL=C; export LC_ALL
-PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/lib/wsl/lib:/opt/rocm/bin"
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:/opt/rocm/bin"
 """
-# 0x10de is NVIDIA, 0x03.... a display device, with or without a plug.
+# 0x10de is NVIDIA, 0x1002 AMD; 0x03.... a display device, with or without a plug, 0x0380.. and
+# 0x12.... one that only computes.
 _HARDWARE = r"""
 for device in @/sys/bus/pci/devices/*; do
   [ -r "$device/class" ] && [ -r "$device/vendor" ] || continue
   read -r vendor <"$device/vendor"; read -r class <"$device/class"
-  case "$vendor $class" in "0x10de 0x03"*) seen=1; echo "pci nvidia" ;; *) other=1 ;; esac
+  case "$vendor $class" in
+    "0x10de 0x03"*) seen=1; echo "pci nvidia" ;;
+    "0x1002 0x0380"* | "0x1002 0x12"*) echo "pci amd" ;;
+    "0x1002 0x03"*) echo "pci graphics" ;;
+    *) other=1 ;;
+  esac
 done
 [ -z "$other" ] || echo "pci other"
-for sign in @/proc/driver/nvidia/version @/proc/driver/nvidia/gpus/* @/dev/nvidiactl; do
+for sign in @/proc/driver/nvidia/version @/proc/driver/nvidia/gpus/* @/dev/nvidiactl \
+  @/dev/nvidia[0-9]* @/dev/nvhost-gpu
+do
   [ -e "$sign" ] && { seen=1; echo "driver $sign"; }
 done
 [ ! -e @/dev/dxg ] || echo windows
@@ -36,16 +45,24 @@ fi
 
 _LIVE = r"""
 if command -v nvidia-smi >/dev/null 2>&1; then
-  said=$(limited nvidia-smi --query-gpu=FIELDS --format=csv,noheader,nounits 2>&1 </dev/null)
-  echo "smi-code $?"
-  printf '%s\n' "$said" | head -c 65536 | sed 's/^/smi /'; echo
+  echo "machine $(uname -m 2>/dev/null)"
+  while read -r name value _; do
+    case $name in MemTotal: | MemAvailable:) echo "$name $value" ;; esac
+  done </proc/meminfo
+  asked smi '^[0-9]+,' --query-gpu=FIELDS --format=csv,noheader,nounits
 fi
 """
+_OF_WINDOWS = Trouble(
+    "Windows lends this machine a GPU (/dev/dxg), and nvidia-smi names none",
+    "install NVIDIA's driver in Windows, which brings /usr/lib/wsl/lib/nvidia-smi; no other "
+    "maker's GPU can be used there",
+)
+_ALL = (_BEGIN, nvidia.FIND, nvidia.LIMITED, nvidia.ASKED, _HARDWARE)
 
 
 def script(root: str = "") -> str:
     """Return what a host's shell is asked to read its GPUs; `root` is that of its file system."""
-    parts = (_BEGIN, nvidia.LIMITED, _HARDWARE, nvidia.SCRIPT, amd.SCRIPT, "true\n")
+    parts = (*_ALL, nvidia.SCRIPT, amd.SCRIPT, "true\n")
     return "".join(parts).replace("@/", f"{root}/")
 
 
@@ -54,14 +71,14 @@ def quick_script(root: str = "") -> str:
 
     No driver is waited for where the system shows a GPU by itself.
     """
-    parts = (_BEGIN, nvidia.LIMITED, _HARDWARE, _SAYS, "true\n")
+    parts = (*_ALL, _SAYS, "true\n")
     return "".join(parts).replace("@/", f"{root}/")
 
 
 def live_script(fields: str) -> str:
     """Return what a host's shell is asked for these fields of `nvidia-smi --query-gpu`."""
     ask = _LIVE.replace("FIELDS", fields)
-    return "".join((_BEGIN, nvidia.LIMITED, _HARDWARE, ask, "true\n")).replace("@/", "/")
+    return "".join((*_ALL, ask, "true\n")).replace("@/", "/")
 
 
 def by_word(text: str) -> dict[str, list[str]]:
@@ -77,7 +94,12 @@ def read(text: str) -> Accelerators:
     """Return the GPUs in what `script` printed; NVIDIA's where there are some, else AMD's."""
     told = by_word(text)
     found = nvidia.read(told, _hardware(told))
-    return found if found.vendor else amd.read(told)
+    if found.vendor:
+        return found
+    other = amd.read(told)
+    if other.devices or other.problem or other.unseen or "windows" not in told:
+        return other
+    return replace(other, unseen=_OF_WINDOWS)
 
 
 def read_live(text: str, count: int, name: int) -> tuple[list[list[str]], Trouble | None]:

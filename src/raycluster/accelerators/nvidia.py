@@ -24,20 +24,57 @@ limited() {{
 """
 """A shell function that ends a command in time, where the host has what it takes for that."""
 
+PLACES = (
+    "@/usr/lib/wsl/lib @/usr/local/nvidia/bin @/run/nvidia/driver/usr/bin "
+    "@/run/current-system/sw/bin @/run/opengl-driver/bin @/usr/lib/nvidia*/bin @/usr/lib/nvidia* "
+    "@/opt/nvidia*/bin @/opt/bin @/opt/*/bin @/opt/*/*/bin @/var/lib/nvidia/bin "
+    "@/home/kubernetes/bin/nvidia/bin @/usr/local/cuda*/bin @/snap/bin"
+)
+"""Folders beside PATH in which nvidia-smi lies: Windows, drivers in containers, other systems."""
+
+FIND = f"""
+if ! command -v nvidia-smi >/dev/null 2>&1; then
+  for folder in {PLACES}; do
+    [ -f "$folder/nvidia-smi" ] && [ -x "$folder/nvidia-smi" ] || continue
+    PATH="$PATH:$folder"
+    for library in "$folder" "${{folder%/bin}}/lib64" "${{folder%/bin}}/lib" \
+      "${{folder%/bin}}"/lib/*-linux-gnu
+    do
+      [ -e "$library/libnvidia-ml.so.1" ] || continue
+      LD_LIBRARY_PATH="$library${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"; export LD_LIBRARY_PATH
+      break
+    done
+    break
+  done
+fi
+"""
+"""Puts nvidia-smi into PATH, from where it lies, and its library where the program finds it."""
+
+ASKED = r"""
+asked() {
+  kind=$1 wanted=$2; shift 2
+  { code=$({ { limited nvidia-smi "$@" 2>&1 </dev/null 3>&- 4>&-; echo $? >&4; } |
+    head -c 16777216 | awk -v kind="$kind" -v wanted="$wanted" '
+      $0 ~ wanted { if (rows++ < 1024) print kind, substr($0, 1, 1000); next }
+      NF && others++ < 40 { print kind, substr($0, 1, 400) }' >&3; } 4>&1); } 3>&1
+  echo "$kind-code $code"
+}
+"""
+"""A shell function that prints what nvidia-smi says, line by line, and what it ended with.
+
+Lines of the wanted form are kept whatever stands before them, of others the first few.
+"""
+
 SCRIPT = f"""
 if command -v nvidia-smi >/dev/null 2>&1; then
   for more in ,compute_cap,mig.mode.current ,mig.mode.current ''; do
     fields="{BEGIN},{END}$more"
-    said=$(limited nvidia-smi --query-gpu="$fields" --format=csv,noheader,nounits 2>&1 </dev/null)
-    code=$?
+    said=$(asked smi '^[0-9]+,' --query-gpu="$fields" --format=csv,noheader,nounits)
     case $said in *'not a valid field'*) ;; *) break ;; esac
   done
-  echo "smi-fields $fields"; echo "smi-code $code"
-  printf '%s\\n' "$said" | head -c 65536 | sed 's/^/smi /'; echo
-  case $said in *', Enabled'*)
-    said=$(limited nvidia-smi -L 2>&1 </dev/null); echo "list-code $?"
-    printf '%s\\n' "$said" | head -c 65536 | sed 's/^/list /'; echo ;;
-  esac
+  echo "smi-fields $fields"
+  printf '%s\\n' "$said"
+  case $said in *', Enabled'*) asked list '^(GPU |  MIG )' -L ;; esac
 fi
 """
 """Older drivers know neither `compute_cap` nor MIG: then it asks again for less."""
@@ -45,8 +82,12 @@ fi
 _PART = r"^\s+MIG (\S{1,40})\s+Device\s+([0-9]{1,3}): \(UUID: (MIG-[0-9A-Za-z/-]{4,100})\)"
 _LOST = ("[GPU is lost]", "[GPU requires reset]")
 _KILLED = (124, 137, 143)
+_SIGNAL = 128
 _INFOROM = 14  # a damaged infoROM, of which nvidia-smi warns: the GPU computes as before
 _NONE = "No devices were found"
+_UNTOLD = ("[N/A]", "N/A", "[Not Supported]", "Not Supported")
+_UUID = r"GPU-[0-9A-Za-z-]{4,100}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_FAILS = re.compile(r"^(NVRM|error|failed|unable|couldn't)\b|Unable to determine", re.IGNORECASE)
 
 _REASONS = (
     (
@@ -138,10 +179,10 @@ def _row(line: str, fields: Sequence[str]) -> _Row | None:
         return None
     values = dict(zip(fields, words, strict=True))
     said = values.get("uuid", "")
-    uuid = said if re.fullmatch(r"GPU-[0-9A-Za-z-]{4,100}", said) else ""
-    if not uuid and not said.startswith("["):
+    uuid = said if re.fullmatch(_UUID, said) else ""
+    if not uuid and not said.startswith("[") and said not in _UNTOLD:
         return None
-    failure = failure_in(words) or ("" if uuid else said)
+    failure = failure_in(words) or ("" if uuid or said in _UNTOLD else said)
     capability: str | None = values.get("compute_cap", "")
     if not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", capability or ""):
         capability = None
@@ -210,22 +251,39 @@ def failure(
             "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot the host",
         )
     said = clean(" ".join(others))
+    absent = not some and not hardware.there and hardware.tells
+    if code is not None and _SIGNAL < code < _SIGNAL + 65 and not absent:
+        return _ended(code - _SIGNAL, said)
     if _NONE in said or (not said and not some):
-        if not hardware.there:
-            return None
-        return Trouble(
-            "an NVIDIA GPU is in the machine, and nvidia-smi finds none",
-            "see `dmesg | grep -i nvrm`: the driver may not know the GPU, or it was not given to "
-            "this container or virtual machine",
-        )
+        return _none_found() if hardware.there else None
     if ill:
         said = said or f"GPU {', '.join(index for index, _ in ill)} says {ill[0][1]}"
-    elif code in (0, _INFOROM) and some and "Unable to determine" not in said:
+    elif code in (0, _INFOROM) and some and not any(map(_fails, others)):
         return None
-    elif not some and not hardware.there and hardware.tells:
+    elif absent:
         return None  # a machine without GPUs that has the programs of one with
     what, hint = next(((w, h) for sign, w, h in _REASONS if sign in said), _OTHER)
     return Trouble(what.format(said=said.rstrip(".") or f"it ended with {code}"), hint)
+
+
+def _ended(signal: int, said: str) -> Trouble:
+    return Trouble(
+        f"nvidia-smi is ended by signal {signal}" + (f": {said}" if said else ""),
+        "install the driver and its programs anew, of one version; see `dmesg`",
+    )
+
+
+def _none_found() -> Trouble:
+    return Trouble(
+        "an NVIDIA GPU is in the machine, and nvidia-smi finds none",
+        "see `dmesg | grep -i nvrm`: the driver may not know the GPU, or it was not given to "
+        "this container or virtual machine",
+    )
+
+
+def _fails(line: str) -> bool:
+    """Tell whether a line beside the GPUs says that one of them fails, and is no warning."""
+    return bool(_FAILS.search(line.strip())) or any(sign in line for sign, _, _ in _REASONS)
 
 
 def _divide(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Choice = int | Literal["all"] | tuple[int, ...] | tuple[str, ...]
@@ -25,8 +25,8 @@ class Trouble:
 class Device:
     """One GPU, or one MIG slice, which has the UUID of its GPU as `parent`.
 
-    `index` is as the driver counts, `0:1` for a slice. None is what the driver does not tell, as
-    the memory of GPUs that share the host's.
+    `index` is as the driver counts, `0:1` for a slice. None is what the driver does not tell.
+    `shares` is True of a GPU without memory of its own: what it has is a part of the host's.
     """
 
     index: str
@@ -37,6 +37,7 @@ class Device:
     driver: str = ""
     compute_capability: str | None = None
     parent: str = ""
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,50 @@ class Accelerators:
     """The GPUs of one host that answer, and why others, or all, do not.
 
     `vendor` is there where such hardware is, whether it answers or not. `denied` names the user
-    whom the system lets look at the GPUs and not use them, outside of containers.
+    whom the system lets look at the GPUs and not use them, outside of containers. `unseen` tells
+    of hardware that may be a GPU where none is counted, and that is nothing to fail for.
     """
 
     devices: tuple[Device, ...] = ()
     problem: Trouble | None = None
     vendor: Literal["nvidia", "amd", ""] = ""
     denied: str = ""
+    unseen: Trouble | None = None
 
     @property
     def slices(self) -> tuple[Device, ...]:
         """The MIG slices among them."""
         return tuple(device for device in self.devices if device.parent)
+
+
+def is_unified(name: str, capability: str | None, machine: str) -> bool:
+    """Tell whether a GPU that tells no memory has none of its own: it shares the host's.
+
+    Those are GPUs of one chip with the processor: GB10, Thor, Orin and older ones of that kind.
+    """
+    known = re.search(r"\b(GB10|N1X?|Thor|Orin|Xavier|Tegra|Jetson|nvgpu)\b", name)
+    return bool(known) or capability in _UNIFIED or machine == "aarch64"
+
+
+_UNIFIED = ("5.3", "6.2", "7.2", "8.7", "10.1", "11.0", "12.1")
+"""Compute capabilities of such chips alone."""
+
+
+def sharing(found: Accelerators, memory: int, machine: str) -> Accelerators:
+    """Return the GPUs, those that share the host's `memory` (bytes) with their part of it."""
+
+    def shares(device: Device) -> bool:
+        told = device.memory_total_bytes or device.parent
+        return not told and is_unified(device.name, device.compute_capability, machine)
+
+    count = sum(map(shares, found.devices)) if found.vendor == "nvidia" else 0
+    if not count:
+        return found
+    devices = (
+        replace(each, memory_total_bytes=memory // count, shares=True) if shares(each) else each
+        for each in found.devices
+    )
+    return replace(found, devices=tuple(devices))
 
 
 def clean(text: str, most: int = 200) -> str:

@@ -36,7 +36,8 @@ from raycluster.poll import wait_for
 from raycluster.untrusted import read_json
 
 PARTS = (
-    *("__init__.py", "errors.py", "contracts.py", "poll.py", "readings.py", "untrusted.py"),
+    *("__init__.py", "errors.py", "limits.py", "contracts.py", "poll.py", "readings.py"),
+    "untrusted.py",
     *("accelerators", "bench", "openai_wire", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from raycluster.accelerators import nvidia
 from raycluster.bundle import on_node
 from raycluster.bundle.parts import FILE, Parts
 from raycluster.bundle.redact import secret_values, shown_variables
@@ -31,15 +32,19 @@ TIMEOUT_S = 30.0
 METRICS_S = 4.0
 RAY_FILE, RAY_ALL = 256 * 1024, 4 * 1024 * 1024
 
-_SYSTEM = r"""
+_SYSTEM = (
+    nvidia.FIND.replace("@/", "/")
+    + r"""
 show() { echo; echo "## $*"; "$@" 2>&1 | tail -n 400; }
 show uname -a; show cat /etc/os-release; show date -u; show uptime; show nproc; show free -m
 show df -hP; show df -iP /; show ulimit -a; show cat /proc/meminfo; show cat /proc/loadavg
 show sh -c 'grep -m1 "model name" /proc/cpuinfo'; show ss -ltn; show ip -brief address
 show nvidia-smi; show nvidia-smi -q -d ECC,TEMPERATURE,POWER,PERFORMANCE; show rocm-smi
-show cat /proc/driver/nvidia/version; show ps -e -o pid,ppid,user,rss,pcpu,etime,comm
+show cat /proc/driver/nvidia/version; show cat /proc/self/cgroup
+show ps -e -o pid,ppid,user,rss,pcpu,etime,comm
 show sh -c 'dmesg -T | tail -n 200'
 """
+)
 _DOCKER = r"""
 command -v docker >/dev/null || { echo "no docker command here"; exit 0; }
 show() { echo; echo "## $*"; "$@" 2>&1 | tail -n 2000; }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +23,9 @@ Hosts = Annotated[
         "--host", help="user@address:port, or a whole ssh command; the first is the head."
     ),
 ]
-Name = Annotated[str, typer.Option("--name", help="The cluster's name.")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="The cluster's name; default: one of your own.")
+]
 ModelName = Annotated[str, typer.Option("--model", help="The model to serve.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; - prints.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
@@ -29,13 +33,18 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
 def init(
     host: Hosts = None,
-    name: Name = "my-cluster",
+    name: Name = None,
     model: ModelName = MODEL,
     output: Output = DEFAULT,
     force: Force = False,
 ) -> None:
     """Write a commented cluster.toml."""
-    text = init_text(host or (), None, name, model)
+    from raycluster.spec.models import login_name
+
+    user = login_name()
+    owner = user if host else ""
+    chosen = name or own_name(user)
+    text = init_text(host or (), None, chosen, model, owner, left_out=_say)
     if str(output) == "-":
         sys.stdout.write(text)
         return
@@ -50,26 +59,41 @@ def init(
     sys.stderr.write(f"wrote {output}; next: {check}\n")
 
 
+def own_name(user: str) -> str:
+    """Return a name for a cluster that nobody else on the same hosts is likely to have."""
+    plain = re.sub(r"[^a-z0-9]+", "-", user.lower()).strip("-")[:24].strip("-")
+    return f"{plain or 'cluster'}-{secrets.token_hex(2)}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def init_text(
     hosts: Sequence[str],
     gpus: Mapping[str, int] | None = None,
     name: str = "my-cluster",
     model: str = MODEL,
+    owner: str = "",
+    *,
+    left_out: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return the file's text; the first host is the head.
 
     A host is `[user@]address[:port]`, an ssh alias, `local`, or a whole ssh command; `gpus` counts
-    by host as given. Without hosts, two placeholders stand in. Raises UsageError.
+    by host as given. Without hosts, two placeholders stand in. `left_out` is told of options of
+    ssh commands that do not matter here. Raises UsageError.
     """
     from raycluster.spec.example import example
     from raycluster.spec.given import parse_host
 
-    tables = [parse_host(host) for host in hosts or PLACEHOLDERS]
+    tables = [parse_host(host, left_out) for host in hosts or PLACEHOLDERS]
     for host, table in zip(hosts, tables, strict=False):
         if gpus and host in gpus:
             table["gpus"] = gpus[host]
     head, *workers = tables
-    text = example(name=name, head=head, workers=workers, models=[{"name": model}])
+    cluster = {"name": name, **({"owner": owner} if owner else {})}
+    text = example(cluster=cluster, head=head, workers=workers, models=[{"name": model}])
     _check(text)
     return text
 

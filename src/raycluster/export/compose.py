@@ -152,6 +152,7 @@ def _container(process: Process, image: str = "") -> dict[str, Any]:
         "entrypoint": argv[:1],
         "command": argv[1:],
         "environment": {name: _plain(value) for name, value in process.env.items()},
+        "working_dir": "/tmp",  # noqa: S108 - the container's own
     }
 
 

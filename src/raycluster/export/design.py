@@ -81,9 +81,7 @@ def app_body(design: Design, *, env_secrets: bool = False) -> dict[str, Any]:
     """
     spec = design.spec.model_copy(update={"secrets": {}}) if env_secrets else design.spec
     gpus = {name: float(count) for name, count in design.gpus.items()}
-    body = app(spec, gpus=gpus, fingerprint=app_fingerprint(Secret(""), {}))
-    # An export has the same paths on every host, whatever the spec's runtimes would have.
-    return {**body, "proxy_location": "EveryNode"}
+    return app(spec, gpus=gpus, fingerprint=app_fingerprint(Secret(""), {}))
 
 
 def sender(design: Design, head: Role, role: str) -> Process:

@@ -145,6 +145,7 @@ def _pod(design: Design, host: ResolvedHost, name: str) -> dict[str, Any]:
         "image": process.image,
         "imagePullPolicy": _PULL[host.runtime.pull or "missing"],
         "env": _env(design, host, process),
+        "workingDir": "/tmp",  # noqa: S108 - the container's own
         "resources": _resources(design, host),
         "securityContext": {
             "allowPrivilegeEscalation": False,

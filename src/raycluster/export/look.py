@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from raycluster.accelerators.choice import named
 from raycluster.connect import Connected, Fleet, all_or_raise
-from raycluster.observe import read_facts
+from raycluster.observe import facts_of
 from raycluster.plan import check_host_gpus, gpus_of
 from raycluster.spec import ClusterSpec, ResolvedHost
 
@@ -21,7 +21,7 @@ def look(spec: ClusterSpec, fleet: Fleet) -> tuple[dict[str, str], dict[str, int
     unknown = [h for h in spec.hosts if not addresses[h.name] or h.gpus == "all"]
 
     def ask(connected: Connected) -> tuple[str, int]:
-        facts = read_facts(connected.transport)
+        facts = facts_of(connected)
         check_host_gpus(connected.host, facts)
         return connected.address, gpus_of(connected.host, facts)
 

@@ -121,7 +121,7 @@ def _unit(design: Design, host: ResolvedHost, process: Process) -> bytes:
             [
                 *(starts if once else stays),
                 ("User", _user(host).replace("%", "%%")),
-                ("WorkingDirectory", root(design)),
+                ("WorkingDirectory", "/tmp"),  # noqa: S108 - the service's own
                 ("EnvironmentFile", f"/etc/raycluster/{design.name}/{process.role}.env"),
                 ("ExecStart", " ".join(quoted(_placed(part, root(design))) for part in argv)),
                 ("KillMode", "mixed"),  # `ray start` ends its own processes in an order

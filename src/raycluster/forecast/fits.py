@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raycluster.accelerators.choice import chosen, lack
+from raycluster.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.contracts import Facts, Gpus
 from raycluster.forecast.seen import Files, Seen
 from raycluster.plan import gpu_notes, gpus_of
@@ -13,6 +13,9 @@ from raycluster.serve.wanted import Wanted
 from raycluster.sizing.memory import BATCH, Fit, Load, ask_of, batch_on, fit, in_gib, load_of
 from raycluster.sizing.shape import Shape, read_shape
 from raycluster.spec import ClusterSpec, Model
+
+KEPT = 2 << 30
+"""Bytes of a memory shared with a GPU that the system, Ray and the engine's processes take."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,22 @@ def forecast_notes(spec: ClusterSpec, seen: Seen, only: Sequence[str]) -> tuple[
     return tuple(Problem(name, what, hint) for name, (what, hint) in notes if name in only)
 
 
+def unseen_gpus(spec: ClusterSpec, seen: Seen) -> tuple[Problem, ...]:
+    """Return what to know of hosts whose models run on CPUs beside hardware that may be a GPU."""
+    return tuple(
+        Problem(
+            host.name,
+            f"models run on its CPUs: {doubt.what}",
+            f"{doubt.hint}; {WITHOUT}".lstrip("; "),
+        )
+        for host in spec.hosts
+        if (there := seen.hosts.get(host.name))
+        and host.gpus != 0
+        and not gpus_of(host, there.facts)
+        and (doubt := there.facts.gpus.unseen)
+    )
+
+
 def _gpus(spec: ClusterSpec, seen: Seen) -> dict[str, int]:
     """Return how many GPUs are used of each host that was seen and whose GPUs answer."""
     return {
@@ -155,8 +174,16 @@ def _files(wanted: Wanted | None, seen: Seen) -> tuple[Files, str]:
 
 
 def gpu_memory(facts: Facts, gpus: Gpus) -> int | None:
-    """Return the bytes of the smallest of the GPUs that are used, None where none tells."""
-    sizes = [d.memory_total_bytes for d in chosen(gpus, facts.gpus)]
+    """Return the bytes of the smallest of the GPUs that are used, None where none tells.
+
+    Of a memory that a GPU shares with the host, KEPT is not counted.
+    """
+    sizes = [
+        max(d.memory_total_bytes - KEPT, 0)
+        if d.shares and d.memory_total_bytes
+        else d.memory_total_bytes
+        for d in chosen(gpus, facts.gpus)
+    ]
     return min((size for size in sizes if size), default=None)
 
 
@@ -164,6 +191,25 @@ def gpu_batch(facts: Facts, gpus: Gpus) -> int:
     """Return the tokens of a step on the GPU, of those that are used, that takes the fewest."""
     devices = chosen(gpus, facts.gpus)
     return min((batch_on(d.memory_total_bytes, d.name) for d in devices), default=BATCH)
+
+
+def too_few_cpus(
+    spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]
+) -> tuple[Problem, ...]:
+    """Return the models of which one replica asks for more processors than any host has."""
+    if len(seen.hosts) < len(spec.hosts):
+        return ()
+    have = [seen.hosts[h.name].facts.cpus if h.num_cpus is None else h.num_cpus for h in spec.hosts]
+    most, starting = max(have), {model.name for model in models}
+    return tuple(
+        Problem(
+            model.name,
+            f"each replica asks for {model.num_cpus:g} CPUs, and no host has more than {most}",
+            "lower `num_cpus` of the model, or set that of the host",
+        )
+        for model in spec.models
+        if model.name in starting and model.num_cpus > most > 0
+    )
 
 
 def together(spec: ClusterSpec, seen: Seen, models: Sequence[ModelForecast]) -> Problem | None:

@@ -14,6 +14,8 @@ from raycluster.forecast.fits import (
     forecast_models,
     forecast_notes,
     together,
+    too_few_cpus,
+    unseen_gpus,
 )
 from raycluster.forecast.interruptions import Interruption, interruptions
 from raycluster.forecast.seen import Seen
@@ -56,6 +58,7 @@ def forecast(
     problems = [p for model in models if (p := model.problem)]
     if shared := together(spec, seen, models):
         problems.append(shared)
+    problems += too_few_cpus(spec, seen, models)
     return Forecast(
         models=models,
         downloads=fetched,
@@ -67,7 +70,7 @@ def forecast(
             *absent(seen, every),
             *tight(fetched),
         ),
-        notes=forecast_notes(spec, seen, starting),
+        notes=(*forecast_notes(spec, seen, starting), *unseen_gpus(spec, seen)),
     )
 
 

@@ -39,6 +39,8 @@ ALL_S = 120.0
 SMI_S = 5.0
 LONGEST = 1500  # characters of an error
 MOST = 64  # GPUs, and programs that hold their memory
+PLACES = ("/usr/lib/wsl/lib", "/usr/local/nvidia/bin", "/run/current-system/sw/bin")
+"""Of nvidia-smi, beside PATH."""
 MAIN = ("_C_stable_libtorch", "_C")  # of vLLM from 0.29 on, and before
 MORE = ("_moe_C_stable_libtorch", "_moe_C")
 
@@ -124,14 +126,16 @@ def infiniband() -> bool:
 
 def holders() -> list[Said]:
     """Return which programs hold memory of GPUs, as far as nvidia-smi tells it here."""
-    if shutil.which("nvidia-smi") is None:
+    program = shutil.which("nvidia-smi", path=":".join([os.environ.get("PATH", ""), *PLACES]))
+    if program is None:
         return []
     done = subprocess.run(
         [
-            "nvidia-smi",
+            program,
             "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
             "--format=csv,noheader,nounits",
         ],
+        env={**os.environ, "LC_ALL": "C"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

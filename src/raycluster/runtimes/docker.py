@@ -43,6 +43,7 @@ from raycluster.runtimes.docker_options import (
     FINGERPRINT,
     FOLDER,
     ONEOFF,
+    OWNER,
     ROLE,
     VERSIONS,
     archive,
@@ -58,11 +59,21 @@ from raycluster.runtimes.docker_ray import RAY, RayAdder, Wanted
 from raycluster.runtimes.docker_rdma import FOLDER as RDMA
 from raycluster.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.runtimes.docker_shell import DockerShell
-from raycluster.untrusted import Told, is_name, joined, members, read_json, versions
+from raycluster.untrusted import (
+    Told,
+    is_name,
+    joined,
+    members,
+    not_understood,
+    read_json,
+    text_of,
+    versions,
+)
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
-_SOCKETS = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -o 'socket:.*'; true"
+_SOCKETS = """command -v ls >/dev/null && command -v grep >/dev/null || exit 127
+ls -l /proc/[0-9]*/fd 2>/dev/null | grep -o 'socket:.*'; true"""
 _INODE = re.compile(r"socket:\[([0-9]{1,20})\]")
 RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
 
@@ -80,9 +91,11 @@ class DockerRuntime:
         socket: str = "/var/run/docker.sock",
         ray: Wanted = RAY,
         rdma: str = RDMA,
+        owner: str = "",
     ) -> None:
         self._host = host
         self._cluster = cluster
+        self._owned_by = owner
         self._transport = transport
         self._pull: Literal["always", "missing", "never"] = pull
         self.socket = socket
@@ -189,7 +202,10 @@ class DockerRuntime:
             user = self._images.user(process.image)
             self._discard(self._listed(f"{ROLE}={process.role}"))
             self._client.create_container(
-                process.image, name=name, labels=labels(self._cluster, process, versions), **options
+                process.image,
+                name=name,
+                labels=labels(self._cluster, self._owned_by, process, versions),
+                **options,
             )
             try:
                 delivery = archive(files, self._owner(name, user), time.time())
@@ -255,7 +271,9 @@ class DockerRuntime:
         for each in running:
             shell = DockerShell(self._client, each["Id"], self._edge)
             try:
-                inodes.update(_INODE.findall(shell.run(("sh", "-c", _SOCKETS)).text))
+                done = shell.run(("sh", "-c", _SOCKETS))
+                found = text_of(done, "see what its processes have open", self._host)
+                inodes.update(_INODE.findall(found))
             except HostError:
                 if each["Labels"].get(ROLE) in RAY_ROLES:
                     raise  # another's image may lack a shell, and it has the spec's ports alone
@@ -305,6 +323,7 @@ class DockerRuntime:
             versions=_versions(marks[VERSIONS].text()),
             detail="" if health == "running" else self._detail(listed),
             started=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
+            owner=marks[OWNER].text(),
         )
 
     def _detail(self, listed: Mapping[str, Any]) -> str:
@@ -325,7 +344,10 @@ class DockerRuntime:
         """Return the host user's home folder, asked for only where a volume names it."""
         if not needs_home(process):
             return ""
-        return self._transport.run(("sh", "-c", 'printf %s "$HOME"')).text
+        home = self._transport.run(("sh", "-c", 'printf %s "$HOME"')).text
+        if not home.startswith("/"):
+            raise not_understood("the host's shell (HOME)", self._host, home)
+        return home
 
     def _owner(self, container: str, user: str) -> tuple[int, int]:
         """Return who the image's user is; a user without a name is still looked up for a group."""

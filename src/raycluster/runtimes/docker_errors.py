@@ -217,7 +217,7 @@ def _explain(user: str, facts: set[str], socket: str) -> tuple[str, str]:
     if "writable" not in facts:
         return (
             f"user {user} may not use Docker",
-            f"add user {user} to group docker: `sudo usermod -aG docker {user}`, "
+            f"add user {user} to group docker: `sudo usermod -aG docker {shlex.quote(user)}`, "
             f"then log in again; {NATIVE}",
         )
     if "answers" in facts:

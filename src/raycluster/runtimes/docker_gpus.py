@@ -15,6 +15,7 @@ from raycluster.accelerators.choice import WITHOUT, visible
 from raycluster.contracts import Gpus, Transport
 from raycluster.errors import RuntimeUnavailableError
 from raycluster.runtimes.docker_errors import TOOLKIT
+from raycluster.untrusted import text_of
 
 KIND = "nvidia.com/gpu"
 
@@ -57,7 +58,7 @@ def gpu_options(
     """
     if gpus == 0:
         return None
-    text = transport.run(("sh", "-c", look_script())).text
+    text = text_of(transport.run(("sh", "-c", look_script())), "look for GPUs", host)
     return options_of(info, text, gpus, host)
 
 

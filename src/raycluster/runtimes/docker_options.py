@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import docker
 from docker.types import LogConfig, Mount, Ulimit
+from docker.utils import parse_bytes
 
 from raycluster.contracts import (
     ROOT,
@@ -25,8 +26,9 @@ from raycluster.contracts import (
 from raycluster.runtimes.docker_gpus import GpuOptions
 
 FOLDER = "/raycluster"
-CLUSTER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
-    f"raycluster.{name}" for name in ("cluster", "role", "fingerprint", "versions", "oneoff")
+CLUSTER, OWNER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
+    f"raycluster.{name}"
+    for name in ("cluster", "owner", "role", "fingerprint", "versions", "oneoff")
 )
 # What root in an image needs to use folders of other users and to drop to another user (nginx);
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
@@ -48,10 +50,11 @@ def volume_name(cluster: str) -> str:
     return f"raycluster-{cluster}"
 
 
-def labels(cluster: str, process: Process, versions: Versions) -> dict[str, str]:
+def labels(cluster: str, owner: str, process: Process, versions: Versions) -> dict[str, str]:
     """Return the labels by which a container is found and compared."""
     return {
         CLUSTER: cluster,
+        OWNER: owner,
         ROLE: process.role,
         FINGERPRINT: process.fingerprint,
         VERSIONS: json.dumps({name: value for name, value in vars(versions).items() if value}),
@@ -73,7 +76,7 @@ def container_options(
     """
     gpus = gpus or GpuOptions()
     box = process.box
-    argv = [_rooted(part) for part in process.argv]
+    argv = [_rooted(part) for part in (*process.argv, *process.more)]
     bind = ["NET_BIND_SERVICE"] if any(port < 1024 for port in process.ports.values()) else []
     host_config = client.create_host_config(
         network_mode="host",
@@ -82,7 +85,8 @@ def container_options(
         log_config=LogConfig(
             type=LogConfig.types.JSON, config={"max-size": "50m", "max-file": "3"}
         ),
-        shm_size=process.shm_size if process.shm_size and box.ipc != "host" else None,
+        shm_size=_shared_memory(process),
+        mem_limit=_memory(process),
         ipc_mode=box.ipc or None,
         ulimits=[Ulimit(name=n, soft=most, hard=most) for n, most in box.ulimits.items()] or None,
         cap_drop=["ALL"],
@@ -95,9 +99,29 @@ def container_options(
         "entrypoint": argv[:1],
         "command": argv[1:],
         "environment": {**gpus.environment, **_environment(process), **(more or {})},
+        "working_dir": _rooted(TEMP),
         "host_config": host_config,
         "use_config_proxy": False,
     }
+
+
+def _memory(process: Process) -> int | None:
+    """Return the memory that the container may take where the whole host has a limit.
+
+    That limit is out of the container's sight, and Ray ends its workers in time by what it sees.
+    """
+    limits = process.limits
+    return limits.memory_bytes if limits and limits.of_memory else None
+
+
+def _shared_memory(process: Process) -> int | str | None:
+    """Return the size of /dev/shm, no more than the memory that there is for it."""
+    if not process.shm_size or process.box.ipc == "host":
+        return None
+    most = _memory(process)
+    if most is None or parse_bytes(process.shm_size) <= most:
+        return process.shm_size
+    return most
 
 
 def _bare(capability: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raycluster.contracts import BoxOptions, Transport
+from raycluster.untrusted import text_of
 
 FOLDER = "/dev/infiniband"
 LOCK, PIN = "memlock", "IPC_LOCK"
@@ -13,7 +14,8 @@ LOCK, PIN = "memlock", "IPC_LOCK"
 def has_rdma(transport: Transport, folder: str = FOLDER) -> bool:
     """Tell whether the host has devices through which programs use RDMA."""
     look = 'for device in "$1"/uverbs*; do [ -c "$device" ] && echo yes && break; done; true'
-    return transport.run(("sh", "-c", look, "sh", folder)).text == "yes"
+    done = transport.run(("sh", "-c", look, "sh", folder))
+    return text_of(done, "look for RDMA devices", transport.address) == "yes"
 
 
 def with_rdma(box: BoxOptions, folder: str = FOLDER) -> BoxOptions:

@@ -64,6 +64,7 @@ class NativeRuntime:
         version: str = PYTHON,
         start_on_boot: bool = True,
         root: str = "",
+        owner: str = "",
     ) -> None:
         self._host = host
         self._transport = transport
@@ -72,6 +73,7 @@ class NativeRuntime:
             host, transport, python, requirements, uv_args, lock, version
         )
         self._start_on_boot = start_on_boot
+        self._owner = owner
 
     def observe(self) -> tuple[Found, ...]:
         """Return our cluster's processes on this host; changes nothing."""
@@ -120,6 +122,7 @@ class NativeRuntime:
         root = facts["root"]
         launch = {
             "schema": SCHEMA,
+            "owner": self._owner,
             "argv": _argv(process, facts),
             "env": _env(process, facts, self._environment.programs(facts)),
             "cwd": root,
@@ -228,7 +231,7 @@ class _Inside:
 
 
 def _argv(process: Process, facts: Mapping[str, Any]) -> list[str]:
-    argv = [part.replace(ROOT, facts["root"]) for part in process.argv]
+    argv = [part.replace(ROOT, facts["root"]) for part in (*process.argv, *process.more)]
     if argv[:2] == ["ray", "start"] and not any(part.startswith("--temp-dir") for part in argv):
         # Ray gives a worker the path that the head uses on its host; a socket's path is
         # limited to 107 bytes, so that it cannot lie under the root
@@ -273,6 +276,7 @@ def _found(told: Told) -> Found | None:
         versions=versions(told["versions"]),
         detail=told["detail"].text(2000),
         started=told["started"].text(100),
+        owner=told["owner"].text(),
     )
 
 

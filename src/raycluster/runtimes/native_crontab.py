@@ -23,8 +23,15 @@ from raycluster.runtimes.native_processes import title
 
 NOTE = "crontab-lines"
 """The file under the root that is there since the lines were first written."""
-NONE = re.compile(rb"(crontab: )?no crontab for [^\n]*\n?", re.IGNORECASE)
-"""What `crontab -l` says, and no more, where a user has none; whatever else is a failure."""
+NONE = re.compile(
+    rb"((crontab: )?no crontab for [^\n]*"
+    rb"|crontab: can't open '[^\n]*': No such file or directory)\n?",
+    re.IGNORECASE,
+)
+"""What `crontab -l` says, and no more, where a user has none (the second: that of Busybox).
+
+Whatever else is a failure.
+"""
 
 
 def add_lines(at: Place) -> str:

@@ -43,6 +43,9 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
     at = place(ask)
     try:
         at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if ask["root"] and not is_own(at.root):
+            hint = "it may lie in a folder that others can write to: set `folder` to one of yours"
+            raise ProblemError(f"{at.root} is somebody else's", hint)
         at.root.chmod(0o700)
         probe = at.root / ".writable"
         probe.write_bytes(b"")
@@ -80,8 +83,17 @@ def _remove_empty(root: Path) -> None:
 
 def observe(ask: dict[str, Any]) -> dict[str, Any]:
     """Tell every role's state; changes nothing."""
-    found = [_role(folder) for folder in sorted((place(ask).root / "roles").glob("*"))]
-    return {"found": [each for each in found if each]}
+    folders = sorted((place(ask).root / "roles").glob("*"))
+    found = [(folder, _role(folder)) for folder in folders]
+    return {"found": [dict(each, owner=_owner(folder)) for folder, each in found if each]}
+
+
+def _owner(folder: Path) -> str:
+    """Return for whom a role was started, "" where that was not noted."""
+    try:
+        return str(json.loads((folder / "launch.json").read_text()).get("owner", ""))
+    except UNREAD:
+        return ""
 
 
 def _role(folder: Path) -> dict[str, Any] | None:

@@ -141,7 +141,7 @@ class Supervisor:
                 return subprocess.Popen(
                     self.launch["argv"],
                     env=self.launch["env"],
-                    cwd=self.launch["cwd"],
+                    cwd=self.launch["temp"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -109,7 +109,7 @@ def edited(
     on connections whose other end is gone without a word, and HTTP for the other nodes' gateways
     at `address`, where there is one.
     """
-    config = straight(config, limits or {}, offset, address=address)
+    config = _placed(straight(config, limits or {}, offset, address=address))
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind \S+:(\d+)\n")
     added = "".join([*model_rules(routes), *refusals()])
@@ -121,6 +121,15 @@ def edited(
     config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
     config = re.sub(r"(?m)^(\s*http-request return) status 404 .*Path .*$", _unknown, config)
     return balanced(config, routing)
+
+
+def _placed(config: str) -> str:
+    """Return it with relative paths as HAProxy takes them where it takes none as it is."""
+    config = re.sub(
+        r"(?m)^(\s*(?:log|stats socket)) (?=[\w.-][\w./-]*\.sock\b)", r"\1 unix@", config
+    )
+    here = str(Path.cwd()).replace("\\", r"\\")
+    return re.sub(r"(?m)^(\s*server-state-\w+) (?!/)", rf"\1 {here}/", config)
 
 
 def _bind(address: str, port: str) -> str:

@@ -15,7 +15,6 @@ from raycluster.serve.environment import Environment
 
 EngineChoice = Literal["auto", "vllm", "transformers"]
 Routing = Literal["least-busy", "sticky", "prefix"]
-ProxyLocation = Literal["HeadOnly", "EveryNode"]
 
 ENTRY = "raycluster.serve.app:build"
 ROUTER_ENTRY = "raycluster.serve.router_app:build"
@@ -145,13 +144,12 @@ def applications(
     code_path: str = "",
     host: str = "127.0.0.1",
     port: int = 8000,
-    proxy_location: ProxyLocation = "EveryNode",
 ) -> dict[str, Any]:
     """Return the body of `PUT /api/serve/applications/` that serves exactly these models.
 
     `code_path` is the folder on every node that holds this package, where it is not on the nodes'
-    own PYTHONPATH. `host`, `port` and `proxy_location` count only when Serve starts: afterwards
-    Serve ignores them without an error.
+    own PYTHONPATH. `host` and `port` count only when Serve starts: afterwards Serve ignores
+    them without an error.
     Replica counts change in place; anything else restarts the replicas, one at a time and the old
     one first: request limits too, which HAProxy learns of when replicas change. Who knows that
     there is room for more of them meanwhile says so with `max_surge_percent`.
@@ -181,7 +179,7 @@ def applications(
         }
         apps.append(_router_application(told, (upstream, port), code_path, fingerprint))
     return {
-        "proxy_location": proxy_location,
+        "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
         "applications": apps,
     }

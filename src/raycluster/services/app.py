@@ -24,8 +24,6 @@ def app(spec: ClusterSpec, *, gpus: Mapping[str, float], fingerprint: str) -> di
         fingerprint=fingerprint,
         host="127.0.0.1",
         port=spec.ports.api,
-        # Serve writes HAProxy's files where the head has them, on every node.
-        proxy_location="EveryNode" if spec.same_paths else "HeadOnly",
     )
 
 

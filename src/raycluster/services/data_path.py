@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raycluster.contracts import ROOT, TEMP
+from raycluster.contracts import ROOT
 from raycluster.serve.settings import OFFSET
 from raycluster.spec.models import Ports
 
@@ -21,7 +21,9 @@ main()
 """
 """What Serve runs as HAProxy, and where: it adds to Serve's configuration."""
 
-_FOLDER = f"{TEMP}/h"  # short: a socket's path is limited to 107 bytes, a node's id takes 56
+# Serve's controller hands the head's values to every node: so they are relative, to the folder in
+# which a node's processes work, its own TEMP. A node's id follows.
+_FOLDER = "h"
 
 HAPROXY_TOLD = "haproxy.json"
 """What it adds is made from: the routes of models, and how each is balanced."""

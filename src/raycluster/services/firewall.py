@@ -15,6 +15,10 @@ from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 ID_DIGITS = 12
+RULES_ID = rf"([0-9a-f]{{{ID_DIGITS}}})?"
+"""What `read_script` prints: the digits, or nothing without rules."""
+REMOVED = "removed"
+"""The last word of `remove_script` where there were rules."""
 SSH = 22
 CONFIRM_S = 30
 """Seconds after which a host takes rules back by itself that nobody confirmed."""
@@ -241,5 +245,5 @@ nft delete table inet {name} 2>/dev/null
 ! nft list table inet {name} >/dev/null 2>&1 || {{ echo "they cannot be deleted" >&2; exit 1; }}
 rm -f {file} {file}.* || exit 1
 rmdir /etc/raycluster 2>/dev/null
-echo removed"""
+echo {REMOVED}"""
     return _as_root(script, when=f"ls {file}* >/dev/null 2>&1 || exit 0; ")

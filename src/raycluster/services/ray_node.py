@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raycluster.accelerators.choice import named
 from raycluster.contracts import ROOT, BoxOptions, Process, Volume
+from raycluster.limits import Limits
 from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -52,6 +55,8 @@ ORDERED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 HEAD, WORKER = "head", "worker"
 RAY_ROLES = (HEAD, WORKER)
 OBJECT_STORE_BYTES = 1 << 30  # serving moves no large objects between nodes
+LEAST_STORE_BYTES = 80 << 20
+"""Ray refuses to start with less than 75 MiB."""
 
 
 def ray_node(
@@ -105,6 +110,25 @@ def ray_node(
             ipc=runtime.ipc or "",
         ),
     )
+
+
+def within(process: Process, host: ResolvedHost, limits: Limits | None) -> Process:
+    """Return a node's process as it is started on a host of which it may take so much.
+
+    Ray counts the processors of the whole machine, and knows limits of a container's own group
+    alone.
+    """
+    if limits is None:
+        return process
+    store = min(OBJECT_STORE_BYTES, max(LEAST_STORE_BYTES, limits.memory_bytes * 3 // 10))
+    more: tuple[str, ...] = ()
+    if limits.of_cpus and host.num_cpus is None:
+        more += (f"--num-cpus={limits.whole_cpus}",)
+    if store < OBJECT_STORE_BYTES:
+        more += (f"--object-store-memory={store}",)
+    if limits.of_memory:
+        more += (f"--memory={max(0, limits.memory_bytes - store)}",)
+    return replace(process, limits=limits, more=more)
 
 
 _PORT_FLAGS = {

@@ -26,12 +26,14 @@ INTRODUCTION = """\
 AS_HEAD = "Every key of [head] may stand here too, and [workers.runtime] like [head.runtime]."
 
 
-def example(*, name: str, head: Values, workers: Sequence[Values], models: Sequence[Values]) -> str:
+def example(
+    *, cluster: Values, head: Values, workers: Sequence[Values], models: Sequence[Values]
+) -> str:
     """Return a whole file in which the given values are set and all others are commented."""
     parts = [INTRODUCTION + "\n".join(_fields(ClusterSpec, {"schema": 1}, only=("schema",)))]
     fields = ClusterSpec.model_fields
     given: Mapping[str, Sequence[Values]] = {
-        "cluster": [{"name": name}],
+        "cluster": [cluster],
         "head": [head],
         "workers": workers,
         "models": models,

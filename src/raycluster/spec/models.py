@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
+from getpass import getuser
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -180,9 +182,9 @@ class ClusterSpec(BaseSettings):
         return _same_python((self._resolve("head", "head", self.head), *workers))
 
     @property
-    def same_paths(self) -> bool:
-        """True when processes see the same paths on every host: there is one, or all are boxes."""
-        return len(self.hosts) == 1 or all(host.kind == "docker" for host in self.hosts)
+    def owner(self) -> str:
+        """Whose cluster it is; without a word in the spec, whoever runs this."""
+        return self.cluster.owner or login_name()
 
     def _resolve(self, name: str, role: Literal["head", "worker"], host: Host) -> ResolvedHost:
         return ResolvedHost(
@@ -192,6 +194,7 @@ class ClusterSpec(BaseSettings):
             transport=host.transport,
             host_key=host.host_key,
             private_address=host.private_address,
+            owner=self.owner,
             gpus=host.gpus,
             num_cpus=host.num_cpus,
             price_per_hour=_first(host.price_per_hour, self.cluster.price_per_hour),
@@ -219,6 +222,13 @@ def _same_python(hosts: tuple[ResolvedHost, ...]) -> tuple[ResolvedHost, ...]:
     )
 
 
+def login_name() -> str:
+    """Return the name of the user who runs this, "" where it is not known."""
+    with suppress(OSError, KeyError, ImportError):
+        return getuser()
+    return ""
+
+
 def _repeated(names: Iterable[str]) -> str | None:
     counted = Counter(names)
     return next((name for name, count in counted.items() if count > 1), None)
@@ -244,6 +254,7 @@ class ResolvedHost(Part):
     transport: Literal["ssh", "local"]
     host_key: str | None
     private_address: str | None
+    owner: str = ""
     gpus: GpuCount
     num_cpus: int | None
     price_per_hour: Price | None = None
@@ -266,6 +277,20 @@ class ResolvedHost(Part):
     def kind(self) -> str:
         """The runtime's name."""
         return self.runtime.kind or "docker"
+
+    @property
+    def folder(self) -> str:
+        """Where clusters' folders lie on the host, in its home folder if it is relative.
+
+        "" where Docker keeps them in volumes.
+        """
+        if self.kind != "native":
+            return ""
+        return (
+            f"{self.runtime.folder.rstrip('/')}/.raycluster"
+            if self.runtime.folder
+            else ".raycluster"
+        )
 
     @property
     def makes_environment(self) -> bool:

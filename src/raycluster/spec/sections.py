@@ -23,6 +23,7 @@ from raycluster.spec.types import (
     Device,
     EngineArgs,
     EnvName,
+    Folder,
     Function,
     GpuCount,
     HostKey,
@@ -67,6 +68,12 @@ class Cluster(Part):
 
     name: Label = Field(
         description="Stands in every name and label on the hosts.", examples=["my-cluster"]
+    )
+    owner: Text | None = Field(
+        default=None,
+        description="Whose cluster it is: a person or a team. Others of the same name are not "
+        "touched. Default: your user name here.",
+        examples=["ml-team"],
     )
     parallel: AtLeastOne = Field(default=16, description="How many hosts are worked on at once.")
     node_timeout: Seconds = Field(
@@ -200,6 +207,12 @@ class Runtime(Part):
         description="Native: of the environment that uv makes; default: that of the other hosts' "
         "image, where it is known, else 3.11.",
         examples=["3.12"],
+    )
+    folder: Folder | None = Field(
+        default=None,
+        description="Native: the folder that gets `.raycluster/CLUSTER`; default: the home folder, "
+        "which hosts must not share. A running cluster's stays.",
+        examples=["/scratch/me"],
     )
     start_on_boot: bool | None = Field(
         default=None,

@@ -20,6 +20,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 from raycluster.accelerators.values import UUID
 from raycluster.serve.settings import SHUT
 from raycluster.tested import OLDEST_VLLM, startable
+from raycluster.usernames import wrong_user
 
 ENGINE_ARGS_ELSEWHERE = {
     "model": "`source` of the model says this",
@@ -116,14 +117,14 @@ def _user(value: str) -> str:
     name, at, place = value.rpartition("@")
     if at and (_address(place) or not name):
         raise ValueError("a user name only; the address goes into `host`")
-    if re.search(r"[\s'\"`;&<>|(){}$\\]", value):
-        raise ValueError("a user name without spaces, quotes and shell signs is expected")
+    if wrong := wrong_user(_not_an_option(value)):
+        raise ValueError(wrong)
     return value
 
 
 def _jumps(value: str) -> str:
     for jump in value.split(","):
-        user, at, place = jump.rpartition("@")
+        user, at, place = jump.removeprefix("ssh://").rpartition("@")
         match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", place)
         if not match or (at and not user) or not 0 < int(match[2] or 22) < 65536:
             raise ValueError("`[user@]host[:port]` is expected, several with commas")

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from raycluster import health
+from raycluster import health, limits
+from raycluster.accelerators.host import by_word
 from raycluster.accelerators.values import Trouble
 from raycluster.errors import RayclusterError
 from raycluster.judge import Health, judge
+from raycluster.limits import Limits
 from raycluster.readings import SERVICE_SERIES, read_service
 from raycluster.replicas import LISTENING, Place, http_ports, listening
 from raycluster.status import gpus, prometheus
@@ -41,7 +43,8 @@ _GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
 class Standing:
     """How the cluster stood when the look at it began, `taken` (ISO 8601).
 
-    `figures` are by model, `gpus` by host, as are `gpu_problems`: why GPUs of it do not answer.
+    `figures` are by model, `gpus` by host, as are `gpu_problems`, why GPUs of it do not answer, and
+    `limits`, what its control groups leave of it.
     """
 
     health: Health
@@ -51,6 +54,7 @@ class Standing:
     cost: Cost | None
     taken: str
     gpu_problems: Mapping[str, Trouble] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
 
 class Watcher:
@@ -101,6 +105,7 @@ class Watcher:
             cost(self._spec, models),
             taken,
             {h.name: trouble for h in self._spec.hosts if (trouble := asked.gpus(h.name)[1])},
+            {host.name: host.limits for host in asked.hosts if host.limits},
         )
 
     def _look_again(self, asked: _Asked) -> None:
@@ -238,13 +243,16 @@ class _Host:
         self.connected = connected
         self.name = connected.host.name
         self.places: dict[int, Place] = {}
+        self.limits: Limits | None = None
         self._ports = http_ports(spec)
         self._client = http_client(transport, ports.metrics, timeout=_TIMEOUT_S)
         self._prometheus = http_client(transport, ports.prometheus, timeout=_TIMEOUT_S)
 
     def find(self) -> None:
         """Find the replicas by the ports on which the host listens."""
-        text = self._run(LISTENING)
+        boxed = not self.connected.host.runs_own_programs
+        text = self._run(limits.script(boxed=boxed) + LISTENING)
+        self.limits = limits.read(by_word(text))
         found = {port: base for port, base in listening(text) if port in self._ports}
         self.places = {
             port: place if (place := self.places.get(port)) and place.base == base else Place(base)

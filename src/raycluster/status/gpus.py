@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from raycluster.accelerators.host import live_script, read_live
-from raycluster.accelerators.values import Trouble, clean, decimal
+from raycluster.accelerators.host import by_word, live_script, read_live
+from raycluster.accelerators.values import Trouble, clean, decimal, is_unified, whole
 from raycluster.untrusted import Told
 
 _FIELDS = (
@@ -39,12 +40,26 @@ def from_smi(text: str) -> tuple[tuple[Gpu, ...], Trouble | None]:
     """Return the GPUs in what ASK printed, and why others do not answer."""
     found = []
     rows, problem = read_live(text, len(_FIELDS), _FIELDS.index("name"))
+    told = by_word(text)
+    machine, host = "".join(told.get("machine", ())), _memory(told)
     for index, name, *words in rows:
         busy, used, total, warm, power, errors = (decimal(word) for word in words)
         count = None if errors is None else int(errors)
         shown = clean(name, 100)
+        if total is None and is_unified(shown, None, machine):
+            used, total = (None, None) if host is None else host
         found.append(Gpu("nvidia-smi", index, shown, busy, used, total, warm, power, count))
     return tuple(found), problem
+
+
+def _memory(told: Mapping[str, Sequence[str]]) -> tuple[float | None, float] | None:
+    """Return what is used and what there is of the host's own memory, in MiB."""
+    total, free = (
+        whole("".join(told.get(f"{name}:", ()))) for name in ("MemTotal", "MemAvailable")
+    )
+    if total is None:
+        return None
+    return (None if free is None else max(0, total - free) / 1024), total / 1024
 
 
 def from_ray(told: Told) -> tuple[Gpu, ...]:

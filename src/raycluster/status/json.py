@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycluster.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
 from raycluster.judge import Health, ModelHealth, Problem
+from raycluster.limits import Limits
 from raycluster.plan import roles
 from raycluster.report import endpoints
 from raycluster.spec import ResolvedHost
@@ -57,7 +58,7 @@ def node(standing: Standing, host: ResolvedHost) -> dict[str, Any]:
     found = seen.role(host.role)
     joined = health.state.node(host)
     usage = health.usage.get(joined.node_id, Told(None)) if joined else Told(None)
-    used, total = usage["mem"][3].number(), usage["mem"][0].number()
+    used, total = _memory(usage, standing.limits.get(host.name))
     return {
         "name": host.name,
         "role": host.role,
@@ -82,6 +83,14 @@ def node(standing: Standing, host: ResolvedHost) -> dict[str, Any]:
         "gpus": [_gpu(g) for g in standing.gpus.get(host.name, ())],
         "gpus_total": joined.gpus if joined else None,
     }
+
+
+def _memory(usage: Told, limits: Limits | None) -> tuple[float | None, float | None]:
+    """Return what is used and what there is of a host's memory, as far as it leaves it to us."""
+    used, total = usage["mem"][3].number(), usage["mem"][0].number()
+    if limits is None or total is None or limits.memory_bytes >= total:
+        return used, total
+    return limits.used_bytes, limits.memory_bytes
 
 
 def _process(seen: HostState, role: str) -> str:

@@ -438,7 +438,7 @@ def command_line(options: SshOptions, kind: str = "") -> tuple[str, ...]:
         "PasswordAuthentication": "no",
         "KbdInteractiveAuthentication": "no",
         "ForwardAgent": "no",
-        "ConnectTimeout": f"{max(1, round(options.connect_timeout))}",
+        "ConnectTimeout": f"{max(1, round(_patience(options)))}",
         # the spec says how strict it is; no host and no name server has a say in known_hosts
         "StrictHostKeyChecking": "accept-new" if options.host_keys == "accept-new" else "yes",
         "VerifyHostKeyDNS": "no",
@@ -465,6 +465,13 @@ def command_line(options: SshOptions, kind: str = "") -> tuple[str, ...]:
         argv += ["-p", str(options.port)]
     argv += _jump_arguments(options)
     return (*argv, options.host)
+
+
+def _patience(options: SshOptions) -> float:
+    """Return the seconds that `open_ssh` gives the host for its first sign."""
+    from raycluster.transports.ssh_target import resolve
+
+    return resolve(options.host, options).patience
 
 
 def _pinned(fingerprint: str) -> dict[str, str]:

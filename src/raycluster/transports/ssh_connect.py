@@ -171,7 +171,7 @@ def _not_negotiated(target: Target, connection: Connection, wire: Wire) -> Unrea
     watched = connection.watched
     if isinstance(wire, ProxyCommand) and not (connection.spoke_ssh and not watched.ended):
         opening = b"" if connection.spoke_ssh else watched.opening
-        return wire.failed(target, ended=watched.ended, opening=opening)
+        return wire.failed(target, opening)
     place = f"{target.host} port {target.port}"
     if connection.spoke_ssh:
         return UnreachableError(

@@ -139,10 +139,13 @@ class OwnOutput:
         `waited` are the seconds in which no mark came; without them the channel was closed.
         """
         words = " / ".join(filter(None, map(_words, self._sides.values())))
-        limit = f" within {round(waited, 1):g} s" if waited is not None else ""
-        said = f": {words}" if words else ", and said nothing"
+        said = words or "it said nothing"
+        what = f"it let us in, but did not run our command: {said}"
+        if waited is not None:
+            seconds = round(waited, 1)
+            what = f"it let us in, but did not run our command within {seconds:g} s: {said}"
         return NotRunError(
-            f"it let us in, but did not run our command{limit}{said}",
+            what,
             where=name,
             hint=_cure(words, waited is not None, self.started and not self.begun),
         )

@@ -22,7 +22,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import paramiko
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -56,6 +56,9 @@ from paramiko.common import (
 from paramiko.packet import Packetizer
 
 from raycluster.transports.ssh_socket import WatchedSocket, Wire
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 HOLDS_FOR = "5.1"
 _PACKET = 32768 - 64
@@ -341,9 +344,10 @@ class _Packetizer(Packetizer):
         if self._chacha_in:
             self._chacha_in.number = lambda: self.__sequence_number_in
 
-    def write_all(self, out: bytes) -> None:
+    def write_all(self, out: ReadableBuffer) -> None:
         """Write a packet, whose length paramiko leaves readable."""
-        super().write_all(self._chacha_out.length + out[4:] if self._chacha_out else out)
+        engine = self._chacha_out
+        super().write_all(engine.length + memoryview(out)[4:] if engine else out)
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
         """Read the rest of a packet, or its head; one that nobody may send ends the connection."""
@@ -477,7 +481,7 @@ class Connection(paramiko.Transport):
             self.offered.items(), (*ours, self.preferred_macs), strict=False
         ):
             if not set(theirs) & set(mine):
-                return kind, theirs, mine
+                return kind, theirs, tuple(mine)
         return None
 
     def _really_parse_kex_init(

@@ -10,6 +10,7 @@ import subprocess
 import threading
 
 from raycluster.errors import UnreachableError
+from raycluster.transports.ssh_config import user_shell
 from raycluster.transports.ssh_target import Target
 
 _END_SECONDS = 2.0
@@ -22,7 +23,9 @@ class ProxyCommand(socket.socket):
 
     child: subprocess.Popen[bytes]
     command: str
-    _said: bytes
+    _said = _last = b""
+    _ended = False
+    _stopped = False
     _reader: threading.Thread
 
     @classmethod
@@ -30,7 +33,7 @@ class ProxyCommand(socket.socket):
         """Start it as `ssh` does, with the user's shell. Raises UnreachableError."""
         ours, theirs = socket.socketpair()
         with theirs:
-            argv = (os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}")
+            argv = (user_shell(), "-c", f"exec {command}")
             end = theirs.fileno()
             try:
                 child = subprocess.Popen(argv, stdin=end, stdout=end, stderr=subprocess.PIPE)
@@ -42,7 +45,7 @@ class ProxyCommand(socket.socket):
                     hint="correct ProxyCommand in the ssh config, or SHELL",
                 ) from error
         wire = cls(fileno=ours.detach())
-        wire.child, wire.command, wire._said = child, command, b""
+        wire.child, wire.command = child, command
         wire._reader = threading.Thread(target=wire._listen, daemon=True)
         wire._reader.start()
         return wire
@@ -54,21 +57,47 @@ class ProxyCommand(socket.socket):
             while said := os.read(stderr.fileno(), _MOST_SAID):
                 self._said = (self._said + said)[-_MOST_SAID:]
 
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Return some bytes, none when the command closed the line."""
+        try:
+            received = super().recv(size, flags)
+        except ConnectionError:  # it closed without reading everything
+            received = b""
+        self._ended = not received
+        return received
+
+    def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]
+        """Send some of the bytes; where the line is closed, look first at what came before."""
+        try:
+            return super().send(data, flags)
+        except ConnectionError:
+            self._last = self.recv(_MOST_SAID, socket.MSG_DONTWAIT)
+            self._ended = True
+            raise
+
     def close(self) -> None:
         """Close the line, and end the command."""
         super().close()
-        self.child.terminate()
-        try:
-            self.child.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
+        if not self._has_ended():
+            self._stopped = True
+            self.child.terminate()
+            try:
+                self.child.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+                self.child.wait()
 
-    def failed(self, target: Target, *, ended: bool, opening: bytes) -> UnreachableError:
-        """Return why nothing came of it; `ended` when it closed the line, `opening` its output."""
+    def _has_ended(self) -> bool:
+        """Tell whether the command ended by itself, which soon follows the end of the line."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.wait(_END_SECONDS if ended else 0)
-        status = self.child.poll()
+            self.child.wait(_END_SECONDS if self._ended else 0)
+            return not self._stopped
+        return False
+
+    def failed(self, target: Target, opening: bytes) -> UnreachableError:
+        """Return why nothing came of it; `opening` is what it printed."""
+        ended, opening = self._ended, opening or self._last
+        status = self.child.poll() if self._has_ended() else None
         if status is not None:
             self._reader.join(_END_SECONDS)
         shown = self.command[:_MOST_COMMAND]

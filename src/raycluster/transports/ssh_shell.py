@@ -112,7 +112,7 @@ def command_text(
     settings = " ".join(f"{name}={_quoted(value)}" for name, value in variables.items())
     run = (_MARKS + _INPUT * has_input + _RUN).replace("MARK", mark)
     program = f"{begin}export {settings}\nset -- {' '.join(map(_quoted, words))}\n{run}"
-    encoded = re.sub(rb"[^A-Za-z0-9_./:,=-]", _octal, program.encode("utf-8", "surrogateescape"))
+    encoded = re.sub(rb"[^A-Za-z0-9_./:,-]", _octal, program.encode("utf-8", "surrogateescape"))
     # Not every shell replaces itself by its last command: signals would end up in the wrong one.
     decode = re.sub(r"[^A-Za-z0-9_=-]", r"\\\g<0>", _DECODE)
     return " ".join(("exec sh -c", decode, "sh", *_WORD.findall(encoded.decode("ascii"))))

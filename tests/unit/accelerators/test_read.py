@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raycluster.accelerators import host
-from raycluster.accelerators.values import Accelerators, Device, clean, decimal, whole
+from raycluster.accelerators.values import Accelerators, Device, clean, decimal, sharing, whole
 
 MIB = 1 << 20
 FULL = "index,uuid,name,memory.total,memory.used,driver_version,compute_cap,mig.mode.current"
@@ -277,3 +277,104 @@ def test_numbers_and_words_are_bounded() -> None:
     numbers: Mapping[str, float | None] = {"1.50": 1.5, "-3": -3, "1e9": None, "nan": None}
     assert {word: decimal(word) for word in numbers} == numbers
     assert clean("a\x00b\n c" + "d" * 999, 10) == "a b cdd..."
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "what"),
+    [
+        ("Segmentation fault", 139, "nvidia-smi is ended by signal 11: Segmentation fault"),
+        ("", 134, "nvidia-smi is ended by signal 6"),
+        ("Failed to initialize NVML: Unknown Error", 0, "nvidia-smi fails: Failed to initialize"),
+        ("ERROR: something, 1, 2, 3, 4, 5, 6, 7", 0, "nvidia-smi fails: ERROR: something"),
+    ],
+)
+def test_a_program_that_breaks_counts_no_gpus(text: str, code: int, what: str) -> None:
+    for before in (CARD, "driver /dev/nvidia0\n", ""):
+        found = host.read(told(text, code, before=before))
+        assert found.devices == ()
+        assert found.problem
+        assert found.problem.what.startswith(what)
+    assert host.read(told(text, code, before="pci other\n")) == Accelerators()
+
+
+GOOD = f"0, {UUID}, NVIDIA A100, 81920, 4, 550.54.15, 8.0, Disabled"
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("WARNING: a newer driver is recommended", ""),
+        ("Persistence mode is off, which is deprecated", ""),
+        ("Failed to get the state of GPU 1: Unknown Error", "nvidia-smi fails: Failed to get"),
+        ("ERROR: GPU 1 has fallen off the bus", "nvidia-smi fails: ERROR: GPU 1"),
+        ("GPU 1: GPU requires reset", "a GPU has to be reset: GPU 1"),
+    ],
+)
+def test_a_line_beside_gpus_is_a_failure_where_it_says_so(line: str, what: str) -> None:
+    for text in (f"{line}\n{GOOD}", f"{GOOD}\n{line}"):
+        found = host.read(told(text))
+        assert [device.uuid for device in found.devices] == [UUID]
+        assert (found.problem.what if found.problem else "").startswith(what)
+        assert bool(found.problem) == bool(what)
+
+
+@pytest.mark.parametrize("word", ["[N/A]", "[Not Supported]", "[Unknown Error]"])
+@pytest.mark.parametrize(
+    ("name", "uuid", "capability", "machine"),
+    [
+        ("NVIDIA GB10", UUID, "12.1", "aarch64"),
+        ("NVIDIA Thor", UUID, "11.0", "aarch64"),
+        ("Orin (nvgpu)", "[N/A]", "[N/A]", "aarch64"),
+        ("Orin (nvgpu)", UUID[4:], "8.7", ""),
+        ("NVIDIA chip of tomorrow", UUID, "[N/A]", "aarch64"),
+    ],
+)
+def test_a_gpu_of_one_chip_with_the_processor_has_the_hosts_memory(
+    word: str, name: str, uuid: str, capability: str, machine: str
+) -> None:
+    line = f"0, {uuid}, {name}, {word}, {word}, 580.95.05, {capability}, [N/A]"
+    found = host.read(told(line))
+    assert found.problem is None
+    [device] = sharing(found, 120 << 30, machine).devices
+    assert (device.memory_total_bytes, device.shares) == (120 << 30, True)
+
+
+def test_no_other_gpu_is_given_the_hosts_memory() -> None:
+    """What a driver does not tell of a card stays unknown, and what it tells stays."""
+    ill = f"0, {UUID}, NVIDIA L4, [Unknown Error], [N/A], 550.54.15, 8.9, [N/A]"
+    own = f"0, {UUID}, NVIDIA GH200 480GB, 97871, 1, 560.35.03, 9.0, Disabled"
+    for line, machine, total in ((ill, "x86_64", None), (own, "aarch64", 97871 * MIB)):
+        [device] = sharing(host.read(told(line)), 120 << 30, machine).devices
+        assert (device.memory_total_bytes, device.shares) == (total, False)
+    two = sharing(
+        host.read(
+            told(
+                "\n".join(
+                    f"{n}, {UUID[:-1]}{n}, NVIDIA GB10, [N/A], [N/A], 580.95.05, 12.1, [N/A]"
+                    for n in (0, 1)
+                )
+            )
+        ),
+        120 << 30,
+        "aarch64",
+    )
+    assert [device.memory_total_bytes for device in two.devices] == [60 << 30] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "unseen"),
+    [
+        ("pci other\nwindows\n", "", "Windows lends this machine a GPU (/dev/dxg)"),
+        ("pci other\npci graphics\n", "", "AMD's graphics are in the machine, and the kernel has"),
+        ("kfd-there\nkfd 1 128 536870912 7 110003\n", "", "AMD's graphics here have less than 2"),
+        ("pci amd\n", "an AMD GPU is in the machine, and the kernel's KFD", ""),
+        ("kfd-there\n", "/dev/kfd is there, and no GPU in /sys/class/kfd", ""),
+        ("pci other\n", "", ""),
+        (f"pci amd\nkfd-there\nkfd 1 128 {192 << 30} 7 90402\n", "", ""),
+    ],
+)
+def test_hardware_of_which_nothing_is_counted_is_said(text: str, problem: str, unseen: str) -> None:
+    found = host.read(text)
+    for said, begins in ((found.problem, problem), (found.unseen, unseen)):
+        assert (said.what if said else "").startswith(begins)
+        assert bool(said) == bool(begins)

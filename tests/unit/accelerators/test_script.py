@@ -189,3 +189,91 @@ def test_amds_gpus_are_those_of_the_kernel(root: Path, programs: Path) -> None:
     if os.geteuid():  # root may use everything
         (root / "dev/kfd").chmod(0o400)
         assert host.read(run(host.script(str(root)), programs)).denied
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["usr/lib/wsl/lib", "usr/local/nvidia/bin", "run/nvidia/driver/usr/bin", "opt/nvidia/bin",
+     "run/current-system/sw/bin", "opt/vendor/driver/bin", "usr/lib/nvidia-550/bin", "opt/bin"],
+)  # fmt: skip
+@pytest.mark.parametrize("programs", ["with timeout"], indirect=True)
+def test_the_program_is_found_beside_the_path(root: Path, programs: Path, place: str) -> None:
+    fake.driver(2).install(root / place)
+    found = host.read(run(host.script(str(root)), programs))
+    assert (len(found.devices), found.problem) == (2, None)
+    assert host.has_nvidia(run(host.quick_script(str(root)), programs))
+
+
+@pytest.mark.parametrize("programs", ["with timeout"], indirect=True)
+def test_its_library_is_found_with_it(root: Path, programs: Path) -> None:
+    program = root / "opt/nvidia/bin/nvidia-smi"
+    fake.driver(1).install(program.parent)
+    (root / "opt/nvidia/lib64").mkdir()
+    (root / "opt/nvidia/lib64/libnvidia-ml.so.1").touch()
+    script = program.read_text().replace(
+        "# a double", '[ -e "${LD_LIBRARY_PATH%%:*}/libnvidia-ml.so.1" ] || exit 12\n# a double'
+    )
+    program.write_text(script)
+    assert len(host.read(run(host.script(str(root)), programs)).devices) == 1
+
+
+@pytest.mark.parametrize("name", ["nvidia0", "nvhost-gpu", "nvidiactl"])
+@pytest.mark.parametrize("programs", ["with timeout"], indirect=True)
+def test_a_device_without_a_program_is_a_problem(root: Path, programs: Path, name: str) -> None:
+    (root / "dev").mkdir()
+    (root / "dev" / name).touch()
+    problem = host.read(run(host.script(str(root)), programs)).problem
+    assert problem
+    assert problem.what.startswith("the NVIDIA driver is loaded, and there is no nvidia-smi")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "files", "problem", "unseen"),
+    [
+        ("0x1002", "0x120000", (), True, False),
+        ("0x1002", "0x038000", (), True, False),
+        ("0x1002", "0x030000", (), False, True),
+        ("0x1a03", "0x030000", ("dev/dxg",), False, True),
+        ("0x1a03", "0x030000", ("dev/kfd",), True, False),
+        ("0x1a03", "0x030000", (), False, False),
+    ],
+)
+@pytest.mark.parametrize("programs", ["with timeout"], indirect=True)
+def test_hardware_that_is_not_counted(
+    root: Path, programs: Path, vendor: str, kind: str, *, files: tuple[str, ...],
+    problem: bool, unseen: bool,
+) -> None:  # fmt: skip
+    device(root, "0000:3b:00.0", vendor, kind)
+    (root / "dev").mkdir()
+    for name in files:
+        (root / name).touch()
+    found = host.read(run(host.script(str(root)), programs))
+    assert (bool(found.problem), bool(found.unseen), found.devices) == (problem, unseen, ())
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["i=0; while [ $i -lt 5000 ]; do echo WARNING: line $i of many; i=$((i + 1)); done",
+     "echo 'WARNING: infoROM is corrupted at gpu 0000:3B:00.0' >&2",
+     "head -c 300000 /dev/zero | tr '\\0' x; echo"],
+    ids=["thousands of lines", "a warning", "one long line"],
+)  # fmt: skip
+def test_what_is_said_before_the_gpus_hides_none(root: Path, programs: Path, before: str) -> None:
+    device(root, "0000:3b:00.0", *NVIDIA)
+    program = fake.driver(8).install(programs)
+    program.write_text(program.read_text().replace("# a double of the tests", before))
+    text = run(host.script(str(root)), programs)
+    assert len(text) < 65536
+    found = host.read(text)
+    assert (len(found.devices), found.problem) == (8, None)
+
+
+@pytest.mark.parametrize("programs", ["with timeout"], indirect=True)
+def test_a_program_that_crashes_is_a_problem(root: Path, programs: Path) -> None:
+    device(root, "0000:3b:00.0", *NVIDIA)
+    program = programs / "nvidia-smi"
+    program.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    program.chmod(0o755)
+    problem = host.read(run(host.script(str(root)), programs)).problem
+    assert problem
+    assert problem.what.startswith("nvidia-smi is ended by signal 11")

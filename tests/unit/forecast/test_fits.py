@@ -14,6 +14,8 @@ from raycluster.forecast.fits import (
     forecast_notes,
     gpu_memory,
     together,
+    too_few_cpus,
+    unseen_gpus,
 )
 from raycluster.forecast.seen import Files, HostSeen, Seen
 from raycluster.spec import ClusterSpec
@@ -152,3 +154,29 @@ def test_stages_over_hosts_are_a_note_and_no_problem() -> None:
     assert "pipeline_parallel_size = 2" in note.hint
     assert forecast_notes(spec, seen, []) == ()
     assert forecast_notes(spec, Seen({"head": host_seen(CARD)}), ["llama"]) == ()
+
+
+def test_a_memory_that_the_gpu_shares_holds_the_rest_of_the_node_too() -> None:
+    shared = replace(CARD, name="NVIDIA GB10", memory_total_bytes=119 * GIB, shares=True)
+    assert gpu_memory(Facts(Accelerators((shared,))), "all") == 117 * GIB
+
+
+def test_a_replica_with_more_processors_than_any_host_has() -> None:
+    spec = spec_of({}, models=[{"name": "m", "source": "/models/m", "num_cpus": 3}])
+    hosts = {name: HostSeen(Facts(cpus=2, memory_bytes=GIB)) for name in ("head", "gpu-1")}
+    models = forecast_models(spec, Seen(hosts), {})
+    (found,) = too_few_cpus(spec, Seen(hosts), models)
+    assert found.what == "each replica asks for 3 CPUs, and no host has more than 2"
+    larger = {**hosts, "gpu-1": HostSeen(Facts(cpus=4, memory_bytes=GIB))}
+    assert too_few_cpus(spec, Seen(larger), models) == ()
+    assert too_few_cpus(spec, Seen({"head": hosts["head"]}), models) == ()
+
+
+def test_models_on_cpus_beside_hardware_that_may_be_a_gpu_are_said() -> None:
+    doubt = Trouble("AMD's graphics are in the machine", "install the driver")
+    facts = Facts(Accelerators(unseen=doubt), 2, GIB)
+    (note,) = unseen_gpus(spec_of(), Seen({"head": HostSeen(facts)}))
+    assert note.what == "models run on its CPUs: AMD's graphics are in the machine"
+    assert note.hint == "install the driver; or set gpus = 0 for this host to serve without"
+    off = spec_of(head={"host": "h0", "gpus": 0})
+    assert unseen_gpus(off, Seen({"head": HostSeen(facts)})) == ()

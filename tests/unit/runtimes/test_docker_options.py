@@ -11,6 +11,7 @@ import pytest
 
 from raycluster.contracts import ROOT, ByteStream, Process, Versions, Volume
 from raycluster.errors import HostError, ImageError, RuntimeUnavailableError
+from raycluster.limits import Limits
 from raycluster.runtimes.docker_errors import Edge, _explain
 from raycluster.runtimes.docker_http import open_client
 from raycluster.runtimes.docker_image import Progress, _interpreters, registry_of
@@ -69,8 +70,8 @@ def test_files_are_private_to_the_user_and_the_folder_is_everybodys() -> None:
 def test_labels_hold_what_a_container_is_compared_by() -> None:
     process = Process("head", ("ray",))
     versions = Versions(python="3.11.9", ray="2.60.0")
-    made = labels("qwen", process, versions)
-    assert made["raycluster.cluster"] == "qwen"
+    made = labels("qwen", "jane", process, versions)
+    assert (made["raycluster.cluster"], made["raycluster.owner"]) == ("qwen", "jane")
     assert made["raycluster.role"] == "head"
     assert made["raycluster.fingerprint"] == process.fingerprint
     assert Versions(**json.loads(made["raycluster.versions"])) == versions
@@ -111,6 +112,11 @@ def test_why_the_daemon_is_out_of_reach(facts: set[str], what: str, hint: str) -
     said, step = _explain("ubuntu", facts, "/var/run/docker.sock")
     assert what in said
     assert hint in step
+
+
+def test_a_user_of_a_domain_is_quoted_for_the_shell() -> None:
+    step = _explain(r"ACME\jane doe", {"client", "socket"}, "/var/run/docker.sock")[1]
+    assert r"`sudo usermod -aG docker 'ACME\jane doe'`" in step
 
 
 @pytest.mark.parametrize(
@@ -203,3 +209,23 @@ def test_where_on_the_host_a_path_of_the_container_lies(path: str, on_host: str)
     )
     process = Process("head", ("ray",), volumes=volumes)
     assert place(path, "q", process, "/home/me", "/var/lib/docker") == on_host
+
+
+@pytest.mark.parametrize(
+    ("limits", "size", "memory", "shared"),
+    [
+        (None, "8g", None, 8 << 30),
+        (Limits(2, 24 << 30, 8, 24 << 30), "8g", None, 8 << 30),
+        (Limits(8, 2 << 30, 8, 24 << 30), "8g", 2 << 30, 2 << 30),
+        (Limits(8, 16 << 30, 8, 24 << 30), "8g", 16 << 30, 8 << 30),
+    ],
+)
+def test_a_container_on_a_host_with_a_limit_has_it_too(
+    client: docker.APIClient, limits: Limits | None, size: str, memory: int | None, shared: int
+) -> None:
+    """Ray in it sees the limit of its own group alone."""
+    process = Process("head", ("ray",), shm_size=size, limits=limits, more=("--num-cpus=2",))
+    made = container_options(client, "q", process, "", None)
+    assert made["command"] == ["--num-cpus=2"]
+    assert made["host_config"].get("Memory") == memory
+    assert made["host_config"]["ShmSize"] == shared

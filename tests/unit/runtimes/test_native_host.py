@@ -6,11 +6,13 @@ import ast
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from raycluster.contracts import Process, Versions
 from raycluster.errors import HostError
 from raycluster.poll import wait_for
+from raycluster.runtimes import native_systemd
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.runtimes.native_processes import _look
 from raycluster.runtimes.native_program import MODULES, source
@@ -56,11 +59,10 @@ class Crontab:
         self.program = folder / "bin/crontab"
         self.program.parent.mkdir()
         self.install(CRONTAB)
-        monkeypatch.setenv("TABLE", str(self.table))
         monkeypatch.setenv("PATH", f"{self.program.parent}:{os.environ['PATH']}")
 
     def install(self, script: str) -> None:
-        self.program.write_text(script)
+        self.program.write_text(script.replace("$TABLE", str(self.table)))
         self.program.chmod(0o755)
 
 
@@ -139,11 +141,10 @@ def test_a_crontab_that_cannot_be_used_is_told(crontab: Crontab, tmp_path: Path)
     ],
 )
 def test_a_crontab_that_cannot_be_read_is_left_as_it_is(
-    crontab: Crontab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+    crontab: Crontab, tmp_path: Path, said: str
 ) -> None:
-    monkeypatch.setenv("SAID", said)
     crontab.table.write_bytes(b"@daily mine\n")
-    crontab.install(FAILS)
+    crontab.install(FAILS.replace('"$SAID"', shlex.quote(said)))
     runtime, told = _start(tmp_path / "root")
     assert told[0].startswith("will not start by itself after a reboot or a kill: crontab: ")
     runtime.remove()
@@ -274,6 +275,21 @@ def _removed(folder: Path) -> bool | None:
     except OSError:
         return None
     return True
+
+
+@pytest.mark.parametrize(
+    ("user", "file"),
+    [("jane", "jane"), (r"ACME\jane", r"ACME\\jane"), ("üx", r"\303\274x"), ("a b", "a b")],
+)
+def test_users_that_linger_are_looked_for_by_logind_s_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, file: str
+) -> None:
+    (tmp_path / file).touch()
+    monkeypatch.setattr(native_systemd, "LINGER", str(tmp_path))
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name=user))
+    done: subprocess.CompletedProcess[bytes] = subprocess.CompletedProcess((), 0)
+    monkeypatch.setattr(native_systemd, "_systemctl", lambda *_: done)
+    assert native_systemd.lingers()
 
 
 @pytest.mark.skipif(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from raycluster.contracts import TEMP
 from raycluster.services.data_path import data_path
 from raycluster.spec.models import Ports
 
@@ -26,14 +25,15 @@ def test_every_port_of_the_data_path_is_the_spec_s() -> None:
 
 
 def test_haproxy_s_socket_has_room_in_a_socket_s_path() -> None:
-    path = data_path(Ports())["RAY_SERVE_HAPROXY_SOCKET_PATH"].replace(TEMP, "/tmp/rc-0123abcd")
+    path = f"/tmp/rc-0123abcd/{data_path(Ports())['RAY_SERVE_HAPROXY_SOCKET_PATH']}"
     folder, _, file = path.rpartition("/")
     assert len(f"{folder}/{NODE_ID}/{file}{RELOADING}") < 108
 
 
-def test_all_of_haproxy_s_files_lie_where_the_process_s_own_do() -> None:
+def test_all_of_haproxy_s_files_lie_in_each_node_s_own_working_folder() -> None:
+    """Serve's controller tells all nodes the paths of the head, where other nodes have others."""
     told = data_path(Ports())
-    placed = {name for name, value in told.items() if value.startswith(f"{TEMP}/")}
+    placed = {name for name, value in told.items() if value == "h" or value.startswith("h/")}
     assert placed == {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC",
         "RAY_SERVE_HAPROXY_SOCKET_PATH",

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from raycluster.contracts import ROOT, BoxOptions, Process, Secret
+from raycluster.limits import Limits
 from raycluster.services.head import head
+from raycluster.services.ray_node import within
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 
@@ -79,3 +81,35 @@ def test_what_is_not_set_leaves_the_fingerprint_as_it_was() -> None:
     )
     made = {plain.fingerprint, *(replace(plain, box=box).fingerprint for box in kinds)}
     assert len(made) == 1 + len(kinds)
+
+
+MACHINE = 24 << 30
+
+
+@pytest.mark.parametrize(
+    ("limits", "host", "more"),
+    [
+        (Limits(8, MACHINE, 8, MACHINE), {}, ()),
+        (Limits(2.5, MACHINE, 8, MACHINE), {}, ("--num-cpus=2",)),
+        (Limits(0.5, MACHINE, 8, MACHINE), {}, ("--num-cpus=1",)),
+        (Limits(2, MACHINE, 8, MACHINE), {"num_cpus": 4}, ()),
+        (
+            Limits(8, 2 << 30, 8, MACHINE),
+            {},
+            ("--object-store-memory=644245094", f"--memory={(2 << 30) - 644245094}"),
+        ),
+        (Limits(8, 16 << 30, 8, MACHINE), {}, (f"--memory={15 << 30}",)),
+        (Limits(1, 1 << 30, 1, 1 << 30), {}, ("--object-store-memory=322122547",)),
+        (None, {}, ()),
+    ],
+)
+def test_ray_counts_no_more_than_the_host_leaves(
+    limits: Limits | None, host: dict[str, object], more: tuple[str, ...]
+) -> None:
+    """And a node is not started anew because of it: a limit is the host's, not the spec's."""
+    spec = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h0", **host}})
+    made = head(spec, spec.hosts[0], Wiring({"head": "10.0.0.1"}, Secret("t")))
+    assert made
+    here = within(made, spec.hosts[0], limits)
+    assert here.more == more
+    assert here.fingerprint == made.fingerprint

@@ -23,7 +23,9 @@ def uncommented(text: str) -> str:
 
 def test_the_committed_example_is_the_generated_one() -> None:
     text = EXAMPLE.read_text("utf-8")
-    assert text == init_text([]), "write it with: raycluster init --force -o cluster.toml.example"
+    assert text == init_text([]), (
+        "write it with: raycluster init --force --name my-cluster -o cluster.toml.example"
+    )
 
 
 def test_every_line_is_words_a_setting_or_an_example() -> None:

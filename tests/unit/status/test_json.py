@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from raycluster.errors import UnreachableError
+from raycluster.limits import Limits
 from raycluster.state import ClusterState, HostState
 from raycluster.status.figures import Figures, Latency
 from raycluster.status.json import status_json
@@ -129,3 +130,14 @@ def test_a_model_on_a_head_that_was_not_seen_is_unknown() -> None:
     away = {"head": HostState("head", problem=UnreachableError("is off"))}
     told = status_json(standing(spec(), ClusterState(hosts | away)))
     assert [m["status"] for m in told["models"]] == ["unknown"]
+
+
+def test_a_hosts_memory_is_what_its_control_groups_leave() -> None:
+    usage = whole(1).health.usage["head"]["mem"]
+    total = int(usage[0].number() or 0)
+    seen = Limits(1, total // 4, 8, total, used_bytes=total // 8)
+    [node] = status_json(whole(1, limits={"head": seen}))["nodes"]
+    assert node["memory_bytes"] == {"used": total // 8, "total": total // 4}
+    seen = Limits(1, total, 8, total, used_bytes=5)
+    [node] = status_json(whole(1, limits={"head": seen}))["nodes"]
+    assert node["memory_bytes"] == PROMISED["nodes"][0]["memory_bytes"]
