@@ -14,9 +14,6 @@ from raycluster.limits import Limits
 
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
-TEMP = "{temp}"
-"""Stands in a Process's env for the folder in which it works: with a short path, for sockets; gone
-with the process."""
 
 
 class Secret:
@@ -197,7 +194,8 @@ class RegistryLogin:
 class Process:
     """Something that shall run on a host, whatever runs it there.
 
-    `argv` and `env` may hold ROOT, and `env` TEMP. What changes `fingerprint` makes a running one
+    It works in a folder of its own with a short path, for sockets, that is gone with the process.
+    `argv` and `env` may hold ROOT. What changes `fingerprint` makes a running one
     out of date. `ports` maps the names under `[ports]` to what the process will listen on. `files`
     (path under ROOT -> content) are there before it runs, and stand in the fingerprint as
     `files_id`, which is keyed for they may hold secrets. `live_files` it reads again by itself:

@@ -11,6 +11,7 @@
     │   ├── BeyondLibraryError          the first and the third: what the system's `ssh` may do
     │   │   └── UnjudgedKeyError        and the second: the host's key cannot be judged here
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── ForwardRefusedError         sshd forbids the connection that goes through it
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -106,6 +107,10 @@ class UnjudgedKeyError(BeyondLibraryError, HostKeyError):
 
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
+
+
+class ForwardRefusedError(HostError):
+    """The SSH server forbids to open connections through it."""
 
 
 class AnswerError(HostError):

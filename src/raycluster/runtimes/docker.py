@@ -34,6 +34,8 @@ from raycluster.contracts import (
 )
 from raycluster.decode import MOST, unread
 from raycluster.errors import AnswerError, HostError, ImageError, RecordError
+from raycluster.last_words import MOST as MOST_WORDS
+from raycluster.last_words import last_words
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_gpus import GpuOptions, gpu_options
 from raycluster.runtimes.docker_http import newest_info, open_client
@@ -331,14 +333,14 @@ class DockerRuntime:
         if listed["State"] == "created":
             return "was created, but never started"
         try:
-            said = self._last_line(listed["Id"])
+            said = self._last_words(listed["Id"])
         except docker.errors.APIError:  # it is being removed meanwhile
             return str(listed["Status"])
         return f"{listed['Status']}: {said}" if said else str(listed["Status"])
 
-    def _last_line(self, container: str) -> str:
-        said: bytes = self._client.logs(container, tail=1)
-        return said.decode("utf-8", "replace").strip()
+    def _last_words(self, container: str) -> str:
+        said: bytes = self._client.logs(container, tail=MOST_WORDS)
+        return last_words(said.decode("utf-8", "replace"))
 
     def _home(self, process: Process) -> str:
         """Return the host user's home folder, asked for only where a volume names it."""
@@ -402,7 +404,7 @@ class DockerRuntime:
         state = self._state(name)
         if state["Running"] and not state["Restarting"]:
             return
-        said = self._last_line(name)
+        said = self._last_words(name)
         raise HostError(
             f"{name} ended at once with {state['ExitCode']}{': ' if said else ''}{said}",
             where=self._host,

@@ -15,7 +15,6 @@ from typing import Any, cast
 from raycluster.accelerators.choice import visible
 from raycluster.contracts import (
     ROOT,
-    TEMP,
     Channel,
     Completed,
     Files,
@@ -253,15 +252,11 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
         "TMPDIR": facts["temp"],
         "RAY_TMPDIR": facts["temp"],
         **gpus,
-        **{name: _placed(value, facts) for name, value in process.env.items()},
+        **{name: value.replace(ROOT, root) for name, value in process.env.items()},
         "RAYCLUSTER_OWNER": facts["owner"],
         "RAYCLUSTER_ROLE": process.role,
         "RAYCLUSTER_ROOT": root,
     }
-
-
-def _placed(value: str, facts: Mapping[str, Any]) -> str:
-    return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
 def _found(told: Told) -> Found | None:

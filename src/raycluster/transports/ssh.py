@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raycluster.contracts import Address, Channel, Completed
-from raycluster.errors import CommandError, ConnectionLostError, HostError, NotRunError
+from raycluster.errors import (
+    CommandError,
+    ConnectionLostError,
+    ForwardRefusedError,
+    HostError,
+    NotRunError,
+)
 from raycluster.transports.ssh_options import (
     DEFAULT_CONFIG,
     FINGERPRINT,
@@ -379,33 +385,37 @@ class SshTransport:
                 self.run(("true",))
 
     def _refused(self, address: Address, error: Exception) -> HostError:
-        what, hint = self._why_refused(address, error)
-        return HostError(
-            f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint
-        )
+        forbidden, what, hint = self._why_refused(address, error)
+        kind = ForwardRefusedError if forbidden else HostError
+        return kind(f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint)
 
-    def _why_refused(self, address: Address, error: Exception) -> tuple[str, str]:
+    def _why_refused(self, address: Address, error: Exception) -> tuple[bool, str, str]:
+        """Return whether sshd itself forbids it, what is wrong, and the next step."""
         prohibited = getattr(error, "reason", 0) == 1
         if not isinstance(address, str):
             if prohibited:
                 return (
+                    True,
                     "sshd forbids forwarding",
                     "set AllowTcpForwarding yes in sshd_config, and look at PermitOpen, "
                     "DisableForwarding and the key's options in authorized_keys",
                 )
-            return f"{error}", "look whether something listens there"
+            return False, f"{error}", "look whether something listens there"
         word = self.run(why_refused_argv(address)).text.rpartition("\n")[2]
-        forbidden = (
-            "sshd forbids forwarding to Unix sockets",
-            "set AllowStreamLocalForwarding yes in sshd_config, and look at DisableForwarding "
-            "and the key's options in authorized_keys",
-        )
-        return {
+        known = {
             "missing": ("there is no such socket", "start the program that listens there"),
             "other": ("it is not a socket", "correct the path"),
             "denied": ("permission denied", "give the login user the right to use it"),
             "stale": ("nothing listens there", "start the program that listens there"),
-        }.get(word, forbidden)
+        }.get(word)
+        if known is None:
+            return (
+                True,
+                "sshd forbids forwarding to Unix sockets",
+                "set AllowStreamLocalForwarding yes in sshd_config, and look at DisableForwarding "
+                "and the key's options in authorized_keys",
+            )
+        return (False, *known)
 
 
 def _send_beside(session: Session, content: bytes) -> None:

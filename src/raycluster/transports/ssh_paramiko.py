@@ -9,7 +9,7 @@ Multiplexed     the same channels over the connection of an `ssh` of this machin
 """
 
 # The stubs leave the private names out.
-# mypy: disable-error-code="attr-defined,misc,arg-type"
+# mypy: disable-error-code="attr-defined,misc,arg-type,override"
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import paramiko
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -56,9 +56,6 @@ from paramiko.common import (
 from paramiko.packet import Packetizer
 
 from raycluster.transports.ssh_socket import WatchedSocket, Wire
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 HOLDS_FOR = "5.1"
 _PACKET = 32768 - 64
@@ -344,7 +341,7 @@ class _Packetizer(Packetizer):
         if self._chacha_in:
             self._chacha_in.number = lambda: self.__sequence_number_in
 
-    def write_all(self, out: ReadableBuffer) -> None:
+    def write_all(self, out: bytes) -> None:
         """Write a packet, whose length paramiko leaves readable."""
         engine = self._chacha_out
         super().write_all(engine.length + memoryview(out)[4:] if engine else out)
