@@ -13,7 +13,7 @@ import httpx
 from raycluster.connect import Connected, all_or_raise
 from raycluster.dashboard import dashboard
 from raycluster.environments import make_environments
-from raycluster.errors import AppError, HostError, RayclusterError, raise_lasting
+from raycluster.errors import AppError, HostError, RayclusterError
 from raycluster.events import Event, Listener
 from raycluster.observe import push_files, read_limits
 from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
@@ -148,8 +148,7 @@ def _wait_for_router(http: httpx.Client) -> None:
     def answers() -> bool | None:
         try:
             answer = http.get(f"{WAITING_ROUTE}/health")
-        except httpx.HTTPError as error:
-            raise_lasting(error)
+        except httpx.HTTPError:
             return None
         return True if answer.is_success and ENGINE_HEADER not in answer.headers else None
 
@@ -199,8 +198,7 @@ def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
     def answers() -> bool | None:
         try:
             api.apps()
-        except HostError as error:
-            raise_lasting(error)
+        except HostError:
             return None
         return True
 
@@ -225,8 +223,7 @@ def _wait_until_running(
     def settled() -> bool | None:
         try:
             apps = {a.name: a for a in api.apps() if a.name in names}
-        except HostError as error:
-            raise_lasting(error)
+        except HostError:
             return None  # a busy dashboard answers the next time
         for app_ in apps.values():
             if app_.failed:

@@ -12,7 +12,7 @@ from raycluster.accelerators.host import by_word
 from raycluster.accelerators.values import clean, whole
 from raycluster.connect import Connected, all_or_raise
 from raycluster.contracts import Outlook
-from raycluster.errors import ForwardingError, HostError
+from raycluster.errors import ForwardRefusedError, HostError
 from raycluster.guard import check_firewall
 from raycluster.lock import TMP_IS_SAFE
 from raycluster.plan import Action, Guard, Start
@@ -237,7 +237,7 @@ def _forwards(spec: ClusterSpec, connected: Connected) -> Iterator[Tried]:
     for port in ports:
         try:
             connected.transport.connect(("127.0.0.1", port), timeout=5).close()
-        except ForwardingError as error:
+        except ForwardRefusedError as error:
             needed = connected.host.role == HEAD
             more = "" if needed else f": `status` cannot ask what runs here; {error.hint}"
             yield Tried("forwarding", error.what + more, error.hint, failed=needed)

@@ -18,7 +18,7 @@ from raycluster.checks import Finding, check_hosts
 from raycluster.connect import Fleet
 from raycluster.contracts import Secret
 from raycluster.deploy import _wait_for_router, prove
-from raycluster.errors import ForwardingError, HostError
+from raycluster.errors import ForwardRefusedError, HostError
 from raycluster.needs import reaches
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
@@ -143,11 +143,11 @@ def test_check_leaves_nothing_behind_and_finds_nothing_wrong(tmp_path: Path) -> 
 def test_a_port_that_sshd_forbids_is_told_from_one_that_nobody_has(tmp_path: Path) -> None:
     with host(tmp_path, "PermitOpen 127.0.0.1:1") as odd, Fleet("needs", 1) as fleet:
         transport = fleet.open(odd.spec().hosts[0]).transport
-        with pytest.raises(ForwardingError):
+        with pytest.raises(ForwardRefusedError):
             transport.connect(("127.0.0.1", 2))
         with pytest.raises(HostError) as caught:
             transport.connect(("127.0.0.1", 1))
-        assert not isinstance(caught.value, ForwardingError)
+        assert not isinstance(caught.value, ForwardRefusedError)
 
 
 def test_a_wait_ends_at_once_for_what_lasts(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_wait_ends_at_once_for_what_lasts(tmp_path: Path) -> None:
             waits.append(lambda: _wait_for_router(client))
             for wait in waits:
                 began = time.monotonic()
-                with pytest.raises(ForwardingError):
+                with pytest.raises(ForwardRefusedError):
                     wait()
                 assert time.monotonic() - began < AT_ONCE
 

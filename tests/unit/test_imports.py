@@ -20,8 +20,9 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
     ("limits",),
-    ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
-    ("decode", "printable", "requirements", "clean_environment"),
+    ("raycluster", "errors", "contracts", "events", "last_words", "startup", "templates", "tested"),
+    ("usernames",),
+    ("decode", "poll", "printable", "requirements", "clean_environment"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
     ("runtimes.native_place",),
@@ -42,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connect",),
     ("dashboard",),
     ("observe", "replicas", "judge", "listeners"),
-    ("work", "health", "inside", "lock", "scrape"),
+    ("work", "health", "inside", "lock", "scrape", "folders"),
     ("exchange",),
     ("logs", "logs.*"),
     ("spool",),
@@ -78,7 +79,7 @@ PURE = (
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),
-    "clean_environment",
+    *("usernames", "clean_environment"),
     *("spec", "spec.*", "state"),
     *("services", "services.*", "logs.lines", "bundle.redact"),
     *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
@@ -154,7 +155,7 @@ SHARED = {
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
-    "runtimes.native_systemd",
+    *("runtimes.native_systemd", "last_words"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
     "serve.adding",
     *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),

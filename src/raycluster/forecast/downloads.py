@@ -43,7 +43,7 @@ def downloads(seen: Seen, wanted: Sequence[Wanted]) -> tuple[Download, ...]:
 
 def _bases(seen: Seen, host: str) -> Iterator[Download]:
     """Yield what is brought: a registry tells its size, a host that holds it that unpacked."""
-    for base in (b for b in seen.hosts[host].bases if not b.there and not b.absent):
+    for base in (b for b in seen.hosts[host].bases if not b.there and not b.withheld):
         others = [b for there in seen.hosts.values() for b in there.bases if b.what == base.what]
         yield Download(
             host=host,
@@ -90,21 +90,20 @@ def absent(seen: Seen, wanted: Sequence[Wanted]) -> tuple[Problem, ...]:
     )
 
 
-def missing(seen: Seen) -> tuple[Problem, ...]:
-    """Return the hosts that lack what they need and are not to fetch."""
+LOAD = 'load it there with `docker load`, or set `archive` or pull = "missing" under [runtime]'
+
+
+def missing_image(what: str) -> str:
+    """Return that nothing brings what a host needs."""
+    return f'{what} is needed and is not there, and pull = "never" lets nothing bring it'
+
+
+def withheld(seen: Seen) -> tuple[Problem, ...]:
+    """Return the hosts that lack an image which nothing may bring."""
     return tuple(
-        Problem(host, *is_missing(base.what, base.absent))
+        Problem(host, missing_image(what), LOAD)
         for host, there in seen.hosts.items()
-        for base in dict.fromkeys(there.bases)
-        if base.absent
-    )
-
-
-def is_missing(what: str, why: str) -> tuple[str, str]:
-    """Return the words, and the next step, for an image that is needed and not brought."""
-    return (
-        f"{what} is needed there and absent, and with {why} it is not fetched",
-        'load it there with `docker load`, or set runtime.pull = "missing"',
+        for what in dict.fromkeys(base.what for base in there.bases if base.withheld)
     )
 
 

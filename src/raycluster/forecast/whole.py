@@ -11,9 +11,9 @@ from raycluster.forecast.downloads import (
     Download,
     absent,
     downloads,
-    missing,
     tight,
     too_little_room,
+    withheld,
 )
 from raycluster.forecast.fits import (
     ModelForecast,
@@ -71,7 +71,7 @@ def forecast(
         downloads=fetched,
         interruptions=interruptions(spec, state, actions, seen.seconds),
         cost=cost(spec, state),
-        problems=(*problems, *missing(seen), *too_little_room(fetched)),
+        problems=(*problems, *withheld(seen), *too_little_room(fetched)),
         warnings=(
             *(w for model in models for w in model.warnings),
             *absent(seen, every),

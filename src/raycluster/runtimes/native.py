@@ -15,7 +15,6 @@ from typing import Any, cast
 from raycluster.accelerators.choice import visible
 from raycluster.contracts import (
     ROOT,
-    TEMP,
     Channel,
     Completed,
     Files,
@@ -93,6 +92,10 @@ class NativeRuntime:
                 hint='install "ray[serve]" there, or leave [runtime] python out',
             )
         return versions
+
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: what a native host needs, its facts and its environment tell."""
+        return ()
 
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
         """Return whether the environment is there; the process sees the host's own paths."""
@@ -254,15 +257,11 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
         "TMPDIR": facts["temp"],
         "RAY_TMPDIR": facts["temp"],
         **gpus,
-        **{name: _placed(value, facts) for name, value in process.env.items()},
+        **{name: value.replace(ROOT, root) for name, value in process.env.items()},
         "RAYCLUSTER_OWNER": facts["owner"],
         "RAYCLUSTER_ROLE": process.role,
         "RAYCLUSTER_ROOT": root,
     }
-
-
-def _placed(value: str, facts: Mapping[str, Any]) -> str:
-    return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
 def _found(told: Told) -> Found | None:

@@ -45,6 +45,9 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         raise ProblemError(f"the home folder {home()} does not exist", "make it for the user")
     try:
         at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if ask["root"] and not is_own(at.root):
+            hint = "it may lie in a folder that others can write to: set `folder` to one of yours"
+            raise ProblemError(f"{at.root} is somebody else's", hint)
         at.root.chmod(0o700)
         probe = at.root / ".writable"
         probe.write_bytes(b"")

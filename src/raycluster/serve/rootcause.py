@@ -16,26 +16,14 @@ _LOG_PREFIX = re.compile(
     r"^(?:\([\w .:-]*pid=\d+[^)]*\) ?)?"  # (EngineCore pid=123)
     r"(?:(?:CRITICAL|ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"
 )
-_ESCAPES = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\^_])"
-    r"|[\x00-\x08\x0b-\x1f\x7f]"
-)
-"""What a terminal would obey."""
-_LEVEL = re.compile(
-    r"(?:^|[\s)])(CRITICAL|ERROR|FATAL|WARNING|WARN|INFO|DEBUG)(?=[\s:]|$)"  # Ray, vLLM, uvicorn
-    r"|\d,\d+ ([IWECF]) \d"  # Ray's processes in C++
-    r"|\[(emerg|alert|crit|error|warn|notice|info|debug)\]"  # nginx
-    r"|\b(?:level|lvl)=\"?(\w+)"  # Prometheus, Grafana
-)
-_BEGINNING = 300
-"""Characters of a line in which its level stands."""
-_SEVERE = {"critical", "error", "fatal", "e", "c", "f", "emerg", "alert", "crit"}
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Warning|Failure)(?:_\w+)?(?::\s|$)"
 )
 _ELSEWHERE = re.compile(
     r"\b(?:see|check) (?:the )?(?:root cause|stack trace|error|logs?)\b", re.IGNORECASE
 )
+_ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]")
+_INFORMS = re.compile(r"^.{0,60}?\b(?:INFO|DEBUG)\b|^\[[^\]]{0,40}[0-9] [ID] [0-9]")
 _LOGGED = re.compile(r"^(?:\([\w .:-]*pid=\d+[^)]*\) ?)?(?:CRITICAL|ERROR|WARNING|INFO|DEBUG)\b")
 ELSEWHERE = "see root cause above"
 """What our own errors end with where the cause is in what was written."""
@@ -51,24 +39,15 @@ _INVALID = re.compile(
 def root_cause(message: str) -> str:
     """Return the root cause in a deployment's or replica's status message, as one line.
 
-    Falls back to the last exception of a traceback, then to the last line of an error, then to the
-    last one that is neither empty nor of a program that tells how it fares.
+    Falls back to the last exception of a traceback, then to the last line that is not empty and
+    does not merely inform.
     """
-    message = _ESCAPES.sub("", message)
     marked = message.rfind(MARK)
     if marked >= 0:
         return message[marked + len(MARK) :].splitlines()[0].strip()
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    levels = [_level(line) for line in lines]
-    errors = [line for line, level in zip(lines, levels, strict=True) if level in _SEVERE]
-    plain = [line for line, level in zip(lines, levels, strict=True) if not level]
-    return last_exception(message) or next(reversed(errors or plain), "")
-
-
-def _level(line: str) -> str:
-    """Return the level that a line of a log has, in small letters, "" where it tells none."""
-    found = _LEVEL.search(line[:_BEGINNING])
-    return next(filter(None, found.groups()), "").lower() if found else ""
+    plain = (line.strip() for line in _ESCAPES.sub("", message).splitlines())
+    lines = [line for line in plain if line and not _INFORMS.match(line)]
+    return last_exception(message) or (lines[-1] if lines else "")
 
 
 def one_line(error: BaseException) -> str:
@@ -123,7 +102,8 @@ def _named(told: str, error: str, written: str) -> str:
 
 
 def _plain(log: str) -> str:
-    return "\n".join(_LOG_PREFIX.sub("", line).rstrip() for line in log.splitlines())
+    lines = _ESCAPES.sub("", log).splitlines()
+    return "\n".join(_LOG_PREFIX.sub("", line).rstrip() for line in lines)
 
 
 def why_dead(error: BaseException, written: str) -> str:

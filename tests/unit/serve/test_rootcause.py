@@ -56,10 +56,6 @@ def test_root_cause_of_recorded_status_messages(recorded: str, cause: str) -> No
             "[2026-11-30 06:45:42,123 E 1 2] (gcs) no port",
         ),
         (
-            "2026/11/30 12:00:00 [emerg] 1#1: bind()\n2026/11/30 12:00:01 [notice] 1#1: on",
-            "2026/11/30 12:00:00 [emerg] 1#1: bind()",
-        ),
-        (
             'time=2026 level=ERROR msg="bad"\ntime=2026 level=INFO msg=on',
             'time=2026 level=ERROR msg="bad"',
         ),
