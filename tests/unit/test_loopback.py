@@ -45,3 +45,15 @@ def test_others_are_not() -> None:
     check(BOTH)
     check(b"", status=127)  # without getent nobody knows
     check(SIX, private_address="fd00::1")
+
+
+@pytest.mark.parametrize(
+    ("private", "found"), [("::1", "127.0.0.1"), ("fd00::1", "fd00::1"), (None, "127.0.0.1")]
+)
+def test_a_node_on_loopback_has_the_address_that_ray_gives_it(
+    private: str | None, found: str
+) -> None:
+    table = {"transport": "local", **({"private_address": private} if private else {})}
+    [host] = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": table}).hosts
+    transport = cast("Transport", Resolver(b"", 0))
+    assert Connected(host, transport, cast("Runtime", None)).address == found
