@@ -21,6 +21,7 @@ _UNIT = """\
 [Unit]
 Description=raycluster {owner}: {role}
 StartLimitIntervalSec=0
+ConditionPathExists={there}
 
 [Service]
 ExecStart={command}
@@ -40,8 +41,15 @@ WantedBy=default.target
 
 def lingers() -> bool:
     """Tell whether the user's manager answers, and goes on when nobody is logged in."""
-    name = pwd.getpwuid(os.geteuid()).pw_name
+    name = _escaped(pwd.getpwuid(os.geteuid()).pw_name)
     return Path(LINGER, name).exists() and not _systemctl("show-environment").returncode
+
+
+def _escaped(name: str) -> str:
+    """Return a user's name as logind names the file about them: `ACME\\jane` with two of these."""
+    plain = range(0x20, 0x7F)
+    letters = (chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(name))
+    return "".join(f"\\{letter}" if letter in "\\\"'" else letter for letter in letters)
 
 
 def add_unit(at: Place, role: str) -> None:
@@ -52,7 +60,9 @@ def add_unit(at: Place, role: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{at.temp.name}-{role}.service"
     owner = at.owner.replace("%", "%%")
-    (folder / name).write_text(_UNIT.format(owner=owner, role=role, command=command))
+    there = str(at.role(role) / "launch.json").replace("%", "%%")  # units may lie in a shared home
+    text = _UNIT.format(owner=owner, role=role, command=command, there=there)
+    (folder / name).write_text(text)
     for order in (("daemon-reload",), ("enable", name), ("restart", name)):
         done = _systemctl(*order)
         if done.returncode:

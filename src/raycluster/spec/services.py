@@ -128,7 +128,8 @@ class Firewall(Part):
     )
     check: Literal["public", "always", "never"] = Field(
         default="public",
-        description="After `up`, try the ports from here: hosts with public addresses, or all.",
+        description="After `up`, try the ports from here: of hosts with public addresses "
+        "(`public`), of all (`always`), or of none (`never`).",
     )
 
 
