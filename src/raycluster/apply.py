@@ -35,6 +35,7 @@ from raycluster.plan import (
     check_host_gpus,
     desired,
     gpus_of,
+    is_loopback,
     moved_hosts,
     removed_hosts,
     stranded_hosts,
@@ -149,6 +150,8 @@ def _prepare(
         name = connected.host.name
         tell = work.tell(name)
         mine = [s for s in starts if s.host == name]
+        if any(s.process.role in RAY_ROLES for s in mine):
+            check_loopback(connected)
         for start in mine:
             ours = start.replaces or name in freed
             check_facts(connected.host, replace(start, replaces=ours), facts[name])
@@ -202,6 +205,21 @@ def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus
     check_versions(work.spec, versions, gpus=gpus)
     for name, warning in doubtful_engines(versions).items():
         work.listen(Event(name, warning, "note"))
+
+
+def check_loopback(connected: Connected) -> None:
+    """Raise HostError where Ray's processes would not find each other on the host's loopback."""
+    if not is_loopback(connected.address):
+        return
+    done = connected.transport.run(("getent", "ahosts", "localhost"))
+    ipv4 = any(line.startswith("127.") for line in done.text.splitlines())
+    if done.exit_code == 0 and not ipv4:
+        raise HostError(
+            "has no IPv4 address besides loopback, where Ray listens on ::1 and cannot be reached "
+            f"at {connected.address}",
+            where=connected.host.name,
+            hint="set private_address to the host's own IPv6 address",
+        )
 
 
 def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:

@@ -263,7 +263,7 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
         address = _written_once(addresses[host.name])
         if not address:
             continue  # it was not reached, and this run does without it
-        if _is_loopback(address):
+        if is_loopback(address):
             raise SpecError(
                 f"{host.name} would be {address} for the other nodes",
                 where="private_address",
@@ -288,7 +288,8 @@ def _written_once(address: str) -> str:
     return str(mapped or found)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is one that only its own machine reaches; a name is not."""
     try:
         return ip_address(address).is_loopback
     except ValueError:
