@@ -17,6 +17,7 @@ from raycluster.errors import (
 from raycluster.events import Event
 from raycluster.guard import guard
 from raycluster.images import bring_images
+from raycluster.last_words import last_words
 from raycluster.leave import leave, make_way
 from raycluster.members import Former
 from raycluster.observe import facts_of, observe, push_live, read_gpus, read_listening
@@ -38,7 +39,6 @@ from raycluster.plan import (
     removed_hosts,
     stranded_hosts,
 )
-from raycluster.last_words import last_words
 from raycluster.poll import raise_lasting, wait_for
 from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER, within
 from raycluster.services.wiring import Wiring

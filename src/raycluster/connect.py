@@ -71,8 +71,14 @@ def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  #
 def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.docker import DockerRuntime
 
+    options = host.runtime
     return DockerRuntime(
-        host.name, cluster, transport, pull=host.runtime.pull or "missing", owner=host.owner
+        host.name,
+        cluster,
+        transport,
+        pull=options.pull or "missing",
+        socket=options.socket or "",
+        owner=host.owner,
     )
 
 

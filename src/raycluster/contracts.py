@@ -322,7 +322,7 @@ class Outlook:
     can be asked for. `held_bytes` are those of what is there, where they can be told;
     `download_bytes` and `stored_bytes` those of what is not there, where they are known by
     themselves. `places` are paths of the host by those that were asked for, empty for what lies in
-    an image.
+    an image. `withheld` says that it is not there, and that the spec lets nothing bring it.
     """
 
     what: str
@@ -333,6 +333,8 @@ class Outlook:
     download_bytes: int | None = None
     stored_bytes: int | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    boot: str = ""
+    withheld: bool = False
 
 
 Files = Mapping[str, bytes]
@@ -352,8 +354,9 @@ Tell = Callable[[str], None]
 class ImageStore(Protocol):
     """A runtime that keeps images. All errors are HostErrors that name the host."""
 
-    socket: str
-    """Where the host's own programs reach what keeps the images."""
+    def socket_path(self) -> str:
+        """Return where the host's own programs reach what keeps the images."""
+        ...
 
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of an image's layers; none where it is not there."""
@@ -383,6 +386,13 @@ class Runtime(Protocol):
         """Return what `prepare` would bring, and where `paths`, as the process has them, lie.
 
         A path may begin with ROOT. Changes nothing, and needs no process to run.
+        """
+        ...
+
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:
+        """Make sure that these can run here, and return what a person should know of it.
+
+        Changes nothing. Raises RuntimeUnavailableError.
         """
         ...
 

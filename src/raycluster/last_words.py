@@ -10,7 +10,9 @@ import re
 MOST = 20  # lines from the end in which an error is looked for
 LONGEST = 300  # characters of a line
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08]")
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08]"
+)
 # Ray's own programs write one letter, after the time and before the process: [.. 12:00:00,1 E 7 7]
 _LEVEL = re.compile(
     r"(?:\b(TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL|PANIC)\b"

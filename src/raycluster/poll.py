@@ -12,12 +12,16 @@ from raycluster.errors import (
     HostKeyError,
     ImageError,
     LockedError,
+    NotRunError,
     PortInUseError,
 )
 
 T = TypeVar("T")
 
-LASTING = (AuthError, ForwardRefusedError, HostKeyError, ImageError, LockedError, PortInUseError)
+LASTING = (
+    *(AuthError, ForwardRefusedError, HostKeyError, ImageError, LockedError),
+    *(NotRunError, PortInUseError),
+)
 
 
 def wait_for(
@@ -43,4 +47,3 @@ def raise_lasting(error: BaseException | None) -> None:
         if isinstance(error, LASTING):
             raise error
         error = error.__cause__
-

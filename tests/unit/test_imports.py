@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("logs", "logs.*"),
     ("spool",),
     ("guard",),
+    ("needs",),
     ("leave", "weights", "images", "survey", "probe", "probe.*"),
     ("environments",),
     ("deploy",),

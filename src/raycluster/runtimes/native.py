@@ -93,10 +93,14 @@ class NativeRuntime:
             )
         return versions
 
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: what a native host needs, its facts and its environment tell."""
+        return ()
+
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
         """Return whether the environment is there; the process sees the host's own paths."""
-        facts = self._remote.ask("where")
-        root, home = facts["root"], facts["home"]
+        facts = self._remote.ask("where", boot=self._start_on_boot)
+        root, home, boot = facts["root"], facts["home"], str(facts.get("boot") or "")
         places = {
             path: home + path[1:] if path.startswith("~") else path.replace(ROOT, root)
             for path in paths
@@ -104,12 +108,13 @@ class NativeRuntime:
         there, lock = self._environment.complete(facts), self._environment.lock
         what = "the Python environment"
         if there or lock is None:
-            return Outlook(what, there, root, places=places)
+            return Outlook(what, there, root, places=places, boot=boot)
         return Outlook(
             what,
             there,
             root,
             places=places,
+            boot=boot,
             download_bytes=lock.download,
             stored_bytes=lock.stored,
         )

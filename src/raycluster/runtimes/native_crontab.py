@@ -48,6 +48,19 @@ def add_lines(at: Place) -> str:
                 _write([*(line for line in old if not _is_ours(at, line)), *lines])
     except ProblemError as problem:
         return problem.what
+    return _no_daemon()
+
+
+def no_cron() -> str:
+    """Return why lines would start nothing, or nothing; changes nothing."""
+    try:
+        _read()
+    except ProblemError as problem:
+        return problem.what
+    return _no_daemon()
+
+
+def _no_daemon() -> str:
     return "" if _cron_runs() else "cron does not run on this host"
 
 

@@ -41,6 +41,8 @@ PASSED = (
 def where(ask: dict[str, Any]) -> dict[str, Any]:
     """Try to write in the root folder and tell what is there; a folder made for that is removed."""
     at = place(ask)
+    if not home().is_dir():  # it would be made, with the wrong owner for whoever comes later
+        raise ProblemError(f"the home folder {home()} does not exist", "make it for the user")
     try:
         at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if ask["root"] and not is_own(at.root):
@@ -55,6 +57,7 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         raise ProblemError(f"cannot write in {at.root}: {error.strerror}", hint) from error
     space = os.statvfs(str(at.root))
     _remove_empty(at.root)
+    boot = _no_boot() if ask.get("boot") else ""
     own = at.root / "uv" / "bin"
     search = os.environ.get("PATH", SYSTEM_PATH).split(":")
     places = [*search, str(home() / ".local/bin"), str(own)]
@@ -66,12 +69,21 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         "home": str(home()),
         "environment": {n: os.environ[n] for n in PASSED if n in os.environ},
         "system_path": SYSTEM_PATH,
+        "boot": boot,
         "amd": Path("/dev/kfd").exists(),
         "uv": str(uv[0]) if uv else "",
         "uv_cache": (home() / ".cache/uv").is_dir(),
         "complete": [e.parent.name for e in at.root.glob("env-*/.complete")],
         "free_bytes": space.f_bavail * space.f_frsize,
     }
+
+
+def _no_boot() -> str:
+    """Return why nothing would be started by itself after a reboot, or nothing."""
+    from raycluster.runtimes.native_crontab import no_cron
+    from raycluster.runtimes.native_systemd import lingers
+
+    return "" if lingers() else no_cron()
 
 
 def _remove_empty(root: Path) -> None:

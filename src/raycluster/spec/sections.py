@@ -21,6 +21,7 @@ from raycluster.spec.types import (
     Currency,
     Delay,
     Device,
+    DockerSocket,
     EngineArgs,
     EnvName,
     Folder,
@@ -143,6 +144,12 @@ class Runtime(Part):
         default=None,
         description="Docker: when to pull the image (`always`, `never`); default `missing`.",
         examples=["missing"],
+    )
+    socket: DockerSocket | None = Field(
+        default=None,
+        description="Docker: its Unix socket on the host; default: the one that `docker` uses "
+        "there (`DOCKER_HOST`, its context, `/var/run/docker.sock`, rootless Docker's).",
+        examples=["/run/user/1000/docker.sock"],
     )
     archive: Operand | None = Field(
         default=None,

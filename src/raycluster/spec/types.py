@@ -31,6 +31,7 @@ ENGINE_ARGS_ELSEWHERE = {
     "lora_modules": "`adapters` of the model says this",
 }
 MOST_GPUS = 64
+MOST_OF_A_SOCKET = 107  # bytes of a Unix socket's path
 MOST_INDEX = 256
 
 
@@ -120,6 +121,22 @@ def _user(value: str) -> str:
     if wrong := wrong_user(_not_an_option(value)):
         raise ValueError(wrong)
     return value
+
+
+def _docker_socket(value: str) -> str:
+    kind = re.match(r"([a-z]{1,10})://", value)
+    if kind and kind[1] != "unix":
+        raise ValueError(
+            f"a Unix socket of the host is expected: Docker by {kind[1]} is not supported, "
+            "each host is reached over SSH"
+        )
+    path = value.removeprefix("unix://")
+    if not re.fullmatch(r"~?/[^\0]*[^/\0]", path) or len(path.encode()) > MOST_OF_A_SOCKET:
+        raise ValueError(
+            "a Unix socket's absolute path is expected, such as `/run/user/1000/docker.sock`, "
+            f"of {MOST_OF_A_SOCKET} bytes at most"
+        )
+    return path
 
 
 def _jumps(value: str) -> str:
@@ -244,6 +261,11 @@ def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def bracketed(address: str) -> str:
+    """Return an address or name as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
 def in_bytes(size: str) -> int:
     """Return the number of bytes that a size such as `64m` means."""
     unit = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(size[-1:])
@@ -317,6 +339,7 @@ VolumeText = Annotated[
     ),
 ]
 Folder = Annotated[Operand, Worded(r"/[^\0\n]*", "a folder's absolute path is")]
+DockerSocket = Annotated[Operand, AfterValidator(_docker_socket)]
 Size = Annotated[Text, Worded(r"[0-9]{1,15}[bkmg]?", "a size such as `8g` or `512m` is")]
 Bytes = Annotated[Text, Worded(r"[1-9][0-9]{0,8}[kmg]?", "a size such as `64m` or `2g` is")]
 Days = Annotated[Text, Worded(r"[1-9][0-9]{0,4}[hdw]", "a time such as `12h`, `15d` or `8w` is")]

@@ -231,6 +231,8 @@ class SshTransport:
         try:
             return self._open(address, timeout)
         except ChannelRefusedError as error:
+            if not isinstance(address, str) and error.reason == error.PROHIBITED:
+                raise self._refused(address, error) from error
             raise HostError(
                 f"cannot connect to {_place(address)}: {error}", where=self._name
             ) from error
