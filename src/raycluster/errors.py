@@ -8,7 +8,8 @@
     │   │   └── NotRunError             a login that runs something else than our commands
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
-    │   ├── BeyondLibraryError          both of these: what the system's `ssh` may do, ours not
+    │   ├── BeyondLibraryError          the first and the third: what the system's `ssh` may do
+    │   │   └── UnjudgedKeyError        and the second: the host's key cannot be judged here
     │   ├── ConnectionLostError         the connection broke while in use
     │   ├── ForwardRefusedError         sshd forbids the connection that goes through it
     │   ├── AnswerError                 what it says is too much, or cannot be understood
@@ -98,6 +99,10 @@ class AuthError(HostError):
 
 class BeyondLibraryError(UnreachableError, AuthError):
     """The SSH library cannot do what the host or the ssh config wants; OpenSSH's `ssh` may."""
+
+
+class UnjudgedKeyError(BeyondLibraryError, HostKeyError):
+    """What is known about the host's key is in a form that the SSH library does not read."""
 
 
 class ConnectionLostError(HostError):

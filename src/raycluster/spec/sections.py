@@ -119,6 +119,11 @@ class Ssh(Part):
     connect_timeout: Seconds | None = Field(
         default=None, description="Seconds; default 10.", examples=[10]
     )
+    ssh: Literal["auto", "system", "library"] | None = Field(
+        default=None,
+        description="`system` is the `ssh` of this machine; `auto` (default): where it has to be.",
+        examples=["auto"],
+    )
 
 
 class Runtime(Part):

@@ -60,7 +60,8 @@ class Gateway(Part):
     )
     listen: IpAddress | None = Field(
         default=None,
-        description="Default: all of IPv4 when there are keys, else loopback alone.",
+        description="Default: everywhere when there are keys (over IPv6 too on hosts whose "
+        "addresses are such), else loopback alone.",
         examples=["0.0.0.0"],  # noqa: S104  # an example
     )
     api_keys: dict[KeyOwner, SecretSource] = Field(
@@ -95,6 +96,11 @@ class Gateway(Part):
     def address(self) -> str:
         """What it listens on."""
         return self.listen or (EVERYWHERE if self.api_keys else LOOPBACK)
+
+    @property
+    def near(self) -> str:
+        """Where its own host reaches it."""
+        return {EVERYWHERE: LOOPBACK, "::": "::1"}.get(self.address, self.address)
 
     @property
     def scheme(self) -> str:

@@ -261,6 +261,11 @@ def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def bracketed(address: str) -> str:
+    """Return an address or name as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
 def in_bytes(size: str) -> int:
     """Return the number of bytes that a size such as `64m` means."""
     unit = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(size[-1:])

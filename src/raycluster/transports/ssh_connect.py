@@ -226,9 +226,9 @@ def _dial(target: Target, through: Connection | None) -> tuple[Wire, str]:
             hint="have it carry the connection itself, and take ProxyUseFdpass out of the config",
         )
     if through is not None:
-        return _dial_through(target, through), _address(target.host)
+        return _dial_through(target, through), ip_address(target.host)
     if target.proxy_command is not None:
-        return ProxyCommand.start(target, target.proxy_command), _address(target.host)
+        return ProxyCommand.start(target, target.proxy_command), ip_address(target.host)
     return _dial_directly(target)
 
 
@@ -299,7 +299,8 @@ def _dial_through(target: Target, through: Connection) -> Wire:
         ) from error
 
 
-def _address(host: str) -> str:
+def ip_address(host: str) -> str:
+    """Return what a name means here, or the name where it means nothing."""
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(host))
     with contextlib.suppress(OSError, UnicodeError):

@@ -11,6 +11,7 @@ from raycluster.usernames import wrong_user
 
 DEFAULT_CONFIG = "~/.ssh/config"
 _ODD = re.compile(r"[\s\x00-\x1f\x7f'\"`$\\;&|<>(){}]")
+FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]+={0,2}")
 _PLACE = re.compile(
     r"\[([^\]]+)\](?::([0-9]{1,5}))?"  # [fe80::1]:22
     r"|([^:\[\]]+)(?::([0-9]{1,5}))?"  # host:22
@@ -49,7 +50,7 @@ def check_options(where: str, options: SshOptions) -> None:
         )
     if options.port is not None and not 0 < options.port < 65536:
         raise SpecError(f"port {options.port} is not a port", where=where, hint="use 1 to 65535")
-    if options.host_key is not None and not options.host_key.startswith("SHA256:"):
+    if options.host_key is not None and not FINGERPRINT.fullmatch(options.host_key):
         raise SpecError(
             f"host_key {options.host_key!r} is not a fingerprint",
             where=where,

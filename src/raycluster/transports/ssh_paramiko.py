@@ -5,6 +5,7 @@ The names hold for paramiko 5.1; tests/unit/transports/test_ssh_paramiko.py fail
 Session, Chan   channels: nothing follows our CLOSE (OpenSSH's sshd would drop every channel of
                 the connection), no unbounded wait, a broken connection is an error and not an end
 Connection      the transport: refusals per channel, fast ciphers, no timer threads, a pulse
+Multiplexed     the same channels over the connection of an `ssh` of this machine
 """
 
 # The stubs leave the private names out.
@@ -15,7 +16,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import math
 import queue
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +40,8 @@ from paramiko.common import (
     MSG_CHANNEL_EOF,
     MSG_CHANNEL_EXTENDED_DATA,
     MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_OPEN_FAILURE,
+    MSG_CHANNEL_OPEN_SUCCESS,
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
@@ -62,6 +67,7 @@ _PIECE_COST = 64  # bytes of memory for a piece, however small
 _SIGNALS = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9}
 _SIGNALS |= {"USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15}
 _ENDED_ODDLY = 255
+_ORPHANS_SECONDS = 5.0
 _HANDLERS = {
     MSG_CHANNEL_SUCCESS: "_request_success",
     MSG_CHANNEL_FAILURE: "_request_failed",
@@ -365,6 +371,26 @@ class _Packetizer(Packetizer):
         self._deadline = None
 
 
+class _Framed(_Packetizer):
+    """Packets without encryption, as an `ssh` of this machine takes and gives them."""
+
+    def __init__(self, socket: WatchedSocket) -> None:
+        super().__init__(socket)
+        self._one_at_a_time = threading.Lock()
+
+    def send_message(self, data: paramiko.Message) -> None:
+        payload = data.asbytes()
+        with self._one_at_a_time:
+            self.write_all(struct.pack(">IB", len(payload) + 1, 0) + payload)
+
+    def read_message(self) -> tuple[int, paramiko.Message]:
+        size, _ = struct.unpack(">IB", self.read_all(5))
+        if size < 2:
+            raise paramiko.SSHException("an empty packet")
+        payload = self.read_all(size - 1)
+        return payload[0], paramiko.Message(payload[1:])
+
+
 class _Login(AuthOnlyHandler):
     """Asks for the login in one way after another; its event stands before the request goes out."""
 
@@ -407,10 +433,12 @@ class Connection(paramiko.Transport):
         new: paramiko.Transport._kex_info[old] for old, new in _STANDARD_NAMES.items()
     }
 
-    def __init__(self, wire: Wire, timeout: float) -> None:
+    def __init__(
+        self, wire: Wire, timeout: float, packets: type[_Packetizer] = _Packetizer
+    ) -> None:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
         self.watched = WatchedSocket(wire)
-        super().__init__(self.watched, packetizer_class=_Packetizer)
+        super().__init__(self.watched, packetizer_class=packets)
         self.banner_timeout = self.handshake_timeout = self.auth_timeout = timeout
         self.orphans: collections.deque[Chan] = collections.deque()
         self._late: dict[int, Chan] = {}
@@ -431,6 +459,11 @@ class Connection(paramiko.Transport):
     def alive(self) -> bool:
         """Whether the connection is open."""
         return bool(self.active)
+
+    @property
+    def fell_silent(self) -> bool:
+        """Whether it was ended because the peer gave no sign of life."""
+        return self.watched.fell_silent
 
     @property
     def spoke_ssh(self) -> bool:
@@ -593,15 +626,63 @@ class Connection(paramiko.Transport):
             chan.decided.set()
 
     def _pulse(self, interval: float) -> None:
-        beat = paramiko.Message()
-        beat.add_byte(cMSG_GLOBAL_REQUEST)
-        beat.add_string("keepalive@openssh.com")
-        beat.add_boolean(True)
         with contextlib.suppress(EOFError, paramiko.SSHException):
             while not self._over.wait(interval) and self.active:
                 while self.orphans:
                     self.orphans.popleft().close()
-                self._send_user_message(beat)
+                self._beat()
+
+    def _beat(self) -> None:
+        beat = paramiko.Message()
+        beat.add_byte(cMSG_GLOBAL_REQUEST)
+        beat.add_string("keepalive@openssh.com")
+        beat.add_boolean(True)
+        self._send_user_message(beat)
+
+
+class Multiplexed(Connection):
+    """Channels of a master connection of the system's `ssh`, over its socket in proxy mode.
+
+    `is_silent` tells, once it has ended, whether the peer gave no sign of life.
+    """
+
+    def __init__(self, wire: Wire, is_silent: Callable[[], bool]) -> None:
+        super().__init__(wire, 0, _Framed)
+        self._is_silent = is_silent
+        self._openings = {
+            MSG_CHANNEL_OPEN_SUCCESS: self._parse_channel_open_success,
+            MSG_CHANNEL_OPEN_FAILURE: self._parse_channel_open_failure,
+        }
+        self.active = True
+        self.clear_to_send.set()
+        threading.Thread.start(self)
+        self.watch(_ORPHANS_SECONDS, math.inf)
+
+    @property
+    def fell_silent(self) -> bool:
+        """Whether it was ended because the peer gave no sign of life."""
+        return not self.active and self._is_silent()
+
+    def run(self) -> None:
+        """Take what comes for the channels until the end."""
+        with contextlib.suppress(EOFError, OSError, paramiko.SSHException):
+            while self.active:
+                self._take(*self.packetizer.read_message())
+        self.active = False
+        for channel in self._channels.values():
+            channel._unlink()
+        self.packetizer.close()
+
+    def _take(self, kind: int, message: paramiko.Message) -> None:
+        if kind in self._openings:
+            self._openings[kind](message)
+        elif kind in self._channel_handler_table:
+            channel = self._channels.get(message.get_int())
+            if channel is not None:
+                self._channel_handler_table[kind](channel, message)
+
+    def _beat(self) -> None:
+        """Leave signs of life to ssh, which asks for them itself."""
 
 
 def _dispatch(name: str) -> Callable[[Chan, paramiko.Message], None]:
