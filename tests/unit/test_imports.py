@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve", "serve.*"),
     ("runtimes.native_place",),
     ("runtimes.native_processes",),
+    ("runtimes.native_folder",),
     ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
     ("readings", "members"),
     ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
@@ -153,7 +154,7 @@ SHARED = {
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
-    "runtimes.native_systemd",
+    *("runtimes.native_systemd", "runtimes.native_folder"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
     "serve.adding",
     *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),

@@ -49,7 +49,10 @@ _Output = Generator[tuple[Channel, bytes], None, None]
 
 
 class NativeRuntime:
-    """Runs a cluster's processes under `~/.raycluster/CLUSTER` of the user on one host."""
+    """Runs a cluster's processes under `~/.raycluster/CLUSTER` of the user on one host.
+
+    Where hosts share that folder, the others have `~/.raycluster/CLUSTER@HOST`.
+    """
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class NativeRuntime:
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Make the environment, unless one is given, and return what is in it."""
         self._refuse_volumes(process)
-        facts = self._remote.ask("where")
+        facts = self._remote.ask("where", keep=self._environment.made)
         self._environment.ensure(facts, tell)
         versions = self._environment.versions(facts)
         if "ray" in process.argv and not versions.ray:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from raycluster.runtimes.native_folder import again
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home
 from raycluster.runtimes.native_processes import title
 
@@ -84,9 +85,13 @@ def _locked() -> Iterator[None]:
     import fcntl
 
     folder = home() / ".raycluster"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    folder.chmod(0o700)
-    held = os.open(str(folder), os.O_RDONLY)
+
+    def opened() -> int:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+        return os.open(str(folder), os.O_RDONLY)
+
+    held = again(opened)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield

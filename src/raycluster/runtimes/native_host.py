@@ -16,16 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raycluster.runtimes.native_place import (
-    STOPPED,
-    SYSTEM_PATH,
-    Place,
-    ProblemError,
-    home,
-    is_own,
-    place,
-    settle,
-)
+from raycluster.runtimes.native_folder import adopt, again, claim, is_own, place, settle
+from raycluster.runtimes.native_place import STOPPED, SYSTEM_PATH, Place, ProblemError, home
 from raycluster.runtimes.native_processes import UNREAD, alive, boot_id, end, open_sockets
 
 SCHEMA = 1  # of what the supervisor writes
@@ -39,18 +31,15 @@ PASSED = (
 
 
 def where(ask: dict[str, Any]) -> dict[str, Any]:
-    """Try to write in the root folder and tell what is there; a folder made for that is removed."""
-    at = place(ask)
+    """Try to write in the root folder and tell what is there.
+
+    A folder made for that is removed, unless it is one to `keep`.
+    """
+    at = _claimed(ask) if ask.get("keep") else place(ask)
     try:
-        at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        at.root.chmod(0o700)
-        probe = at.root / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+        space = again(lambda: _written(at.root))
     except OSError as error:
-        hint = "give the user a home folder that it can write to"
-        raise ProblemError(f"cannot write in {at.root}: {error.strerror}", hint) from error
-    space = os.statvfs(str(at.root))
+        raise _unwritable(at, error) from error
     _remove_empty(at.root)
     own = at.root / "uv" / "bin"
     search = os.environ.get("PATH", SYSTEM_PATH).split(":")
@@ -71,6 +60,28 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _claimed(ask: dict[str, Any]) -> Place:
+    try:
+        return claim(ask)
+    except OSError as error:
+        raise _unwritable(place(ask), error) from error
+
+
+def _unwritable(at: Place, error: OSError) -> ProblemError:
+    hint = "give the user a home folder that it can write to"
+    return ProblemError(f"cannot write in {at.root}: {error.strerror}", hint)
+
+
+def _written(root: Path) -> os.statvfs_result:
+    """Write in a folder, and tell its space; others may do so at once, from other hosts too."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.chmod(0o700)
+    probe = root / f".writable-{os.getpid()}-{os.urandom(4).hex()}"
+    probe.write_bytes(b"")
+    probe.unlink()
+    return os.statvfs(str(root))
+
+
 def _remove_empty(root: Path) -> None:
     with contextlib.suppress(OSError):
         root.rmdir()
@@ -79,7 +90,8 @@ def _remove_empty(root: Path) -> None:
 
 
 def observe(ask: dict[str, Any]) -> dict[str, Any]:
-    """Tell every role's state; changes nothing."""
+    """Tell every role's state; changes nothing, but may note whose the folder is."""
+    adopt(ask)
     folders = sorted((place(ask).root / "roles").glob("*"))
     found = [(folder, _role(folder)) for folder in folders]
     return {"found": [dict(each, owner=_owner(folder)) for folder, each in found if each]}
@@ -160,14 +172,14 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
 
     Whoever holds the name of our temporary folder keeps it: another is made.
     """
-    at = place(ask)
+    at = _claimed(ask)
     _mark_stopped(at.role(ask["role"]), stopped=True)
     end(at, ask["role"])
     for name in ("state.json", "launch.json"):
         with contextlib.suppress(FileNotFoundError):
             (at.role(ask["role"]) / name).unlink()
     settle(at)
-    return where(ask)
+    return where(dict(ask, keep=True))
 
 
 def _mark_stopped(folder: Path, *, stopped: bool) -> None:

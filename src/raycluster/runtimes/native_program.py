@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib import resources
 
 PACKAGE = "raycluster.runtimes"
-READING = ("native_place", "native_processes", "native_host")
-MODULES = (*READING[:2], "native_crontab", "native_systemd", READING[2])
+READING = ("native_place", "native_processes", "native_folder", "native_host")
+MODULES = (*READING[:3], "native_crontab", "native_systemd", READING[3])
 OLDEST_PYTHON = (3, 8)
 
 _LOADER = """\

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from raycluster.runtimes.native_folder import machine_id
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home
 
 LINGER = "/var/lib/systemd/linger"
@@ -21,6 +22,7 @@ _UNIT = """\
 [Unit]
 Description=raycluster {owner}: {role}
 StartLimitIntervalSec=0
+{condition}
 
 [Service]
 ExecStart={command}
@@ -34,6 +36,7 @@ TasksMax=infinity
 [Install]
 WantedBy=default.target
 """
+# Hosts that share a home find each other's units: the condition is this host's number.
 # A supervisor that is told to stop ends with 0 and stays away. One that is killed is started again
 # when all that it left is gone. OOMPolicy: one process without memory is not the whole node.
 
@@ -52,7 +55,9 @@ def add_unit(at: Place, role: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{at.temp.name}-{role}.service"
     owner = at.owner.replace("%", "%%")
-    (folder / name).write_text(_UNIT.format(owner=owner, role=role, command=command))
+    condition = f"ConditionHost={number}" if (number := machine_id()) else ""
+    unit = _UNIT.format(owner=owner, role=role, command=command, condition=condition)
+    (folder / name).write_text(unit)
     for order in (("daemon-reload",), ("enable", name), ("restart", name)):
         done = _systemctl(*order)
         if done.returncode:
