@@ -58,6 +58,14 @@ def test_a_cluster_of_the_same_name_that_is_somebody_else_s_is_refused() -> None
     assert 'owner = "alice"' in caught.value.hint
 
 
+def test_firewall_rules_of_somebody_else_are_not_written_over() -> None:
+    spec = spec_of("h1", cluster={"name": "q", "owner": "bob"})
+    state = running(spec)
+    theirs = replace(state.hosts["h1"], found=(), firewall="0" * 12, firewall_owner="alice")
+    with pytest.raises(HostError, match="the cluster q there belongs to alice"):
+        check_owner(spec, replace(state, hosts={**state.hosts, "h1": theirs}))
+
+
 @pytest.mark.parametrize("owner", ["bob", ""])
 def test_a_cluster_of_one_s_own_or_of_before_there_were_owners_is_taken(owner: str) -> None:
     spec = spec_of("h1", cluster={"name": "q", "owner": "bob"})
