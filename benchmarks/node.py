@@ -79,6 +79,7 @@ def open_node(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[No
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=folder,  # HAProxy's files lie where Ray works
             env={
                 **os.environ,
                 **serve_env(environment, folder),

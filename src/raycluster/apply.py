@@ -18,6 +18,7 @@ from raycluster.errors import (
 from raycluster.events import Event
 from raycluster.guard import guard
 from raycluster.images import bring_images
+from raycluster.last_words import last_words
 from raycluster.leave import leave, make_way
 from raycluster.members import Former
 from raycluster.observe import facts_of, observe, push_live, read_gpus, read_listening
@@ -39,7 +40,7 @@ from raycluster.plan import (
     removed_hosts,
     stranded_hosts,
 )
-from raycluster.poll import wait_for
+from raycluster.poll import raise_lasting, wait_for
 from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER, within
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
@@ -52,6 +53,8 @@ EARLY_S = 20
 """A node that ends within so many seconds will not do better; later ones are started again."""
 WORDS = 256 * 1024
 """Bytes of a process's last lines in which the cause of its end is looked for."""
+FORWARD_TRIES = 10
+"""So often a port at which the host listens may not be reached through the connection to it."""
 SERVICE_S = 60
 """Seconds for a service to listen; Prometheus replays what it has stored before."""
 
@@ -330,11 +333,18 @@ def wait_for_head(work: Work) -> None:
     """Wait until the head's control store takes connections: workers can join from then on."""
     connected = work.fleet[work.head.name]
 
+    listened = 0
+
     def answers() -> bool | None:
+        nonlocal listened
         try:
             connected.transport.connect(("127.0.0.1", work.spec.ports.gcs), timeout=5).close()
-        except HostError:
+        except HostError as error:
+            raise_lasting(error)
             _raise_if_dead(connected, HEAD)
+            listened += work.spec.ports.gcs in read_listening(connected.transport)
+            if listened > FORWARD_TRIES:  # it is there, and the way to it is not
+                raise
             return None
         return True
 
@@ -358,18 +368,27 @@ def wait_for_nodes(
     """Wait until Ray counts these hosts among its live nodes, by other ids than the former."""
     pending = {h.name for h in hosts}
     early = time.monotonic() + EARLY_S
+    down: dict[str, float] = {}
 
     def joined() -> bool | None:
         state = observe(work.spec, work.fleet)
-        if isinstance(state.head_problem, PortInUseError):
-            raise state.head_problem
+        raise_lasting(state.head_problem)
         for host in work.spec.hosts:
             node = state.node(host)
             if host.name in pending and node and node.node_id not in former:
                 pending.discard(host.name)
                 work.listen(Event(host.name, "has joined", "done"))
-        for name in pending if time.monotonic() < early else ():
+        now = time.monotonic()
+        for name in pending if now < early else ():
             _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
+        for name in pending:
+            raise_lasting(state.hosts[name].problem)
+            runs = state.hosts[name].problem or state.runs(work.fleet[name].host)
+            since = down.setdefault(name, now)
+            if runs:
+                del down[name]
+            elif now - since > EARLY_S:  # whoever starts it again has tried by then
+                _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
         return None if pending else True
 
     if wait_for(joined, timeout=work.spec.cluster.node_timeout) is None:
@@ -385,11 +404,12 @@ def _raise_if_dead(connected: Connected, role: str) -> None:
 
 
 def _no_start(connected: Connected, role: str, what: str) -> HostError:
-    from raycluster.serve.rootcause import root_cause
+    from raycluster.serve.rootcause import last_exception
 
     try:
         lines = end_of(connected.runtime.logs(role, follow=False, tail=60, since=None), WORDS)
-        cause = root_cause(lines.decode("utf-8", "replace"))
+        said = lines.decode("utf-8", "replace")
+        cause = last_exception(said) or last_words(said)
     except RayclusterError as error:
         cause = str(error)
     return HostError(

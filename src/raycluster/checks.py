@@ -11,10 +11,12 @@ from raycluster.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.accelerators.values import Device
 from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet
-from raycluster.contracts import Facts, Process, RegistryLogin, Secret
+from raycluster.contracts import Facts, Outlook, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
 from raycluster.errors import ConnectionLostError, HostError, RayclusterError
-from raycluster.forecast.downloads import in_gb
+from raycluster.folders import check_folders
+from raycluster.forecast.downloads import LOAD, in_gb, missing_image
+from raycluster.needs import Tried, at_boot, reaches, tried
 from raycluster.observe import facts_of, machine
 from raycluster.plan import (
     Start,
@@ -77,19 +79,29 @@ def check_hosts(
             findings += seen
     whole = _whole(spec, fleet, addresses)
     findings += _images(spec, fleet, addresses, login)
+    findings += _folders(spec, fleet, addresses)
     return (*findings, *(whole or _gpus(spec, facts)))
+
+
+def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    try:
+        check_folders(spec, fleet, addresses)
+    except RayclusterError as error:
+        return [Finding(error.where, "folder", False, error.what, error.hint)]
+    return []
 
 
 def _look(
     spec: ClusterSpec, connected: Connected, facts: Facts, addresses: dict[str, str]
 ) -> Iterator[Finding]:
     host = connected.host
-    usable = _runtime(spec, connected)
+    processes = _processes(spec, host, addresses)
+    usable = _runtime(spec, connected, processes)
     yield usable
+    yield from (_finding(host, found) for found in tried(spec, connected))
     running = _running(connected)
     starts = [
-        Start(host.name, process, "", replaces=process.role in running)
-        for process in _processes(spec, host, addresses)
+        Start(host.name, process, "", replaces=process.role in running) for process in processes
     ]
     yield _fits(host, facts, starts, connected.runtime.neighbours)
     if usable.passed and host.role == HEAD and (error := taken(connected, spec.ports.dashboard)):
@@ -116,15 +128,16 @@ def _running(connected: Connected) -> set[str]:
         return set()
 
 
-def _runtime(spec: ClusterSpec, connected: Connected) -> Finding:
+def _runtime(spec: ClusterSpec, connected: Connected, processes: Sequence[Process]) -> Finding:
     host = connected.host
     try:
         theirs = of_another(spec, host.name, connected.runtime.observe())
+        told = () if theirs else connected.runtime.verify(processes)
     except HostError as error:
         return Finding(host.name, host.kind, False, error.what, error.hint)
     if theirs:
         return Finding(host.name, "owner", False, theirs.what, theirs.hint)
-    return Finding(host.name, host.kind, True, "can be used")
+    return Finding(host.name, host.kind, True, "; ".join(("can be used", *told)))
 
 
 def _fits(
@@ -203,7 +216,13 @@ def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]
     node = next((s.process for s in starts if s.process.role in RAY_ROLES), None)
     if node is None:
         return
-    seen = connected.runtime.outlook(node, ())
+    try:
+        seen = connected.runtime.outlook(node, ())
+    except HostError as error:
+        yield Finding(name, "environment", False, error.what, error.hint)
+        return
+    if boot := at_boot(seen):
+        yield _finding(connected.host, boot)
     if seen.there:
         yield Finding(name, "environment", True, f"is in {seen.folder}")
     if seen.there or not seen.download_bytes or not seen.stored_bytes:
@@ -234,52 +253,60 @@ def _clock(host: ResolvedHost, facts: Facts) -> Finding:
 def _neighbours(
     spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
 ) -> Iterator[Finding]:
-    """Try from this host to reach the others: a refusal shows a way as well as an answer."""
+    """Try from this host to reach the others."""
     for other in spec.hosts:
         if other.name == connected.host.name or other.name not in addresses:
             continue
-        address = addresses[other.name]
-        argv = ("timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{spec.ports.gcs}")
         try:
-            done = connected.transport.run(argv)
+            found = reaches(connected, other.name, addresses[other.name], spec.ports.gcs)
         except ConnectionLostError:
             raise
         except HostError as error:
             yield Finding(connected.host.name, "network", False, error.what, error.hint)
-            continue
-        open_way = done.exit_code == 0 or b"refused" in done.stderr
-        yield Finding(
-            connected.host.name,
-            "network",
-            open_way,
-            f"reaches {other.name} at {address}"
-            if open_way
-            else f"does not reach {other.name} at {address}",
-            f"open the cluster's ports between the hosts, or set {other.name}'s private_address",
-        )
+        else:
+            yield _finding(connected.host, found)
+
+
+def _finding(host: ResolvedHost, found: Tried) -> Finding:
+    return Finding(host.name, found.subject, not found.failed, found.text, found.hint)
 
 
 def _images(
     spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str], login: RegistryLogin | None
 ) -> list[Finding]:
-    """Ask registries for the images that hosts would pull; one that does not tell fails nothing."""
+    """Ask registries for the images that hosts would pull; one that does not tell fails nothing.
 
-    def lacking(connected: Connected) -> list[str]:
-        host, found = connected.host, list[str]()
+    Where the spec lets no host pull, an image that nothing brings fails the check.
+    """
+    held: set[str] = set()
+
+    def lacking(connected: Connected) -> list[Outlook]:
+        host, found = connected.host, list[Outlook]()
         for process in _processes(spec, host, addresses):
             if not (process.role == host.role and host.runtime.archive):
                 outlook = connected.runtime.outlook(process, ())
-                found += [outlook.image] if outlook.image and not outlook.there else []
+                if outlook.there:
+                    held.add(outlook.what)
+                elif outlook.image or outlook.withheld:
+                    found.append(outlook)
         return found
 
     looked = fleet.each(addresses, lacking)
-    wanted = {n: images for n, images in looked.items() if not isinstance(images, RayclusterError)}
-    every = sorted({image for images in wanted.values() for image in images})
-    answers = {image: ask_for(image, login) for image in every}
-    return [
+    wanted = {n: looks for n, looks in looked.items() if not isinstance(looks, RayclusterError)}
+    asked = sorted({look.image for looks in wanted.values() for look in looks if look.image})
+    answers = {image: ask_for(image, login) for image in asked}
+    others = held if spec.distribution.images == "peer" else set[str]()
+    missing = [
+        Finding(host, "image", False, what, LOAD)
+        for host, looks in wanted.items()
+        for what in dict.fromkeys(
+            missing_image(look.what) for look in looks if look.withheld and look.what not in others
+        )
+    ]
+    return missing + [
         _image(host, image, answers[image])
-        for host, images in wanted.items()
-        for image in dict.fromkeys(images)
+        for host, looks in wanted.items()
+        for image in dict.fromkeys(look.image for look in looks if look.image)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from raycluster.accelerators.host import has_nvidia, quick_script
 from raycluster.contracts import Runtime, Transport
-from raycluster.errors import HostError, RayclusterError, raise_together
+from raycluster.errors import BeyondLibraryError, HostError, RayclusterError, raise_together
 from raycluster.fence import Fenced, Lease
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
@@ -43,7 +44,22 @@ class Connected:
 def _ssh(host: ResolvedHost, ask: Ask | None) -> Transport:
     from raycluster.transports.ssh import open_ssh
 
-    return open_ssh(host.name, ssh_options(host), ask=ask)
+    options = ssh_options(host)
+    if host.ssh.ssh == "system":
+        return _system_ssh(host.name, options, ask)
+    try:
+        return open_ssh(host.name, options, ask=ask)
+    except BeyondLibraryError as error:
+        if host.ssh.ssh == "library" or shutil.which("ssh") is None:
+            raise
+        getattr(ask, "tell", lambda _: None)(f"{host.name}: {error.what}: trying the system's ssh")
+        return _system_ssh(host.name, options, ask)
+
+
+def _system_ssh(name: str, options: SshOptions, ask: Ask | None) -> Transport:
+    from raycluster.transports.ssh_system import open_system
+
+    return open_system(name, options, ask=ask)
 
 
 def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  # never asks
@@ -55,8 +71,14 @@ def _local(host: ResolvedHost, ask: Ask | None) -> Transport:  # noqa: ARG001  #
 def _docker(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
     from raycluster.runtimes.docker import DockerRuntime
 
+    options = host.runtime
     return DockerRuntime(
-        host.name, cluster, transport, pull=host.runtime.pull or "missing", owner=host.owner
+        host.name,
+        cluster,
+        transport,
+        pull=options.pull or "missing",
+        socket=options.socket or "",
+        owner=host.owner,
     )
 
 
@@ -79,6 +101,7 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
         lock=lock,
         version=options.python_version or PYTHON,
         start_on_boot=options.start_on_boot is not False,
+        root=f"{host.folder}/{cluster}" if options.folder else "",
         owner=host.owner,
     )
 

@@ -14,9 +14,6 @@ from raycluster.limits import Limits
 
 ROOT = "{root}"
 """Stands in a Process's argv and env for the folder that its runtime keeps for the cluster."""
-TEMP = "{temp}"
-"""Stands in a Process's env for the folder in which it works: with a short path, for sockets; gone
-with the process."""
 
 
 class Secret:
@@ -197,7 +194,8 @@ class RegistryLogin:
 class Process:
     """Something that shall run on a host, whatever runs it there.
 
-    `argv` and `env` may hold ROOT, and `env` TEMP. What changes `fingerprint` makes a running one
+    It works in a folder of its own with a short path, for sockets, that is gone with the process.
+    `argv` and `env` may hold ROOT. What changes `fingerprint` makes a running one
     out of date. `ports` maps the names under `[ports]` to what the process will listen on. `files`
     (path under ROOT -> content) are there before it runs, and stand in the fingerprint as
     `files_id`, which is keyed for they may hold secrets. `live_files` it reads again by itself:
@@ -329,7 +327,7 @@ class Outlook:
     can be asked for. `held_bytes` are those of what is there, where they can be told;
     `download_bytes` and `stored_bytes` those of what is not there, where they are known by
     themselves. `places` are paths of the host by those that were asked for, empty for what lies in
-    an image.
+    an image. `withheld` says that it is not there, and that the spec lets nothing bring it.
     """
 
     what: str
@@ -340,6 +338,8 @@ class Outlook:
     download_bytes: int | None = None
     stored_bytes: int | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    boot: str = ""
+    withheld: bool = False
 
 
 Files = Mapping[str, bytes]
@@ -359,8 +359,9 @@ Tell = Callable[[str], None]
 class ImageStore(Protocol):
     """A runtime that keeps images. All errors are HostErrors that name the host."""
 
-    socket: str
-    """Where the host's own programs reach what keeps the images."""
+    def socket_path(self) -> str:
+        """Return where the host's own programs reach what keeps the images."""
+        ...
 
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of an image's layers; none where it is not there."""
@@ -390,6 +391,13 @@ class Runtime(Protocol):
         """Return what `prepare` would bring, and where `paths`, as the process has them, lie.
 
         A path may begin with ROOT. Changes nothing, and needs no process to run.
+        """
+        ...
+
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:
+        """Make sure that these can run here, and return what a person should know of it.
+
+        Changes nothing. Raises RuntimeUnavailableError.
         """
         ...
 

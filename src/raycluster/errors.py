@@ -8,7 +8,10 @@
     │   │   └── NotRunError             a login that runs something else than our commands
     │   ├── HostKeyError                the host is not the one that is known
     │   ├── AuthError                   the host refused the user or the key
+    │   ├── BeyondLibraryError          the first and the third: what the system's `ssh` may do
+    │   │   └── UnjudgedKeyError        and the second: the host's key cannot be judged here
     │   ├── ConnectionLostError         the connection broke while in use
+    │   ├── ForwardRefusedError         sshd forbids the connection that goes through it
     │   ├── AnswerError                 what it says is too much, or cannot be understood
     │   ├── RuntimeUnavailableError     no Docker daemon, no right to use it, no environment
     │   ├── ImageError                  image missing, or without ray or an engine
@@ -94,8 +97,20 @@ class AuthError(HostError):
     """The host refused every way to log in."""
 
 
+class BeyondLibraryError(UnreachableError, AuthError):
+    """The SSH library cannot do what the host or the ssh config wants; OpenSSH's `ssh` may."""
+
+
+class UnjudgedKeyError(BeyondLibraryError, HostKeyError):
+    """What is known about the host's key is in a form that the SSH library does not read."""
+
+
 class ConnectionLostError(HostError):
     """A connection that worked broke."""
+
+
+class ForwardRefusedError(HostError):
+    """The SSH server forbids to open connections through it."""
 
 
 class AnswerError(HostError):

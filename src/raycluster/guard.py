@@ -16,6 +16,7 @@ from raycluster.plan import Guard
 from raycluster.services.firewall import (
     REMOVED,
     Around,
+    can_script,
     confirm_script,
     exemptions,
     look_script,
@@ -32,6 +33,8 @@ def guard(work: Work, guards: Iterable[Guard]) -> None:
     actions = {each.host: each for each in guards}
     if not actions:
         return
+    asked = (name for name, action in actions.items() if action.rules)
+    all_or_raise(work.fleet.each(asked, check_firewall))
     work.fleet.check()
 
     def change(connected: Connected) -> None:
@@ -42,6 +45,11 @@ def guard(work: Work, guards: Iterable[Guard]) -> None:
             take_away(connected, work.spec.cluster.name)
 
     all_or_raise(work.fleet.each(actions, change))
+
+
+def check_firewall(connected: Connected) -> None:
+    """Raise HostError where rules could not be written on a host; changes nothing."""
+    _run(connected.transport, connected.host.name, can_script())
 
 
 def take_away(connected: Connected, cluster: str) -> bool:

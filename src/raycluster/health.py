@@ -10,18 +10,23 @@ import httpx
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Secret
 from raycluster.dashboard import dashboard
-from raycluster.errors import RayclusterError
+from raycluster.errors import HostError, RayclusterError
 from raycluster.judge import Health, ModelHealth, judge
 from raycluster.observe import observe
 from raycluster.plan import still_serving
 from raycluster.ray_api import RayApi
 from raycluster.replicas import report
 from raycluster.serve.settings import ENGINE_PATH, slugs
+from raycluster.services.gateway import GATEWAY, REFUSED_PATH
 from raycluster.spec import ClusterSpec
+from raycluster.spec.types import bracketed
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
 from raycluster.untrusted import Told, read_json
 
+INGRESS_PATH = "/-/healthz"
+"""What Serve's ingress answers itself, for better or worse."""
+_ANSWER_S = 5.0
 _READY_S = 15.0  # longer than the replica's own patience
 
 
@@ -39,15 +44,41 @@ def look(
     state = observe(spec, fleet, met)
     usage: Mapping[str, Told] = {}
     models = tuple(ModelHealth(m.name, None) for m in spec.models)
-    if state.apps is not None and state.token:
-        with ThreadPoolExecutor(1 + len(models)) as beside:
+    with ThreadPoolExecutor(2 + len(models)) as beside:
+        gateways = beside.submit(_silent_gateways, spec, fleet, state)
+        if state.apps is not None and state.token:
             asked = beside.submit(_usage, spec, fleet, state)
             asking()
             models = _models(spec, fleet, state, beside)
             usage = asked.result()
-    else:
-        asking()
-    return Health(spec, state, usage, models, judge(spec, state, models))
+        else:
+            asking()
+        silent = gateways.result()
+    return Health(spec, state, usage, models, judge(spec, state, models, silent), silent)
+
+
+def _silent_gateways(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> dict[str, str]:
+    """Return why gateways that run do not answer, by host."""
+    gate = spec.gateway
+    if gate is None:
+        return {}
+    url = f"http://{bracketed(gate.near)}:{spec.ports.gateway}{REFUSED_PATH}"
+
+    def ask(connected: Connected) -> str:
+        with http_client(connected.transport, spec.ports.gateway, timeout=_ANSWER_S) as client:
+            try:
+                client.get(url)  # with TLS it says that it wants TLS
+            except httpx.HTTPError as error:
+                return f"the gateway does not answer at {url}: {error}"
+        return ""
+
+    running = [
+        name
+        for name, host in state.hosts.items()
+        if (found := host.role(GATEWAY)) and found.health == "running"
+    ]
+    told = fleet.each(running, ask)
+    return {name: why for name, why in told.items() if isinstance(why, str) and why}
 
 
 def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str, Told]:
@@ -67,7 +98,7 @@ def _models(
     names = slugs([m.name for m in spec.models])
     apps = {a.name: a for a in state.apps or ()}
     transport = fleet[spec.hosts[0].name].transport
-    with http_client(transport, spec.ports.api, timeout=5) as client:
+    with http_client(transport, spec.ports.api, timeout=_ANSWER_S) as client:
 
         def ask(name: str) -> ModelHealth:
             return _model(client, name, apps.get(names[name]), f"/m/{names[name]}")
@@ -76,13 +107,16 @@ def _models(
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not (app.running or still_serving(app)) or app.asleep:
-        return ModelHealth(name, app)  # asking one that sleeps would start a replica
+    if app is None or not (app.running or still_serving(app)):
+        return ModelHealth(name, app)
     try:
-        answer = client.get(f"{route}{ENGINE_PATH}").raise_for_status()
-        told = report(read_json(answer.content, "a replica"))
-    except (httpx.HTTPError, RayclusterError):
-        told = {}
+        # a question to one that sleeps would start a replica
+        answer = client.get(INGRESS_PATH if app.asleep else f"{route}{ENGINE_PATH}")
+        told = {} if app.asleep else report(_answered(answer))
+    except httpx.HTTPError as error:
+        return ModelHealth(name, app, unready=f"its endpoint does not answer: {error}")
+    except RayclusterError as error:
+        return ModelHealth(name, app, unready=f"its endpoint {error.what}")
     if not told:
         return ModelHealth(name, app)
     return ModelHealth(
@@ -93,6 +127,16 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
         unready=_unready(client, route),
         seconds=told["seconds"],
     )
+
+
+def _answered(answer: httpx.Response) -> Told:
+    """Return what a model's endpoint said. Raises HostError."""
+    if not answer.is_success:
+        raise HostError(f"answers {answer.status_code}")
+    try:
+        return read_json(answer.content, "a replica")
+    except RayclusterError as error:
+        raise HostError(f"answers, but {error.what}") from error
 
 
 def _unready(client: httpx.Client, route: str) -> str:

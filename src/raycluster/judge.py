@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from raycluster.plan import roles, still_serving
 from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
+from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.state import App, ClusterState
@@ -42,17 +43,24 @@ class ModelHealth:
 
 @dataclass(frozen=True)
 class Health:
-    """All that `status` shows; `usage` is Ray's figures by node id."""
+    """All that `status` shows; `usage` is Ray's figures by node id.
+
+    `gateways` says, by host, why a gateway that runs does not answer.
+    """
 
     spec: ClusterSpec
     state: ClusterState
     usage: Mapping[str, Told]
     models: tuple[ModelHealth, ...]
     problems: tuple[Problem, ...]
+    gateways: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(
-    spec: ClusterSpec, state: ClusterState, models: tuple[ModelHealth, ...]
+    spec: ClusterSpec,
+    state: ClusterState,
+    models: tuple[ModelHealth, ...],
+    gateways: Mapping[str, str] | None = None,
 ) -> tuple[Problem, ...]:
     """Return what is wrong, the worst first."""
     if not state.exists and not any(h.problem for h in state.hosts.values()):
@@ -79,6 +87,10 @@ def judge(
             for h in spec.hosts
             if state.runs(h) and state.node(h) is None
         ]
+    problems += [
+        Problem(host, why, f"raycluster logs {host}/{GATEWAY}")
+        for host, why in (gateways or {}).items()
+    ]
     if state.apps is not None:
         problems += [p for m in models if (p := _model_problem(m))]
     return tuple(problems)

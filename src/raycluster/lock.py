@@ -36,13 +36,16 @@ _GONE, _LATE = 3, 4
 _NOW = r"""
 read -r now _ </proc/uptime; now=${now%.*}; read -r boot </proc/sys/kernel/random/boot_id
 """
+TMP_IS_SAFE = r"""[ -n "$(find /tmp/ -maxdepth 0 \( -user 0 -o -user "$(id -u)" \) \
+    \( -perm -1000 -o ! -perm -0002 ! -perm -0020 \))" ]"""
+"""A shell's condition: nobody else can rename what is in /tmp."""
 # A whole folder is renamed into place: a claim without its beat is never seen.
 _CLAIM = (
     _NOW
-    + r"""
+    + f"""
 umask 022
-if [ -z "$(find /tmp/ -maxdepth 0 \( -user 0 -o -user "$(id -u)" \) \
-    \( -perm -1000 -o ! -perm -0002 ! -perm -0020 \))" ]; then
+if ! {TMP_IS_SAFE}; then"""
+    + r"""
   echo "others may rename what is in /tmp" >&2; exit 1
 fi
 mkdir "$1.new" || exit 1
@@ -135,6 +138,7 @@ class Lock:
         wake: Callable[[], None] = lambda: None,
         tell: Tell = lambda _: None,
         pace: Pace = Pace(),
+        docker: str = "",
     ) -> None:
         self.lost: LockedError | None = None
         self._transport = transport
@@ -143,6 +147,7 @@ class Lock:
         self._wake = wake
         self._tell = tell
         self._pace = pace
+        self._docker = docker or DOCKER_SOCKET
         self._ident = secrets.token_hex(_HEX // 2)
         self._stem = f"raycluster-{cluster}.lock"
         self._claim = f"/tmp/{self._stem}.{self._ident}"  # noqa: S108  # random, 0755, never followed
@@ -234,7 +239,7 @@ class Lock:
     def _others(self) -> tuple[Claim, ...]:
         """Return the other claims, and remove those that are abandoned. Raises HostError."""
         limit = str(self._pace.abandoned)
-        done = self._run(_LOOK, self._claim, self._stem, limit, DOCKER_SOCKET)
+        done = self._run(_LOOK, self._claim, self._stem, limit, self._docker)
         if done.exit_code != 0:
             raise HostError(f"cannot look for other runs: {_said(done)}", where=self._cluster)
         found = [seen for line in done.text.splitlines() if (seen := _SEEN.fullmatch(line))]
@@ -303,14 +308,19 @@ def _clock() -> float:
 
 @contextmanager
 def holding(
-    transport: Transport, cluster: str, command: str, tell: Tell = lambda _: None
+    transport: Transport,
+    cluster: str,
+    command: str,
+    tell: Tell = lambda _: None,
+    docker: str = "",
 ) -> Iterator[Lock]:
     """Hold the cluster's lock for this process. Raises LockedError, also when it is lost midway.
 
+    `docker` is the socket whose users may change the cluster as well.
     `transport` should be a connection of its own: beats shall not wait for what the run does.
     """
     with _waking() as wake:
-        lock = Lock(transport, cluster, _this_run(command), wake=wake, tell=tell)
+        lock = Lock(transport, cluster, _this_run(command), wake=wake, tell=tell, docker=docker)
         try:
             with lock:
                 yield lock

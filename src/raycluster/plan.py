@@ -260,10 +260,10 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
         return
     seen: dict[str, str] = {}
     for host in spec.hosts:
-        address = addresses[host.name]
+        address = _written_once(addresses[host.name])
         if not address:
             continue  # it was not reached, and this run does without it
-        if address.startswith("127.") or address == "::1":
+        if _is_loopback(address):
             raise SpecError(
                 f"{host.name} would be {address} for the other nodes",
                 where="private_address",
@@ -276,6 +276,23 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
                 hint="behind one public address every host needs a private_address of its own",
             )
         seen[address] = host.name
+
+
+def _written_once(address: str) -> str:
+    """Return an address as all others that are the same are written; a name as it is."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    mapped = found.ipv4_mapped if found.version == 6 else None
+    return str(mapped or found)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_form(spec: ClusterSpec, name: str, address: str) -> None:
@@ -295,6 +312,17 @@ def _check_form(spec: ClusterSpec, name: str, address: str) -> None:
             where="private_address",
             hint=f"give {name} an address that is good beyond one link",
         )
+
+
+def folders_to_compare(state: ClusterState, actions: Iterable[Action]) -> set[str]:
+    """Return the hosts whose folders have to be told apart before these actions.
+
+    All that are seen, where any is touched: in a folder that both have, what starts or is removed
+    on one ends what runs on the other, which itself does not change.
+    """
+    if not any(isinstance(action, Start | Remove) for action in actions):
+        return set()
+    return {name for name, host in state.hosts.items() if not host.problem}
 
 
 def check_up(spec: ClusterSpec, state: ClusterState) -> None:

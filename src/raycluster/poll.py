@@ -1,4 +1,4 @@
-"""Waiting for a condition."""
+"""Waiting for a condition, and which errors waiting does not mend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from raycluster.errors import (
+    AuthError,
+    ForwardRefusedError,
+    HostKeyError,
+    ImageError,
+    LockedError,
+    NotRunError,
+    PortInUseError,
+)
+
 T = TypeVar("T")
+
+LASTING = (
+    *(AuthError, ForwardRefusedError, HostKeyError, ImageError, LockedError),
+    *(NotRunError, PortInUseError),
+)
 
 
 def wait_for(
@@ -24,3 +39,11 @@ def wait_for(
             return None
         sleep(interval)
     return result
+
+
+def raise_lasting(error: BaseException | None) -> None:
+    """Raise the error, or one that led to it, where it stays however long is waited."""
+    while error is not None:
+        if isinstance(error, LASTING):
+            raise error
+        error = error.__cause__

@@ -102,6 +102,10 @@ class Asker:
                 self._answers[prompt] = getpass.getpass(printable(prompt))
             return self._answers[prompt]
 
+    def tell(self, text: str) -> None:
+        """Say what is waited for; may be called from any thread."""
+        sys.stderr.write(printable(text) + "\n")
+
 
 def confirm(question: str, would: str, *, where: str, hint: str) -> None:
     """Return when a person says yes. Raises UsageError where there is nobody to ask."""

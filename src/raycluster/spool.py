@@ -131,7 +131,7 @@ class Spool:
 
     def save(self, image: str) -> Iterator[Told]:
         """Let Docker write an image here; the last line has its `size` and `digest`."""
-        argv = ("save", store(self.host).socket, f"{self.folder}/saved.tar", image)
+        argv = ("save", store(self.host).socket_path(), f"{self.folder}/saved.tar", image)
         yield from self._said(self._program("docker_spool.py", *argv))
 
     def keep_saved(self, archive: Archive) -> None:
@@ -140,7 +140,7 @@ class Spool:
 
     def load(self, archive: Archive) -> None:
         """Give an archive to Docker, and remove it here. Raises ImageError."""
-        argv = ("load", store(self.host).socket, self.file(archive))
+        argv = ("load", store(self.host).socket_path(), self.file(archive))
         for _ in self._said(self._program("docker_spool.py", *argv)):
             pass
         self.remove(archive)

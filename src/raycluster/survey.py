@@ -80,6 +80,8 @@ def look_ahead(
         return _host(work, state, connected, starts, every)
 
     hosts = all_or_raise(work.fleet.each(names, look))
+    if spec.distribution.images == "peer":
+        hosts = {name: _from_others(host, hosts) for name, host in hosts.items()}
     bases = [base for host in hosts.values() for base in host.bases]
     lacking = {b.image for b in bases if b.image not in ("", RAY_PART) and not b.there}
     archived = _archived(spec)
@@ -118,6 +120,8 @@ def _host(
     if any(p.role in RAY_ROLES for p in starts):
         check_host_gpus(host, facts)
     outlook = connected.runtime.outlook(process, list(folders.values()))
+    if host.runtime.archive and outlook.withheld:
+        outlook = replace(outlook, withheld=False, image=process.image)
     starts_anew = any(p.role in RAY_ROLES for p in starts)
     # Who runs the daemon may read what the user may not; so a node that runs on is asked. One that
     # starts anew may see other folders then.
@@ -186,7 +190,15 @@ def _base(connected: Connected, seen: Outlook) -> Base:
         disk,
         seen.download_bytes,
         seen.stored_bytes,
+        seen.withheld,
     )
+
+
+def _from_others(host: HostSeen, every: Mapping[str, HostSeen]) -> HostSeen:
+    """Return a host that takes from the others what they have."""
+    there = {base.what for other in every.values() for base in other.bases if base.there}
+    bases = (replace(b, withheld=b.withheld and b.what not in there) for b in host.bases)
+    return replace(host, bases=tuple(bases))
 
 
 def disk_of(shell: Shell, folder: str) -> Disk | None:

@@ -9,16 +9,18 @@ from dataclasses import dataclass, replace
 
 from raycluster.apply import apply_nodes, check_nodes_gpus, refresh, wait_for_nodes
 from raycluster.connect import Connected, Fleet, all_or_raise
-from raycluster.contracts import Secret
+from raycluster.contracts import ImageStore, Secret
 from raycluster.deploy import Proof, deploy, plan_deploy, prove, recover, wanted_app
 from raycluster.environments import make_environments
 from raycluster.errors import HostError, NewerRecordError, PortInUseError, RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.folders import check_folders
 from raycluster.forecast.fits import Problem
 from raycluster.forecast.whole import Forecast, at_rest, refuse
 from raycluster.guard import take_away
 from raycluster.leave import recognise
 from raycluster.lock import holding
+from raycluster.needs import refuse_unfit
 from raycluster.observe import machine, observe
 from raycluster.plan import (
     APP,
@@ -30,6 +32,7 @@ from raycluster.plan import (
     check_machines,
     check_owner,
     check_up,
+    folders_to_compare,
     moved_hosts,
     plan_nodes,
     removed_hosts,
@@ -89,9 +92,11 @@ def _lock(spec: ClusterSpec, fleet: Fleet, command: str, listen: Listener) -> It
     """Hold the cluster's lock over a connection that nothing else uses."""
     name = spec.cluster.name
     tell = lambda text: listen(Event(name, text))  # noqa: E731
+    runtime = fleet[spec.hosts[0].name].runtime
+    docker = runtime.socket_path() if isinstance(runtime, ImageStore) else ""
     with (
         closing(fleet.beside(spec.hosts[0].name)) as own,
-        holding(own, name, command, tell) as lease,
+        holding(own, name, command, tell, docker) as lease,
         fleet.under(lease),
     ):
         yield
@@ -114,6 +119,8 @@ def _up(
     _tell(listen, (*doubts, *stranded(spec, state)))
     actions = plan_nodes(spec, state, wiring(work, state), only)
     starts = any(isinstance(action, Start) for action in actions)
+    check_folders(spec, fleet, folders_to_compare(state, actions))
+    refuse_unfit(work, actions)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
     unclean: tuple[RayclusterError, ...] = ()
@@ -188,6 +195,7 @@ def preview(
     state = _seen(spec, fleet, only)
     work = Work(spec, fleet, state.token or _new_token(), secrets, lambda _: None)
     actions = plan_nodes(spec, state, wiring(work, state), only)
+    check_folders(spec, fleet, folders_to_compare(state, actions))
     change = plan_deploy(work, state) if only.app else None
     if change:
         actions = (*actions, change)

@@ -47,13 +47,15 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
 class Login:
     """The home and login shell of this user to a server alone; `without` leaves out of /usr/bin.
 
-    Where it is `expired`, the password has to be changed. Needs root.
+    Where it is `expired`, the password has to be changed. `mounts` are lines for a shell, which may
+    change what is mounted. Needs root.
     """
 
     home: Path
     shell: str
     without: tuple[str, ...] = ()
     expired: bool = False
+    mounts: tuple[str, ...] = ()
 
     def entering(self, folder: Path) -> tuple[str, ...]:
         """Return the beginning of a command that runs where the login is so."""
@@ -75,6 +77,7 @@ class Login:
             steps += [f"mknod {over}/upper/{program} c 0 0" for program in self.without]
             layers = f"lowerdir=/usr/bin,upperdir={over}/upper,workdir={over}/work"
             steps.append(f"mount -t overlay none -o {layers} /usr/bin")
+        steps += self.mounts
         return ("unshare", "--mount", "sh", "-c", "; ".join([*steps, 'exec "$@"']), "sh")
 
 

@@ -399,7 +399,9 @@ def begun(client: httpx.Client, path: str, key: str, size: int, more: str = "") 
 
 def processes(root: Path) -> list[Path]:
     """Return nginx's processes, as folders of /proc."""
-    master = (root / "gateway/nginx.pid").read_text().strip()
+    pid = root / "gateway/nginx.pid"
+    wait_for(lambda: pid.exists() and bool(pid.read_text().strip()), "nginx's number")
+    master = pid.read_text().strip()
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     return [Path(f"/proc/{pid}") for pid in (master, *children)]
 

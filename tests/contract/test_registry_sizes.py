@@ -150,7 +150,8 @@ def test_a_tag_is_there_or_the_nearest_are_named(registry: Registry) -> None:
         ("{}/acme/serving:men", "missing", False, "the registry has no .*; it has many, arm, 1"),
         ("127.0.0.1:9/a:1", "missing", True, "127.0.0.1:9/a:1 is not asked for: 127.0.0.1:9: "),
         (IMAGE, "missing", None, ""),
-        ("{}/acme/serving:men", "never", None, ""),
+        ("{}/acme/serving:men", "never", False, "image .* is needed and is not there, and pull"),
+        (IMAGE, "never", None, ""),
     ],
 )
 def test_check_asks_for_what_a_host_would_pull(

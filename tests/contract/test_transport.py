@@ -19,6 +19,7 @@ from raycluster.contracts import Address, ByteStream, Shell, Transport
 from raycluster.errors import AnswerError, CommandError, HostError
 from raycluster.transports.local import LocalTransport
 from raycluster.transports.ssh import open_ssh
+from raycluster.transports.ssh_system import open_system
 from tests.contract.odd_hosts import BARE, EXPORTS, NOISY, OTHERS, OddHost
 from tests.contract.sshd import SSHD, Sshd, wait_for
 
@@ -42,11 +43,13 @@ def sshds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         yield one
 
 
-@pytest.fixture(params=["local", *HOSTS])
+@pytest.fixture(params=["local", *HOSTS, "system"])
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
     """Yield one kind of transport after the other."""
     if request.param == "local":
         opened: Transport = LocalTransport("here")
+    elif request.param == "system":
+        opened = open_system("gpu-1", request.getfixturevalue("sshds")("ssh").options())
     else:
         opened = open_ssh("gpu-1", request.getfixturevalue("sshds")(request.param).options())
     with contextlib.closing(opened):

@@ -19,6 +19,7 @@ import pytest
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for
+from tests.lab.image import IMAGE
 from tests.lab.program import Cli
 from tests.lab.scan import open_ports
 from tests.lab.specs import MODEL, cluster_toml
@@ -109,10 +110,14 @@ def _cut(program: subprocess.Popen[str], number: signal.Signals, heard: str = ""
         assert "interrupted; the next `raycluster up` or `down` goes on from here" in rest
 
 
-def _spec(lab: Lab, hosts: Sequence[Host], replicas: int = 1) -> str:
+GATEWAYS = f'[gateway]\non = "all"\nimage = "{IMAGE}"\n'
+"""On loopback, as there are no keys."""
+
+
+def _spec(lab: Lab, hosts: Sequence[Host], replicas: int = 1, more: str = "") -> str:
     own = {host.name: {"user": "root"} for host in hosts}  # for the firewall's rules
     rules = "[firewall]\nmanage = true\n"
-    return cluster_toml(lab, hosts, name="cut", own=own, replicas=replicas, extra=rules)
+    return cluster_toml(lab, hosts, name="cut", own=own, replicas=replicas, extra=rules + more)
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +243,15 @@ ASK = f"""
 import json, urllib.request
 body = json.dumps({{"model": "{MODEL}", "prompt": "one", "max_tokens": 1}}).encode()
 kind = {{"Content-Type": "application/json"}}
-asked = urllib.request.Request("http://127.0.0.1:8000/v1/completions", body, kind)
-print(urllib.request.urlopen(asked, timeout=20).status)
+for port in (8000, 8080):
+    asked = urllib.request.Request(f"http://127.0.0.1:{{port}}/v1/completions", body, kind)
+    print(urllib.request.urlopen(asked, timeout=20).status)
 """
+ANSWERED = "200\n200"
 
 
 def _asked(host: Host) -> str:
-    """Return the status of a completion that is asked for at a host's own way in."""
+    """Return what a completion gets that is asked for at a host's own HAProxy and gateway."""
     done = host.run(("python3", "-c", ASK))
     return done.stdout.strip() or done.stderr
 
@@ -290,11 +297,11 @@ def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
     alone = {host.address: {22} for host in cut.hosts}
     assert open_ports(list(alone)) == alone
     head, leaving, native = cut.hosts
-    cut.spec.write_text(_spec(lab, (head, native), replicas=2))
+    cut.spec.write_text(_spec(lab, (head, native), replicas=2, more=GATEWAYS))
     cut.up()
     assert leaving.traces() == cut.before[leaving.name]
     _on_each(cut, (head, native))
-    assert [_asked(host) for host in (head, native)] == ["200", "200"]
+    assert [_asked(host) for host in (head, native)] == [ANSWERED, ANSWERED]
     alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
     assert open_ports(list(alone)) == alone
     for host in (head, native):
@@ -302,7 +309,7 @@ def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
     found = open_ports([head.address, native.address])
     assert all(len(ports) > 4 for ports in found.values()), found  # what the rules closed
     head.check("docker", "kill", "raycluster-cut-head")
-    assert [_asked(native) for _ in range(8)] == ["200"] * 8  # a host without Docker is a way in
+    assert [_asked(native) for _ in range(8)] == [ANSWERED] * 8  # a host without Docker is a way in
     head.check("docker", "start", "raycluster-cut-head")
     cut.spec.write_text(text)
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import httpx
 
 from raycluster.contracts import ROOT as PLACE
-from raycluster.contracts import TEMP, file_mode
+from raycluster.contracts import file_mode
 from raycluster.payload import code_files, haproxy_file
 from raycluster.serve.rootcause import MARK
 from raycluster.serve.settings import ModelSettings, applications
@@ -64,10 +64,7 @@ def serve_env(node: str, folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         (folder / name).chmod(file_mode(content))
-    told = {
-        name: value.replace(TEMP, str(folder)).replace(PLACE, str(folder))
-        for name, value in data_path(ports).items()
-    }
+    told = {name: value.replace(PLACE, str(folder)) for name, value in data_path(ports).items()}
     path = f"{node}/bin:{os.environ['PATH']}"
     ours = {"RAYCLUSTER_ROOT": str(folder), "PYTHONPATH": str(folder / "code"), "PATH": path}
     return {**told, **ours}
@@ -197,6 +194,7 @@ def open_cluster() -> Iterator[Cluster]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=folder,  # HAProxy's files lie where Ray works
             env={
                 **os.environ,
                 **serve_env(node, folder),

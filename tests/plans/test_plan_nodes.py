@@ -9,7 +9,7 @@ import pytest
 from raycluster.contracts import Found, Secret, Versions
 from raycluster.errors import HostError, SpecError
 from raycluster.members import member_of
-from raycluster.plan import EVERYTHING, Only, check_owner, desired, plan_nodes
+from raycluster.plan import EVERYTHING, Only, check_owner, desired, folders_to_compare, plan_nodes
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
@@ -40,6 +40,18 @@ def running(spec: ClusterSpec) -> ClusterState:
         hosts[host.name] = HostState(host.name, wiring.addresses[host.name], found)
     members = tuple(map(member_of, spec.hosts))
     return ClusterState(hosts, token=TOKEN, members=members)
+
+
+def test_a_folder_of_a_host_that_only_runs_is_compared_with_that_of_one_that_starts() -> None:
+    spec = spec_of("h1", "h2")
+    state = without(running(spec), "h2")
+    addresses = {name: host.address for name, host in running(spec).hosts.items()}
+    actions = plan_nodes(spec, state, Wiring(addresses, TOKEN))
+    assert {a.host for a in actions} == {"h2"}
+    assert folders_to_compare(state, actions) == {"h1", "h2"}
+    unseen = {**state.hosts, "h1": HostState("h1", problem=HostError("away"))}
+    assert folders_to_compare(replace(state, hosts=unseen), actions) == {"h2"}
+    assert folders_to_compare(state, ()) == set()
 
 
 def owned(state: ClusterState, owner: str) -> ClusterState:

@@ -201,3 +201,8 @@ def test_a_question_shows_what_is_printable(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     session.Asker()(HOSTILE)
     assert asked == [printable(HOSTILE)]
+
+
+def test_what_is_waited_for_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    session.Asker().tell(HOSTILE)
+    assert capsys.readouterr().err == f"{printable(HOSTILE)}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from raycluster.bundle import on_node
 from raycluster.bundle.parts import FILE, Parts
 from raycluster.bundle.redact import secret_values, shown_variables
 from raycluster.connect import Connected
-from raycluster.contracts import PYTHON
+from raycluster.contracts import PYTHON, ImageStore
 from raycluster.errors import HostError
 from raycluster.observe import read_gpus
 from raycluster.plan import roles
@@ -85,7 +86,9 @@ def gather(connected: Connected, spec: ClusterSpec, limit: int) -> Parts:
     name = spec.cluster.name
     with parts.trying("gpus.json"):
         parts.add("gpus.json", _json(asdict(read_gpus(connected.transport))))
-    _script(parts, "docker.txt", connected.transport, ("sh", "-c", _DOCKER, name))
+    with parts.trying("docker.txt"):
+        env = _docker_of(connected)
+        _script(parts, "docker.txt", connected.transport, ("sh", "-c", _DOCKER, name), env)
     there: list[str] = []  # what cannot even be listed would let each look at it wait in vain
     with parts.trying("processes.json"):
         found = connected.runtime.observe()
@@ -101,9 +104,22 @@ def gather(connected: Connected, spec: ClusterSpec, limit: int) -> Parts:
     return parts
 
 
-def _script(parts: Parts, path: str, shell: Shell, argv: tuple[str, ...]) -> None:
+def _docker_of(connected: Connected) -> Mapping[str, str]:
+    """Return the environment in which `docker` asks the daemon that the cluster runs in."""
+    if not isinstance(connected.runtime, ImageStore):
+        return {}
+    return {"DOCKER_HOST": f"unix://{connected.runtime.socket_path()}"}
+
+
+def _script(
+    parts: Parts,
+    path: str,
+    shell: Shell,
+    argv: tuple[str, ...],
+    env: Mapping[str, str] | None = None,
+) -> None:
     with parts.trying(path):
-        parts.add(path, shell.run(argv, timeout=TIMEOUT_S).stdout)
+        parts.add(path, shell.run(argv, env=env, timeout=TIMEOUT_S).stdout)
 
 
 def _log(parts: Parts, connected: Connected, role: str) -> None:

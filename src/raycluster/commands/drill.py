@@ -86,7 +86,7 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
 
     from raycluster.openai_wire.target import Target
     from raycluster.secrets import bearer
-    from raycluster.spec.services import EVERYWHERE, LOOPBACK
+    from raycluster.spec.services import LOOPBACK
     from raycluster.tunnel.channels import ChannelForwarder
     from raycluster.tunnel.ports import Forward, choose_ports
 
@@ -100,8 +100,7 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
         if keys:
             owner = sorted(keys)[0]
             headers = bearer(f"gateway.api_keys.{owner}", keys[owner])
-        near = {EVERYWHERE: LOOPBACK, "::": "::1"}.get(gate.address, gate.address)
-        remote, scheme = (near, spec.ports.gateway), gate.scheme
+        remote, scheme = (gate.near, spec.ports.gateway), gate.scheme
         hosts = list(spec.hosts) if gate.on == "all" else hosts
     with ExitStack() as stack:
         targets: list[Target] = []

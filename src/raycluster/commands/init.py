@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +42,9 @@ def init(
     from raycluster.spec.models import login_name
 
     user = login_name()
-    text = init_text(host or (), None, name or own_name(user), model, owner=user if host else "")
+    owner = user if host else ""
+    chosen = name or own_name(user)
+    text = init_text(host or (), None, chosen, model, owner, left_out=_say)
     if str(output) == "-":
         sys.stdout.write(text)
         return
@@ -63,22 +65,29 @@ def own_name(user: str) -> str:
     return f"{plain or 'cluster'}-{secrets.token_hex(2)}"
 
 
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def init_text(
     hosts: Sequence[str],
     gpus: Mapping[str, int] | None = None,
     name: str = "my-cluster",
     model: str = MODEL,
     owner: str = "",
+    *,
+    left_out: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Return the file's text; the first host is the head.
 
     A host is `[user@]address[:port]`, an ssh alias, `local`, or a whole ssh command; `gpus` counts
-    by host as given. Without hosts, two placeholders stand in. Raises UsageError.
+    by host as given. Without hosts, two placeholders stand in. `left_out` is told of options of
+    ssh commands that do not matter here. Raises UsageError.
     """
     from raycluster.spec.example import example
     from raycluster.spec.given import parse_host
 
-    tables = [parse_host(host) for host in hosts or PLACEHOLDERS]
+    tables = [parse_host(host, left_out) for host in hosts or PLACEHOLDERS]
     for host, table in zip(hosts, tables, strict=False):
         if gpus and host in gpus:
             table["gpus"] = gpus[host]

@@ -33,5 +33,5 @@ def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
         raise UsageError("no `ssh` on this machine", where=node, hint="install the OpenSSH client")
     options = ssh_options(host)
     pinned = pinned_key(node, options, ask=session.Asker()) if options.host_key else ""
-    argv = (*command_line(options, pinned), *after_dashes(command or []))
+    argv = (*command_line(options, pinned.partition(" ")[0]), *after_dashes(command or []))
     os.execvp(argv[0], argv)  # noqa: S606  # this process becomes ssh

@@ -41,11 +41,9 @@ def _on_loopback(spec: ClusterSpec) -> dict[str, int]:
 
 
 def _gateway(spec: ClusterSpec) -> tuple[Forward, ...]:
-    from raycluster.spec.services import EVERYWHERE, LOOPBACK
     from raycluster.tunnel.run import endpoints
 
     if spec.gateway is None:
         return ()
-    loopback = {EVERYWHERE: LOOPBACK, "::": "::1"}
-    address = loopback.get(spec.gateway.address, spec.gateway.address)
-    return endpoints({"gateway": spec.ports.gateway}, address=address, scheme=spec.gateway.scheme)
+    gate = spec.gateway
+    return endpoints({"gateway": spec.ports.gateway}, address=gate.near, scheme=gate.scheme)

@@ -55,9 +55,8 @@ class GatewayFault:
         if self._started() in ("", self._former):
             return False
         gate = self.cluster.spec.gateway
-        address = gate.address if gate else ""
         try:
-            near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+            near = gate.near if gate else ""
             transport = self.cluster.fleet[self.host.name].transport
             transport.connect((near, self.cluster.spec.ports.gateway), timeout=2).close()
         except HostError:

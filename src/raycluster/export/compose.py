@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raycluster import templates
-from raycluster.contracts import ROOT, TEMP, Process, Volume, file_mode
+from raycluster.contracts import ROOT, Process, Volume, file_mode
 from raycluster.export.design import APP_FILE, CAPABILITIES, Design, Role, roles, sender
 from raycluster.export.readme import firewall, missing, readme
 from raycluster.export.tree import Entry, Tree, script, secret
@@ -209,8 +209,7 @@ def _environment_file(parts: Iterable[Role]) -> bytes:
 
 
 def _plain(text: str) -> str:
-    inside = text.replace(ROOT, FOLDER).replace(TEMP, "/tmp")  # noqa: S108 - the container's own
-    return _escaped(inside)
+    return _escaped(text.replace(ROOT, FOLDER))
 
 
 def _escaped(text: str) -> str:

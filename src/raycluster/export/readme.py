@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Literal
 
@@ -49,6 +50,7 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
         cluster=design.name,
         ray=tested.RAY,
         hosts=[(h.name, h.role, design.addresses[h.name], design.gpus[h.name]) for h in spec.hosts],
+        sockets=[(h.name, _exported(h.runtime.socket)) for h in spec.hosts if h.runtime.socket],
         head=spec.hosts[0].name,
         workers=len(spec.hosts) > 1,
         secrets=[
@@ -66,6 +68,12 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
         **more,
     )
     return Entry(text)
+
+
+def _exported(socket: str) -> str:
+    """Return the command that lets `docker` use a socket."""
+    home, rest = ('"$HOME"', socket[1:]) if socket.startswith("~") else ("", socket)
+    return f"export DOCKER_HOST=unix://{home}{shlex.quote(rest)}"
 
 
 def _others(design: Design) -> list[str]:

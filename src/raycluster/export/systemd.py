@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from raycluster import templates
 from raycluster.accelerators.choice import visible
-from raycluster.contracts import ROOT, TEMP, Process, file_mode
+from raycluster.contracts import ROOT, Process, file_mode
 from raycluster.errors import SpecError
 from raycluster.export.design import APP_FILE, CAPABILITIES, Design, Role, roles, sender
 from raycluster.export.readme import firewall, missing, readme
@@ -180,7 +180,7 @@ def _value(text: str) -> str:
 
 
 def _placed(text: str, folder: str) -> str:
-    return text.replace(ROOT, folder).replace(TEMP, "/tmp")  # noqa: S108 - the service's own
+    return text.replace(ROOT, folder)
 
 
 def _requirements(host: ResolvedHost, gpus: int) -> str:

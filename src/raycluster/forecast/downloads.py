@@ -43,7 +43,7 @@ def downloads(seen: Seen, wanted: Sequence[Wanted]) -> tuple[Download, ...]:
 
 def _bases(seen: Seen, host: str) -> Iterator[Download]:
     """Yield what is brought: a registry tells its size, a host that holds it that unpacked."""
-    for base in (b for b in seen.hosts[host].bases if not b.there):
+    for base in (b for b in seen.hosts[host].bases if not b.there and not b.withheld):
         others = [b for there in seen.hosts.values() for b in there.bases if b.what == base.what]
         yield Download(
             host=host,
@@ -87,6 +87,23 @@ def absent(seen: Seen, wanted: Sequence[Wanted]) -> tuple[Problem, ...]:
         and placed.folder
         and not placed.hidden
         and not placed.files.sizes
+    )
+
+
+LOAD = 'load it there with `docker load`, or set `archive` or pull = "missing" under [runtime]'
+
+
+def missing_image(what: str) -> str:
+    """Return that nothing brings what a host needs."""
+    return f'{what} is needed and is not there, and pull = "never" lets nothing bring it'
+
+
+def withheld(seen: Seen) -> tuple[Problem, ...]:
+    """Return the hosts that lack an image which nothing may bring."""
+    return tuple(
+        Problem(host, missing_image(what), LOAD)
+        for host, there in seen.hosts.items()
+        for what in dict.fromkeys(base.what for base in there.bases if base.withheld)
     )
 
 

@@ -59,6 +59,7 @@ class Base:
 
     `size` are the bytes of what is there, None where that cannot be told; `disk` is where it goes.
     `image` is its name for a registry. `download` and `stored` are known of what is not there.
+    `withheld` says that it is not there, and that the spec lets nothing bring it.
     """
 
     what: str
@@ -69,6 +70,7 @@ class Base:
     disk: Disk | None = None
     download: int | None = None
     stored: int | None = None
+    withheld: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from raycluster.errors import HostError, SpecError
 from raycluster.forecast.cost import Cost, cost
-from raycluster.forecast.downloads import Download, absent, downloads, tight, too_little_room
+from raycluster.forecast.downloads import (
+    Download,
+    absent,
+    downloads,
+    tight,
+    too_little_room,
+    withheld,
+)
 from raycluster.forecast.fits import (
     ModelForecast,
     Problem,
@@ -64,7 +71,7 @@ def forecast(
         downloads=fetched,
         interruptions=interruptions(spec, state, actions, seen.seconds),
         cost=cost(spec, state),
-        problems=(*problems, *too_little_room(fetched)),
+        problems=(*problems, *withheld(seen), *too_little_room(fetched)),
         warnings=(
             *(w for model in models for w in model.warnings),
             *absent(seen, every),

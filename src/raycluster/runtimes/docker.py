@@ -36,6 +36,16 @@ from raycluster.contracts import (
 )
 from raycluster.decode import MOST, unread
 from raycluster.errors import AnswerError, HostError, ImageError, RecordError
+from raycluster.last_words import MOST as MOST_WORDS
+from raycluster.last_words import last_words
+from raycluster.runtimes.docker_engine import (
+    LOOK,
+    Engine,
+    engine,
+    notes,
+    refuse,
+    refuse_process,
+)
 from raycluster.runtimes.docker_errors import Edge
 from raycluster.runtimes.docker_gpus import GpuOptions, gpu_options
 from raycluster.runtimes.docker_http import newest_info, open_client
@@ -91,7 +101,7 @@ class DockerRuntime:
         transport: Transport,
         *,
         pull: Literal["always", "missing", "never"] = "missing",
-        socket: str = "/var/run/docker.sock",
+        socket: str = "",
         ray: Wanted = RAY,
         rdma: str = RDMA,
         owner: str = "",
@@ -101,10 +111,37 @@ class DockerRuntime:
         self._owned_by = owner
         self._transport = transport
         self._pull: Literal["always", "missing", "never"] = pull
-        self.socket = socket
         self._ray = ray
         self._rdma = rdma
         self._edge = Edge(host, transport, socket)
+
+    def socket_path(self) -> str:
+        """Return where the host's own programs reach this Docker."""
+        return self._edge.place.path
+
+    @cached_property
+    def _engine(self) -> tuple[Engine, str]:
+        """Return what the engine and its host's shell say, of one that can run our containers."""
+        found = engine(self._looker.info(), self._looker.version())
+        words = (found.root, "rootless" if found.rootless else "")
+        done = self._transport.run(("sh", "-c", LOOK, "sh", *words))
+        text = text_of(done, "look at what Docker runs in", self._host)
+        refuse(found, text, self.socket_path(), self._host)
+        return found, text
+
+    def _fits(self, process: Process) -> Engine:
+        found, text = self._engine
+        refuse_process(found, text, process, self._host)
+        return found
+
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:
+        """Make sure that this Docker can run them; return what a person should know of it."""
+        with self._edge.translated("looking at Docker"):
+            found, _ = self._engine
+            told = [f"Docker {found.version} at {self.socket_path()}"]
+            for process in processes:
+                told += notes(self._fits(process), process)
+        return tuple(dict.fromkeys(told))
 
     @cached_property
     def _client(self) -> docker.APIClient:
@@ -135,6 +172,7 @@ class DockerRuntime:
         Raises ImageError without an image, and for a Ray node whose image Ray cannot be added to.
         """
         with self._edge.translated(f"preparing {process.image}"):
+            self._fits(process)
             self._gpus(process)  # what cannot be handed on is said before anything is brought
             self._images.bring(process.image, tell, process.login)
             self._discard(self._listed(ONEOFF))  # a killed run could not remove its own
@@ -171,6 +209,7 @@ class DockerRuntime:
         Raises RuntimeUnavailableError where Docker cannot hand on the process's GPUs.
         """
         with self._edge.translated(f"looking for {process.image}"):
+            self._fits(process)
             self._gpus(process)
             held = self._images.held(process.image)
             root = str(self._looker.info().get("DockerRootDir") or "")
@@ -185,6 +224,7 @@ class DockerRuntime:
             image="" if self._pull == "never" else process.image,
             held_bytes=size,
             places=places,
+            withheld=held is None and self._pull == "never",
         )
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
@@ -348,14 +388,14 @@ class DockerRuntime:
         if listed["State"] == "created":
             return "was created, but never started"
         try:
-            said = self._last_line(listed["Id"])
+            said = self._last_words(listed["Id"])
         except docker.errors.APIError:  # it is being removed meanwhile
             return str(listed["Status"])
         return f"{listed['Status']}: {said}" if said else str(listed["Status"])
 
-    def _last_line(self, container: str) -> str:
-        said: bytes = self._client.logs(container, tail=1)
-        return said.decode("utf-8", "replace").strip()
+    def _last_words(self, container: str) -> str:
+        said: bytes = self._client.logs(container, tail=MOST_WORDS)
+        return last_words(said.decode("utf-8", "replace"))
 
     def _home(self, process: Process) -> str:
         """Return the host user's home folder, asked for only where a volume names it."""
@@ -419,7 +459,7 @@ class DockerRuntime:
         state = self._state(name)
         if state["Running"] and not state["Restarting"]:
             return
-        said = self._last_line(name)
+        said = self._last_words(name)
         raise HostError(
             f"{name} ended at once with {state['ExitCode']}{': ' if said else ''}{said}",
             where=self._host,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import http.client
-import shlex
 import struct
 import tarfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -23,9 +23,11 @@ from raycluster.errors import (
     RuntimeUnavailableError,
     UnreachableError,
 )
+from raycluster.runtimes.docker_socket import NATIVE, Place, find
+from raycluster.runtimes.docker_trouble import LOOK, SECONDS, explain, seen
 from raycluster.untrusted import not_understood
 
-NATIVE = 'or set runtime.kind = "native" for this host'
+NATIVE_HINT = 'look at Docker on the host, or set runtime.kind = "native" for it'
 TOOLKIT = (
     "install nvidia-container-toolkit, run `sudo nvidia-ctk runtime configure --runtime=docker` "
     f"and restart Docker; {NATIVE}"
@@ -54,6 +56,25 @@ _KNOWN = (
         "does not count",
     ),
     _Known(
+        'error mounting "mqueue"',
+        RuntimeUnavailableError,
+        "Docker cannot share the host's IPC, as rootless Docker never can: {said}",
+        "take `ipc` out of [runtime] for this host, and set `shm_size`",
+    ),
+    _Known(
+        "authorization denied by plugin",
+        HostError,
+        "a plugin of Docker's refuses it: {said}",
+        "let the plugin allow it for the login user, or take it out of `authorization-plugins` in "
+        "/etc/docker/daemon.json",
+    ),
+    _Known(
+        "BPF_CGROUP_DEVICE",
+        RuntimeUnavailableError,
+        "rootless Docker may not hand on GPUs as NVIDIA's toolkit wants to: {said}",
+        "`sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place`, or CDI",
+    ),
+    _Known(
         "could not select device driver",
         RuntimeUnavailableError,
         "Docker cannot give GPUs to containers: it has no NVIDIA runtime",
@@ -76,6 +97,13 @@ _KNOWN = (
         HostError,
         "the disk is full",
         "free some space, for example with `docker system prune`",
+    ),
+    _Known(
+        'invalid mount config for type "bind": stat',
+        HostError,
+        "the user that runs Docker may not read a volume's folder: {said}",
+        "let that user into the folder and those above it (`chmod o+x`), or correct "
+        "runtime.volumes",
     ),
     _Known(
         "source path does not exist",
@@ -137,12 +165,23 @@ class Edge:
     def __init__(self, host: str, transport: Transport, socket: str) -> None:
         self.host = host
         self._transport = transport
-        self._socket = socket
+        self._wanted = socket
+        self._place: Place | None = None
+        self._finding = threading.Lock()
+        self._heard = False
+
+    @property
+    def place(self) -> Place:
+        """Where the daemon's socket is, looked for once. Raises HostError."""
+        with self._finding:
+            if self._place is None:
+                self._place = find(self._transport, self._wanted, self.host)
+            return self._place
 
     def open(self) -> ByteStream:
         """Open a stream to the daemon; a refusal is looked into, as SSH hides its reason."""
         try:
-            return self._transport.connect(self._socket)
+            return self._transport.connect(self.place.path)
         except (ConnectionLostError, UnreachableError):
             raise
         except HostError as error:
@@ -153,13 +192,17 @@ class Edge:
         """Turn every foreign error inside into a HostError; `doing` tells what was attempted."""
         try:
             yield
+            self._heard = True
         except docker.errors.APIError as error:
+            self._heard = True
             raise self.refusal(str(error.explanation or error), doing) from error
         except (requests.exceptions.ReadTimeout, TimeoutError) as error:
-            raise RuntimeUnavailableError(
-                f"the Docker daemon does not answer ({doing})",
-                where=self.host,
-                hint="look at it on the host: `systemctl status docker`",
+            raise self._first(
+                RuntimeUnavailableError(
+                    f"the Docker daemon does not answer ({doing})",
+                    where=self.host,
+                    hint="look at it on the host: `systemctl status docker`",
+                )
             ) from error
         except docker.errors.DockerException as error:
             raise HostError(f"{doing}: {error}", where=self.host) from error
@@ -168,12 +211,16 @@ class Edge:
             urllib3.exceptions.HTTPError,
             OSError,
         ) as error:
-            raise self.lost(doing) from error
+            raise self._first(self.lost(doing)) from error
         except _STRANGE as error:  # the SDK, and who reads its answers, find other things in them
             raise not_understood(f"the Docker daemon ({doing})", self.host) from error
         except AnswerError as error:
             error.where = error.where or self.host
             raise
+
+    def _first(self, error: HostError) -> HostError:
+        """Return why a daemon never answered that takes connections; `error` where it did."""
+        return error if self._heard else self._diagnose(error)
 
     def lost(self, doing: str) -> ConnectionLostError:
         """Return the error for a stream that broke."""
@@ -193,39 +240,15 @@ class Edge:
         return HostError(f"Docker refused ({doing}): {said.strip()}", where=self.host)
 
     def _diagnose(self, error: HostError) -> HostError:
-        path = shlex.quote(self._socket)
-        script = (
-            f"id -un; test -S {path} && echo socket; test -w {path} && echo writable; "
-            f"command -v docker >/dev/null && echo client; "
-            f"docker -H unix://{path} version >/dev/null 2>&1 && echo answers"
-        )
-        seen = self._transport.run(("sh", "-c", script), timeout=30.0).text.split()
-        user, facts = (seen[0] if seen else "?"), set(seen[1:])
-        what, hint = _explain(user, facts, self._socket)
-        return RuntimeUnavailableError(f"{what} ({error.what})", where=self.host, hint=hint)
-
-
-def _explain(user: str, facts: set[str], socket: str) -> tuple[str, str]:
-    """Return what is wrong and the next step, from what the host's shell saw of the socket."""
-    if "socket" not in facts and "client" not in facts:
-        return "Docker is not installed", f"install Docker, {NATIVE}"
-    if "socket" not in facts:
-        return (
-            f"the Docker daemon is not running: there is no {socket}",
-            f"start it: `sudo systemctl enable --now docker`; {NATIVE}",
-        )
-    if "writable" not in facts:
-        return (
-            f"user {user} may not use Docker",
-            f"add user {user} to group docker: `sudo usermod -aG docker {user}`, "
-            f"then log in again; {NATIVE}",
-        )
-    if "answers" in facts:
-        return (
-            "the SSH server does not forward connections to Unix sockets",
-            "set `AllowStreamLocalForwarding yes` in the host's sshd_config and reload sshd",
-        )
-    return (
-        f"nobody answers at {socket}",
-        f"restart the daemon: `sudo systemctl restart docker`; {NATIVE}",
-    )
+        """Return an error with the reason and the next step, or the one at hand without them."""
+        place = self.place
+        try:
+            done = self._transport.run(("sh", "-c", LOOK, "sh", place.path), timeout=SECONDS)
+        except (ConnectionLostError, UnreachableError):
+            raise
+        except HostError:  # what Docker's socket said is worth more
+            return error
+        if done.exit_code == 0 and (found := explain(seen(done.text), place)):
+            what, hint = found
+            return RuntimeUnavailableError(what, where=self.host, hint=hint)
+        return RuntimeUnavailableError(error.what, where=self.host, hint=error.hint or NATIVE_HINT)

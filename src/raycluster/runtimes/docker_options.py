@@ -15,7 +15,6 @@ from docker.utils import parse_bytes
 
 from raycluster.contracts import (
     ROOT,
-    TEMP,
     BoxOptions,
     Files,
     Process,
@@ -100,7 +99,7 @@ def container_options(
         "entrypoint": argv[:1],
         "command": argv[1:],
         "environment": {**gpus.environment, **_environment(process), **(more or {})},
-        "working_dir": _rooted(TEMP),
+        "working_dir": "/tmp",  # noqa: S108 - the container's own
         "host_config": host_config,
         "use_config_proxy": False,
     }
@@ -264,7 +263,7 @@ def _entry(database: str, wanted: str) -> list[str] | None:
 
 
 def _rooted(text: str) -> str:
-    return text.replace(ROOT, FOLDER).replace(TEMP, "/tmp")  # noqa: S108 - the container's own
+    return text.replace(ROOT, FOLDER)
 
 
 def _environment(process: Process) -> dict[str, str]:

@@ -16,7 +16,6 @@ from raycluster.accelerators.choice import visible
 from raycluster.accelerators.values import clean
 from raycluster.contracts import (
     ROOT,
-    TEMP,
     Channel,
     Completed,
     Files,
@@ -51,10 +50,7 @@ _Output = Generator[tuple[Channel, bytes], None, None]
 
 
 class NativeRuntime:
-    """Runs a cluster's processes under `~/.raycluster/CLUSTER` of the user on one host.
-
-    Where hosts share that folder, the others have `~/.raycluster/CLUSTER@HOST`.
-    """
+    """Runs a cluster's processes under `~/.raycluster/CLUSTER` of the user on one host."""
 
     def __init__(
         self,
@@ -88,7 +84,7 @@ class NativeRuntime:
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Make the environment, unless one is given, and return what is in it."""
         self._refuse_volumes(process)
-        facts = self._remote.ask("where", keep=self._environment.made)
+        facts = self._remote.ask("where")
         self._environment.ensure(facts, tell)
         versions = self._environment.versions(facts)
         if "ray" in process.argv and not versions.ray:
@@ -99,10 +95,14 @@ class NativeRuntime:
             )
         return versions
 
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: what a native host needs, its facts and its environment tell."""
+        return ()
+
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
         """Return whether the environment is there; the process sees the host's own paths."""
-        facts = self._remote.ask("where")
-        root, home = facts["root"], facts["home"]
+        facts = self._remote.ask("where", boot=self._start_on_boot)
+        root, home, boot = facts["root"], facts["home"], str(facts.get("boot") or "")
         places = {
             path: home + path[1:] if path.startswith("~") else path.replace(ROOT, root)
             for path in paths
@@ -110,12 +110,13 @@ class NativeRuntime:
         there, lock = self._environment.complete(facts), self._environment.lock
         what = "the Python environment"
         if there or lock is None:
-            return Outlook(what, there, root, places=places)
+            return Outlook(what, there, root, places=places, boot=boot)
         return Outlook(
             what,
             there,
             root,
             places=places,
+            boot=boot,
             download_bytes=lock.download,
             stored_bytes=lock.stored,
         )
@@ -171,9 +172,8 @@ class NativeRuntime:
 
     def neighbours(self) -> Mapping[int, str]:
         """Return which other clusters of this user have processes here, by their ports."""
-        told = [
-            Told(each, "the native runtime") for each in self._remote.ask("neighbours")["found"]
-        ]
+        found = self._remote.ask("neighbours")["found"]
+        told = [Told(each, "the native runtime") for each in found]
         return {
             port: cluster_of(clean(each["cluster"].text(), 80), clean(each["owner"].text(), 80))
             for each in told
@@ -271,15 +271,11 @@ def _env(process: Process, facts: Mapping[str, Any], programs: str) -> dict[str,
         "TMPDIR": facts["temp"],
         "RAY_TMPDIR": facts["temp"],
         **gpus,
-        **{name: _placed(value, facts) for name, value in process.env.items()},
+        **{name: value.replace(ROOT, root) for name, value in process.env.items()},
         "RAYCLUSTER_OWNER": facts["owner"],
         "RAYCLUSTER_ROLE": process.role,
         "RAYCLUSTER_ROOT": root,
     }
-
-
-def _placed(value: str, facts: Mapping[str, Any]) -> str:
-    return value.replace(ROOT, facts["root"]).replace(TEMP, facts["temp"])
 
 
 def _found(told: Told) -> Found | None:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from raycluster.runtimes.native_folder import again
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home
 from raycluster.runtimes.native_processes import title
 
@@ -49,6 +48,19 @@ def add_lines(at: Place) -> str:
                 _write([*(line for line in old if not _is_ours(at, line)), *lines])
     except ProblemError as problem:
         return problem.what
+    return _no_daemon()
+
+
+def no_cron() -> str:
+    """Return why lines would start nothing, or nothing; changes nothing."""
+    try:
+        _read()
+    except ProblemError as problem:
+        return problem.what
+    return _no_daemon()
+
+
+def _no_daemon() -> str:
     return "" if _cron_runs() else "cron does not run on this host"
 
 
@@ -85,13 +97,9 @@ def _locked() -> Iterator[None]:
     import fcntl
 
     folder = home() / ".raycluster"
-
-    def opened() -> int:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-        return os.open(str(folder), os.O_RDONLY)
-
-    held = again(opened)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    held = os.open(str(folder), os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield

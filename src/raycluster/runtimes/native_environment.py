@@ -76,11 +76,6 @@ class Environment:
         facts += self.lock.text if self.lock else b""
         object.__setattr__(self, "name", f"env-{hashlib.sha256(facts).hexdigest()[:8]}")
 
-    @property
-    def made(self) -> bool:
-        """Whether it is one of ours, in the cluster's folder."""
-        return not self.python
-
     def programs(self, facts: Mapping[str, Any]) -> str:
         """Return the folder that holds `python` and `ray`; `facts` are what the host told."""
         if self.python:

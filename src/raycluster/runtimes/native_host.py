@@ -16,8 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raycluster.runtimes.native_folder import adopt, again, claim, is_own, place, settle
-from raycluster.runtimes.native_place import STOPPED, SYSTEM_PATH, Place, ProblemError, home
+from raycluster.runtimes.native_place import (
+    STOPPED,
+    SYSTEM_PATH,
+    Place,
+    ProblemError,
+    home,
+    is_own,
+    place,
+    settle,
+)
 from raycluster.runtimes.native_processes import UNREAD, alive, boot_id, end, open_sockets
 
 SCHEMA = 1  # of what the supervisor writes
@@ -31,16 +39,25 @@ PASSED = (
 
 
 def where(ask: dict[str, Any]) -> dict[str, Any]:
-    """Try to write in the root folder and tell what is there.
-
-    A folder made for that is removed, unless it is one to `keep`.
-    """
-    at = _claimed(ask) if ask.get("keep") else place(ask)
+    """Try to write in the root folder and tell what is there; a folder made for that is removed."""
+    at = place(ask)
+    if not home().is_dir():  # it would be made, with the wrong owner for whoever comes later
+        raise ProblemError(f"the home folder {home()} does not exist", "make it for the user")
     try:
-        space = again(lambda: _written(at.root))
+        at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if ask["root"] and not is_own(at.root):
+            hint = "it may lie in a folder that others can write to: set `folder` to one of yours"
+            raise ProblemError(f"{at.root} is somebody else's", hint)
+        at.root.chmod(0o700)
+        probe = at.root / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
     except OSError as error:
-        raise _unwritable(at, error) from error
+        hint = "give the user a home folder that it can write to"
+        raise ProblemError(f"cannot write in {at.root}: {error.strerror}", hint) from error
+    space = os.statvfs(str(at.root))
     _remove_empty(at.root)
+    boot = _no_boot() if ask.get("boot") else ""
     own = at.root / "uv" / "bin"
     search = os.environ.get("PATH", SYSTEM_PATH).split(":")
     places = [*search, str(home() / ".local/bin"), str(own)]
@@ -52,6 +69,7 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         "home": str(home()),
         "environment": {n: os.environ[n] for n in PASSED if n in os.environ},
         "system_path": SYSTEM_PATH,
+        "boot": boot,
         "amd": Path("/dev/kfd").exists(),
         "uv": str(uv[0]) if uv else "",
         "uv_cache": (home() / ".cache/uv").is_dir(),
@@ -60,26 +78,12 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _claimed(ask: dict[str, Any]) -> Place:
-    try:
-        return claim(ask)
-    except OSError as error:
-        raise _unwritable(place(ask), error) from error
+def _no_boot() -> str:
+    """Return why nothing would be started by itself after a reboot, or nothing."""
+    from raycluster.runtimes.native_crontab import no_cron
+    from raycluster.runtimes.native_systemd import lingers
 
-
-def _unwritable(at: Place, error: OSError) -> ProblemError:
-    hint = "give the user a home folder that it can write to"
-    return ProblemError(f"cannot write in {at.root}: {error.strerror}", hint)
-
-
-def _written(root: Path) -> os.statvfs_result:
-    """Write in a folder, and tell its space; others may do so at once, from other hosts too."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    root.chmod(0o700)
-    probe = root / f".writable-{os.getpid()}-{os.urandom(4).hex()}"
-    probe.write_bytes(b"")
-    probe.unlink()
-    return os.statvfs(str(root))
+    return "" if lingers() else no_cron()
 
 
 def _remove_empty(root: Path) -> None:
@@ -90,8 +94,7 @@ def _remove_empty(root: Path) -> None:
 
 
 def observe(ask: dict[str, Any]) -> dict[str, Any]:
-    """Tell every role's state; changes nothing, but may note whose the folder is."""
-    adopt(ask)
+    """Tell every role's state; changes nothing."""
     folders = sorted((place(ask).root / "roles").glob("*"))
     found = [(folder, _role(folder)) for folder in folders]
     return {"found": [dict(each, owner=_owner(folder)) for folder, each in found if each]}
@@ -172,14 +175,14 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
 
     Whoever holds the name of our temporary folder keeps it: another is made.
     """
-    at = _claimed(ask)
+    at = place(ask)
     _mark_stopped(at.role(ask["role"]), stopped=True)
     end(at, ask["role"])
     for name in ("state.json", "launch.json"):
         with contextlib.suppress(FileNotFoundError):
             (at.role(ask["role"]) / name).unlink()
     settle(at)
-    return where(dict(ask, keep=True))
+    return where(ask)
 
 
 def _mark_stopped(folder: Path, *, stopped: bool) -> None:
@@ -334,14 +337,14 @@ def sockets(ask: dict[str, Any]) -> dict[str, Any]:
 def neighbours(ask: dict[str, Any]) -> dict[str, Any]:
     """Tell the ports of other clusters' processes that run here."""
     ours, found = place(ask).root, []
-    for folder in (home() / ".raycluster").glob("*/roles/*"):
-        root = folder.parent.parent
-        state = _role(folder) if root != ours else None
-        if state and state["health"] != "stopped":
-            with contextlib.suppress(*UNREAD):
-                ports = json.loads((folder / "launch.json").read_text())["ports"]
-                cluster = root.name.partition("@")[0]
-                found.append({"cluster": cluster, "owner": _owner(folder), "ports": ports})
+    for clusters in {home() / ".raycluster", ours.parent}:
+        for folder in clusters.glob("*/roles/*"):
+            root = folder.parent.parent
+            state = _role(folder) if root != ours else None
+            if state and state["health"] != "stopped":
+                with contextlib.suppress(*UNREAD):
+                    ports = json.loads((folder / "launch.json").read_text())["ports"]
+                    found.append({"cluster": root.name, "owner": _owner(folder), "ports": ports})
     return {"found": found}
 
 

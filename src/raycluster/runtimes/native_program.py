@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 
-PACKAGE = "raycluster.runtimes"
-READING = ("native_place", "native_processes", "native_folder", "native_host")
-MODULES = (*READING[:3], "native_crontab", "native_systemd", READING[3])
+READING = ("runtimes.native_place", "runtimes.native_processes", "runtimes.native_host")
+MODULES = (
+    *READING[:2],
+    *("runtimes.native_crontab", "runtimes.native_systemd", "runtimes.native_needs"),
+    READING[2],
+)
 OLDEST_PYTHON = (3, 8)
 
 _LOADER = """\
@@ -36,15 +39,16 @@ def host_program(command: str) -> bytes:
 
 def supervisor_program() -> bytes:
     """Return the source of a host's supervisor.py."""
-    return _program((*READING[:2], "supervisor"))
+    return _program((*READING[:2], "last_words", "runtimes.supervisor"))
 
 
 def _program(names: Sequence[str]) -> bytes:
     """Return one program of modules, of which the last has the `main`."""
-    sources = [(f"{PACKAGE}.{name}", source(name)) for name in names]
+    sources = [(f"raycluster.{name}", source(name)) for name in names]
     return _LOADER.format(oldest=OLDEST_PYTHON, sources=json.dumps(sources)).encode()
 
 
 def source(module: str) -> str:
-    """Return the text of a module of this package."""
-    return (resources.files(PACKAGE) / f"{module}.py").read_text("utf-8")
+    """Return the text of one of our modules."""
+    path = f"{module.replace('.', '/')}.py"
+    return (resources.files("raycluster") / path).read_text("utf-8")

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from raycluster.runtimes.native_folder import machine_id
 from raycluster.runtimes.native_place import SYSTEM_PATH, Place, ProblemError, home
 
 LINGER = "/var/lib/systemd/linger"
@@ -22,7 +21,7 @@ _UNIT = """\
 [Unit]
 Description=raycluster {owner}: {role}
 StartLimitIntervalSec=0
-{condition}
+ConditionPathExists={there}
 
 [Service]
 ExecStart={command}
@@ -36,15 +35,21 @@ TasksMax=infinity
 [Install]
 WantedBy=default.target
 """
-# Hosts that share a home find each other's units: the condition is this host's number.
 # A supervisor that is told to stop ends with 0 and stays away. One that is killed is started again
 # when all that it left is gone. OOMPolicy: one process without memory is not the whole node.
 
 
 def lingers() -> bool:
     """Tell whether the user's manager answers, and goes on when nobody is logged in."""
-    name = pwd.getpwuid(os.geteuid()).pw_name
+    name = _escaped(pwd.getpwuid(os.geteuid()).pw_name)
     return Path(LINGER, name).exists() and not _systemctl("show-environment").returncode
+
+
+def _escaped(name: str) -> str:
+    """Return a user's name as logind names the file about them: `ACME\\jane` with two of these."""
+    plain = range(0x20, 0x7F)
+    letters = (chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(name))
+    return "".join(f"\\{letter}" if letter in "\\\"'" else letter for letter in letters)
 
 
 def add_unit(at: Place, role: str) -> None:
@@ -55,9 +60,9 @@ def add_unit(at: Place, role: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{at.temp.name}-{role}.service"
     owner = at.owner.replace("%", "%%")
-    condition = f"ConditionHost={number}" if (number := machine_id()) else ""
-    unit = _UNIT.format(owner=owner, role=role, command=command, condition=condition)
-    (folder / name).write_text(unit)
+    there = str(at.role(role) / "launch.json").replace("%", "%%")  # units may lie in a shared home
+    text = _UNIT.format(owner=owner, role=role, command=command, there=there)
+    (folder / name).write_text(text)
     for order in (("daemon-reload",), ("enable", name), ("restart", name)):
         done = _systemctl(*order)
         if done.returncode:

@@ -15,7 +15,6 @@ import ctypes
 import fcntl
 import json
 import os
-import re
 import shutil
 import signal
 import stat
@@ -26,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from raycluster.last_words import last_words
 from raycluster.runtimes.native_place import STOPPED, Place, ProblemError
 from raycluster.runtimes.native_processes import alive, boot_id, end, start_time
 
@@ -72,17 +72,14 @@ class Log:
         self.times.write_text("")
         self.marked = 0
 
-    def last_line(self) -> str:
+    def last_words(self) -> str:
         """Return the last words, for whoever asks why the child ended."""
         try:
             with self.file.open("rb") as log:
-                log.seek(max(0, self.file.stat().st_size - 2000))
-                lines = re.sub("\x1b\\[[0-9;]*m", "", log.read().decode("utf-8", "replace")).split(
-                    "\n"
-                )
+                log.seek(max(0, self.file.stat().st_size - 4000))
+                return last_words(log.read().decode("utf-8", "replace"))
         except OSError:
             return ""
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
 class Supervisor:
@@ -165,7 +162,7 @@ class Supervisor:
             status = _reap().get(child.pid)
             if status is not None:
                 child.returncode = status
-                self.detail = f"{_describe(status)}: {log.last_line()}".rstrip(": ")
+                self.detail = f"{_describe(status)}: {log.last_words()}".rstrip(": ")
                 return False
 
     def _sweep(self, child: subprocess.Popen[bytes], stopped: bool) -> None:

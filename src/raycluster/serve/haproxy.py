@@ -19,7 +19,7 @@ from typing import Any
 from raycluster.serve.balance import balanced
 from raycluster.serve.direct import straight
 from raycluster.serve.members import own_address
-from raycluster.serve.settings import OFFSET
+from raycluster.serve.settings import METRICS_PORT, OFFSET
 
 TOLD = "RAYCLUSTER_HAPROXY"
 """The variable that names a file of JSON: what `settings.haproxy_of` returns."""
@@ -68,7 +68,9 @@ def main() -> None:
         path = Path(arguments[arguments.index("-f") + 1])
         more = told(os.environ.get(TOLD, ""))
         offset = int(os.environ.get(OFFSET, "0"))
-        path.write_text(edited(path.read_text(), **more, address=own_address(), offset=offset))
+        metrics = int(os.environ.get(METRICS_PORT, "0"))
+        config = edited(path.read_text(), **more, address=own_address(), offset=offset)
+        path.write_text(config + metrics_relay(own_address(), metrics))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which names this program
     program = real_program()
     os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
@@ -109,6 +111,8 @@ def edited(
     on connections whose other end is gone without a word, and HTTP for the other nodes' gateways
     at `address`, where there is one.
     """
+    # Serve's own proxy listens on 127.0.0.1, also where Ray's word for loopback is ::1.
+    config = re.sub(r"(?m)^(\s*server \S+) ::1(:\d+ .*\bbackup)\b", r"\1 127.0.0.1\2", config)
     config = _placed(straight(config, limits or {}, offset, address=address))
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind \S+:(\d+)\n")
@@ -139,6 +143,12 @@ def _bind(address: str, port: str) -> str:
     except ValueError:
         return ""
     return f"    bind {own if own.version == 4 else f'[{own}]'}:{port}\n"
+
+
+def metrics_relay(address: str, port: int) -> str:
+    """Return the section by which Ray's metrics are told at `address`; none for port 0."""
+    bind = _bind(address, str(port)) if port else ""
+    return bind and f"listen raycluster_metrics\n{bind}    server ray 127.0.0.1:{port}\n"
 
 
 def threads() -> int:

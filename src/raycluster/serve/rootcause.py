@@ -22,6 +22,8 @@ _EXCEPTION = re.compile(
 _ELSEWHERE = re.compile(
     r"\b(?:see|check) (?:the )?(?:root cause|stack trace|error|logs?)\b", re.IGNORECASE
 )
+_ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]")
+_INFORMS = re.compile(r"^.{0,60}?\b(?:INFO|DEBUG)\b|^\[[^\]]{0,40}[0-9] [ID] [0-9]")
 _LOGGED = re.compile(r"^(?:\([\w .:-]*pid=\d+[^)]*\) ?)?(?:CRITICAL|ERROR|WARNING|INFO|DEBUG)\b")
 ELSEWHERE = "see root cause above"
 """What our own errors end with where the cause is in what was written."""
@@ -37,12 +39,14 @@ _INVALID = re.compile(
 def root_cause(message: str) -> str:
     """Return the root cause in a deployment's or replica's status message, as one line.
 
-    Falls back to the last exception of a traceback, then to the last line that is not empty.
+    Falls back to the last exception of a traceback, then to the last line that is not empty and
+    does not merely inform.
     """
     marked = message.rfind(MARK)
     if marked >= 0:
         return message[marked + len(MARK) :].splitlines()[0].strip()
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    plain = (line.strip() for line in _ESCAPES.sub("", message).splitlines())
+    lines = [line for line in plain if line and not _INFORMS.match(line)]
     return last_exception(message) or (lines[-1] if lines else "")
 
 
@@ -98,7 +102,8 @@ def _named(told: str, error: str, written: str) -> str:
 
 
 def _plain(log: str) -> str:
-    return "\n".join(_LOG_PREFIX.sub("", line).rstrip() for line in log.splitlines())
+    lines = _ESCAPES.sub("", log).splitlines()
+    return "\n".join(_LOG_PREFIX.sub("", line).rstrip() for line in lines)
 
 
 def why_dead(error: BaseException, written: str) -> str:

@@ -29,6 +29,11 @@ EARLIER_PATH = "/raycluster/earlier"
 AGE_HEADER = "x-raycluster-age"
 """How many seconds ago that was."""
 DEPLOYMENT = "Model"
+METRICS_PORT = "RAYCLUSTER_METRICS_PORT"
+"""The variable that holds the port of Ray's metrics on a node with an IPv6 address.
+
+Ray tells them to IPv4 alone.
+"""
 OFFSET = "RAYCLUSTER_ENGINE_OFFSET"
 """The variable that holds how far above a replica's own port its engine's server listens."""
 

@@ -22,7 +22,7 @@ main()
 """What Serve runs as HAProxy, and where: it adds to Serve's configuration."""
 
 # Serve's controller hands the head's values to every node: so they are relative, to the folder in
-# which a node's processes work, its own TEMP. A node's id follows.
+# which a node's processes work, its own. A node's id follows.
 _FOLDER = "h"
 
 HAPROXY_TOLD = "haproxy.json"

@@ -171,6 +171,12 @@ for comm in $(grep -lxE 'sshd|dropbear' /proc/[0-9]*/comm 2>/dev/null); do
 done; true""")
 
 
+def can_script() -> str:
+    """Return a shell script that fails where rules could not be written; changes nothing."""
+    return _as_root("""command -v nft >/dev/null || { echo "nft is not installed" >&2; exit 127; }
+nft list tables >/dev/null""")
+
+
 def read_script(cluster: str) -> str:
     """Return a shell script that prints the digits of the rules, if they are there whole.
 

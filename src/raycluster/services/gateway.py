@@ -10,12 +10,15 @@ from raycluster.contracts import ROOT, Process, Secret, live_id_path
 from raycluster.services.certificate import expiry, self_signed
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.spec.services import LOOPBACK, Gateway
-from raycluster.spec.types import in_bytes
+from raycluster.spec.services import EVERYWHERE, LOOPBACK, Gateway
+from raycluster.spec.types import bracketed, in_bytes
 
 GATEWAY = "gateway"
 FIGURES_PATH = "/.raycluster/metrics"
 """Where the gateway tells Prometheus how it does; `paths` of a spec cannot name such a path."""
+
+REFUSED_PATH = "/v1/load_lora_adapter"
+"""What the gateway answers by itself, whatever the spec says."""
 
 # Started by root, nginx works as another user, who must reach its temporary files: from the working
 # folder, since the home of root lets nobody through. A request opens up to three files: client,
@@ -114,8 +117,15 @@ def _ingresses(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> list[st
     Other nodes know the ways of all replicas but those of models without any.
     """
     others = [wiring.addresses.get(h.name, "") for h in spec.hosts if h.name != host.name]
-    shown = [f"[{a}]" if ":" in a else a for a in others if a]
-    return [f"{place}:{spec.ports.api}" for place in (LOOPBACK, *shown)]
+    places = (LOOPBACK, *(bracketed(a) for a in others if a))
+    return [f"{place}:{spec.ports.api}" for place in places]
+
+
+def _listens(gate: Gateway, host: ResolvedHost, wiring: Wiring) -> tuple[str, ...]:
+    """Return what the gateway listens on: where the spec does not say, all that a host has."""
+    six = any(":" in (place or "") for place in (wiring.addresses.get(host.name), host.host))
+    everywhere = gate.listen is None and gate.address == EVERYWHERE
+    return (gate.address, "::") if everywhere and six else (gate.address,)
 
 
 def _readers(spec: ClusterSpec, wiring: Wiring) -> list[str]:
@@ -136,7 +146,7 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
     keys = wiring.secrets.api_keys
     return templates.render(
         "nginx/nginx.conf",
-        listen=f"[{gate.address}]" if ":" in gate.address else gate.address,
+        listens=[bracketed(address) for address in _listens(gate, host, wiring)],
         port=spec.ports.gateway,
         ingresses=_ingresses(spec, host, wiring),
         keys_file=KEYS_FILE if wiring.apart else "",

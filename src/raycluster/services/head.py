@@ -18,6 +18,14 @@ exec "$@"
 """A head that `up` starts knows nothing; one that comes back by itself knows what it knew."""
 
 
+def dashboard_host(address: str) -> str:
+    """Return 127.0.0.1 as Ray takes it on a node of this address.
+
+    On a host without an IPv4 address Ray makes ::1 of each name of loopback that it knows.
+    """
+    return "127.1" if ":" in address else "127.0.0.1"
+
+
 def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
     """Return the head's process; the dashboard listens on loopback alone."""
     if host.role != HEAD:
@@ -32,7 +40,7 @@ def head(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | Non
             "--head",
             f"--port={ports.gcs}",
             "--include-dashboard=true",
-            "--dashboard-host=127.0.0.1",
+            f"--dashboard-host={dashboard_host(wiring.addresses[host.name])}",
             f"--dashboard-port={ports.dashboard}",
             f"--ray-client-server-port={ports.ray_client}",
         ),

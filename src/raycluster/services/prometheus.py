@@ -13,7 +13,7 @@ from raycluster.services.ray_node import HEAD
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.services import LOOPBACK
-from raycluster.spec.types import in_bytes
+from raycluster.spec.types import bracketed, in_bytes
 
 PROMETHEUS = "prometheus"
 NODES_FILE, GATEWAYS_FILE, GPUS_FILE = "nodes.json", "gateways.json", "gpus.json"
@@ -94,7 +94,11 @@ Targets = list[dict[str, object]]
 
 def nodes(spec: ClusterSpec, wiring: Wiring) -> Targets:
     """Return every node of Ray."""
-    return _targets(spec.hosts, spec.ports.metrics, wiring)
+    head, *others = spec.hosts
+    own = _place(head, wiring)
+    # Ray tells its metrics to IPv4 alone, and a relay is there on the nodes of several.
+    first = _target(head, LOOPBACK if ":" in own else own, spec.ports.metrics)
+    return [first, *_targets(others, spec.ports.metrics, wiring)]
 
 
 def gpu_exporters(spec: ClusterSpec, wiring: Wiring) -> Targets:
@@ -113,8 +117,7 @@ def gateways(spec: ClusterSpec, wiring: Wiring) -> Targets:
     for host in (h for h in spec.hosts if gateway(spec, h, wiring)):
         place = _place(host, wiring)
         if host == head:
-            loopback = "::1" if listens.version == 6 else LOOPBACK
-            place = loopback if listens.is_unspecified else gate.address
+            place = gate.near
         elif listens.is_loopback:
             continue
         found.append(_target(host, place, spec.ports.gateway))
@@ -131,5 +134,7 @@ def _place(host: ResolvedHost, wiring: Wiring) -> str:
 
 
 def _target(host: ResolvedHost, place: str, port: int) -> dict[str, object]:
-    shown = f"[{place}]" if ":" in place else place
-    return {"targets": [f"{shown}:{port}"], "labels": {"node": host.name, "role": host.role}}
+    return {
+        "targets": [f"{bracketed(place)}:{port}"],
+        "labels": {"node": host.name, "role": host.role},
+    }

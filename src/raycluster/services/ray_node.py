@@ -7,6 +7,7 @@ from dataclasses import replace
 from raycluster.accelerators.choice import named
 from raycluster.contracts import ROOT, BoxOptions, Process, Volume
 from raycluster.limits import Limits
+from raycluster.serve.settings import METRICS_PORT
 from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -91,7 +92,7 @@ def ray_node(
             **own_env,
             "PYTHONPATH": f"{ROOT}/{CODE_FOLDER}{path}",
             "RAYCLUSTER_ROOT": ROOT,
-            "RAYCLUSTER_ADDRESS": wiring.addresses[host.name],
+            **_own_address(spec, wiring.addresses[host.name]),
             **LASTING,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": f"{ROOT}/{TOKEN_FILE}",
@@ -110,6 +111,12 @@ def ray_node(
             ipc=runtime.ipc or "",
         ),
     )
+
+
+def _own_address(spec: ClusterSpec, address: str) -> dict[str, str]:
+    """Return what HTTP of a node's processes is told of its address."""
+    own = {"RAYCLUSTER_ADDRESS": address}
+    return {**own, METRICS_PORT: str(spec.ports.metrics)} if ":" in address else own
 
 
 def within(process: Process, host: ResolvedHost, limits: Limits | None) -> Process:

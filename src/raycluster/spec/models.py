@@ -279,6 +279,20 @@ class ResolvedHost(Part):
         return self.runtime.kind or "docker"
 
     @property
+    def folder(self) -> str:
+        """Where clusters' folders lie on the host, in its home folder if it is relative.
+
+        "" where Docker keeps them in volumes.
+        """
+        if self.kind != "native":
+            return ""
+        return (
+            f"{self.runtime.folder.rstrip('/')}/.raycluster"
+            if self.runtime.folder
+            else ".raycluster"
+        )
+
+    @property
     def makes_environment(self) -> bool:
         """Whether the environment is one that is made by default, for the host's GPUs."""
         own = self.runtime.python or self.runtime.requirements

@@ -21,8 +21,10 @@ from raycluster.spec.types import (
     Currency,
     Delay,
     Device,
+    DockerSocket,
     EngineArgs,
     EnvName,
+    Folder,
     Function,
     GpuCount,
     HostKey,
@@ -117,6 +119,11 @@ class Ssh(Part):
     connect_timeout: Seconds | None = Field(
         default=None, description="Seconds; default 10.", examples=[10]
     )
+    ssh: Literal["auto", "system", "library"] | None = Field(
+        default=None,
+        description="`system` is the `ssh` of this machine; `auto` (default): where it has to be.",
+        examples=["auto"],
+    )
 
 
 class Runtime(Part):
@@ -137,6 +144,12 @@ class Runtime(Part):
         default=None,
         description="Docker: when to pull the image (`always`, `never`); default `missing`.",
         examples=["missing"],
+    )
+    socket: DockerSocket | None = Field(
+        default=None,
+        description="Docker: its Unix socket on the host; default: the one that `docker` uses "
+        "there (`DOCKER_HOST`, its context, `/var/run/docker.sock`, rootless Docker's).",
+        examples=["/run/user/1000/docker.sock"],
     )
     archive: Operand | None = Field(
         default=None,
@@ -201,6 +214,12 @@ class Runtime(Part):
         description="Native: of the environment that uv makes; default: that of the other hosts' "
         "image, where it is known, else 3.11.",
         examples=["3.12"],
+    )
+    folder: Folder | None = Field(
+        default=None,
+        description="Native: the folder that gets `.raycluster/CLUSTER`; default: the home folder, "
+        "which hosts must not share. A running cluster's stays.",
+        examples=["/scratch/me"],
     )
     start_on_boot: bool | None = Field(
         default=None,

@@ -60,7 +60,8 @@ class Gateway(Part):
     )
     listen: IpAddress | None = Field(
         default=None,
-        description="Default: all of IPv4 when there are keys, else loopback alone.",
+        description="Default: everywhere when there are keys (over IPv6 too on hosts whose "
+        "addresses are such), else loopback alone.",
         examples=["0.0.0.0"],  # noqa: S104  # an example
     )
     api_keys: dict[KeyOwner, SecretSource] = Field(
@@ -97,6 +98,11 @@ class Gateway(Part):
         return self.listen or (EVERYWHERE if self.api_keys else LOOPBACK)
 
     @property
+    def near(self) -> str:
+        """Where its own host reaches it."""
+        return {EVERYWHERE: LOOPBACK, "::": "::1"}.get(self.address, self.address)
+
+    @property
     def scheme(self) -> str:
         """How URLs of it begin."""
         return "https" if self.tls else "http"
@@ -122,7 +128,8 @@ class Firewall(Part):
     )
     check: Literal["public", "always", "never"] = Field(
         default="public",
-        description="After `up`, try the ports from here: hosts with public addresses, or all.",
+        description="After `up`, try the ports from here: of hosts with public addresses "
+        "(`public`), of all (`always`), or of none (`never`).",
     )
 
 

@@ -20,6 +20,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 from raycluster.accelerators.values import UUID
 from raycluster.serve.settings import SHUT
 from raycluster.tested import OLDEST_VLLM, startable
+from raycluster.usernames import wrong_user
 
 ENGINE_ARGS_ELSEWHERE = {
     "model": "`source` of the model says this",
@@ -30,6 +31,7 @@ ENGINE_ARGS_ELSEWHERE = {
     "lora_modules": "`adapters` of the model says this",
 }
 MOST_GPUS = 64
+MOST_OF_A_SOCKET = 107  # bytes of a Unix socket's path
 MOST_INDEX = 256
 
 
@@ -116,14 +118,30 @@ def _user(value: str) -> str:
     name, at, place = value.rpartition("@")
     if at and (_address(place) or not name):
         raise ValueError("a user name only; the address goes into `host`")
-    if re.search(r"[\s'\"`;&<>|(){}$\\]", value):
-        raise ValueError("a user name without spaces, quotes and shell signs is expected")
+    if wrong := wrong_user(_not_an_option(value)):
+        raise ValueError(wrong)
     return value
+
+
+def _docker_socket(value: str) -> str:
+    kind = re.match(r"([a-z]{1,10})://", value)
+    if kind and kind[1] != "unix":
+        raise ValueError(
+            f"a Unix socket of the host is expected: Docker by {kind[1]} is not supported, "
+            "each host is reached over SSH"
+        )
+    path = value.removeprefix("unix://")
+    if not re.fullmatch(r"~?/[^\0]*[^/\0]", path) or len(path.encode()) > MOST_OF_A_SOCKET:
+        raise ValueError(
+            "a Unix socket's absolute path is expected, such as `/run/user/1000/docker.sock`, "
+            f"of {MOST_OF_A_SOCKET} bytes at most"
+        )
+    return path
 
 
 def _jumps(value: str) -> str:
     for jump in value.split(","):
-        user, at, place = jump.rpartition("@")
+        user, at, place = jump.removeprefix("ssh://").rpartition("@")
         match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", place)
         if not match or (at and not user) or not 0 < int(match[2] or 22) < 65536:
             raise ValueError("`[user@]host[:port]` is expected, several with commas")
@@ -243,6 +261,11 @@ def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def bracketed(address: str) -> str:
+    """Return an address or name as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
 def in_bytes(size: str) -> int:
     """Return the number of bytes that a size such as `64m` means."""
     unit = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(size[-1:])
@@ -316,6 +339,7 @@ VolumeText = Annotated[
     ),
 ]
 Folder = Annotated[Operand, Worded(r"/[^\0\n]*", "a folder's absolute path is")]
+DockerSocket = Annotated[Operand, AfterValidator(_docker_socket)]
 Size = Annotated[Text, Worded(r"[0-9]{1,15}[bkmg]?", "a size such as `8g` or `512m` is")]
 Bytes = Annotated[Text, Worded(r"[1-9][0-9]{0,8}[kmg]?", "a size such as `64m` or `2g` is")]
 Days = Annotated[Text, Worded(r"[1-9][0-9]{0,4}[hdw]", "a time such as `12h`, `15d` or `8w` is")]

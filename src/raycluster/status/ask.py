@@ -154,7 +154,9 @@ def _with_fallbacks(seen: Health, look: Look) -> Health:
         else replace(m, engine=fell[m.name][0], reason=f"one of its replicas: {fell[m.name][1]}")
         for m in seen.models
     )
-    return replace(seen, models=models, problems=judge(seen.spec, seen.state, models))
+    return replace(
+        seen, models=models, problems=judge(seen.spec, seen.state, models, seen.gateways)
+    )
 
 
 def _moment(look: Look) -> float:

@@ -13,8 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raycluster.contracts import Address, Channel, Completed
-from raycluster.errors import CommandError, ConnectionLostError, HostError, NotRunError
-from raycluster.transports.ssh_options import DEFAULT_CONFIG, SshOptions, jump_hops
+from raycluster.errors import (
+    CommandError,
+    ConnectionLostError,
+    ForwardRefusedError,
+    HostError,
+    NotRunError,
+)
+from raycluster.transports.ssh_options import (
+    DEFAULT_CONFIG,
+    FINGERPRINT,
+    SshOptions,
+    jump_hops,
+)
 from raycluster.transports.ssh_output import BEGIN_SECONDS, CHANNELS, OwnOutput
 from raycluster.transports.ssh_shell import (
     NO_INPUT,
@@ -28,6 +39,7 @@ from raycluster.untrusted import ANSWER_BYTES, too_much
 if TYPE_CHECKING:
     from raycluster.transports.ssh_connect import Link
     from raycluster.transports.ssh_paramiko import Chan, Session
+    from raycluster.transports.ssh_system import SystemLink
 
 __all__ = ["SshOptions", "SshTransport", "command_line", "open_ssh", "pinned_key"]
 
@@ -75,7 +87,7 @@ def pinned_key(name: str, options: SshOptions, *, ask: Callable[[str], str] | No
 class SshTransport:
     """A host behind an open connection; every method may be called from any thread."""
 
-    def __init__(self, name: str, link: Link) -> None:
+    def __init__(self, name: str, link: Link | SystemLink) -> None:
         from raycluster.transports.ssh_sessions import Sessions
 
         self._name = name
@@ -219,6 +231,8 @@ class SshTransport:
         try:
             return self._open(address, timeout)
         except ChannelRefusedError as error:
+            if not isinstance(address, str) and error.reason == error.PROHIBITED:
+                raise self._refused(address, error) from error
             raise HostError(
                 f"cannot connect to {_place(address)}: {error}", where=self._name
             ) from error
@@ -341,7 +355,7 @@ class SshTransport:
             )
 
     def _lost(self, doing: str) -> ConnectionLostError:
-        silent = self._link.connection.watched.fell_silent
+        silent = self._link.connection.fell_silent
         return ConnectionLostError(
             f"the SSH connection {'fell silent' if silent else 'broke'} during {doing}",
             where=self._name,
@@ -373,33 +387,37 @@ class SshTransport:
                 self.run(("true",))
 
     def _refused(self, address: Address, error: Exception) -> HostError:
-        what, hint = self._why_refused(address, error)
-        return HostError(
-            f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint
-        )
+        forbidden, what, hint = self._why_refused(address, error)
+        kind = ForwardRefusedError if forbidden else HostError
+        return kind(f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint)
 
-    def _why_refused(self, address: Address, error: Exception) -> tuple[str, str]:
+    def _why_refused(self, address: Address, error: Exception) -> tuple[bool, str, str]:
+        """Return whether sshd itself forbids it, what is wrong, and the next step."""
         prohibited = getattr(error, "reason", 0) == 1
         if not isinstance(address, str):
             if prohibited:
                 return (
+                    True,
                     "sshd forbids forwarding",
                     "set AllowTcpForwarding yes in sshd_config, and look at PermitOpen, "
                     "DisableForwarding and the key's options in authorized_keys",
                 )
-            return f"{error}", "look whether something listens there"
+            return False, f"{error}", "look whether something listens there"
         word = self.run(why_refused_argv(address)).text.rpartition("\n")[2]
-        forbidden = (
-            "sshd forbids forwarding to Unix sockets",
-            "set AllowStreamLocalForwarding yes in sshd_config, and look at DisableForwarding "
-            "and the key's options in authorized_keys",
-        )
-        return {
+        known = {
             "missing": ("there is no such socket", "start the program that listens there"),
             "other": ("it is not a socket", "correct the path"),
             "denied": ("permission denied", "give the login user the right to use it"),
             "stale": ("nothing listens there", "start the program that listens there"),
-        }.get(word, forbidden)
+        }.get(word)
+        if known is None:
+            return (
+                True,
+                "sshd forbids forwarding to Unix sockets",
+                "set AllowStreamLocalForwarding yes in sshd_config, and look at DisableForwarding "
+                "and the key's options in authorized_keys",
+            )
+        return (False, *known)
 
 
 def _send_beside(session: Session, content: bytes) -> None:
@@ -422,23 +440,35 @@ def _place(address: Address) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
-def command_line(options: SshOptions, pinned: str = "") -> tuple[str, ...]:
+def command_line(options: SshOptions, kind: str = "") -> tuple[str, ...]:
     """Return the system ssh's argv up to and with the host, doing what `open_ssh` would do.
 
-    ssh knows no fingerprints: with `host_key` it needs the key itself, from `pinned_key`.
+    `kind` is that of the host key that is asked for. With `host_key` it is the pinned one's, from
+    `pinned_key`: ssh asks for a key before it looks at fingerprints.
     """
-    if bool(options.host_key) != bool(pinned):
-        raise ValueError("host_key and the pinned key come together")
-    argv = ["ssh", "-o", "PasswordAuthentication=no", "-o", "KbdInteractiveAuthentication=no"]
-    argv += [
-        "-o",
-        "ForwardAgent=no",
-        "-o",
-        f"ConnectTimeout={max(1, round(options.connect_timeout))}",
+    settings = {
+        "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
+        "ForwardAgent": "no",
+        "ConnectTimeout": f"{max(1, round(_patience(options)))}",
+        # the spec says how strict it is; no host and no name server has a say in known_hosts
+        "StrictHostKeyChecking": "accept-new" if options.host_keys == "accept-new" else "yes",
+        "VerifyHostKeyDNS": "no",
+        "NoHostAuthenticationForLocalhost": "no",
+        "UpdateHostKeys": "no",
+    }
+    if options.host_key is not None:
+        settings |= _pinned(options.host_key)
+    elif options.known_hosts is not None:
+        settings["UserKnownHostsFile"] = f'"{options.known_hosts}"'
+    if kind:
+        settings["HostKeyAlgorithms"] = "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind
+    argv = [
+        "ssh",
+        *(word for name, value in settings.items() for word in ("-o", f"{name}={value}")),
     ]
     if options.config_file != DEFAULT_CONFIG:
         argv += ["-F", options.config_file or "none"]
-    argv += _pin_arguments(pinned) if pinned else _known_arguments(options)
     if options.identity_file is not None:
         argv += ["-i", options.identity_file]
     if options.user is not None:
@@ -449,31 +479,29 @@ def command_line(options: SshOptions, pinned: str = "") -> tuple[str, ...]:
     return (*argv, options.host)
 
 
-def _known_arguments(options: SshOptions) -> list[str]:
-    checking = "accept-new" if options.host_keys == "accept-new" else "yes"
-    argv = ["-o", f"StrictHostKeyChecking={checking}"]
-    if options.known_hosts is not None:
-        argv += ["-o", f'UserKnownHostsFile="{options.known_hosts}"']
-    return argv
+def _patience(options: SshOptions) -> float:
+    """Return the seconds that `open_ssh` gives the host for its first sign."""
+    from raycluster.transports.ssh_target import resolve
+
+    return resolve(options.host, options).patience
 
 
-def _pin_arguments(key: str) -> list[str]:
-    """Trust one key and nothing else: no file, DNS, or connection that is open already.
+def _pinned(fingerprint: str) -> dict[str, str]:
+    """Trust one key and nothing else: no file, or connection that is open already.
 
     KnownHostsCommand came with OpenSSH 8.5; an older one refuses to start.
     """
-    kind = key.partition(" ")[0]
-    settings = {
-        "HostKeyAlgorithms": "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind,
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise ValueError(fingerprint)
+    judge = f"test %f = {fingerprint.rstrip('=')} && echo {_PINNED} %t %K || :"
+    return {
         "StrictHostKeyChecking": "yes",
         "HostKeyAlias": _PINNED,
-        "KnownHostsCommand": f"/bin/echo {_PINNED} {key}",
+        "KnownHostsCommand": f'/bin/sh -c "{judge}"',
         "UserKnownHostsFile": "/dev/null",
         "GlobalKnownHostsFile": "/dev/null",
-        "VerifyHostKeyDNS": "no",
         "ControlPath": "none",
     }
-    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
 def _jump_arguments(options: SshOptions) -> list[str]:

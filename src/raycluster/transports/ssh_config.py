@@ -22,6 +22,7 @@ SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 _LINE = re.compile(r'"?(\w+)"?(?:\s*=\s*|\s+|$)(.*)', re.ASCII)
 _LISTS = {"identityfile", "certificatefile"}
 _RAW = {"proxycommand"}
+_WAYS = {"proxycommand", "proxyjump"}
 _DEEPEST_INCLUDE = 16
 
 
@@ -117,6 +118,8 @@ def _words(text: str) -> list[str]:
 
 
 def _keep(found: HostConfig, key: str, words: list[str]) -> None:
+    if key in _WAYS and not _WAYS.isdisjoint(found.values):
+        return  # either of them stands for both
     if key in _LISTS:
         found.values.setdefault(key, []).append(words[0])
     else:
@@ -162,12 +165,19 @@ def _meets(criterion: str, argument: str, found: HostConfig) -> bool:
 
 def _succeeds(command: str) -> bool:
     try:
-        done = subprocess.run(["/bin/sh", "-c", command], check=False, stdin=subprocess.DEVNULL)
+        argv = (user_shell(), "-c", command)
+        nowhere = subprocess.DEVNULL
+        done = subprocess.run(argv, check=False, stdin=nowhere, stdout=nowhere, stderr=nowhere)
     except OSError as error:
         raise UsageError(
             f"`Match exec` cannot be run: {error.strerror}", hint="shorten that line"
         ) from error
     return done.returncode == 0
+
+
+def user_shell() -> str:
+    """Return the shell that runs the commands of an ssh config."""
+    return os.environ.get("SHELL") or "/bin/sh"
 
 
 def own_name() -> str:

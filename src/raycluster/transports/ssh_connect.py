@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +12,28 @@ from dataclasses import dataclass
 import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
-from raycluster.errors import HostError, HostKeyError, UnreachableError
+from raycluster.errors import BeyondLibraryError, HostError, HostKeyError, UnreachableError
 from raycluster.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
 from raycluster.transports.ssh_login import Ask, log_in
-from raycluster.transports.ssh_paramiko import ChannelRefusedError, Connection
+from raycluster.transports.ssh_paramiko import KINDS, ChannelRefusedError, Connection
+from raycluster.transports.ssh_proxy import ProxyCommand
 from raycluster.transports.ssh_socket import Wire
 from raycluster.transports.ssh_target import Target
 
-_PROXY_SECONDS = 2.0
+_MOST_NAMES = 12
+_LONGEST_NAME = 64
+_ALLOWING = dict(
+    zip(
+        KINDS,
+        (
+            ("KexAlgorithms", "curve25519-sha256"),
+            ("HostKeyAlgorithms", "ssh-ed25519"),
+            ("Ciphers", "aes256-gcm@openssh.com"),
+            ("MACs", "hmac-sha2-256-etm@openssh.com"),
+        ),
+        strict=True,
+    )
+)
 _FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
@@ -127,19 +140,25 @@ class _NoCommonKeyError(Exception):
 
 def _negotiated(target: Target, wire: Wire, offered: tuple[str, ...]) -> Connection:
     connection = Connection(wire, target.timeout)
+    connection.banner_timeout = target.patience
     connection.get_security_options().key_types = offered
     try:
-        connection.start_client(timeout=2 * target.timeout)
+        connection.start_client(timeout=target.patience + target.timeout)
         if not connection.initial_kex_done:
             raise EOFError
     except IncompatiblePeer as error:
         connection.close()
-        if len({ALGORITHMS[name] for name in offered}) == 1:
+        lacking = connection.nothing_in_common
+        if lacking is None:
+            raise _incompatible(target, str(error)) from error
+        if lacking[0] == KINDS[1] and len({ALGORITHMS[name] for name in offered}) == 1:
             raise _NoCommonKeyError from error
-        raise _incompatible(target, str(error)) from error
+        raise _nothing_in_common(target, *lacking) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
-        connection.close()
-        raise _not_negotiated(target, connection) from error
+        try:
+            raise _not_negotiated(target, connection, wire) from error
+        finally:
+            connection.close()
     return connection
 
 
@@ -148,7 +167,11 @@ def _presented(connection: Connection) -> HostKey:
     return HostKey(key.get_name(), key.asbytes())
 
 
-def _not_negotiated(target: Target, connection: Connection) -> UnreachableError:
+def _not_negotiated(target: Target, connection: Connection, wire: Wire) -> UnreachableError:
+    watched = connection.watched
+    if isinstance(wire, ProxyCommand) and not (connection.spoke_ssh and not watched.ended):
+        opening = b"" if connection.spoke_ssh else watched.opening
+        return wire.failed(target, opening)
     place = f"{target.host} port {target.port}"
     if connection.spoke_ssh:
         return UnreachableError(
@@ -157,31 +180,55 @@ def _not_negotiated(target: Target, connection: Connection) -> UnreachableError:
             hint="look at sshd's log there: MaxStartups, a firewall or a ban may be the cause",
         )
     hint = "correct the port; if it is right, look whether sshd there is overloaded"
-    if connection.watched.heard:
+    if watched.opening:
         why, hint = "it speaks another protocol", "correct the port"
-    elif connection.watched.ended:
+    elif watched.ended:
         why = "it closed the connection"
         hint += ", or a ban or MaxStartups keeps this machine out"
     else:
-        why = f"no banner within {target.timeout:g} s"
+        why = f"no banner within {target.patience:g} s"
     return UnreachableError(
         f"{place} answers, but not as an SSH server ({why})", where=target.name, hint=hint
     )
 
 
-def _incompatible(target: Target, why: str) -> UnreachableError:
-    return UnreachableError(
+def _incompatible(target: Target, why: str) -> BeyondLibraryError:
+    return BeyondLibraryError(
         f"{target.host} port {target.port} and this program share no algorithm: {why}",
         where=target.name,
         hint="update sshd there",
     )
 
 
+def _nothing_in_common(
+    target: Target, kind: str, theirs: tuple[str, ...], ours: tuple[str, ...]
+) -> BeyondLibraryError:
+    setting, name = _ALLOWING[kind]
+    return BeyondLibraryError(
+        f"{target.host} port {target.port} and raycluster's SSH library have no {kind} in common: "
+        f"it offers {_listed(theirs)}; the library has {_listed(ours)}",
+        where=target.name,
+        hint=f"allow one in sshd_config there (`{setting} +{name}`, or add it to the line "
+        f"{setting} that is there), and restart sshd",
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(name[:_LONGEST_NAME] for name in names[:_MOST_NAMES]) + more
+
+
 def _dial(target: Target, through: Connection | None) -> tuple[Wire, str]:
+    if target.passes_descriptor and through is None:
+        raise BeyondLibraryError(
+            "its ProxyCommand hands over a connection (ProxyUseFdpass), which is not supported",
+            where=target.name,
+            hint="have it carry the connection itself, and take ProxyUseFdpass out of the config",
+        )
     if through is not None:
-        return _dial_through(target, through), _address(target.host)
+        return _dial_through(target, through), ip_address(target.host)
     if target.proxy_command is not None:
-        return _dial_command(target, target.proxy_command), _address(target.host)
+        return ProxyCommand.start(target, target.proxy_command), ip_address(target.host)
     return _dial_directly(target)
 
 
@@ -252,41 +299,8 @@ def _dial_through(target: Target, through: Connection) -> Wire:
         ) from error
 
 
-class _ProxyCommand(socket.socket):
-    """A socket whose other end is the standard input and output of a ProxyCommand."""
-
-    child: subprocess.Popen[bytes]
-
-    def close(self) -> None:
-        super().close()
-        self.child.terminate()
-        try:
-            self.child.wait(_PROXY_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
-
-
-def _dial_command(target: Target, command: str) -> Wire:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        end = theirs.fileno()
-        try:
-            argv = ("/bin/sh", "-c", f"exec {command}")
-            child = subprocess.Popen(argv, stdin=end, stdout=end)
-        except OSError as error:
-            ours.close()
-            raise UnreachableError(
-                f"its ProxyCommand cannot be run: {error.strerror}",
-                where=target.name,
-                hint="correct it in the ssh config",
-            ) from error
-    wire = _ProxyCommand(fileno=ours.detach())
-    wire.child = child
-    return wire
-
-
-def _address(host: str) -> str:
+def ip_address(host: str) -> str:
+    """Return what a name means here, or the name where it means nothing."""
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(host))
     with contextlib.suppress(OSError, UnicodeError):

@@ -13,11 +13,12 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raycluster.errors import HostKeyError
+from raycluster.errors import HostKeyError, UnjudgedKeyError
 from raycluster.transports.ssh_files import read_file
+from raycluster.transports.ssh_options import SshOptions
 from raycluster.transports.ssh_patterns import lowered, matches
 from raycluster.transports.ssh_target import Target
 
@@ -220,7 +221,7 @@ def verify(target: Target, key: HostKey, address: str = "") -> None:
         _verify_pin(target, key)
         return
     if target.known_hosts_command:
-        raise HostKeyError(
+        raise UnjudgedKeyError(
             f"its host key {key.fingerprint} cannot be judged: KnownHostsCommand of the ssh "
             "config is not supported",
             where=target.name,
@@ -234,6 +235,21 @@ def verify(target: Target, key: HostKey, address: str = "") -> None:
         if target.options.host_keys != "accept-new" or known.authorities or known.unreadable:
             raise _unknown(target, key, known)
         _record(target, key)
+
+
+def checked(target: Target) -> SshOptions:
+    """Return a target's options for a program that judges host keys as OpenSSH does.
+
+    Raises HostKeyError for a pin that a known_hosts file revokes. `accept-new` becomes `strict`
+    where a new line would hide one that may be about the host.
+    """
+    names = dict.fromkeys((target.known_as, target.portless))
+    found = [known_hosts(target, name) for name in names]
+    for entry in (entry for known in found for entry in known.revoked):
+        if entry.key.fingerprint == (target.options.host_key or "").rstrip("="):
+            raise _revoked(target, entry.key, f"{entry.file}:{entry.line}")
+    unclear = any(known.authorities or known.unreadable for known in found)
+    return replace(target.options, host_keys="strict") if unclear else target.options
 
 
 def _refuse_changed(target: Target, key: HostKey, known: KnownHosts) -> bool:
@@ -261,7 +277,7 @@ def _refuse_listed(target: Target, key: HostKey) -> None:
     except OSError as error:
         raise HostKeyError(f"{what}: {error.strerror}", where=target.name, hint=hint) from error
     if content.startswith(_KRL):
-        raise HostKeyError(
+        raise UnjudgedKeyError(
             f"{what} is a binary list (KRL), which is not supported",
             where=target.name,
             hint="list the revoked public keys as text there, one a line",
@@ -325,7 +341,8 @@ def _unknown(target: Target, key: HostKey, known: KnownHosts) -> HostKeyError:
         hint += "or correct what is named above"
     else:
         hint += 'or set host_keys = "accept-new"'
-    return HostKeyError(what, where=target.name, hint=hint)
+    kind = UnjudgedKeyError if known.authorities else HostKeyError
+    return kind(what, where=target.name, hint=hint)
 
 
 def _record(target: Target, key: HostKey) -> None:

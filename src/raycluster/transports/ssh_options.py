@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raycluster.errors import SpecError
+from raycluster.usernames import wrong_user
 
 DEFAULT_CONFIG = "~/.ssh/config"
 _ODD = re.compile(r"[\s\x00-\x1f\x7f'\"`$\\;&|<>(){}]")
+FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]+={0,2}")
 _PLACE = re.compile(
     r"\[([^\]]+)\](?::([0-9]{1,5}))?"  # [fe80::1]:22
     r"|([^:\[\]]+)(?::([0-9]{1,5}))?"  # host:22
@@ -39,14 +41,16 @@ class SshOptions:
 
 def check_options(where: str, options: SshOptions) -> None:
     """Refuse names that another program could take for an option or for shell text."""
-    for what, value in (("host", options.host), ("user", options.user)):
-        if value is None:
-            continue
-        if not value or value.startswith("-") or _ODD.search(value):
-            raise SpecError(f"{what} {value!r} is not a name", where=where, hint=f"correct {what}")
+    if not options.host or options.host.startswith("-") or _ODD.search(options.host):
+        raise SpecError(f"host {options.host!r} is not a name", where=where, hint="correct host")
+    wrong = "" if options.user is None else wrong_user(options.user)
+    if wrong:
+        raise SpecError(
+            f"user {options.user!r} is not a name: {wrong}", where=where, hint="correct user"
+        )
     if options.port is not None and not 0 < options.port < 65536:
         raise SpecError(f"port {options.port} is not a port", where=where, hint="use 1 to 65535")
-    if options.host_key is not None and not options.host_key.startswith("SHA256:"):
+    if options.host_key is not None and not FINGERPRINT.fullmatch(options.host_key):
         raise SpecError(
             f"host_key {options.host_key!r} is not a fingerprint",
             where=where,

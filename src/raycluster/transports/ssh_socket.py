@@ -9,6 +9,7 @@ from typing import Protocol
 
 READ_AHEAD = 65536
 _LONGEST_WAIT = 1.0
+_OPENING = 200  # bytes
 
 
 class Wire(Protocol):
@@ -39,8 +40,8 @@ class WatchedSocket:
         self.fell_silent = False
         self.ended = False
         """Whether the peer closed its end, or the wire broke."""
-        self.heard = False
-        """Whether the peer sent anything."""
+        self.opening = b""
+        """What the peer sent first."""
 
     def watch(self, silence: float) -> None:
         """Begin to count; `silence` in seconds."""
@@ -59,7 +60,8 @@ class WatchedSocket:
             except OSError:  # paramiko formats only errors that carry a number
                 self._ahead = memoryview(b"")
             self.ended = not self._ahead
-            self.heard = self.heard or not self.ended
+            if not self.opening:
+                self.opening = bytes(self._ahead[:_OPENING])
             self._idle = 0.0
             self._checked = time.monotonic()
         taken, self._ahead = self._ahead[:size], self._ahead[size:]

@@ -18,15 +18,22 @@ from raycluster.transports.ssh_config import (
 from raycluster.transports.ssh_options import SshOptions, check_options, jump_hops
 from raycluster.transports.ssh_patterns import lowered
 
-_DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+_DEFAULT_KEYS = tuple(
+    f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk")
+)
 _USER_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _GLOBAL_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _MOST_HOPS = 8
+_PROXY_SECONDS = 60.0
+"""For a ProxyCommand, which may start a machine first; `ssh` waits without an end."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One host, ready to be dialled; `jumps` are the hosts on the way, the nearest first."""
+    """One host, ready to be dialled; `jumps` are the hosts on the way, the nearest first.
+
+    `timeout` is for each step, `patience` for the first sign of the server's, in seconds.
+    """
 
     name: str
     options: SshOptions
@@ -35,9 +42,12 @@ class Target:
     user: str
     required_key: str | None
     key_files: tuple[str, ...]
+    default_keys: bool
     certificates: tuple[str, ...]
     identities_only: bool
     agent: str | None
+    gssapi: bool
+    pkcs11: bool
     known_hosts: tuple[str, ...]
     global_known_hosts: tuple[str, ...]
     key_alias: str | None
@@ -48,7 +58,9 @@ class Target:
     check_host_ip: bool
     timeout: float
     family: str
+    patience: float
     proxy_command: str | None
+    passes_descriptor: bool
     jumps: tuple[Target, ...]
 
     @property
@@ -82,9 +94,11 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
     jump = options.proxy_jump or expand(config.first("proxyjump") or "", tokens)
     required = options.identity_file and expand_path(options.identity_file, tokens)
     revoked = config.said("revokedhostkeys")
+    proxy_command = None if jump else _proxy_command(name, config, tokens)
     limit = options.connect_timeout
-    if limit == SshOptions("").connect_timeout:
+    if unsaid := limit == SshOptions("").connect_timeout:
         limit = float(_number(name, config, "ConnectTimeout", int(limit)))
+        unsaid = config.first("connecttimeout") in (None, "none")
     return Target(
         name=name,
         options=options,
@@ -93,9 +107,12 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         user=tokens["r"],
         required_key=required,
         key_files=_key_files(config, required, tokens),
+        default_keys=required is None and config.first("identityfile") is None,
         certificates=tuple(expand_path(p, tokens) for p in config.words("certificatefile")),
         identities_only=config.says_yes("identitiesonly"),
         agent=_agent(config, tokens),
+        gssapi=config.says_yes("gssapiauthentication"),
+        pkcs11=config.said("pkcs11provider") is not None,
         known_hosts=_known_hosts(config, options, tokens),
         global_known_hosts=config.words("globalknownhostsfile", _GLOBAL_HOSTS),
         key_alias=config.first("hostkeyalias"),
@@ -106,7 +123,9 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
         check_host_ip=config.says_yes("checkhostip"),
         timeout=limit,
         family=(config.first("addressfamily") or "any").lower(),
-        proxy_command=None if jump else _proxy_command(config, tokens),
+        patience=max(limit, _PROXY_SECONDS) if proxy_command and unsaid else limit,
+        proxy_command=proxy_command,
+        passes_descriptor=proxy_command is not None and config.says_yes("proxyusefdpass"),
         jumps=_jumps(name, options, jump, depth),
     )
 
@@ -158,8 +177,15 @@ def _known_hosts(
     return tuple(expand_path(path, tokens) for path in said)
 
 
-def _proxy_command(config: HostConfig, tokens: dict[str, str]) -> str | None:
+def _proxy_command(name: str, config: HostConfig, tokens: dict[str, str]) -> str | None:
     said = config.said("proxycommand")
+    unknown = [token for token in re.findall("%(.?)", said or "") if token not in tokens]
+    if unknown:
+        raise SpecError(
+            f"ProxyCommand of the ssh config has %{unknown[0]}, which means nothing",
+            where=name,
+            hint="write %% for a percent sign; %h is the host, %p its port, %r the user",
+        )
     return said and expand(said, tokens)
 
 

@@ -18,10 +18,11 @@ from raycluster.errors import (
     PortInUseError,
     UnreachableError,
 )
+from raycluster.transports.ssh_master import available
 from raycluster.tunnel.channels import ChannelForwarder
 from raycluster.tunnel.link import Link
 from raycluster.tunnel.ports import Forward, describe
-from raycluster.tunnel.system import SystemForwarder, available
+from raycluster.tunnel.system import SystemForwarder
 
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to connect again; the last one repeats."""

@@ -29,8 +29,22 @@ from raycluster.spec.given import parse_host
         ("ssh -p 55089 root@77.104.167.149",
          {"host": "77.104.167.149", "port": 55089, "user": "root"}),
         ("ssh root@h -p23 -L 8080:localhost:8080", {"host": "h", "port": 23, "user": "root"}),
-        (" ssh -4AC -i '~/.ssh/my key' -J me@b:1 -l ray h ",
+        (" ssh -AC -i '~/.ssh/my key' -J me@b:1 -l ray h ",
          {"host": "h", "user": "ray", "identity_file": "~/.ssh/my key", "proxy_jump": "me@b:1"}),
+        (r"ACME\jane@h", {"host": "h", "user": r"ACME\jane"}),
+        (r"ssh ACME\jane@h", {"host": "h", "user": r"ACME\jane"}),
+        (r"ssh ACME\\jane@h", {"host": "h", "user": r"ACME\jane"}),
+        (r"ssh 'ACME\jane@h'", {"host": "h", "user": r"ACME\jane"}),
+        ("ssh -l 'jane doe' h", {"host": "h", "user": "jane doe"}),
+        ("ssh ssh://ACME%5Cjane@h:24", {"host": "h", "user": r"ACME\jane", "port": 24}),
+        ("$ /usr/bin/ssh -p 22 h", {"host": "h", "port": 22}),
+        ("ssh -o User=me -oPort=24 -o 'IdentityFile ~/k' -o ProxyJump=b -o ConnectTimeout=7 h",
+         {"host": "h", "user": "me", "port": 24, "identity_file": "~/k", "proxy_jump": "b",
+          "connect_timeout": 7}),
+        ("ssh -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=~/known h",
+         {"host": "h", "host_keys": "accept-new", "known_hosts": "~/known"}),
+        ("ssh -o stricthostkeychecking=ask -o IdentitiesOnly=yes -i k h",
+         {"host": "h", "host_keys": "strict", "identity_file": "k"}),
     ],
 )  # fmt: skip
 def test_a_host_is_read(given: str, table: dict[str, object]) -> None:
@@ -45,6 +59,55 @@ def test_a_host_is_read(given: str, table: dict[str, object]) -> None:
 def test_what_is_no_host_is_refused(given: str) -> None:
     with pytest.raises(UsageError):
         parse_host(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "hint"),
+    [
+        ("ssh -o ProxyCommand='nc -x p %h %p' h", "has -o ProxyCommand=nc -x p %h %p",
+         "write `ProxyCommand nc -x p %h %p` under `Host h` in ~/.ssh/config"),
+        ("ssh -F my.conf h", "has -F my.conf", "write `Include my.conf` into ~/.ssh/config"),
+        ("ssh -o StrictHostKeyChecking=no h", "lets anybody between you", "accept-new"),
+        ("ssh -o UserKnownHostsFile=/dev/null h", "forgets every host's key", "accept-new"),
+        ("ssh -4 h", "has -4", "`AddressFamily inet` under `Host h`"),
+        ("ssh -o IdentitiesOnly=yes h", "without -i", "`IdentitiesOnly yes`"),
+        ("ssh -o HostName=10.0.0.1 h", "HostName", "give 10.0.0.1 as the host"),
+        ("ssh -o PasswordAuthentication=yes h", "PasswordAuthentication=yes", "~/.ssh/config"),
+        ("ssh -c aes128-ctr h", "has -c", "`Ciphers aes128-ctr`"),
+        ("ssh -S none h", "has -S none", "leave it out"),
+        ("ssh -i a -i b h", "says both 'a' and 'b' for identity_file", "leave one of them out"),
+        ("ssh -p 22 ssh://h:23", "says both 23 and 22 for port", "leave one of them out"),
+        ("ssh h nvidia-smi -L", "ends with a command (`nvidia-smi -L`)", "leave the command out"),
+        ("root:secret@h", "'h' comes with a password", "log in with a key"),
+    ],
+)  # fmt: skip
+def test_what_the_spec_has_no_word_for_is_refused(given: str, what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        init_text([given])
+    assert what in caught.value.what
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_what_does_not_matter_is_left_out_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = "ssh -A -L 8080:localhost:8080 -o ServerAliveInterval=30 -o ForwardAgent=yes h"
+    init([given], output=tmp_path / "cluster.toml")
+    said = capsys.readouterr().err
+    assert "h: -A is left out: it is about a session of your own\n" in said
+    assert "h: -L 8080:localhost:8080 is left out: forwards are made by" in said
+    assert "-o ServerAliveInterval=30 is left out: raycluster asks for signs of life" in said
+    assert "-o ForwardAgent=yes is left out" in said
+
+
+@pytest.mark.parametrize(
+    "user", [r"ACME\jane", "jane@corp.example", "jane doe", "üser", "box$", "j.d+x", "j" * 200]
+)
+def test_users_as_sshd_knows_them_are_kept(user: str) -> None:
+    assert tomllib.loads(init_text([f"{user}@h"]))["head"]["user"] == user
+    text = init_text(["ssh -J '" + user + "@b:23' h"])
+    assert tomllib.loads(text)["head"]["proxy_jump"] == f"{user}@b:23"
 
 
 def test_a_port_after_a_bare_ipv6_address_is_asked_for_in_brackets() -> None:

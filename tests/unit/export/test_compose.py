@@ -157,6 +157,16 @@ def test_without_secrets_the_readme_says_what_is_missing() -> None:
     assert named == {path.partition("/secrets/")[2] for path in whole}
 
 
+def test_the_readme_leads_docker_to_the_socket_of_the_spec() -> None:
+    sockets = [("/srv/a b.sock", "unix://'/srv/a b.sock'"), ("~/d.sock", 'unix://"$HOME"/d.sock')]
+    for given, said in sockets:
+        told = compose(design_of({**PLAIN, "runtime": {"socket": given}}))["README.md"]
+        assert f"- On head, before any `docker` below: `export DOCKER_HOST={said}`" in (
+            told.content.decode()
+        )
+    assert b"DOCKER_HOST" not in compose(design_of(PLAIN))["README.md"].content
+
+
 def test_the_same_design_gives_the_same_files() -> None:
     assert compose(design_of()) == compose(design_of())
 

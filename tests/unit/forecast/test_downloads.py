@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raycluster.contracts import Facts
-from raycluster.forecast.downloads import absent, downloads, in_gb, tight, too_little_room
+from raycluster.forecast.downloads import absent, downloads, in_gb, tight, too_little_room, withheld
 from raycluster.forecast.seen import Base, Disk, Files, HostSeen, Placed, Seen
 from raycluster.serve.wanted import Wanted
 from tests.unit.forecast.given import LLAMA, host_seen
@@ -84,6 +84,16 @@ def test_an_image_has_the_size_that_it_has_on_another_host_and_may_find_no_room(
     assert too_little_room(found) == (), "a part of it may be there"
     (warning,) = tight(found)
     assert warning.what == "image ray:1 needs up to 9.0 GB, and 8.0 GB are free in /var/lib/docker"
+
+
+def test_an_image_that_nothing_may_bring_is_a_problem_and_no_download() -> None:
+    base = Base("image ray:1", there=False, folder="/docker", withheld=True)
+    seen = Seen({"head": host_seen(bases=(base, base)), "gpu-1": host_seen(bases=())})
+    assert downloads(seen, []) == ()
+    (problem,) = withheld(seen)
+    assert problem.where == "head"
+    assert 'image ray:1 is needed and is not there, and pull = "never"' in problem.what
+    assert "docker load" in problem.hint
 
 
 def test_a_registry_tells_what_a_pull_brings() -> None:

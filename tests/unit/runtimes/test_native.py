@@ -483,6 +483,6 @@ def _logs(runtime: NativeRuntime, role: str) -> list[bytes]:
 
 
 def _temp(root: Path) -> str:
-    from raycluster.runtimes.native_folder import place
+    from raycluster.runtimes.native_place import place
 
     return str(place({"cluster": "demo", "root": str(root)}).temp)

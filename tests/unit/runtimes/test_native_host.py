@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from raycluster.contracts import Process, Versions
 from raycluster.errors import HostError
 from raycluster.poll import wait_for
+from raycluster.runtimes import native_systemd
 from raycluster.runtimes.native import NativeRuntime
 from raycluster.runtimes.native_processes import _look
 from raycluster.runtimes.native_program import MODULES, source
@@ -273,6 +275,21 @@ def _removed(folder: Path) -> bool | None:
     except OSError:
         return None
     return True
+
+
+@pytest.mark.parametrize(
+    ("user", "file"),
+    [("jane", "jane"), (r"ACME\jane", r"ACME\\jane"), ("üx", r"\303\274x"), ("a b", "a b")],
+)
+def test_users_that_linger_are_looked_for_by_logind_s_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, file: str
+) -> None:
+    (tmp_path / file).touch()
+    monkeypatch.setattr(native_systemd, "LINGER", str(tmp_path))
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name=user))
+    done: subprocess.CompletedProcess[bytes] = subprocess.CompletedProcess((), 0)
+    monkeypatch.setattr(native_systemd, "_systemctl", lambda *_: done)
+    assert native_systemd.lingers()
 
 
 @pytest.mark.skipif(

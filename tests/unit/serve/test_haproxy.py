@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.payload import haproxy_file
-from raycluster.serve.haproxy import edited, refusals, told
+from raycluster.serve.haproxy import edited, metrics_relay, refusals, told
 from raycluster.serve.members import own_address
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
@@ -120,6 +120,26 @@ def test_it_becomes_haproxy_with_the_edited_configuration(tmp_path: Path) -> Non
 def test_other_nodes_get_in_at_the_nodes_address(address: str, line: str) -> None:
     lines = edited(CONFIG, {}, {}, address=address).splitlines()
     assert lines[lines.index("    bind 127.0.0.1:8000") + 1] == line
+
+
+def test_serves_own_proxy_is_asked_where_it_listens() -> None:
+    config = "backend http-a\n    server P ::1:8500 check backup\n"
+    config += "    server R ::1:30000 check observe\n    server P2 ::1:8500 track http-a/P backup\n"
+    lines = edited(config, {}, {}).splitlines()
+    assert lines[1:] == [
+        "    server P 127.0.0.1:8500 check backup tcp-ut 5s",
+        "    server R ::1:30000 check observe tcp-ut 5s",
+        "    server P2 127.0.0.1:8500 track http-a/P backup",
+    ]
+
+
+def test_rays_metrics_are_told_at_an_address_that_ray_leaves_out() -> None:
+    assert metrics_relay("fd00::2", 6385).splitlines() == [
+        "listen raycluster_metrics",
+        "    bind [fd00::2]:6385",
+        "    server ray 127.0.0.1:6385",
+    ]
+    assert metrics_relay("fd00::2", 0) == metrics_relay("", 6385) == ""
 
 
 @pytest.mark.parametrize("address", ["", "host", "10.0.0.2 ssl", "0.0.0.0\n    bind :1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -16,6 +17,7 @@ from raycluster.exposure import open_ports
 from raycluster.plan import check_addresses
 from raycluster.services.firewall import ruleset
 from raycluster.services.gateway import gateway, own_certificate
+from raycluster.services.head import head
 from raycluster.services.prometheus import gateways
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
@@ -74,6 +76,36 @@ def test_an_address_that_programs_cannot_use(address: str, manage: bool, said: s
     with pytest.raises(SpecError, match=said) as caught:
         check_addresses(spec, {"head": address, "b": "10.9.9.9"})
     assert caught.value.where == "private_address"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("fd00::1", "fd00:0:0::1", "both have fd00::1"),
+        ("10.0.0.1", "::ffff:10.0.0.1", "both have 10.0.0.1"),
+        ("127.0.0.2", "10.0.0.1", "would be 127.0.0.2 for the other nodes"),
+        ("::1", "fd00::1", "would be ::1 for the other nodes"),
+        ("::ffff:127.0.0.1", "10.0.0.1", "would be 127.0.0.1 for the other nodes"),
+    ],
+)
+def test_addresses_are_compared_as_addresses(one: str, other: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        check_addresses(spec_of({"host": "h"}), {"head": one, "b": other})
+
+
+@pytest.mark.parametrize(
+    ("address", "flag", "metrics"),
+    [("10.0.0.1", "127.0.0.1", None), ("fd00::1", "127.1", "6385")],
+)
+def test_the_dashboard_is_on_127_0_0_1_whatever_the_host_calls_loopback(
+    address: str, flag: str, metrics: str | None
+) -> None:
+    spec = spec_of({"host": "h"})
+    made = head(spec, spec.hosts[0], Wiring({"head": address, "b": "10.9.9.9"}, Secret("t")))
+    assert made
+    assert f"--dashboard-host={flag}" in made.argv
+    assert socket.gethostbyname(flag) == "127.0.0.1"
+    assert made.env.get("RAYCLUSTER_METRICS_PORT") == metrics
 
 
 def test_a_name_that_only_a_jump_host_knows_is_no_public_address() -> None:

@@ -78,6 +78,24 @@ def test_with_keys_it_listens_everywhere_and_without_on_loopback() -> None:
 
 
 @pytest.mark.parametrize(
+    ("place", "listen", "found"),
+    [
+        ("fd00::1", None, ["0.0.0.0:8080", "[::]:8080"]),
+        ("10.0.0.1", None, ["0.0.0.0:8080"]),
+        ("fd00::1", "0.0.0.0", ["0.0.0.0:8080"]),
+        ("fd00::1", "fd00::1", ["[fd00::1]:8080"]),
+    ],
+)
+def test_a_host_with_an_ipv6_address_is_reached_by_it(
+    place: str, listen: str | None, found: list[str]
+) -> None:
+    wiring = Wiring({"head": place}, Secret("t"))
+    more = {"listen": listen} if listen else {}
+    text = rendered(wiring, api_keys={"a": "env:A"}, **more)
+    assert re.findall(r"(?m)^ +listen (.*);$", text) == found
+
+
+@pytest.mark.parametrize(
     ("gate", "note"),
     [
         ({}, ""),

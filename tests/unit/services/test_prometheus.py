@@ -80,6 +80,14 @@ def test_every_node_is_a_target() -> None:
     ]
 
 
+def test_the_head_is_asked_where_ray_tells_its_metrics() -> None:
+    spec = spec_of()
+    made = prometheus(spec, spec.hosts[0], Wiring({"head": "fd00::1"}, Secret("t")))
+    assert made
+    [node] = json.loads(made.live_files["prometheus/nodes.json"])
+    assert node["targets"] == ["127.0.0.1:6385"]
+
+
 def test_a_node_that_was_not_reached_stays_a_target_where_the_spec_has_it() -> None:
     assert found(spec_of("b"), "nodes")[1]["targets"] == ["b:6385"]
 

@@ -79,6 +79,10 @@ def test_the_spec_is_named_by_argument_then_variable_then_default() -> None:
 LABEL = "lower-case letters, digits and hyphens between them, at most 40, are expected"
 PLACE = "a host name, an SSH alias, an IPv4 or an IPv6 address is expected"
 OPTION = "must not begin with `-`, which other programs read as an option"
+SOCKET = (
+    "a Unix socket's absolute path is expected, such as `/run/user/1000/docker.sock`, of 107 bytes "
+    "at most"
+)
 LINE = "line breaks and control characters are not allowed"
 
 
@@ -99,8 +103,11 @@ LINE = "line breaks and control characters are not allowed"
         ('user = ""', "user: must not be empty"),
         ('user = "-oProxyCommand=x"', f"user: {OPTION}"),
         ('user = "root@10.0.0.1"', "user: a user name only; the address goes into `host`"),
-        ('user = "$(id)"',
-         "user: a user name without spaces, quotes and shell signs is expected"),
+        ('user = "$(id)"', "user: a user name without quotes and shell signs is expected"),
+        ('user = "jane@"', "user: a user name only; the address goes into `host`"),
+        ('user = "root:secret"', "user: a user name without quotes and shell signs is expected"),
+        ('user = "jane -oX"',
+         "user: a user name without spaces at an end or before a `-` is expected"),
         ('user = "a\\nb"', f"user: {LINE}"),
         ('identity_file = "-oProxyCommand=x"', f"identity_file: {OPTION}"),
         ('known_hosts = "-F"', f"known_hosts: {OPTION}"),
@@ -170,6 +177,12 @@ LINE = "line breaks and control characters are not allowed"
         ('runtime.volumes = ["../a:/b"]',
          "runtime.volumes[0]: `/FOLDER:/TARGET` or `VOLUME:/TARGET`, with `:ro` or without, is "
          "expected, not '../a:/b'"),
+        ('runtime.socket = "tcp://10.0.0.5:2375"',
+         "runtime.socket: a Unix socket of the host is expected: Docker by tcp is not supported, "
+         "each host is reached over SSH"),
+        ('runtime.socket = "docker.sock"', f"runtime.socket: {SOCKET}"),
+        (f'runtime.socket = "/{"x" * 107}"', f"runtime.socket: {SOCKET}"),
+        ('runtime.socket = "/a/"', f"runtime.socket: {SOCKET}"),
         ('runtime.volumes = ["/a:/b\\n"]', f"runtime.volumes[0]: {LINE}"),
         ('runtime.env = { A = "x\\ny" }', f"runtime.env.A: {LINE}"),
         ('runtime.env = { A = 1 }', "runtime.env.A: text in quotes is expected, not 1"),

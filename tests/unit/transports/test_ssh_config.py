@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycluster.errors import SpecError, UsageError
+from raycluster.transports.ssh import command_line
 from raycluster.transports.ssh_config import read_config
 from raycluster.transports.ssh_options import SshOptions, jump_hops
 from raycluster.transports.ssh_target import resolve
@@ -233,7 +236,10 @@ def test_jump_hosts_that_are_none(text: str) -> None:
         SshOptions("a", port=0),
         SshOptions("a", port=65536),
         SshOptions("a", user="-l"),
-        SshOptions("a", user="a b"),
+        *(
+            SshOptions("a", user=user)
+            for user in ("a\nb", "a -b", " a", "a'b", "$(id)", "a\0", "a\\")
+        ),
         SshOptions("a", host_key="MD5:00"),
         SshOptions("a", proxy_jump="-oProxyCommand=id"),
     ],
@@ -241,3 +247,61 @@ def test_jump_hosts_that_are_none(text: str) -> None:
 def test_options_that_are_refused(options: SshOptions) -> None:
     with pytest.raises(SpecError):
         resolve("gpu-1", SshOptions(**{**vars(options), "config_file": "none"}))
+
+
+@pytest.mark.parametrize(
+    "user",
+    ["ACME\\jane", "ACME\\jane doe", "jane@corp.example", "üser", "box$", "j.d+x", "j" * 200],
+)
+def test_users_as_sshd_knows_them(user: str) -> None:
+    target = resolve("n", SshOptions("h", user=user, config_file="none"))
+    assert target.user == user
+    [hop] = resolve("n", SshOptions("h", proxy_jump=f"{user}@b:23", config_file="none")).jumps
+    assert (hop.user, hop.host, hop.port) == (user, "b", 23)
+    for options in (SshOptions("h", user=user), SshOptions("h", proxy_jump=f"{user}@b:23")):
+        words = list(command_line(replace(options, config_file="none")))
+        if options.proxy_jump:
+            [inner] = [word for word in words if word.startswith("ProxyCommand=")]
+            words = shlex.split(inner.partition("=")[2].replace("%%", "%"))
+        assert words[words.index("-l") + 1] == user
+
+
+def test_the_first_way_wins(tmp_path: Path) -> None:
+    def ways(text: str) -> tuple[str | None, int]:
+        (tmp_path / "config").write_text(text)
+        target = resolve("n", SshOptions("h", config_file=str(tmp_path / "config")))
+        return target.proxy_command, len(target.jumps)
+
+    assert ways("ProxyCommand nc %h %p\nProxyJump b\n") == ("nc h 22", 0)
+    assert ways("ProxyJump b\nProxyCommand nc %h %p\n") == (None, 1)
+    assert ways("ProxyCommand none\nProxyJump b\n") == (None, 0)
+    assert ways("ProxyJump none\nProxyCommand nc\n") == (None, 0)
+    assert ways("ProxyCommand 'a b' %n %r@%h:%p 50%%\nUser jane\n") == (
+        "'a b' h jane@h:22 50%",
+        0,
+    )
+    with pytest.raises(SpecError, match="%x, which means nothing"):
+        ways("ProxyCommand nc %x\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "timeout", "patience"),
+    [("", 10, 10), ("ProxyCommand x", 10, 60), ("ProxyCommand x\nConnectTimeout 7", 7, 7)],
+)
+def test_a_proxy_command_is_waited_for(
+    tmp_path: Path, text: str, timeout: float, patience: float
+) -> None:
+    (tmp_path / "config").write_text(text)
+    options = SshOptions("h", config_file=str(tmp_path / "config"))
+    target = resolve("n", options)
+    assert (target.timeout, target.patience) == (timeout, patience)
+    assert f"ConnectTimeout={patience}" in command_line(options)
+    target = resolve("n", replace(options, connect_timeout=5))
+    assert (target.timeout, target.patience) == (5, 5)
+
+
+def test_match_exec_says_nothing_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config"
+    config.write_text('Match exec "echo out; echo err >&2"\nPort 7\n')
+    assert resolve("n", SshOptions("h", config_file=str(config))).port == 7
+    assert capfd.readouterr() == ("", "")

@@ -11,6 +11,7 @@ from types import FunctionType
 import paramiko
 import pytest
 from paramiko.agent import AgentSSH
+from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.packet import Packetizer
 
 from raycluster.transports import ssh_paramiko
@@ -25,11 +26,15 @@ NAMES = {
     paramiko.Transport: (
         "_channel_handler_table _next_channel _parse_channel_open_failure"
         " _parse_channel_open_success _send_user_message stop_thread"
+        " _cipher_info _kex_info _send_message _really_parse_kex_init"
+        " preferred_kex preferred_keys preferred_ciphers preferred_macs"
     ),
     Packetizer: (
         "REKEY_BYTES REKEY_PACKETS start_handshake handshake_timed_out complete_handshake read_all"
+        " readline write_all set_inbound_cipher set_outbound_cipher"
     ),
-    AgentSSH: "_connect _close",
+    AgentSSH: "_connect _close _send_message",
+    AuthOnlyHandler: "_parse_userauth_info_request wait_for_response abort",
 }
 
 

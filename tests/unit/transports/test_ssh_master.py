@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raycluster.errors import AuthError, HostError, HostKeyError, UnreachableError
-from raycluster.tunnel.system import available, refusal
+from raycluster.transports.ssh_master import available, refusal
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""What `up` needs of a host: `check` tells what is missing, and `up` ends before any change."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycluster.checks import Finding, check_hosts
+from raycluster.connect import Fleet
+from raycluster.errors import ForwardRefusedError, HostError
+from raycluster.needs import reaches
+from raycluster.services.wiring import Secrets
+from raycluster.spec import ClusterSpec
+from raycluster.up import up
+from tests.contract.sshd import SSHD, Login, Sshd, free_port
+
+if SSHD is None or os.geteuid() != 0:
+    pytest.skip("needs OpenSSH's server, and root for mounts of its own", allow_module_level=True)
+
+AT_ONCE = 15.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A server, its folder of homes, and a spec of it alone."""
+
+    server: Sshd
+    home: Path
+
+    def spec(self, **more: Any) -> ClusterSpec:
+        names = ("gcs", "node_manager", "object_manager", "api", "dashboard")
+        server = self.server
+        document: Mapping[str, Any] = {
+            "cluster": {"name": "needs"},
+            "runtime": {"kind": "native", "python": sys.executable, "start_on_boot": False},
+            "ports": {name: free_port() for name in names},
+            "head": {
+                "host": "127.0.0.1",
+                "gpus": 0,
+                "port": server.port,
+                "user": server.options().user,
+                "identity_file": f"{server.folder}/client",
+                "known_hosts": f"{server.folder}/known_hosts",
+            },
+            "models": [{"name": "m", "source": "/models/m"}],
+        }
+        return ClusterSpec.model_validate({**document, **more})
+
+
+@contextmanager
+def host(folder: Path, extra: str = "", *mounts: str, **login: Any) -> Iterator[Host]:
+    """Yield a host whose sshd has these lines, where these were mounted."""
+    home = folder / "home"
+    home.mkdir()
+    steps = tuple(step.format(home=home, sshd=folder / "sshd") for step in mounts)
+    who = Login(**{"home": home, "shell": "/bin/sh", "mounts": steps, **login})
+    server = Sshd(folder / "sshd", extra, login=who).start()
+    try:
+        yield Host(server, home)
+    finally:
+        server.stop()
+
+
+def wrong(spec: ClusterSpec) -> list[Finding]:
+    """Return what `check` finds wrong that is of no concern to other tests."""
+    with Fleet("needs", 2) as fleet:
+        return [f for f in check_hosts(spec, fleet) if not f.passed and f.subject != "disk"]
+
+
+def why_not(spec: ClusterSpec) -> str:
+    """Return what `up` says, which has to come at once."""
+    began = time.monotonic()
+    with Fleet("needs", 2) as fleet, pytest.raises(HostError) as caught:
+        up(spec, fleet, Secrets(), lambda _: None)
+    assert time.monotonic() - began < AT_ONCE
+    return str(caught.value)
+
+
+OVER_HOME = "mount --bind {home} {home}; mount -o remount,bind,%s {home}"
+OVER_TMP = (
+    "mount --bind /tmp /tmp; mount -o remount,bind,%s /tmp; "
+    "mount --bind {sshd} {sshd}; mount -o remount,bind,rw {sshd}; "
+    "mount --bind {home} {home}; mount -o remount,bind,rw {home}"
+)
+FULL = "mount -t tmpfs -o size=%s none %s; head -c 9999999 /dev/zero >%s/fill || true"
+
+
+@pytest.mark.parametrize(
+    ("extra", "mounts", "words", "cure"),
+    [
+        ("AllowTcpForwarding no", (), "sshd forbids forwarding", "AllowTcpForwarding yes"),
+        ("PermitOpen none", (), "sshd forbids forwarding", "PermitOpen"),
+        ("DisableForwarding yes", (), "sshd forbids forwarding", "DisableForwarding"),
+        ("", (OVER_HOME % "ro",), "Read-only file system", "rw"),
+        ("", (OVER_HOME % "noexec",), "a program in {home} cannot be run", "noexec"),
+        ("", (FULL % ("64k", "{home}", "{home}"),), "{home} is full: 0 KiB", "df -h"),
+        ("", ("rmdir {home}",), "the home folder {home} does not exist", "mkhomedir"),
+        ("", ("ln -s /nowhere/else {home}/.raycluster",), "/.raycluster is no folder", "link"),
+        ("", (OVER_TMP % "ro",), "Read-only file system", "/tmp"),
+        ("", (OVER_TMP % "noexec",), "a program in /tmp cannot be run", "noexec"),
+        ("", ("mount -t tmpfs -o ro none /dev/shm",), "cannot write in /dev/shm", "rw"),
+        ("", ("ulimit -n 500",), "may open 500 files", "limits.conf"),
+        ("SetEnv HOME=", (), "HOME is not set", "HOME"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_check_tells_what_up_would_fail_for(
+    tmp_path: Path, extra: str, mounts: tuple[str, ...], words: str, cure: str
+) -> None:
+    with host(tmp_path, extra, *mounts) as odd:
+        spec, words = odd.spec(), words.format(home=odd.home)
+        [found] = [f for f in wrong(spec) if words in f.text]
+        assert found.subject in ("storage", "forwarding", "open files")
+        assert cure in found.hint
+        said = why_not(spec)
+        assert words in said
+        assert cure in said
+        assert not list(odd.home.glob(".raycluster/*"))
+
+
+def test_check_leaves_nothing_behind_and_finds_nothing_wrong(tmp_path: Path) -> None:
+    with host(tmp_path) as fine:
+        before = set(Path("/tmp").iterdir())
+        assert not wrong(fine.spec())
+        left = set(Path("/tmp").iterdir()) - before
+        assert not [each for each in left if each.name.startswith(".raycluster-")]
+        assert not list(fine.home.iterdir())
+
+
+def test_a_port_that_sshd_forbids_is_told_from_one_that_nobody_has(tmp_path: Path) -> None:
+    with host(tmp_path, "PermitOpen 127.0.0.1:1") as odd, Fleet("needs", 1) as fleet:
+        transport = fleet.open(odd.spec().hosts[0]).transport
+        with pytest.raises(ForwardRefusedError):
+            transport.connect(("127.0.0.1", 2))
+        with pytest.raises(HostError) as caught:
+            transport.connect(("127.0.0.1", 1))
+        assert not isinstance(caught.value, ForwardRefusedError)
+
+
+@pytest.mark.parametrize("without", [(), ("python3",), ("bash",), ("python3", "bash")])
+def test_the_way_to_a_neighbour_without_this_and_that(
+    tmp_path: Path, without: tuple[str, ...]
+) -> None:
+    with host(tmp_path, without=without) as odd, Fleet("needs", 1) as fleet:
+        connected = fleet.open(odd.spec().hosts[0])
+        for port in (odd.server.port, free_port()):
+            found = reaches(connected, "gpu-2", "127.0.0.1", port)
+            assert not found.failed
+            assert found.text.startswith(
+                ("reaches gpu-2", "the way to gpu-2 could not be tried: no python3, bash or nc")
+            )
+        if len(without) < 2:
+            assert "reaches" in found.text
+            far = reaches(connected, "gpu-2", "255.255.255.255", 6379)
+            assert far.failed
+            assert far.text.startswith("does not reach gpu-2 at 255.255.255.255")
+            assert "private_address" in far.hint
