@@ -48,9 +48,9 @@ def test_a_folder_of_a_host_that_only_runs_is_compared_with_that_of_one_that_sta
     addresses = {name: host.address for name, host in running(spec).hosts.items()}
     actions = plan_nodes(spec, state, Wiring(addresses, TOKEN))
     assert {a.host for a in actions} == {"h2"}
-    assert folders_to_compare(state, actions) == {"h1", "h2"}
+    assert folders_to_compare(state, actions) == {"head", "h1", "h2"}
     unseen = {**state.hosts, "h1": HostState("h1", problem=HostError("away"))}
-    assert folders_to_compare(replace(state, hosts=unseen), actions) == {"h2"}
+    assert folders_to_compare(replace(state, hosts=unseen), actions) == {"head", "h2"}
     assert folders_to_compare(state, ()) == set()
 
 
