@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from raycluster.connect import Connected, all_or_raise
@@ -154,7 +155,8 @@ def _prepare(
             check_loopback(connected)
         for start in mine:
             ours = start.replaces or name in freed
-            check_facts(connected.host, replace(start, replaces=ours), facts[name])
+            mine_free = replace(start, replaces=ours)
+            check_facts(connected.host, mine_free, facts[name], connected.runtime.neighbours)
         found = {s.process.role: connected.runtime.prepare(s.process, tell) for s in mine}
         if v := found.get(connected.host.role):
             tell(f"ready: Ray {v.ray}, Python {v.python}, vLLM {v.vllm or 'none'}")
@@ -207,6 +209,7 @@ def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus
         work.listen(Event(name, warning, "note"))
 
 
+<<<<<<< HEAD
 def check_loopback(connected: Connected) -> None:
     """Raise HostError where Ray's processes would not find each other on the host's loopback."""
     if not is_loopback(connected.address):
@@ -224,6 +227,18 @@ def check_loopback(connected: Connected) -> None:
 
 def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
     """Raise HostError where the host cannot hold the process."""
+=======
+def check_facts(
+    host: ResolvedHost,
+    start: Start,
+    facts: Facts,
+    neighbours: Callable[[], Mapping[int, str]] = dict,
+) -> None:
+    """Raise HostError where the host cannot hold the process.
+
+    Which other clusters are there is asked where a port is taken.
+    """
+>>>>>>> wt-identity
     program = start.process.program
     if program and host.runs_own_programs and program not in facts.programs:
         raise HostError(
@@ -235,12 +250,24 @@ def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
         return
     for name, port in sorted(start.process.ports.items()):
         if port in facts.listening:
-            who = f" by {facts.holders[port]}" if port in facts.holders else ""
-            raise PortInUseError(
-                f"port {port} is already in use{who}",
-                where=host.name,
-                hint=f"end the program that listens there, or set `ports.{name}`",
-            )
+            raise _taken(host, name, port, facts, neighbours)
+
+
+def _taken(
+    host: ResolvedHost,
+    name: str,
+    port: int,
+    facts: Facts,
+    neighbours: Callable[[], Mapping[int, str]],
+) -> PortInUseError:
+    who, hint = facts.holders.get(port, ""), "end the program that listens there, or "
+    with suppress(HostError):  # the user's name alone then
+        if cluster := neighbours().get(port):
+            who, hint = cluster, "clusters on one host need ports of their own: "
+    by = f" by {who}" if who else ""
+    return PortInUseError(
+        f"port {port} is already in use{by}", where=host.name, hint=f"{hint}set `ports.{name}`"
+    )
 
 
 def _start(work: Work, starts: list[Start], prepared: Prepared, files: Files) -> None:

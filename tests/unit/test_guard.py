@@ -28,6 +28,8 @@ from raycluster.services.firewall import (
     Around,
     confirm_script,
     exemptions,
+    owned,
+    owner_in,
     read_script,
     remove_script,
     ruleset,
@@ -224,11 +226,26 @@ def digits(lab: Lab) -> str:
     return lab.host.sh(read_script(CLUSTER))
 
 
+def owner(lab: Lab) -> str:
+    return owner_in(lab.host.sh(read_script(CLUSTER)).partition("\n")[2])
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["alice", 'it\'s "$HOME" \\ `id` %s é', ""])
+def test_the_rules_tell_whose_they_are(lab: Lab, name: str) -> None:
+    assert owner(lab) == ""
+    put(lab, rules())
+    assert (len(digits(lab)), owner(lab)) == (12, "")
+    put(lab, rules() + owned(name))
+    assert (len(digits(lab).partition("\n")[0]), owner(lab)) == (12, name)
+    lab.host.sh(f"nft delete table inet {TABLE}")  # they are somebody's all the same
+    assert (digits(lab).partition("\n")[0], owner(lab)) == ("", name)
 
 
 def put(lab: Lab, text: str) -> str:
