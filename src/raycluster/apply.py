@@ -209,7 +209,6 @@ def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus
         work.listen(Event(name, warning, "note"))
 
 
-<<<<<<< HEAD
 def check_loopback(connected: Connected) -> None:
     """Raise HostError where Ray's processes would not find each other on the host's loopback."""
     if not is_loopback(connected.address):
@@ -225,9 +224,6 @@ def check_loopback(connected: Connected) -> None:
         )
 
 
-def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
-    """Raise HostError where the host cannot hold the process."""
-=======
 def check_facts(
     host: ResolvedHost,
     start: Start,
@@ -238,7 +234,6 @@ def check_facts(
 
     Which other clusters are there is asked where a port is taken.
     """
->>>>>>> wt-identity
     program = start.process.program
     if program and host.runs_own_programs and program not in facts.programs:
         raise HostError(
