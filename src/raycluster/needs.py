@@ -26,7 +26,7 @@ FEWEST_FILES, FEW_FILES = 1024, 8192
 SMALL_SHM = 1 << 30
 INPUT = b"raycluster\n" * 1000
 
-# Arguments: the folder of native processes under the home folder, or "" where nothing is run there,
+# Arguments: the folder of native processes, in the home folder if relative, or "" where none run,
 # and folders that are only written to. A folder that is not there yet is tried where it will be
 # made. Everything is removed again.
 _TRY = f"""
@@ -64,7 +64,8 @@ if [ -n "$place" ]; then
   if [ -z "$home" ]; then echo home unset
   elif [ ! -d "$home" ]; then echo "home missing $home"
   else
-    for folder in "$home" "$home/$place"; do
+    case $place in /*) ;; *) place=$home/$place ;; esac
+    for folder in "$home" "$place"; do
       written place "$folder" && runs place && rm -rf "$made" || break
     done
   fi
@@ -142,7 +143,7 @@ def refuse_unfit(work: Work, actions: Sequence[Action]) -> None:
 def _storage(spec: ClusterSpec, connected: Connected) -> Iterator[Tried]:
     host = connected.host
     native = host.runs_own_programs
-    place = f".raycluster/{spec.cluster.name}" if native else ""
+    place = f"{host.folder}/{spec.cluster.name}" if native else ""
     spooled = not native and (host.runtime.archive or spec.distribution.images == "peer")
     folders = [spec.distribution.folder] if spooled else []
     done = connected.transport.run(("sh", "-c", _TRY, "try", place, *folders), input=INPUT)
