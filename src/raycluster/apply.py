@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from raycluster.connect import Connected, all_or_raise
@@ -35,6 +36,7 @@ from raycluster.plan import (
     check_host_gpus,
     desired,
     gpus_of,
+    is_loopback,
     moved_hosts,
     removed_hosts,
     stranded_hosts,
@@ -149,9 +151,12 @@ def _prepare(
         name = connected.host.name
         tell = work.tell(name)
         mine = [s for s in starts if s.host == name]
+        if any(s.process.role in RAY_ROLES for s in mine):
+            check_loopback(connected)
         for start in mine:
             ours = start.replaces or name in freed
-            check_facts(connected.host, replace(start, replaces=ours), facts[name])
+            mine_free = replace(start, replaces=ours)
+            check_facts(connected.host, mine_free, facts[name], connected.runtime.neighbours)
         found = {s.process.role: connected.runtime.prepare(s.process, tell) for s in mine}
         if v := found.get(connected.host.role):
             tell(f"ready: Ray {v.ray}, Python {v.python}, vLLM {v.vllm or 'none'}")
@@ -204,8 +209,31 @@ def _check_versions(work: Work, state: ClusterState, prepared: Prepared, *, gpus
         work.listen(Event(name, warning, "note"))
 
 
-def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
-    """Raise HostError where the host cannot hold the process."""
+def check_loopback(connected: Connected) -> None:
+    """Raise HostError where Ray's processes would not find each other on the host's loopback."""
+    if not is_loopback(connected.address):
+        return
+    done = connected.transport.run(("getent", "ahosts", "localhost"))
+    ipv4 = any(line.startswith("127.") for line in done.text.splitlines())
+    if done.exit_code == 0 and not ipv4:
+        raise HostError(
+            "has no IPv4 address besides loopback, where Ray listens on ::1 and cannot be reached "
+            f"at {connected.address}",
+            where=connected.host.name,
+            hint="set private_address to the host's own IPv6 address",
+        )
+
+
+def check_facts(
+    host: ResolvedHost,
+    start: Start,
+    facts: Facts,
+    neighbours: Callable[[], Mapping[int, str]] = dict,
+) -> None:
+    """Raise HostError where the host cannot hold the process.
+
+    Which other clusters are there is asked where a port is taken.
+    """
     program = start.process.program
     if program and host.runs_own_programs and program not in facts.programs:
         raise HostError(
@@ -217,12 +245,24 @@ def check_facts(host: ResolvedHost, start: Start, facts: Facts) -> None:
         return
     for name, port in sorted(start.process.ports.items()):
         if port in facts.listening:
-            who = f" by {facts.holders[port]}" if port in facts.holders else ""
-            raise PortInUseError(
-                f"port {port} is already in use{who}",
-                where=host.name,
-                hint=f"end the program that listens there, or set `ports.{name}`",
-            )
+            raise _taken(host, name, port, facts, neighbours)
+
+
+def _taken(
+    host: ResolvedHost,
+    name: str,
+    port: int,
+    facts: Facts,
+    neighbours: Callable[[], Mapping[int, str]],
+) -> PortInUseError:
+    who, hint = facts.holders.get(port, ""), "end the program that listens there, or "
+    with suppress(HostError):  # the user's name alone then
+        if cluster := neighbours().get(port):
+            who, hint = cluster, "clusters on one host need ports of their own: "
+    by = f" by {who}" if who else ""
+    return PortInUseError(
+        f"port {port} is already in use{by}", where=host.name, hint=f"{hint}set `ports.{name}`"
+    )
 
 
 def _start(work: Work, starts: list[Start], prepared: Prepared, files: Files) -> None:

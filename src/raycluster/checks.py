@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raycluster.accelerators.choice import WITHOUT, chosen, lack
@@ -27,6 +27,7 @@ from raycluster.plan import (
     desired,
     gpu_notes,
     gpus_of,
+    of_another,
 )
 from raycluster.registry_api import Answer, ask_for
 from raycluster.services.ray_node import HEAD, RAY_ROLES
@@ -95,14 +96,14 @@ def _look(
 ) -> Iterator[Finding]:
     host = connected.host
     processes = _processes(spec, host, addresses)
-    usable = _runtime(connected, processes)
+    usable = _runtime(spec, connected, processes)
     yield usable
     yield from (_finding(host, found) for found in tried(spec, connected))
     running = _running(connected)
     starts = [
         Start(host.name, process, "", replaces=process.role in running) for process in processes
     ]
-    yield _fits(host, facts, starts)
+    yield _fits(host, facts, starts, connected.runtime.neighbours)
     if usable.passed and host.role == HEAD and (error := taken(connected, spec.ports.dashboard)):
         yield Finding(host.name, "dashboard", False, error.what, error.hint)
     yield _gpus_of(connected, facts, starts, usable=usable.passed)
@@ -127,20 +128,27 @@ def _running(connected: Connected) -> set[str]:
         return set()
 
 
-def _runtime(connected: Connected, processes: Sequence[Process]) -> Finding:
+def _runtime(spec: ClusterSpec, connected: Connected, processes: Sequence[Process]) -> Finding:
     host = connected.host
     try:
-        connected.runtime.observe()
-        told = connected.runtime.verify(processes)
+        theirs = of_another(spec, host.name, connected.runtime.observe())
+        told = () if theirs else connected.runtime.verify(processes)
     except HostError as error:
         return Finding(host.name, host.kind, False, error.what, error.hint)
+    if theirs:
+        return Finding(host.name, "owner", False, theirs.what, theirs.hint)
     return Finding(host.name, host.kind, True, "; ".join(("can be used", *told)))
 
 
-def _fits(host: ResolvedHost, facts: Facts, starts: list[Start]) -> Finding:
+def _fits(
+    host: ResolvedHost,
+    facts: Facts,
+    starts: list[Start],
+    neighbours: Callable[[], Mapping[int, str]] = dict,
+) -> Finding:
     try:
         for start in starts:
-            check_facts(host, start, facts)
+            check_facts(host, start, facts, neighbours)
     except HostError as error:
         return Finding(host.name, "resources", False, error.what, error.hint)
     return Finding(host.name, "resources", True, f"{_offers(facts)}, ports are free")

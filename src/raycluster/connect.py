@@ -17,6 +17,7 @@ from raycluster.errors import BeyondLibraryError, HostError, RayclusterError, ra
 from raycluster.fence import Fenced, Lease
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.sections import CPU_REQUIREMENTS, GPU_REQUIREMENTS
+from raycluster.spec.services import LOOPBACK
 from raycluster.untrusted import text_of
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Connected:
 
     @property
     def address(self) -> str:
-        """What other nodes dial."""
-        return self.host.private_address or self.transport.address
+        """What other nodes dial; of a host that is reached at ::1, as Ray calls it."""
+        found = self.host.private_address or self.transport.address
+        return LOOPBACK if found == "::1" else found
 
 
 def _ssh(host: ResolvedHost, ask: Ask | None) -> Transport:

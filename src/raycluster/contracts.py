@@ -284,6 +284,11 @@ class Found:
     owner: str = ""
 
 
+def cluster_of(cluster: str, owner: str) -> str:
+    """Return a cluster in words."""
+    return f"the cluster {cluster} of {owner}" if owner else f"the cluster {cluster}"
+
+
 PROGRAMS = ("nginx", "prometheus", "grafana")
 """What services need on a host without Docker."""
 
@@ -416,6 +421,10 @@ class Runtime(Protocol):
 
         Raises RecordError where it is large, and where something of ours is there that cannot tell.
         """
+        ...
+
+    def neighbours(self) -> Mapping[int, str]:
+        """Return which other clusters run here, in words, by the ports that were noted of them."""
         ...
 
     def sockets(self) -> frozenset[int]:

@@ -18,7 +18,7 @@ from raycluster.events import Event, Listener
 from raycluster.observe import push_files, read_limits
 from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
 from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
-from raycluster.poll import wait_for
+from raycluster.poll import raise_lasting, wait_for
 from raycluster.ray_api import RayApi
 from raycluster.replicas import report as report_of
 from raycluster.replicas import reports
@@ -148,7 +148,8 @@ def _wait_for_router(http: httpx.Client) -> None:
     def answers() -> bool | None:
         try:
             answer = http.get(f"{WAITING_ROUTE}/health")
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            raise_lasting(error)
             return None
         return True if answer.is_success and ENGINE_HEADER not in answer.headers else None
 
@@ -198,7 +199,8 @@ def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
     def answers() -> bool | None:
         try:
             api.apps()
-        except HostError:
+        except HostError as error:
+            raise_lasting(error)
             return None
         return True
 
@@ -223,7 +225,8 @@ def _wait_until_running(
     def settled() -> bool | None:
         try:
             apps = {a.name: a for a in api.apps() if a.name in names}
-        except HostError:
+        except HostError as error:
+            raise_lasting(error)
             return None  # a busy dashboard answers the next time
         for app_ in apps.values():
             if app_.failed:
@@ -312,6 +315,7 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
         try:
             answer = client.post("/v1/completions", json=body, timeout=seconds)
         except httpx.HTTPError as error:
+            raise_lasting(error)
             raise AppError(f"no completion: {error}", where=model.name) from error
         if answer.status_code not in (404, 429, 503) or time.monotonic() > end:
             break

@@ -94,11 +94,12 @@ def once(opened: Session, fleet: Fleet) -> Iterator[tuple[str, Callable[[], bool
 
     Beside it stands a function that tells whether this connection still stands.
     """
+    from raycluster.inside import ours
     from raycluster.tunnel.channels import ChannelForwarder
     from raycluster.tunnel.ports import choose_ports
 
     api = _forward(opened)
-    head = fleet.open(opened.spec.hosts[0])
+    head = ours(opened.spec, fleet.open(opened.spec.hosts[0]))
     if head.host.transport == "local":
         yield api.address, lambda: True
         return
@@ -113,9 +114,11 @@ def kept(opened: Session, tell: Tell) -> Iterator[tuple[str, Check]]:
 
     Raises HostError when the first connection fails; the check does when a later one may not be.
     """
+    from raycluster.inside import check_ours
     from raycluster.tunnel.keep import keep
     from raycluster.tunnel.ports import choose_ports
 
+    check_ours(opened.spec)
     way, api = route(opened.spec.hosts[0]), _forward(opened)
     if way.local:
         yield api.address, lambda: None

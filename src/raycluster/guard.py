@@ -20,6 +20,7 @@ from raycluster.services.firewall import (
     confirm_script,
     exemptions,
     look_script,
+    owned,
     remove_script,
     take_back_script,
     try_script,
@@ -60,7 +61,7 @@ def take_away(connected: Connected, cluster: str) -> bool:
 
 def _put(work: Work, connected: Connected, rules: str) -> None:
     cluster, name, tag = work.spec.cluster.name, connected.host.name, secrets.token_hex(4)
-    text = rules + exemptions(cluster, around(connected))
+    text = rules + exemptions(cluster, around(connected)) + owned(work.spec.owner)
     work.tell(name)("firewall rules on trial")
     _run(connected.transport, name, try_script(cluster, tag), text.encode())
     try:

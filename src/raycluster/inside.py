@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from raycluster.connect import Fleet
-from raycluster.errors import HostError, UsageError
-from raycluster.plan import roles
+from contextlib import suppress
+
+from raycluster.connect import Connected, Fleet
+from raycluster.contracts import Found
+from raycluster.errors import HostError, RayclusterError, UsageError
+from raycluster.plan import of_another, roles
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec, ResolvedHost
 
@@ -46,8 +49,30 @@ def role_of(spec: ClusterSpec, name: str) -> tuple[ResolvedHost, str]:
 
 def check_up(spec: ClusterSpec) -> None:
     """Raise HostError where the head can be seen and holds nothing of the cluster; never asks."""
+    if _head(spec) == ():
+        where = spec.hosts[0].name
+        raise HostError("nothing of the cluster is here", where=where, hint="raycluster up")
+
+
+def check_ours(spec: ClusterSpec) -> None:
+    """Raise HostError where the head can be seen and has somebody else's cluster; never asks."""
+    _head(spec)
+
+
+def _head(spec: ClusterSpec) -> tuple[Found, ...] | RayclusterError:
+    head = spec.hosts[0]
     with Fleet(spec.cluster.name, 1) as fleet:
-        head = spec.hosts[0]
         found = fleet.reach([head], lambda connected: connected.runtime.observe())[head.name]
-    if found == ():
-        raise HostError("nothing of the cluster is here", where=head.name, hint="raycluster up")
+    if not isinstance(found, RayclusterError) and (error := of_another(spec, head.name, found)):
+        raise error
+    return found
+
+
+def ours(spec: ClusterSpec, connected: Connected) -> Connected:
+    """Return the host. Raises HostError where it is seen to have somebody else's cluster."""
+    found: tuple[Found, ...] = ()
+    with suppress(HostError):  # what is done there next tells it
+        found = connected.runtime.observe()
+    if error := of_another(spec, connected.host.name, found):
+        raise error
+    return connected

@@ -34,7 +34,9 @@ from raycluster.errors import (
 )
 from raycluster.limits import Limits
 from raycluster.members import read_members, read_token
+from raycluster.plan import of_another
 from raycluster.ray_api import RayApi
+from raycluster.services import firewall
 from raycluster.services.firewall import RULES_ID, read_script
 from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
@@ -84,6 +86,8 @@ def observe(
     state = _with_records(spec, fleet, ClusterState(states))
     token = state.token
     head = states[spec.hosts[0].name].role(HEAD)
+    if states[spec.hosts[0].name].problem:
+        return state
     if head is not None and head.health != "running":
         return replace(state, head_problem=_taken(spec, fleet))
     if token is None or head is None:
@@ -92,14 +96,19 @@ def observe(
 
 
 def _see(spec: ClusterSpec, connected: Connected) -> HostState:
-    found = connected.runtime.observe()
-    told = [f.role for f in found if spec.gateway and f.role == GATEWAY and f.health == "running"]
-    live = {role: _live_id(connected, role) for role in told}
+    found, name = connected.runtime.observe(), connected.host.name
     done = connected.transport.run(("sh", "-c", read_script(spec.cluster.name)))
-    rules = done.text.strip()
+    rules, _, owner = done.text.partition("\n")
+    owner = firewall.owner_in(owner)
     if done.exit_code != 0 or not re.fullmatch(RULES_ID, rules):
         rules = UNREAD
-    return HostState(connected.host.name, connected.address, found, live, rules)
+    if problem := of_another(spec, name, found, owner):
+        return HostState(
+            name, connected.address, found, {}, rules, firewall_owner=owner, problem=problem
+        )
+    told = [f.role for f in found if spec.gateway and f.role == GATEWAY and f.health == "running"]
+    live = {role: _live_id(connected, role) for role in told}
+    return HostState(name, connected.address, found, live, rules, firewall_owner=owner)
 
 
 def _live_id(connected: Connected, role: str) -> str:

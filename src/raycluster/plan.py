@@ -263,7 +263,7 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
         address = _written_once(addresses[host.name])
         if not address:
             continue  # it was not reached, and this run does without it
-        if _is_loopback(address):
+        if is_loopback(address):
             raise SpecError(
                 f"{host.name} would be {address} for the other nodes",
                 where="private_address",
@@ -288,7 +288,8 @@ def _written_once(address: str) -> str:
     return str(mapped or found)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is one that only its own machine reaches; a name is not."""
     try:
         return ip_address(address).is_loopback
     except ValueError:
@@ -314,6 +315,17 @@ def _check_form(spec: ClusterSpec, name: str, address: str) -> None:
         )
 
 
+def folders_to_compare(state: ClusterState, actions: Iterable[Action]) -> set[str]:
+    """Return the hosts whose folders have to be told apart before these actions.
+
+    All that are seen, where any is touched: in a folder that both have, what starts or is removed
+    on one ends what runs on the other, which itself does not change.
+    """
+    if not any(isinstance(action, Start | Remove) for action in actions):
+        return set()
+    return {name for name, host in state.hosts.items() if not host.problem}
+
+
 def check_up(spec: ClusterSpec, state: ClusterState) -> None:
     """Raise HostError where there is no running head that could take the app."""
     head = state.hosts[spec.hosts[0].name].role(HEAD)
@@ -330,15 +342,25 @@ def check_up(spec: ClusterSpec, state: ClusterState) -> None:
 def check_owner(spec: ClusterSpec, state: ClusterState) -> None:
     """Raise HostError where a cluster of this name is there, and is somebody else's."""
     for name, host in state.hosts.items():
-        for owner in (f.owner for f in host.found if f.owner and f.owner != spec.owner):
-            raise HostError(
-                f"the cluster {spec.cluster.name} there belongs to {clean(owner, 80)}, and this "
-                f"spec is of {spec.owner or 'nobody'}",
-                where=name,
-                hint="give yours another name, with ports of its own; if both are one cluster, let "
-                f"all who share the spec have `owner = {json.dumps(clean(owner, 80))}` under "
-                "[cluster]",
-            )
+        if error := of_another(spec, name, host.found, host.firewall_owner):
+            raise error
+
+
+def of_another(
+    spec: ClusterSpec, where: str, found: Iterable[Found], firewall_owner: str = ""
+) -> HostError | None:
+    """Return the error for a host on which somebody else has a cluster of this name."""
+    owners = (*(each.owner for each in found), firewall_owner)
+    owner = next((clean(o, 80) for o in owners if o and o != spec.owner), None)
+    if owner is None:
+        return None
+    return HostError(
+        f"the cluster {spec.cluster.name} there belongs to {owner}, and this spec is of "
+        f"{spec.owner or 'nobody'}",
+        where=where,
+        hint="give yours another name, with ports of its own; if both are one cluster, let all who "
+        f"share the spec have `owner = {json.dumps(owner)}` under [cluster]",
+    )
 
 
 def check_machines(machines: Mapping[str, str]) -> None:

@@ -46,4 +46,4 @@ def raise_lasting(error: BaseException | None) -> None:
     while error is not None:
         if isinstance(error, LASTING):
             raise error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__  # httpcore raises its own from None

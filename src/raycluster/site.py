@@ -28,6 +28,8 @@ def site(opened: Session) -> Callable[[], AbstractContextManager[Place]]:
         with opened.fleet() as fleet:
             state = observe(spec, fleet)
             head = fleet[spec.hosts[0].name]
+            if problem := state.problem(head.host):
+                raise problem
             if not state.runs(head.host) or state.token is None:
                 raise HostError("the head does not run", where=head.host.name, hint="raycluster up")
             if state.head_problem:

@@ -20,7 +20,8 @@ class HostState:
 
     `live` tells, by role, which live files a process has read that has to be told of new ones;
     `firewall` tells our rules apart that are in force there, and is empty where there are none; it
-    is UNREAD where there may be some, and the host could not tell.
+    is UNREAD where there may be some, and the host could not tell. `firewall_owner` is whose they
+    are, "" where that was not noted.
     """
 
     name: str
@@ -29,6 +30,7 @@ class HostState:
     live: Mapping[str, str] = field(default_factory=dict)
     firewall: str = ""
     problem: RayclusterError | None = None
+    firewall_owner: str = ""
 
     def role(self, role: str) -> Found | None:
         """Return the process that has this role."""
@@ -124,7 +126,11 @@ class ClusterState:
     def runs(self, host: ResolvedHost) -> bool:
         """Tell whether the host was seen to run its node of Ray."""
         found = self.hosts[host.name].role(host.role)
-        return found is not None and found.health == "running"
+        return found is not None and found.health == "running" and not self.problem(host)
+
+    def problem(self, host: ResolvedHost) -> RayclusterError | None:
+        """Return why nothing can be done on this host."""
+        return self.hosts[host.name].problem
 
     def node(self, host: ResolvedHost) -> RayNode | None:
         """Return Ray's live node on this host; Ray may call the head by another address."""

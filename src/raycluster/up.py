@@ -32,6 +32,7 @@ from raycluster.plan import (
     check_machines,
     check_owner,
     check_up,
+    folders_to_compare,
     moved_hosts,
     plan_nodes,
     removed_hosts,
@@ -118,7 +119,7 @@ def _up(
     _tell(listen, (*doubts, *stranded(spec, state)))
     actions = plan_nodes(spec, state, wiring(work, state), only)
     starts = any(isinstance(action, Start) for action in actions)
-    check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
+    check_folders(spec, fleet, folders_to_compare(state, actions))
     refuse_unfit(work, actions)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
@@ -194,7 +195,7 @@ def preview(
     state = _seen(spec, fleet, only)
     work = Work(spec, fleet, state.token or _new_token(), secrets, lambda _: None)
     actions = plan_nodes(spec, state, wiring(work, state), only)
-    check_folders(spec, fleet, {a.host for a in actions if isinstance(a, Start)})
+    check_folders(spec, fleet, folders_to_compare(state, actions))
     change = plan_deploy(work, state) if only.app else None
     if change:
         actions = (*actions, change)

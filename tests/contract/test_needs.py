@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
+from raycluster.apply import wait_for_head
 from raycluster.checks import Finding, check_hosts
 from raycluster.connect import Fleet
+from raycluster.contracts import Secret
+from raycluster.deploy import _wait_for_router, prove
 from raycluster.errors import ForwardRefusedError, HostError
 from raycluster.needs import reaches
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
+from raycluster.transports.http import http_client
 from raycluster.up import up
+from raycluster.work import Work
 from tests.contract.sshd import SSHD, Login, Sshd, free_port
 
 if SSHD is None or os.geteuid() != 0:
@@ -143,6 +148,21 @@ def test_a_port_that_sshd_forbids_is_told_from_one_that_nobody_has(tmp_path: Pat
         with pytest.raises(HostError) as caught:
             transport.connect(("127.0.0.1", 1))
         assert not isinstance(caught.value, ForwardRefusedError)
+
+
+def test_a_wait_ends_at_once_for_what_lasts(tmp_path: Path) -> None:
+    with host(tmp_path, "AllowTcpForwarding no") as odd, Fleet("needs", 1) as fleet:
+        spec = odd.spec()
+        transport = fleet.open(spec.hosts[0]).transport
+        work = Work(spec, fleet, Secret("t"), Secrets(), lambda _: None)
+        waits: list[Callable[[], object]] = [lambda: wait_for_head(work), lambda: prove(work)]
+        with http_client(transport, spec.ports.api) as client:
+            waits.append(lambda: _wait_for_router(client))
+            for wait in waits:
+                began = time.monotonic()
+                with pytest.raises(ForwardRefusedError):
+                    wait()
+                assert time.monotonic() - began < AT_ONCE
 
 
 @pytest.mark.parametrize("without", [(), ("python3",), ("bash",), ("python3", "bash")])

@@ -77,6 +77,16 @@ def test_a_started_process_is_observed_with_what_it_was_started_from(
     assert found.started
 
 
+@pytest.mark.parametrize("kind", ["docker", "odd_native"], indirect=True)
+def test_other_clusters_are_known_by_the_ports_of_what_runs(kind: Kind, runtime: Runtime) -> None:
+    begin(runtime, replace(loop(kind), ports={"api": 4711}))
+    found = kind.make_runtime(f"test-{next(NUMBERS)}").neighbours()
+    assert found[4711].startswith("the cluster test-")
+    assert 4711 not in runtime.neighbours()
+    runtime.remove()
+    assert 4711 not in kind.make_runtime(f"test-{next(NUMBERS)}").neighbours()
+
+
 def test_a_file_is_read_whether_its_process_runs_or_not(kind: Kind, runtime: Runtime) -> None:
     assert runtime.read("token") == b""
     begin(runtime, loop(kind), token=b"t", large=bytes(4 << 20))

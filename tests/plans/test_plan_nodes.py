@@ -9,7 +9,7 @@ import pytest
 from raycluster.contracts import Found, Secret, Versions
 from raycluster.errors import HostError, SpecError
 from raycluster.members import member_of
-from raycluster.plan import EVERYTHING, Only, check_owner, desired, plan_nodes
+from raycluster.plan import EVERYTHING, Only, check_owner, desired, folders_to_compare, plan_nodes
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.state import ClusterState, HostState
@@ -42,6 +42,18 @@ def running(spec: ClusterSpec) -> ClusterState:
     return ClusterState(hosts, token=TOKEN, members=members)
 
 
+def test_a_folder_of_a_host_that_only_runs_is_compared_with_that_of_one_that_starts() -> None:
+    spec = spec_of("h1", "h2")
+    state = without(running(spec), "h2")
+    addresses = {name: host.address for name, host in running(spec).hosts.items()}
+    actions = plan_nodes(spec, state, Wiring(addresses, TOKEN))
+    assert {a.host for a in actions} == {"h2"}
+    assert folders_to_compare(state, actions) == {"head", "h1", "h2"}
+    unseen = {**state.hosts, "h1": HostState("h1", problem=HostError("away"))}
+    assert folders_to_compare(replace(state, hosts=unseen), actions) == {"head", "h2"}
+    assert folders_to_compare(state, ()) == set()
+
+
 def owned(state: ClusterState, owner: str) -> ClusterState:
     hosts = {
         name: replace(host, found=tuple(replace(f, owner=owner) for f in host.found))
@@ -56,6 +68,14 @@ def test_a_cluster_of_the_same_name_that_is_somebody_else_s_is_refused() -> None
         check_owner(spec, owned(running(spec), "alice"))
     assert caught.value.what == "the cluster q there belongs to alice, and this spec is of bob"
     assert 'owner = "alice"' in caught.value.hint
+
+
+def test_firewall_rules_of_somebody_else_are_not_written_over() -> None:
+    spec = spec_of("h1", cluster={"name": "q", "owner": "bob"})
+    state = running(spec)
+    theirs = replace(state.hosts["h1"], found=(), firewall="0" * 12, firewall_owner="alice")
+    with pytest.raises(HostError, match="the cluster q there belongs to alice"):
+        check_owner(spec, replace(state, hosts={**state.hosts, "h1": theirs}))
 
 
 @pytest.mark.parametrize("owner", ["bob", ""])

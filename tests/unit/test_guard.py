@@ -28,6 +28,8 @@ from raycluster.services.firewall import (
     Around,
     confirm_script,
     exemptions,
+    owned,
+    owner_in,
     read_script,
     remove_script,
     ruleset,
@@ -224,11 +226,26 @@ def digits(lab: Lab) -> str:
     return lab.host.sh(read_script(CLUSTER))
 
 
+def owner(lab: Lab) -> str:
+    return owner_in(lab.host.sh(read_script(CLUSTER)).partition("\n")[2])
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["alice", 'it\'s "$HOME" \\ `id` %s é', ""])
+def test_the_rules_tell_whose_they_are(lab: Lab, name: str) -> None:
+    assert owner(lab) == ""
+    put(lab, rules())
+    assert (len(digits(lab)), owner(lab)) == (12, "")
+    put(lab, rules() + owned(name))
+    assert (len(digits(lab).partition("\n")[0]), owner(lab)) == (12, name)
+    lab.host.sh(f"nft delete table inet {TABLE}")  # they are somebody's all the same
+    assert (digits(lab).partition("\n")[0], owner(lab)) == ("", name)
 
 
 def put(lab: Lab, text: str) -> str:
@@ -438,3 +455,37 @@ def test_rules_that_keep_new_connections_out_are_taken_back_at_once(lab: Lab) ->
     assert "taken back" in str(caught.value)
     assert not lab.table()
     assert firewall.CONFIRM_S > 10
+
+
+class Told(LocalTransport):
+    """A host that notes the scripts it is asked to run, and may have no rights."""
+
+    def __init__(self, name: str, *, may: bool) -> None:
+        super().__init__(name)
+        self.may, self.asked = may, list[str]()
+
+    def run(self, argv: Sequence[str], **_: Any) -> Completed:
+        self.asked.append(argv[-1])
+        return Completed(0) if self.may else Completed(1, b"", b"sudo: a password is required")
+
+
+def test_no_rules_are_written_anywhere_where_one_host_cannot_have_them() -> None:
+    spec, hosts = spec_of(), [Told("a", may=True), Told("b", may=True), Told("c", may=False)]
+
+    class Three:
+        def each(self, names: Any, look: Any) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for host in hosts:
+                try:
+                    found[host.address] = look(Connected(spec.hosts[0], host, cast(Runtime, None)))
+                except RayclusterError as error:
+                    return {"c": error}
+            return found
+
+        def check(self) -> None:
+            raise AssertionError("something is about to be written")
+
+    work = Work(spec, cast(Fleet, Three()), Secret("t"), Secrets(), lambda _: None)
+    with pytest.raises(CommandError, match="a password is required"):
+        guarding.guard(work, [Guard("a", "rules", "")])
+    assert [host.asked for host in hosts] == [[firewall.can_script()]] * 3

@@ -20,9 +20,9 @@ SOURCE = Path(__file__).parents[2] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("accelerators", "accelerators.*"),
     ("limits",),
-    ("raycluster", "errors", "contracts", "events", "poll", "startup", "templates", "tested"),
+    ("raycluster", "errors", "contracts", "events", "last_words", "startup", "templates", "tested"),
     ("usernames",),
-    ("decode", "printable", "requirements", "clean_environment"),
+    ("decode", "poll", "printable", "requirements", "clean_environment"),
     ("console", "untrusted"),
     ("serve", "serve.*"),
     ("runtimes.native_place",),
@@ -155,7 +155,7 @@ SHARED = {
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
-    "runtimes.native_systemd",
+    *("runtimes.native_systemd", "last_words"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
     "serve.adding",
     *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),

@@ -15,6 +15,7 @@ from raycluster.bundle.redact import Redactor
 from raycluster.connect import Connected, Fleet
 from raycluster.errors import RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.inside import ours
 from raycluster.judge import Health
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -85,7 +86,7 @@ def _hosts(
             reachable.append(each)
 
     def gather(connected: Connected) -> Parts:
-        name = connected.host.name
+        name = ours(spec, connected).host.name
         listen(Event(name, "gathering"))
         parts = host.gather(connected, spec, limit)
         failed = f", {len(parts.problems)} could not be had" if parts.problems else ""

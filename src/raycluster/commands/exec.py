@@ -25,11 +25,11 @@ def exec_(node: Node, command: Command, spec: SpecOption = None) -> None:
     """Run a command inside a node. It sees the files, environment and user of what runs there."""
     opened = session.open_session(spec)
     from raycluster.errors import CommandError
-    from raycluster.inside import role_of
+    from raycluster.inside import ours, role_of
 
     host, role = role_of(opened.spec, node)
     with opened.fleet() as fleet:
-        shell = fleet.open(host).runtime.inside(role)
+        shell = ours(opened.spec, fleet.open(host)).runtime.inside(role)
         try:
             with session.ended(shell.stream(after_dashes(command))) as chunks:
                 for channel, chunk in chunks:

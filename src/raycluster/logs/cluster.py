@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raycluster.connect import Fleet
 from raycluster.errors import HostError, RayclusterError
+from raycluster.inside import ours
 from raycluster.logs.choose import Chosen, choose, ids, numbered, unknown
 from raycluster.logs.read import Source
 from raycluster.logs.sources import ProcessSource, ReplicaSource
@@ -46,7 +47,9 @@ def find(
     """
     chosen = choose(spec, words)
     state = observe(spec, fleet) if chosen.replicas else None
-    reached = fleet.reach({h.name: h for h, _ in chosen.processes}.values(), lambda c: c)
+    reached = fleet.reach(
+        {h.name: h for h, _ in chosen.processes}.values(), lambda c: ours(spec, c)
+    )
     problems = {name: r for name, r in reached.items() if isinstance(r, RayclusterError)}
     sources: list[Source] = [
         ProcessSource(one, role)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import docker
 import docker.errors
 
+from raycluster.accelerators.values import clean
 from raycluster.contracts import (
     Files,
     Found,
@@ -31,6 +32,7 @@ from raycluster.contracts import (
     Tell,
     Transport,
     Versions,
+    cluster_of,
 )
 from raycluster.decode import MOST, unread
 from raycluster.errors import AnswerError, HostError, ImageError, RecordError
@@ -54,6 +56,7 @@ from raycluster.runtimes.docker_options import (
     FOLDER,
     ONEOFF,
     OWNER,
+    PORTS,
     ROLE,
     VERSIONS,
     archive,
@@ -302,6 +305,20 @@ class DockerRuntime:
                     hint=f"if it is not needed: docker volume rm {volumes[0]}",
                 )
             return b""
+
+    def neighbours(self) -> Mapping[int, str]:
+        """Return which other clusters have containers here that run, by their ports."""
+        with self._edge.translated("reading the containers of other clusters"):
+            listed = self._looker.containers(filters={"label": CLUSTER})
+        found: dict[int, str] = {}
+        for each in listed:
+            marks = Told(each["Labels"])
+            cluster, owner = (clean(marks[name].text(), 80) for name in (CLUSTER, OWNER))
+            if cluster != self._cluster:
+                ports = read_json(marks[PORTS].text() or "[]", "Docker", self._host)
+                words = cluster_of(cluster, owner)
+                found |= {port: words for told in ports if (port := told.whole()) is not None}
+        return found
 
     def sockets(self) -> frozenset[int]:
         """Return the inodes of the containers' sockets, each asked inside of itself."""

@@ -39,7 +39,7 @@ echo "lowest $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start 2>/dev/null)"
 [ ! -e "/var/lib/systemd/linger/$(id -un)" ] || echo linger
 true
 """
-_DESKTOPS = re.compile(r"docker desktop|orbstack|rancher desktop|colima|lima", re.IGNORECASE)
+_DESKTOPS = re.compile(r"\b(?:docker desktop|orbstack|rancher desktop|colima)\b", re.IGNORECASE)
 _COPIES = {
     "vfs": "which copies a whole image for each of its layers: have several times its size free",
     "devicemapper": "which Docker has given up: change it to overlay2",
@@ -102,8 +102,8 @@ def _reasons(
     other = f"name the socket of another Docker ({EXAMPLE})"
     if found.podman:
         yield (
-            f"podman {found.podman} answers at {socket}, and is not supported: it does not start nodes "
-            "again as Docker does, and loses the cluster's volume with a container",
+            f"podman {found.podman} answers at {socket}, and is not supported: it does not start "
+            "nodes again as Docker does, and loses the cluster's volume with a container",
             f"install Docker's engine, {other}",
         )
     if found.system != "linux":
@@ -120,20 +120,20 @@ def _reasons(
     kernel = _one(told, "kernel")
     if _DESKTOPS.search(found.name) or (found.kernel and kernel and found.kernel != kernel):
         yield (
-            f"the Docker at {socket} ({found.name or found.version}) runs in a virtual machine: its "
-            "containers have that one's network, and not the host's",
+            f"the Docker at {socket} ({found.name or found.version}) runs in a virtual machine: "
+            "its containers have that one's network, and not the host's",
             f"install Docker's engine on the host itself, or {other}",
         )
     if missing := told.get("missing-under"):
         yield (
-            f"the Docker at {socket} belongs to another machine or container: its folder {found.root} is "
-            f"not here (there is only {missing[0]})",
+            f"the Docker at {socket} belongs to another machine or container: its folder "
+            f"{found.root} is not here (there is only {missing[0]})",
             f"give the address of that machine as `host`, or {other}",
         )
     if "userns" in found.security:
         yield (
-            f"the Docker at {socket} maps users (userns-remap), and then gives no container the host's "
-            "network",
+            f"the Docker at {socket} maps users (userns-remap), and then gives no container "
+            "the host's network",
             "take `userns-remap` out of /etc/docker/daemon.json and restart Docker",
         )
     if found.rootless:

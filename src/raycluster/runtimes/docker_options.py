@@ -25,9 +25,9 @@ from raycluster.contracts import (
 from raycluster.runtimes.docker_gpus import GpuOptions
 
 FOLDER = "/raycluster"
-CLUSTER, OWNER, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
+CLUSTER, OWNER, PORTS, ROLE, FINGERPRINT, VERSIONS, ONEOFF = (
     f"raycluster.{name}"
-    for name in ("cluster", "owner", "role", "fingerprint", "versions", "oneoff")
+    for name in ("cluster", "owner", "ports", "role", "fingerprint", "versions", "oneoff")
 )
 # What root in an image needs to use folders of other users and to drop to another user (nginx);
 # Ray and the engines need none. The other eight of Docker's defaults are gone.
@@ -54,6 +54,7 @@ def labels(cluster: str, owner: str, process: Process, versions: Versions) -> di
     return {
         CLUSTER: cluster,
         OWNER: owner,
+        PORTS: json.dumps(sorted(set(process.ports.values()))),
         ROLE: process.role,
         FINGERPRINT: process.fingerprint,
         VERSIONS: json.dumps({name: value for name, value in vars(versions).items() if value}),

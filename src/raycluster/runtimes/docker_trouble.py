@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from raycluster.accelerators.host import by_word
 from raycluster.runtimes.docker_socket import DEFAULT, EXAMPLE, NATIVE, Place
+from raycluster.usernames import wrong_user
 
 SECONDS = 30.0
 _TRY_S = 5  # seconds for one answer of the daemon
@@ -61,7 +62,6 @@ _REFUSED = re.compile(
     r"connect\b[^;]*(?:permission denied|not permitted)|permission denied while trying to connect",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"[^\s:/,'\"`$<>|;&(){}-][^\s:/,'\"`$<>|;&(){}]{0,255}")
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,20 @@ def seen(text: str) -> Seen:
     """Return what `LOOK` printed as values; what is not of the asked shape is left out."""
     told = by_word(text)
     first = {word: lines[0].strip() for word, lines in told.items()}
+    user, account = first.get("user", ""), _numbers(first.get("account", ""))
     owner = re.fullmatch(r"([0-9]+) ([0-7]{1,4}) ([^:]*):(.*)", first.get("owner", ""))
     tried, _, said = first.get("tried", "").partition(" ")
     units = [m for line in told.get("unit", ()) if (m := _UNIT.fullmatch(line.strip()))]
     return Seen(
-        user=user if _NAME.fullmatch(user := first.get("user", "")) else "",
+        user="" if wrong_user(user) or account is None else user,
         uid=first.get("uid", ""),
         facts=frozenset(told),
         groups=_numbers(first.get("groups", "")),
-        account=_numbers(first.get("account", "")),
+        account=account,
         gid=owner[1] if owner else "",
         mode=int(owner[2], 8) if owner else None,
-        owner=owner[3] if owner and _NAME.fullmatch(owner[3]) else "",
-        group=owner[4] if owner and _NAME.fullmatch(owner[4]) else "",
+        owner=owner[3] if owner and not wrong_user(owner[3]) else "",
+        group=owner[4] if owner and not wrong_user(owner[4]) else "",
         closed=first.get("closed", ""),
         units={m[1]: dict(p.partition("=")[::2] for p in m[2].split()) for m in units},
         selinux=first.get("selinux", ""),

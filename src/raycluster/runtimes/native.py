@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from raycluster.accelerators.choice import visible
+from raycluster.accelerators.values import clean
 from raycluster.contracts import (
     ROOT,
     Channel,
@@ -26,6 +27,7 @@ from raycluster.contracts import (
     Tell,
     Transport,
     Versions,
+    cluster_of,
     file_mode,
 )
 from raycluster.decode import MOST, unread
@@ -127,6 +129,7 @@ class NativeRuntime:
         launch = {
             "schema": SCHEMA,
             "owner": self._owner,
+            "ports": sorted(set(process.ports.values())),
             "argv": _argv(process, facts),
             "env": _env(process, facts, self._environment.programs(facts)),
             "cwd": root,
@@ -166,6 +169,17 @@ class NativeRuntime:
         if len(content) > MOST:
             raise unread(path, "it is too large", self._host)
         return content
+
+    def neighbours(self) -> Mapping[int, str]:
+        """Return which other clusters of this user have processes here, by their ports."""
+        found = self._remote.ask("neighbours")["found"]
+        told = [Told(each, "the native runtime") for each in found]
+        return {
+            port: cluster_of(clean(each["cluster"].text(), 80), clean(each["owner"].text(), 80))
+            for each in told
+            for number in each["ports"]
+            if (port := number.whole()) is not None
+        }
 
     def sockets(self) -> frozenset[int]:
         """Return the inodes of our processes' sockets."""

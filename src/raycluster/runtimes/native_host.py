@@ -334,7 +334,21 @@ def sockets(ask: dict[str, Any]) -> dict[str, Any]:
     return {"inodes": open_sockets(place(ask))}
 
 
-_ALL = (where, observe, launch, stop, describe, logs, read, remove, sockets)
+def neighbours(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell the ports of other clusters' processes that run here."""
+    ours, found = place(ask).root, []
+    for clusters in {home() / ".raycluster", ours.parent}:
+        for folder in clusters.glob("*/roles/*"):
+            root = folder.parent.parent
+            state = _role(folder) if root != ours else None
+            if state and state["health"] != "stopped":
+                with contextlib.suppress(*UNREAD):
+                    ports = json.loads((folder / "launch.json").read_text())["ports"]
+                    found.append({"cluster": root.name, "owner": _owner(folder), "ports": ports})
+    return {"found": found}
+
+
+_ALL = (where, observe, launch, stop, describe, logs, read, remove, sockets, neighbours)
 COMMANDS = {each.__name__: each for each in _ALL}
 
 

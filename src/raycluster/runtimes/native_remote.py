@@ -27,6 +27,7 @@ TELLS: Mapping[str, Mapping[str, type]] = {
     "remove": {"removed": list},
     "read": {},
     "sockets": {"inodes": list},
+    "neighbours": {"found": list},
 }
 """What each command of native_host.py tells at least, and of which kind."""
 

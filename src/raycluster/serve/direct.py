@@ -127,6 +127,11 @@ def _engines(server: re.Match[str], offset: int, address: str) -> list[Address]:
     return [(address, port), (host, port)] if here else [(host, port)]
 
 
+def _shown(host: str) -> str:
+    """Return a host as HAProxy takes it: of a bare IPv6 address it reads the end as a port."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def _divided(frontend: str, names: Sequence[str]) -> str:
     """Return the section that sends to replicas what replicas answer."""
     for name in names:
@@ -169,7 +174,7 @@ def _direct(
         if rest.rstrip().endswith("backup") or not engines:
             return line[0]
         (there, engine), *_ = engines
-        way = f"{there}:{engine} check addr {host} port {port}"
+        way = f"{_shown(there)}:{engine} check addr {_shown(host)} port {port}"
         return f"{begin}{name} {way}{rest} maxconn {ongoing}"
 
     head, _, rest = _SERVER.sub(moved, backend).partition("\n")

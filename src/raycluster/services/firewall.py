@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -17,9 +19,12 @@ from raycluster.spec import ClusterSpec, ResolvedHost
 ID_DIGITS = 12
 RULES_ID = rf"([0-9a-f]{{{ID_DIGITS}}})?"
 """What `read_script` prints: the digits, or nothing without rules."""
+_OWNER = "# owner: "
+"""Begins the line of the rules that tells whose they are, after which `read_script` prints it."""
 REMOVED = "removed"
 """The last word of `remove_script` where there were rules."""
 SSH = 22
+MOST_OWNER = 30000
 CONFIRM_S = 30
 """Seconds after which a host takes rules back by itself that nobody confirmed."""
 
@@ -89,6 +94,19 @@ def exemptions(cluster: str, around: Around) -> str:
         for name, ports in sets.items()
         if ports
     )
+
+
+def owned(owner: str) -> str:
+    """Return the line that follows the rules of a host: whose they are."""
+    return f"{_OWNER}{json.dumps(owner)}\n"
+
+
+def owner_in(said: str) -> str:
+    """Return the owner in what `read_script` printed after the digits, "" where there is none."""
+    with suppress(ValueError):
+        owner = json.loads(said[:MOST_OWNER])
+        return owner if isinstance(owner, str) else ""
+    return ""
 
 
 def wanted(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[str, str]:
@@ -166,9 +184,12 @@ def read_script(cluster: str) -> str:
     """
     file, name = _file(cluster), table(cluster)
     script = f"""{_boot(cluster)}
+owner=$(sed -n 's/^{_OWNER}//p' {file} | head -c {MOST_OWNER})
 id=$(nft list table inet {name} 2>/dev/null | sed -n 's/^.*chain id_\\([0-9a-f]*\\) .*$/\\1/p')
-[ -n "$id" ] && grep -q "chain id_$id " {file} || exit 0
-[ -n "$boot" ] && [ ! -e "$boot" ] || echo $id"""
+[ -n "$id" ] && grep -q "chain id_$id " {file} || id=
+[ -n "$boot" ] && [ ! -e "$boot" ] && id=
+printf '%s\\n' "$id" "$owner"
+"""
     return _as_root(script, when=f"[ -e {file} ] || exit 0; ")
 
 

@@ -388,8 +388,10 @@ class SshTransport:
 
     def _refused(self, address: Address, error: Exception) -> HostError:
         forbidden, what, hint = self._why_refused(address, error)
-        kind = ForwardRefusedError if forbidden else HostError
-        return kind(f"cannot connect to {_place(address)}: {what}", where=self._name, hint=hint)
+        what = f"cannot connect to {_place(address)}: {what}"
+        if forbidden:
+            return ForwardRefusedError(what, where=self._name, hint=hint)
+        return HostError(what, where=self._name, hint=hint)
 
     def _why_refused(self, address: Address, error: Exception) -> tuple[bool, str, str]:
         """Return whether sshd itself forbids it, what is wrong, and the next step."""

@@ -45,6 +45,11 @@ GROUP = "owner 999 660 root:docker\n"
         ),
         (
             f"{SOCKET}owner 990 660 root:domain users\n",
+            "it is for group domain users",
+            "`sudo usermod -aG 'domain users' jane`",
+        ),
+        (
+            f"{SOCKET}owner 990 660 root:$(reboot)\n",
             "may not use Docker",
             "look at the socket's group",
         ),
@@ -89,7 +94,7 @@ def test_the_reason_and_the_next_step(text: str, what: str, hint: str) -> None:
         ("jane", False, "sudo gpasswd -a jane docker`"),
         ("ACME\\jane", False, "sudo gpasswd -a 'ACME\\jane' docker`"),
         ("jane@acme.org", False, "sudo gpasswd -a jane@acme.org docker`"),
-        ("Welcome to gpu-1", True, "sudo usermod -aG docker USER`"),
+        ("ACME\\Jane Doe", False, "sudo gpasswd -a 'ACME\\Jane Doe' docker`"),
         ("$(reboot)", True, "sudo usermod -aG docker USER`"),
         ("-x", True, "sudo usermod -aG docker USER`"),
         ("", True, "sudo usermod -aG docker USER`"),
@@ -102,6 +107,14 @@ def test_a_users_name_is_one_word_of_a_command_or_left_open(
     found = explain(seen(text if local else text.replace("local\n", "")), Place(DEFAULT))
     assert found
     assert hint in found[1]
+
+
+def test_a_word_that_is_no_account_of_the_host_is_no_name() -> None:
+    text = (SOCKET + GROUP).replace("user jane", "user Welcome").replace("account 1000 27\n", "")
+    found = explain(seen(text), Place(DEFAULT))
+    assert found
+    assert found[0].startswith("the login user may not use Docker")
+    assert "usermod -aG docker USER`" in found[1]
 
 
 def test_what_names_the_socket_and_what_is_there_besides_are_said() -> None:

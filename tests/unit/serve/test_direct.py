@@ -124,3 +124,10 @@ def test_where_nobody_listens() -> None:
         bound.bind(("127.0.0.1", 0))
         open_, closed = there.getsockname(), bound.getsockname()
         assert refusing([open_, closed]) == {closed}
+
+
+def test_ipv6_addresses_are_in_brackets() -> None:
+    config = "backend http-a\n    server R ::1:30000 check\n    server S fd00::2:30001 check\n"
+    lines = straight(config, {"a": [256, 1024]}, 333, address="fd00::1").splitlines()
+    assert "    server R [fd00::1]:30333 check addr [::1] port 30000 maxconn 256" in lines
+    assert "    server S [fd00::2]:30334 check addr [fd00::2] port 30001 maxconn 256" in lines

@@ -44,6 +44,22 @@ def test_root_cause_of_recorded_status_messages(recorded: str, cause: str) -> No
             "Failed to update the deployments ['Model'].",
             "Failed to update the deployments ['Model'].",
         ),
+        ("2026-11-30 06:45:42,123\tINFO a.py:1 -- \x1b[36mWelcome\x1b[39m\n", ""),
+        ("\x1b[37mINFO\x1b[39m ready", ""),
+        (
+            "sh: 1: ray: not found\n2026-11-30 06:45:42,123\tINFO a.py:1 -- on",
+            "sh: 1: ray: not found",
+        ),
+        ("\x1b[31mno such file\x1b[0m", "no such file"),
+        (
+            "[2026-11-30 06:45:42,123 E 1 2] (gcs) no port\n[2026-11-30 06:45:42,9 I 1 2] on",
+            "[2026-11-30 06:45:42,123 E 1 2] (gcs) no port",
+        ),
+        (
+            'time=2026 level=ERROR msg="bad"\ntime=2026 level=INFO msg=on',
+            'time=2026 level=ERROR msg="bad"',
+        ),
+        ("ERROR:    [Errno 98] in use\nINFO:     on", "ERROR:    [Errno 98] in use"),
     ],
 )
 def test_root_cause(message: str, cause: str) -> None:
