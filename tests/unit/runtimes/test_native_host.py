@@ -41,13 +41,13 @@ cat > "$TABLE"
 SLEEPER = Process("sleeper", ("sleep", "1000"))
 
 
-@pytest.mark.parametrize("module", [*MODULES, "supervisor"])
+@pytest.mark.parametrize("module", [*MODULES, "last_words", "runtimes.supervisor"])
 def test_what_travels_is_python_3_8_and_needs_nothing(module: str) -> None:
     tree = ast.parse(source(module), feature_version=(3, 8))
     named = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
     begun = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names = {each.name for node in named for each in node.names} | {n.module or "" for n in begun}
-    ours = {f"raycluster.runtimes.{each}" for each in MODULES}
+    ours = {f"raycluster.{each}" for each in (*MODULES, "last_words")}
     assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} <= ours
 
 
