@@ -31,10 +31,11 @@ from raycluster.plan import (
 )
 from raycluster.registry_api import Answer, ask_for
 from raycluster.services.ray_node import HEAD, RAY_ROLES
-from raycluster.services.wiring import Wiring
+from raycluster.services.wiring import Secrets, Wiring
 from raycluster.sizing.memory import in_gib
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.survey import disk_of
+from raycluster.up import preview
 
 CLOCK_S = 5.0
 DISK_BYTES = 20 << 30
@@ -62,8 +63,10 @@ def check_hosts(
     facts: dict[str, Facts] = {}
 
     def look(connected: Connected) -> tuple[Finding, ...]:
-        facts[connected.host.name] = facts_of(connected)
-        return tuple(_look(spec, connected, facts[connected.host.name], addresses))
+        began = time.time()
+        seen = facts[connected.host.name] = facts_of(connected)
+        clock = _clock(connected.host, seen, began, time.time())
+        return (*_look(spec, connected, seen, addresses), clock)
 
     looked = fleet.each(addresses, look)
     for host in spec.hosts:
@@ -81,6 +84,15 @@ def check_hosts(
     findings += _images(spec, fleet, addresses, login)
     findings += _folders(spec, fleet, addresses)
     return (*findings, *(whole or _gpus(spec, facts)))
+
+
+def check_plan(spec: ClusterSpec, fleet: Fleet, secrets: Secrets) -> tuple[Finding, ...]:
+    """Return what `up` would refuse by its plan, on hosts that are in order by themselves."""
+    try:
+        _, forecast = preview(spec, fleet, secrets)
+    except RayclusterError as error:
+        return (Finding(error.where or "cluster", "plan", False, error.what, error.hint),)
+    return tuple(Finding(p.where, "plan", False, p.what, p.hint) for p in forecast.problems)
 
 
 def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
@@ -110,7 +122,6 @@ def _look(
     yield _disk(host, facts)
     if usable.passed and host.makes_environment:
         yield from _environment(connected, starts)
-    yield _clock(host, facts)
     yield from _neighbours(spec, connected, addresses)
 
 
@@ -239,8 +250,9 @@ def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]
     )
 
 
-def _clock(host: ResolvedHost, facts: Facts) -> Finding:
-    apart = abs(facts.epoch - time.time())
+def _clock(host: ResolvedHost, facts: Facts, began: float, ended: float) -> Finding:
+    """Compare the host's clock with this machine's, which told these times around the question."""
+    apart = max(0.0, began - facts.epoch, facts.epoch - ended)
     return Finding(
         host.name,
         "clock",

@@ -26,6 +26,7 @@ def check_folders(spec: ClusterSpec, fleet: Fleet, names: Collection[str]) -> No
         return
     mark = f".raycluster-{secrets.token_hex(8)}-"
     number = {host.name: f"{mark}{n}." for n, host in enumerate(hosts)}
+    folder = {host.name: host.folder for host in hosts}
 
     def ask(connected: Connected, script: str, file: str) -> str:
         argv = ("sh", "-c", script, "sh", connected.host.folder, file)
@@ -41,14 +42,8 @@ def check_folders(spec: ClusterSpec, fleet: Fleet, names: Collection[str]) -> No
         lines = [] if isinstance(told, RayclusterError) else told.splitlines()
         for other in (each for each in number if each != name and number[each] in lines):
             raise HostError(
-                f"its folder {spec_folder(spec, name)} is that of {other} too, and each needs one "
-                "of its own",
+                f"its folder {folder[name]} is that of {other} too, and each needs one of its own",
                 where=name,
                 hint="where the home folder is on the network, set `folder` in [runtime] to one "
                 "on a disk of each host's own",
             )
-
-
-def spec_folder(spec: ClusterSpec, name: str) -> str:
-    """Return a host's folder as the spec has it."""
-    return next(host.folder for host in spec.hosts if host.name == name)

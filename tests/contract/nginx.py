@@ -16,6 +16,7 @@ from raycluster.contracts import ROOT, Process, Secret
 from raycluster.services.gateway import gateway
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
+from tests.contract.sshd import free_port
 
 ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
 KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}
@@ -26,13 +27,6 @@ BOTH = Secrets(api_keys={"alice": Secret(ALICE), "bob": Secret(BOB)})
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def spec_of(port: int, api: int, **gate: Any) -> ClusterSpec:

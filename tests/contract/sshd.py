@@ -31,8 +31,14 @@ def wait_for(met: Callable[[], bool], what: str, seconds: float = SECONDS) -> No
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many ports of 127.0.0.1 that nothing listens on, each another one."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:

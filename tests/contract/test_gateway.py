@@ -31,14 +31,13 @@ from tests.contract.nginx import (
     KEYS,
     PATH,
     bearer,
-    free_port,
     lay,
     process_of,
     running,
     served,
     spec_of,
 )
-from tests.contract.sshd import wait_for
+from tests.contract.sshd import free_port, free_ports, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx", path=PATH), reason="needs nginx")
 
@@ -322,7 +321,7 @@ def test_where_this_nodes_ingress_is_gone_another_answers(root: Path, api: int) 
     """Two addresses of one machine stand for two nodes; nothing listens on this node's."""
     folder = root / "other"
     folder.mkdir()
-    ports = {"gateway": free_port(), "api": free_port()}
+    ports = dict(zip(("gateway", "api"), free_ports(2), strict=True))
     workers = [{"host": "w", "name": "w"}]
     spec = ClusterSpec.model_validate(
         {
@@ -483,8 +482,8 @@ def test_no_log_has_what_a_client_sent_beside_the_path(root: Path, api: int) -> 
     folder = root / "logs"
     folder.mkdir()
     hidden = {"Host": "hidden", "Referer": "http://hidden", "X-A": "hidden", "User-Agent": "hidden"}
-    port = free_port()
-    spec = spec_of(port, free_port(), **KEYS, rate_limit=1, max_body="1k", max_connections=1)
+    port, api = free_ports(2)
+    spec = spec_of(port, api, **KEYS, rate_limit=1, max_body="1k", max_connections=1)
     with served(folder, process_of(spec), {}, port) as client, ExitStack() as held:
         for headers in ({**bearer(ALICE), **hidden}, {**bearer("hidden"), **hidden}):
             for path in ("/v1/x", "/health", "/nowhere"):

@@ -25,7 +25,7 @@ from raycluster.spec import ClusterSpec
 from raycluster.transports.http import http_client
 from raycluster.up import up
 from raycluster.work import Work
-from tests.contract.sshd import SSHD, Login, Sshd, free_port
+from tests.contract.sshd import SSHD, Login, Sshd, free_port, free_ports
 
 if SSHD is None or os.geteuid() != 0:
     pytest.skip("needs OpenSSH's server, and root for mounts of its own", allow_module_level=True)
@@ -46,7 +46,7 @@ class Host:
         document: Mapping[str, Any] = {
             "cluster": {"name": "needs"},
             "runtime": {"kind": "native", "python": sys.executable, "start_on_boot": False},
-            "ports": {name: free_port() for name in names},
+            "ports": dict(zip(names, free_ports(len(names)), strict=True)),
             "head": {
                 "host": "127.0.0.1",
                 "gpus": 0,

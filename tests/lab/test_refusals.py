@@ -174,7 +174,9 @@ def test_a_user_who_may_not_use_docker(bench: Bench) -> None:
 def test_an_image_that_is_not_there(bench: Bench) -> None:
     image = 'runtime = { image = "nobody/has-this:1" }'
     spec = bench.spec(bench.lab.docker_hosts[:2], ("gpus = 0", f"gpus = 0\n{image}"))
-    bench.refuses(spec, "^docker-2: image nobody/has-this:1 is needed and is not there", "docker load")
+    bench.refuses(
+        spec, "^docker-2: image nobody/has-this:1 is needed and is not there", "docker load"
+    )
 
 
 def test_an_image_without_ray(bench: Bench) -> None:
