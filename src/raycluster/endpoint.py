@@ -71,7 +71,7 @@ def route(host: ResolvedHost) -> Route:
 
     if host.transport != "ssh":
         return Route(host.name)
-    from raycluster.transports.ssh import command_line
+    from raycluster.transports.ssh_command import command_line
 
     options = ssh_options(host)
     asker = Asker()

@@ -28,7 +28,8 @@ from raycluster.errors import (
     UnjudgedKeyError,
     UnreachableError,
 )
-from raycluster.transports.ssh import SshOptions, SshTransport, command_line, open_ssh, pinned_key
+from raycluster.transports.ssh import SshOptions, SshTransport, open_ssh, pinned_key
+from raycluster.transports.ssh_command import command_line
 from raycluster.transports.ssh_system import open_system
 from tests.contract.ssh_agent import FakeAgent, HeldKey, TokenKey, fake_agent
 from tests.contract.sshd import SSHD, Sshd, free_port, make_key, slow_line, wait_for

@@ -490,5 +490,5 @@ def is_alive(pid: int) -> bool:
     state = Path(f"/proc/{pid}/stat")
     try:
         return state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

@@ -24,7 +24,8 @@ def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
     from raycluster.connect import ssh_options
     from raycluster.errors import UsageError
     from raycluster.inside import named_host
-    from raycluster.transports.ssh import command_line, pinned_key
+    from raycluster.transports.ssh import pinned_key
+    from raycluster.transports.ssh_command import command_line
 
     host = named_host(opened.spec, node)
     if host.transport != "ssh":

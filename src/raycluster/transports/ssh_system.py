@@ -13,8 +13,9 @@ import subprocess
 from dataclasses import dataclass
 
 from raycluster.errors import HostError, HostKeyError, UnreachableError
-from raycluster.transports.ssh import SshTransport, command_line
+from raycluster.transports.ssh import SshTransport
 from raycluster.transports.ssh_askpass import Askpass
+from raycluster.transports.ssh_command import command_line
 from raycluster.transports.ssh_connect import Pulse, ip_address
 from raycluster.transports.ssh_hostkeys import checked
 from raycluster.transports.ssh_login import Ask

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycluster.errors import SpecError, UsageError
-from raycluster.transports.ssh import command_line
+from raycluster.transports.ssh_command import command_line
 from raycluster.transports.ssh_config import read_config
 from raycluster.transports.ssh_options import SshOptions, jump_hops
 from raycluster.transports.ssh_target import resolve
