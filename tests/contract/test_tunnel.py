@@ -426,7 +426,7 @@ def test_without_a_silent_login_of_the_systems_ssh_the_transport_forwards(
 
 
 def runs_ssh(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ssh\0")
     return False
 
