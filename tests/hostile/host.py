@@ -221,7 +221,7 @@ class FakeStream:
 
     def __init__(self, host: str, place: str, answers: Answers) -> None:
         self._host, self._place, self._answers = host, place, answers
-        self._asked, self._said = b"", b""
+        self._asked, self._said = b"", memoryview(b"")
         self._hijacked = False
         self._open = True
 
@@ -238,13 +238,12 @@ class FakeStream:
             told = self._answers.to(self._host, "connect", [self._place, text])
             said = bytes_of(told["said"]) if told and "said" in told else NOT_FOUND
             self._hijacked = said.startswith(b"HTTP/1.1 101")
-            self._said += self._answers.spoil(said)
-            if self._said.endswith(SILENT):
-                self._said = self._said.removesuffix(SILENT)
-                self._open = False
+            answer = bytes(self._said) + self._answers.spoil(said)
+            self._open = self._open and not answer.endswith(SILENT)
+            self._said = memoryview(answer.removesuffix(SILENT))
         if not self._said and not self._open:
             raise TimeoutError("timed out")
-        data, self._said = self._said[:size], self._said[size:]
+        data, self._said = bytes(self._said[:size]), self._said[size:]
         return data
 
     def settimeout(self, seconds: float | None, /) -> None:

@@ -376,13 +376,13 @@ def test_roots_crontab_loses_the_line_of_earlier_releases_and_no_other(lab: Lab)
     lab.host.sh("mkdir /run/bin; cat >/run/bin/crontab; chmod +x /run/bin/crontab", CRONTAB)
     lab.host.sh("cat >/run/crontab; touch /run/refuses", lines)
     path = f"/run/bin:{os.environ['PATH']}"
-    for script in (confirm_script(CLUSTER, "t"), remove_script(CLUSTER)):
-        lab.host.sh(try_script(CLUSTER, "t"), rules())
+    for tag, script in (("a", confirm_script(CLUSTER, "a")), ("b", remove_script(CLUSTER))):
+        lab.host.sh(try_script(CLUSTER, tag), rules())
         lab.host.sh(script, PATH=path)
         assert lab.host.sh("cat /run/crontab") == lines.strip()
     lab.host.sh("rm /run/refuses")
-    lab.host.sh(try_script(CLUSTER, "t"), rules())
-    lab.host.sh(confirm_script(CLUSTER, "t"), PATH=path)
+    lab.host.sh(try_script(CLUSTER, "c"), rules())  # what watched the others may still be there
+    lab.host.sh(confirm_script(CLUSTER, "c"), PATH=path)
     assert lab.host.sh("cat /run/crontab") == "0 1 * * * backup"
 
 
