@@ -12,11 +12,13 @@ def check(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False
     """Check the spec and every host; change nothing. Exit code 3: something is wrong."""
     opened = session.open_session(spec, named)
     secrets = opened.secrets()
-    from raycluster.checks import check_hosts
+    from raycluster.checks import check_hosts, check_plan
     from raycluster.report import checks_json, checks_view
 
     with opened.fleet() as fleet:
         findings = check_hosts(opened.spec, fleet, secrets.registry)
+        if all(finding.passed for finding in findings):
+            findings += check_plan(opened.spec, fleet, secrets)
     if as_json:
         session.print_json(checks_json(opened.spec, findings))
     else:
