@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open, Replay
 from raycluster.bench.server import Look, Server, summarize
 from raycluster.bench.summary import Summary
+from raycluster.contracts import Channel, Completed
 from raycluster.errors import HostError, RayclusterError, UsageError
 from raycluster.from_head import FromHead
 from raycluster.openai_wire.mock import Call, MockServer, Script
@@ -209,13 +211,26 @@ def test_a_client_that_gets_too_little_of_a_processor_is_called_invalid(tmp_path
     assert any("client-bound" in reason for reason in level["verdict"]["reasons"])
 
 
+class Box(LocalTransport):
+    """A shell with variables of its own, as that of a node is."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__("box")
+        self.env = {"RAYCLUSTER_ROOT": str(root)}
+
+    def run(self, argv: Sequence[str], **more: Any) -> Completed:
+        return super().run(argv, **{**more, "env": self.env})
+
+    def stream(self, argv: Sequence[str], **more: Any) -> Iterator[tuple[Channel, bytes]]:
+        return super().stream(argv, **{**more, "env": self.env})
+
+
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalTransport:
-    """A shell in a box of its own, as that of a node is: a root, and a `python` that has httpx."""
+    """A box with a root, and a `python` that has httpx."""
     (tmp_path / "root").mkdir()
-    monkeypatch.setenv("RAYCLUSTER_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
-    return LocalTransport("box")
+    return Box(tmp_path / "root")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -65,7 +65,7 @@ def waiting(cluster: Cluster) -> int:
     """Return how many requests HAProxy says that wait for the model."""
     [path] = re.findall(r"stats socket (\S+)", config(cluster))
     with socket.socket(socket.AF_UNIX) as asked:
-        asked.connect(path)
+        asked.connect(str(cluster.folder / path.removeprefix("unix@")))
         asked.sendall(b"show stat\n")
         text = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
     rows = csv.DictReader(text.removeprefix("# ").splitlines())
