@@ -18,8 +18,8 @@ from raycluster.errors import (
 from raycluster.events import Event
 from raycluster.guard import guard
 from raycluster.images import bring_images
-from raycluster.last_words import last_words
 from raycluster.leave import leave, make_way
+from raycluster.liveness import EARLY_S, no_start, raise_if_dead
 from raycluster.members import Former
 from raycluster.observe import facts_of, observe, push_live, read_gpus, read_listening
 from raycluster.payload import code_files, secret_files
@@ -46,14 +46,9 @@ from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER, with
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
 from raycluster.state import ClusterState
-from raycluster.untrusted import end_of
 from raycluster.versions import check_versions, doubtful_engines
 from raycluster.work import Work, record, recorded
 
-EARLY_S = 20
-"""A node that ends within so many seconds will not do better; later ones are started again."""
-WORDS = 256 * 1024
-"""Bytes of a process's last lines in which the cause of its end is looked for."""
 FORWARD_TRIES = 10
 """So often a port at which the host listens may not be reached through the connection to it."""
 SERVICE_S = 60
@@ -299,12 +294,12 @@ def wait_for_service(connected: Connected, process: Process) -> None:
     """Wait until the process listens on all its ports. Raises HostError with its last words."""
 
     def listens() -> bool | None:
-        _raise_if_dead(connected, process.role)
+        raise_if_dead(connected, process.role)
         listening = read_listening(connected.transport)
         return True if listening.issuperset(process.ports.values()) else None
 
     if wait_for(listens, timeout=SERVICE_S) is None:
-        raise _no_start(connected, process.role, f"the {process.role} does not listen")
+        raise no_start(connected, process.role, f"the {process.role} does not listen")
 
 
 def _reload(work: Work, reloads: list[Reload]) -> None:
@@ -359,7 +354,7 @@ def wait_for_head(work: Work) -> None:
             connected.transport.connect(("127.0.0.1", work.spec.ports.gcs), timeout=5).close()
         except HostError as error:
             raise_lasting(error)
-            _raise_if_dead(connected, HEAD)
+            raise_if_dead(connected, HEAD)
             listened += work.spec.ports.gcs in read_listening(connected.transport)
             if listened > FORWARD_TRIES:  # it is there, and the way to it is not
                 raise
@@ -367,7 +362,7 @@ def wait_for_head(work: Work) -> None:
         return True
 
     if wait_for(answers, timeout=work.spec.cluster.node_timeout) is None:
-        raise _no_start(connected, HEAD, "Ray's control store did not come up")
+        raise no_start(connected, HEAD, "Ray's control store did not come up")
 
 
 def former_nodes(work: Work, state: ClusterState, starts: Iterable[Start]) -> frozenset[str]:
@@ -398,7 +393,7 @@ def wait_for_nodes(
                 work.listen(Event(host.name, "has joined", "done"))
         now = time.monotonic()
         for name in pending if now < early else ():
-            _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
+            raise_if_dead(work.fleet[name], work.fleet[name].host.role)
         for name in pending:
             raise_lasting(state.hosts[name].problem)
             runs = state.hosts[name].problem or state.runs(work.fleet[name].host)
@@ -406,35 +401,12 @@ def wait_for_nodes(
             if runs:
                 del down[name]
             elif now - since > EARLY_S:  # whoever starts it again has tried by then
-                _raise_if_dead(work.fleet[name], work.fleet[name].host.role)
+                raise_if_dead(work.fleet[name], work.fleet[name].host.role)
         return None if pending else True
 
     if wait_for(joined, timeout=work.spec.cluster.node_timeout) is None:
         late = work.fleet[sorted(pending)[0]]
-        raise _no_start(late, late.host.role, "did not join the cluster")
-
-
-def _raise_if_dead(connected: Connected, role: str) -> None:
-    """Raise where the process ended instead of starting: waiting longer would not help."""
-    found = next((f for f in connected.runtime.observe() if f.role == role), None)
-    if found is None or found.health != "running":
-        raise _no_start(connected, role, f"the {role} does not stay up")
-
-
-def _no_start(connected: Connected, role: str, what: str) -> HostError:
-    from raycluster.serve.rootcause import last_exception
-
-    try:
-        lines = end_of(connected.runtime.logs(role, follow=False, tail=60, since=None), WORDS)
-        said = lines.decode("utf-8", "replace")
-        cause = last_exception(said) or last_words(said)
-    except RayclusterError as error:
-        cause = str(error)
-    return HostError(
-        f"{what}: {cause}" if cause else what,
-        where=connected.host.name,
-        hint=f"raycluster logs {connected.host.name}{'' if role in RAY_ROLES else f'/{role}'}",
-    )
+        raise no_start(late, late.host.role, "did not join the cluster")
 
 
 def _take_off(work: Work, removes: Collection[Remove]) -> None:

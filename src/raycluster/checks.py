@@ -13,10 +13,11 @@ from raycluster.apply import check_facts
 from raycluster.connect import Connected, Fleet
 from raycluster.contracts import Facts, Outlook, Process, RegistryLogin, Secret
 from raycluster.dashboard import taken
-from raycluster.errors import ConnectionLostError, HostError, RayclusterError
+from raycluster.errors import HostError, RayclusterError
 from raycluster.folders import check_folders
 from raycluster.forecast.downloads import LOAD, in_gb, missing_image
-from raycluster.needs import Tried, at_boot, reaches, tried
+from raycluster.needs import Tried, at_boot, tried
+from raycluster.neighbours import try_neighbours
 from raycluster.observe import facts_of, machine
 from raycluster.plan import (
     Start,
@@ -69,6 +70,7 @@ def check_hosts(
         return (*_look(spec, connected, seen, addresses), clock)
 
     looked = fleet.each(addresses, look)
+    ways = try_neighbours(spec, fleet, addresses)
     for host in spec.hosts:
         result = reached[host.name]
         if isinstance(result, RayclusterError):
@@ -80,6 +82,7 @@ def check_hosts(
             findings.append(Finding(host.name, "host", False, seen.what, seen.hint))
         else:
             findings += seen
+        findings += [_finding(host, found) for found in ways[host.name]]
     whole = _whole(spec, fleet, addresses)
     findings += _images(spec, fleet, addresses, login)
     findings += _folders(spec, fleet, addresses)
@@ -92,7 +95,8 @@ def check_plan(spec: ClusterSpec, fleet: Fleet, secrets: Secrets) -> tuple[Findi
         _, forecast = preview(spec, fleet, secrets)
     except RayclusterError as error:
         return (Finding(error.where or "cluster", "plan", False, error.what, error.hint),)
-    return tuple(Finding(p.where, "plan", False, p.what, p.hint) for p in forecast.problems)
+    every = (*forecast.problems, *(w for w in forecast.warnings if w.certain))
+    return tuple(Finding(each.where, "plan", False, each.what, each.hint) for each in every)
 
 
 def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
@@ -108,9 +112,11 @@ def _look(
 ) -> Iterator[Finding]:
     host = connected.host
     processes = _processes(spec, host, addresses)
-    usable = _runtime(spec, connected, processes)
+    found = tried(spec, connected)
+    stored = not any(each.failed and each.subject == "storage" for each in found)
+    usable = _runtime(spec, connected, processes if stored else ())
     yield usable
-    yield from (_finding(host, found) for found in tried(spec, connected))
+    yield from (_finding(host, each) for each in found)
     running = _running(connected)
     starts = [
         Start(host.name, process, "", replaces=process.role in running) for process in processes
@@ -122,7 +128,6 @@ def _look(
     yield _disk(host, facts)
     if usable.passed and host.makes_environment:
         yield from _environment(connected, starts)
-    yield from _neighbours(spec, connected, addresses)
 
 
 def _processes(
@@ -260,23 +265,6 @@ def _clock(host: ResolvedHost, facts: Facts, began: float, ended: float) -> Find
         f"{apart:.1f} s from this machine's",
         "keep the host's clock with NTP: logs and metrics are misleading otherwise",
     )
-
-
-def _neighbours(
-    spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
-) -> Iterator[Finding]:
-    """Try from this host to reach the others."""
-    for other in spec.hosts:
-        if other.name == connected.host.name or other.name not in addresses:
-            continue
-        try:
-            found = reaches(connected, other.name, addresses[other.name], spec.ports.gcs)
-        except ConnectionLostError:
-            raise
-        except HostError as error:
-            yield Finding(connected.host.name, "network", False, error.what, error.hint)
-        else:
-            yield _finding(connected.host, found)
 
 
 def _finding(host: ResolvedHost, found: Tried) -> Finding:

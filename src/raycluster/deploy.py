@@ -15,6 +15,7 @@ from raycluster.dashboard import dashboard
 from raycluster.environments import make_environments
 from raycluster.errors import AppError, HostError, RayclusterError
 from raycluster.events import Event, Listener
+from raycluster.liveness import watched
 from raycluster.observe import push_files, read_limits
 from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
 from raycluster.plan import Deploy, check_gpus, plan_app, still_serving
@@ -27,6 +28,7 @@ from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import DRAIN_S, ENGINE_HEADER, ENGINE_PATH, WAITING_ROUTE
 from raycluster.services.app import app
+from raycluster.services.ray_node import HEAD
 from raycluster.spec import Model
 from raycluster.state import App, ClusterState
 from raycluster.transports.http import http_client
@@ -110,18 +112,23 @@ def deploy(work: Work, action: Deploy, state: ClusterState, *, verify: bool = Fa
         work.listen(Event("app", cost, "note"))
     transport = work.fleet[work.head.name].transport
     with _api(work) as api, http_client(transport, work.spec.ports.api, timeout=5) as http:
-        cluster = Reached(api, http, lambda files: _write(work, state, files), work.listen)
+        alive = watched(work.fleet[work.head.name], HEAD)
+        cluster = Reached(api, http, lambda files: _write(work, state, files), work.listen, alive)
         roll_out(cluster, action, work.spec.cluster.app_timeout)
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a rollout works with: Ray's API, Serve's HTTP port, the nodes' files, a listener."""
+    """What a rollout works with: Ray's API, Serve's HTTP port, the nodes' files, a listener.
+
+    `alive` raises HostError where the head is away for good.
+    """
 
     api: RayApi
     http: httpx.Client
     write: Callable[[Mapping[str, bytes]], None]
     listen: Listener
+    alive: Callable[[], None] = lambda: None
 
 
 def roll_out(cluster: Reached, action: Deploy, timeout: float) -> None:
@@ -134,9 +141,9 @@ def roll_out(cluster: Reached, action: Deploy, timeout: float) -> None:
     for before, step in zip((action.rollout.before, *steps), steps, strict=False):
         # Between two steps HAProxy knows the ways of both; it reads them whenever replicas change.
         cluster.write(haproxy_file(*((before, step) if len(steps) > 1 else (step,))))
-        _when_ready(cluster.api, step)
+        _when_ready(cluster.api, step, cluster.alive)
         names = {a["name"] for a in step["applications"]}
-        _wait_until_running(cluster.api, names, cluster.listen, limit)
+        _wait_until_running(cluster.api, names, cluster.listen, limit, alive=cluster.alive)
         if any(a["route_prefix"] == WAITING_ROUTE for a in step["applications"]):
             _wait_for_router(cluster.http)
     cluster.write(haproxy_file(steps[-1]))
@@ -185,15 +192,17 @@ def recover(work: Work, state: ClusterState) -> None:
     apps = state.apps or ()
     if apps and not all(_runs(a, lost) for a in apps):
         names = {a.name for a in apps}
+        alive = watched(work.fleet[work.head.name], HEAD)
+        limit = work.spec.cluster.app_timeout
         with _api(work) as api:
-            _wait_until_running(api, names, work.listen, work.spec.cluster.app_timeout, lost)
+            _wait_until_running(api, names, work.listen, limit, lost=lost, alive=alive)
 
 
 def _runs(app_: App, lost: frozenset[str]) -> bool:
     return app_.running and lost.isdisjoint(r.node_id for r in app_.replicas)
 
 
-def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
+def _when_ready(api: RayApi, body: Mapping[str, Any], alive: Callable[[], None]) -> None:
     """Deploy as soon as the dashboard answers: on a new head that is after its control store."""
 
     def answers() -> bool | None:
@@ -201,6 +210,7 @@ def _when_ready(api: RayApi, body: Mapping[str, Any]) -> None:
             api.apps()
         except HostError as error:
             raise_lasting(error)
+            alive()
             return None
         return True
 
@@ -214,7 +224,9 @@ def _wait_until_running(
     names: set[str],
     listen: Listener,
     timeout: float,
+    *,
     lost: frozenset[str] = frozenset(),
+    alive: Callable[[], None] = lambda: None,
 ) -> None:
     """Wait until Serve runs these applications; raise AppError with the root cause if one fails.
 
@@ -227,6 +239,7 @@ def _wait_until_running(
             apps = {a.name: a for a in api.apps() if a.name in names}
         except HostError as error:
             raise_lasting(error)
+            alive()
             return None  # a busy dashboard answers the next time
         for app_ in apps.values():
             if app_.failed:

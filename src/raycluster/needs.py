@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from raycluster.accelerators.host import by_word
 from raycluster.accelerators.values import clean, whole
 from raycluster.connect import Connected, all_or_raise
-from raycluster.contracts import Outlook
+from raycluster.contracts import Outlook, Process
 from raycluster.errors import ForwardRefusedError, HostError
 from raycluster.guard import check_firewall
 from raycluster.lock import TMP_IS_SAFE
@@ -79,29 +79,6 @@ fi
 for folder; do written folder "$folder" && rm -rf "$made"; done
 true
 """
-_NEIGHBOUR = """
-for p in /usr/bin/python3 python3; do
-  command -v $p >/dev/null 2>&1 || continue
-  exec $p -I -S -c 'import errno, socket, sys
-try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close()
-    print("open")
-except socket.timeout:
-    print("silent")
-except OSError as error:
-    print("refused" if error.errno == errno.ECONNREFUSED else "error %s" % error.strerror)' "$@"
-done
-if command -v bash >/dev/null && command -v timeout >/dev/null; then
-  said=$(timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$@" 2>&1)
-elif nc --help 2>&1 | grep -q BusyBox; then
-  said=$(nc -w 5 "$@" </dev/null 2>&1)
-elif command -v nc >/dev/null; then
-  said=$(nc -v -w 5 "$@" </dev/null 2>&1)
-elif busybox nc --help 2>&1 | grep -q BusyBox; then
-  said=$(busybox nc -w 5 "$@" </dev/null 2>&1)
-else echo none; exit 0; fi && { echo open; exit 0; }
-case $said in *refused*) echo refused;; ?*) echo "error $said";; *) echo silent;; esac
-"""
 
 
 @dataclass(frozen=True)
@@ -124,8 +101,11 @@ def tried(spec: ClusterSpec, connected: Connected) -> tuple[Tried, ...]:
 
 def refuse_unfit(work: Work, actions: Sequence[Action]) -> None:
     """Raise HostError where a host cannot do what the actions need; nothing has been changed."""
-    starts = {a.host for a in actions if isinstance(a, Start)}
-    rules = {a.host for a in actions if isinstance(a, Guard) and a.rules} - starts
+    starts: dict[str, list[Process]] = {}
+    for action in actions:
+        if isinstance(action, Start):
+            starts.setdefault(action.host, []).append(action.process)
+    rules = {a.host for a in actions if isinstance(a, Guard) and a.rules} - starts.keys()
 
     def look(connected: Connected) -> None:
         spec, name = work.spec, connected.host.name
@@ -136,8 +116,10 @@ def refuse_unfit(work: Work, actions: Sequence[Action]) -> None:
         if wrong:
             lines = (f"\n  {each.text}\n    next: {each.hint}" for each in wrong)
             raise HostError(f"{len(wrong)} things cannot work{''.join(lines)}", where=name)
+        if name in starts:
+            connected.runtime.verify(starts[name])
 
-    all_or_raise(work.fleet.each(sorted(starts | rules), look))
+    all_or_raise(work.fleet.each(sorted({*starts, *rules}), look))
 
 
 def _storage(spec: ClusterSpec, connected: Connected) -> Iterator[Tried]:
@@ -265,21 +247,3 @@ def at_boot(seen: Outlook) -> Tried | None:
     hint = "install cron, or let the user's systemd run without a login: loginctl enable-linger"
     what = f"nothing starts by itself after a reboot or a kill: {clean(seen.boot)}; {hint}"
     return Tried("reboot", what, hint, failed=False)
-
-
-def reaches(connected: Connected, other: str, address: str, port: int) -> Tried:
-    """Try from a host to reach another: a refusal shows a way as well as an answer."""
-    done = connected.transport.run(("sh", "-c", _NEIGHBOUR, "try", address, str(port)))
-    said = text_of(done, f"try the way to {other}", connected.host.name).rpartition("\n")[2]
-    word, _, words = said.partition(" ")
-    if word in ("open", "refused"):
-        return Tried("network", f"reaches {other} at {address}", failed=False)
-    if word == "none":
-        what = f"the way to {other} could not be tried: no python3, bash or nc on the host"
-        return Tried("network", what, failed=False)
-    why = f": {clean(words)}" if words else ""
-    return Tried(
-        "network",
-        f"does not reach {other} at {address}{why}",
-        f"open the cluster's ports between the hosts, or set {other}'s private_address",
-    )

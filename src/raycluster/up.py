@@ -21,6 +21,7 @@ from raycluster.guard import take_away
 from raycluster.leave import recognise
 from raycluster.lock import holding
 from raycluster.needs import refuse_unfit
+from raycluster.neighbours import refuse_strangers
 from raycluster.observe import machine, observe
 from raycluster.plan import (
     APP,
@@ -121,6 +122,8 @@ def _up(
     starts = any(isinstance(action, Start) for action in actions)
     check_folders(spec, fleet, folders_to_compare(state, actions))
     refuse_unfit(work, actions)
+    seen = {name: host.address for name, host in state.hosts.items() if not host.problem}
+    refuse_strangers(work, actions, seen)
     if starts and only.app:
         _refuse_what_cannot_work(work, state, actions)
     unclean: tuple[RayclusterError, ...] = ()

@@ -86,7 +86,7 @@ class Odd:
         Odd("Oh", "`exit`", bashrc="echo Oh; exit 3"),
         Odd("said nothing", "exec", bashrc="exec zsh"),
         Odd("", "redirects the error output", bashrc="exec 2>/dev/null"),
-        Odd("within 1 s", "waits for input", bashrc="while :; do sleep 0.1; done"),
+        Odd("within 2 s", "waits for input", bashrc="while :; do sleep 0.1; done"),
     ],
     ids=lambda odd: odd.bashrc or odd.words,
 )
@@ -94,7 +94,7 @@ class Odd:
 def test_a_login_that_runs_no_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Odd
 ) -> None:
-    monkeypatch.setattr(ssh, "BEGIN_SECONDS", 1.0)
+    monkeypatch.setattr(ssh, "BEGIN_SECONDS", 2.0)
     login = login_of(tmp_path, odd.shell, odd.bashrc, expired=odd.expired)
     server = Sshd(tmp_path / "sshd", "UsePAM yes" if odd.expired else "", login=login)
     with opened(server) as transport, pytest.raises(NotRunError) as caught:
@@ -114,7 +114,7 @@ def _root() -> None:
 def test_input_is_sent_to_the_command_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eats: str
 ) -> None:
-    monkeypatch.setattr(ssh, "BEGIN_SECONDS", 1.0)
+    monkeypatch.setattr(ssh, "BEGIN_SECONDS", 2.0)
     got = tmp_path / "home" / "got"
     kept = eats.replace("x", f'x; echo "$x" >{got}', 1) if "read" in eats else eats
     server = Sshd(tmp_path / "sshd", login=login_of(tmp_path, bashrc=kept))

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,18 @@ class Shared:
     folder: Path
     port: int
 
+    @property
+    def python(self) -> Path:
+        """One that has a package by the name of Ray: what is tried beforehand finds it."""
+        made = self.folder / "python/bin/python"
+        if not made.exists():
+            venv.create(made.parents[1], symlinks=True)
+            packages = sysconfig.get_path("purelib", "venv", {"base": str(made.parents[1])})
+            told = Path(packages, "ray-1.0.dist-info/METADATA")
+            told.parent.mkdir()
+            told.write_text("Metadata-Version: 2.1\nName: ray\nVersion: 1.0\n")
+        return made
+
     def run(
         self, command: str, owner: str = "", name: str = "q"
     ) -> subprocess.CompletedProcess[str]:
@@ -57,7 +71,7 @@ class Shared:
     def spec(self, owner: str, name: str = "q") -> Path:
         path = self.folder / f"{name}-{owner}.toml"
         told = f', owner = "{owner}"' if owner else ""
-        text = SPEC.format(name=name, owner=told, port=self.port, python=sys.executable)
+        text = SPEC.format(name=name, owner=told, port=self.port, python=self.python)
         path.write_text(text)
         return path
 

@@ -127,8 +127,8 @@ def test_a_command_that_never_pauses_is_ended_in_time(transport: Transport) -> N
 
 def test_a_stream_that_falls_silent_is_ended(transport: Transport) -> None:
     seen = []
-    with pytest.raises(HostError, match=r"sh said nothing for 0\.3 s"):
-        for piece in transport.stream(("sh", "-c", "echo a; exec sleep 600"), quiet=0.3):
+    with pytest.raises(HostError, match="sh said nothing for 1 s"):
+        for piece in transport.stream(("sh", "-c", "echo a; exec sleep 600"), quiet=1):
             seen.append(piece)
     assert seen == [("stdout", b"a\n")]
 
@@ -190,8 +190,8 @@ def test_any_login_shell_does(host: OddHost, tmp_path: Path) -> None:
 def test_a_timeout_ends_the_command_and_its_children(transport: Transport, tmp_path: Path) -> None:
     note = tmp_path / "pids"
     script = f"trap '' TERM HUP; sleep 300 & echo $$ $! > {note}; wait; sleep 300"
-    with pytest.raises(HostError, match=r"sh did not end within 0\.5 s"):
-        transport.run(("sh", "-c", script), timeout=0.5)
+    with pytest.raises(HostError, match="sh did not end within 1 s"):
+        transport.run(("sh", "-c", script), timeout=1)
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) == 2
     wait_for(lambda: not any(alive(pid) for pid in pids), "the command is gone")

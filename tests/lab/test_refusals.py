@@ -202,6 +202,28 @@ def test_a_port_that_is_taken(bench: Bench) -> None:
         bench.refuses(spec, "^docker-2: port 6380 is already in use", "ports.node_manager")
 
 
+@contextmanager
+def refusing(host: Host, port: int) -> Iterator[None]:
+    """Let a host's firewall refuse a port as if nobody listened there."""
+    rule = f"tcp dport {port} reject with icmp port-unreachable"
+    chain = f"chain in {{ type filter hook input priority 0; {rule}; }}"
+    host.check("nft", f"table ip refusing {{ {chain}; }}")
+    try:
+        yield
+    finally:
+        host.check("nft", "delete table ip refusing")
+
+
+def test_a_firewall_between_the_hosts_that_refuses_one_port(bench: Bench) -> None:
+    spec = bench.spec(bench.lab.docker_hosts[:2])
+    with refusing(bench.lab.docker_hosts[1], 6380):
+        said = "reaches docker-2 at [0-9.]*, but not its ports 6380: a firewall refuses it"
+        bench.refuses(spec, f"^head: {said}", "private_address", within=2 * QUICK)
+        checked = bench.cli("check", spec)
+    assert re.search(rf"✗ head +network: {said}", checked.stdout), checked.stdout
+    assert "✓ docker-2" in checked.stdout
+
+
 def test_a_misspelt_key(bench: Bench) -> None:
     spec = bench.spec(bench.lab.docker_hosts[:2], ("gpus = 0", "gpu = 0"))
     bench.refuses(spec, r"workers\[0\].gpu: unknown key; did you mean `gpus`", code=2)

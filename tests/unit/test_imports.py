@@ -44,11 +44,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dashboard",),
     ("observe", "replicas", "judge", "listeners"),
     ("work", "health", "inside", "lock", "scrape", "folders"),
-    ("exchange",),
+    ("exchange", "liveness"),
     ("logs", "logs.*"),
     ("spool",),
-    ("guard",),
+    ("guard", "neighbours_there"),
     ("needs",),
+    ("neighbours",),
     ("leave", "weights", "images", "survey", "probe", "probe.*"),
     ("environments",),
     ("deploy",),
@@ -156,7 +157,7 @@ SHARED = {
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
-    *("runtimes.native_systemd", "last_words"),
+    *("runtimes.native_systemd", "runtimes.native_needs", "last_words", "neighbours_there"),
     *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
     "serve.adding",
     *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),

@@ -73,7 +73,7 @@ def test_a_killed_node_that_still_counts_has_not_joined(
         return replace(STATE, nodes=seen[-1 - left])
 
     monkeypatch.setattr(apply, "observe", observe)
-    monkeypatch.setattr(apply, "_raise_if_dead", lambda *_: None)
+    monkeypatch.setattr(apply, "raise_if_dead", lambda *_: None)
     apply.wait_for_nodes(work, SPEC.hosts[1:], FORMER)
     assert left == 0
     assert told == [Event("gpu", "has joined", "done")]

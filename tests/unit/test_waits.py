@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from raycluster import apply
-from raycluster.deploy import _wait_for_router
+from raycluster.deploy import _wait_for_router, _wait_until_running
 from raycluster.errors import AuthError, ForwardRefusedError, HostError, UnreachableError
+from raycluster.liveness import watched
 from raycluster.poll import raise_lasting
 from raycluster.transports.http import http_client
 
@@ -94,6 +95,29 @@ def test_the_wait_for_a_router_ends_where_the_way_is_closed() -> None:
     with http_client(cast("Any", way), 8000, timeout=5) as http, pytest.raises(ForwardRefusedError):
         _wait_for_router(http)
     assert way.asked == 1
+
+
+class Dashboard:
+    """Ray's API, which cannot be asked."""
+
+    def apps(self) -> Any:
+        raise HostError("Ray's dashboard does not answer")
+
+
+def test_the_wait_for_replicas_ends_where_the_head_is_gone() -> None:
+    head = cast("Any", SimpleNamespace(host=SimpleNamespace(name="head"), runtime=Runs("stopped")))
+    alive = watched(head, "head", patience=-1)
+    with pytest.raises(HostError, match="the head does not stay up"):
+        _wait_until_running(cast("Any", Dashboard()), {"m"}, print, 600, alive=alive)
+
+
+def test_a_head_that_is_started_again_in_time_is_waited_for() -> None:
+    runtime = Runs("restarting")
+    head = cast("Any", SimpleNamespace(host=SimpleNamespace(name="head"), runtime=runtime))
+    alive = watched(head, "head", patience=3600)
+    alive()
+    runtime.health = "running"
+    alive()
 
 
 def test_a_login_that_is_refused_stays_refused() -> None:

@@ -79,7 +79,12 @@ def _above(folder: str) -> str:
 def absent(seen: Seen, wanted: Sequence[Wanted]) -> tuple[Problem, ...]:
     """Return the hosts where a model that is named by its path is not."""
     return tuple(
-        Problem(host, f"the model {each.source} is not there", "copy it to the host, or mount it")
+        Problem(
+            host,
+            f"the model {each.source} is not there",
+            "copy it to the host, or mount it",
+            certain=True,
+        )
         for host, there in seen.hosts.items()
         for each in wanted
         if is_path(each.source)

@@ -20,11 +20,15 @@ KEPT = 2 << 30
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that cannot work, or that may not: where, what, and the next step."""
+    """Something that cannot work, or that may not: where, what, and the next step.
+
+    `certain` is said of a warning of what will fail, once it comes to that.
+    """
 
     where: str
     what: str
     hint: str = ""
+    certain: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ from raycluster.runtimes.native_remote import Remote, entering
 from raycluster.untrusted import Told, is_name, versions
 
 SCHEMA = 1  # of launch.json
+UNPRIVILEGED = 1024
+"""From here on every user may listen at a port."""
 QUIET_S = 60.0
 """Seconds for the next piece of a log that is read to its end."""
 
@@ -86,6 +88,9 @@ class NativeRuntime:
         self._refuse_volumes(process)
         facts = self._remote.ask("where")
         self._environment.ensure(facts, tell)
+        return self._versions(process, facts)
+
+    def _versions(self, process: Process, facts: Mapping[str, Any]) -> Versions:
         versions = self._environment.versions(facts)
         if "ray" in process.argv and not versions.ray:
             raise RuntimeUnavailableError(
@@ -95,9 +100,28 @@ class NativeRuntime:
             )
         return versions
 
-    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:  # noqa: ARG002
-        """Return nothing: what a native host needs, its facts and its environment tell."""
-        return ()
+    def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:
+        """Try limits, ports, locks and what packages come from; look into what is there already."""
+        if not processes:
+            return ()
+        facts = self._remote.ask("where")
+        complete = self._environment.complete(facts)
+        ports = {port for process in processes for port in process.ports.values()}
+        told = self._remote.ask(
+            "needs",
+            ports=sorted(port for port in ports if port < UNPRIVILEGED),
+            indexes=[] if complete else list(self._environment.indexes),
+        )
+        wrong = [(each[0].text(2000), each[1].text(2000)) for each in Told(told["wrong"])]
+        if wrong:
+            what = "; ".join(what for what, _ in wrong)
+            hint = "; ".join(dict.fromkeys(hint for _, hint in wrong))
+            raise RuntimeUnavailableError(what, where=self._host, hint=hint)
+        node = next((process for process in processes if "ray" in process.argv), None)
+        if node is None or not complete:
+            return ()
+        there = self._versions(node, facts)
+        return (f"Python {there.python}, Ray {there.ray}, vLLM {there.vllm or 'none'}",)
 
     def outlook(self, process: Process, paths: Sequence[str]) -> Outlook:  # noqa: ARG002
         """Return whether the environment is there; the process sees the host's own paths."""

@@ -21,6 +21,7 @@ from raycluster.untrusted import read_json
 PYTHON = "3.11"  # Ray refuses nodes whose Python differs: every host gets this one by default
 OLDEST_PYTHON = (3, 9)
 COMPLETE, LOCK = ".complete", "requirements.txt"
+INDEX, CPU_INDEX = "https://pypi.org/simple/uv/", "https://download.pytorch.org/whl/cpu/torch/"
 HASHED = ("--require-hashes", "--only-binary=:all:", "-r")
 QUIET_S = 1200.0
 """Seconds without a word after which uv or pip is ended; it says nothing during a download."""
@@ -75,6 +76,14 @@ class Environment:
         facts = json.dumps([self.version, self.requirements, self.uv_args]).encode()
         facts += self.lock.text if self.lock else b""
         object.__setattr__(self, "name", f"env-{hashlib.sha256(facts).hexdigest()[:8]}")
+
+    @property
+    def indexes(self) -> tuple[str, ...]:
+        """Where packages come from, where some are to come and nothing says otherwise."""
+        args = " ".join(self.uv_args)
+        if self.python or not self.requirements or re.search("index|find-links|offline", args):
+            return ()
+        return (INDEX, CPU_INDEX) if "--torch-backend cpu" in args else (INDEX,)
 
     def programs(self, facts: Mapping[str, Any]) -> str:
         """Return the folder that holds `python` and `ray`; `facts` are what the host told."""

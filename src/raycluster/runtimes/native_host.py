@@ -348,7 +348,14 @@ def neighbours(ask: dict[str, Any]) -> dict[str, Any]:
     return {"found": found}
 
 
-_ALL = (where, observe, launch, stop, describe, logs, read, remove, sockets, neighbours)
+def needs(ask: dict[str, Any]) -> dict[str, Any]:
+    """Tell what is wrong with the host for what this runtime does there."""
+    from raycluster.runtimes.native_needs import needs as tried
+
+    return tried(ask)
+
+
+_ALL = (where, needs, observe, launch, stop, describe, logs, read, remove, sockets, neighbours)
 COMMANDS = {each.__name__: each for each in _ALL}
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 READING = ("runtimes.native_place", "runtimes.native_processes", "runtimes.native_host")
 MODULES = (
     *READING[:2],
-    *("runtimes.native_crontab", "runtimes.native_systemd"),
+    *("runtimes.native_crontab", "runtimes.native_systemd", "runtimes.native_needs"),
     READING[2],
 )
 OLDEST_PYTHON = (3, 8)

@@ -20,6 +20,7 @@ _PLACES = {
 TELLS: Mapping[str, Mapping[str, type]] = {
     "where": _PLACES,
     "stop": _PLACES,
+    "needs": {"wrong": list},
     "observe": {"found": list},
     "launch": {"boot": str},
     "describe": {"root": str, "launch": str},

@@ -121,14 +121,14 @@ def _by_family(addresses: Iterable[str]) -> Mapping[str, list[str]]:
     return {name: [n for v, n in told if v == version] for name, version in (("ip", 4), ("ip6", 6))}
 
 
-def _file(cluster: str) -> str:
+def rules_file(cluster: str) -> str:
     """Return the file of the rules; anybody may see that it is there."""
     return f"/etc/raycluster/{table(cluster)}.nft"
 
 
 def _new(cluster: str, tag: str) -> str:
     """Return the file of rules that are on trial; who moves it away decides about them."""
-    return f"{_file(cluster)}.{tag}"
+    return f"{rules_file(cluster)}.{tag}"
 
 
 def _as_root(script: str, *, when: str = "") -> str:
@@ -154,7 +154,7 @@ boot=; [ ! -d /etc/cron.d ] || boot=$cron
 
 def _former(cluster: str) -> str:
     """Return lines that take the line of earlier releases out of root's crontab."""
-    file = _file(cluster)
+    file = rules_file(cluster)
     return f"""if old=$(crontab -l 2>/dev/null) && printf '%s\\n' "$old" | grep -qF {file}; then
   rest=$(printf '%s\\n' "$old" | grep -vF {file})
   if [ -n "$rest" ]; then printf '%s\\n' "$rest" | crontab -; else crontab -r; fi || exit 1
@@ -182,7 +182,7 @@ def read_script(cluster: str) -> str:
 
     They are when they are in force, and in the file, and something loads that at boot.
     """
-    file, name = _file(cluster), table(cluster)
+    file, name = rules_file(cluster), table(cluster)
     script = f"""{_boot(cluster)}
 owner=$(sed -n 's/^{_OWNER}//p' {file} | head -c {MOST_OWNER})
 id=$(nft list table inet {name} 2>/dev/null | sed -n 's/^.*chain id_\\([0-9a-f]*\\) .*$/\\1/p')
@@ -195,7 +195,7 @@ printf '%s\\n' "$id" "$owner"
 
 def _take_back(cluster: str, tag: str) -> str:
     """Return lines that end a trial, unless it has been ended: the former rules, or none."""
-    file, new = _file(cluster), _new(cluster, tag)
+    file, new = rules_file(cluster), _new(cluster, tag)
     return f"""if mv {new} {new}.refused 2>/dev/null; then
   if [ -e {file} ]; then nft -f {file}; else nft delete table inet {table(cluster)}; fi
   rm -f {new}.refused
@@ -208,7 +208,7 @@ def try_script(cluster: str, tag: str, seconds: int = CONFIRM_S) -> str:
 
     Then the host takes them back, unless `confirm_script` of the same tag has run.
     """
-    file, new = _file(cluster), _new(cluster, tag)
+    file, new = rules_file(cluster), _new(cluster, tag)
     watch = f"""trap '' HUP; i=0
 while [ -e {new} ] && [ $((i += 1)) -le {seconds} ]; do sleep 1; done
 {_take_back(cluster, tag)}"""
@@ -230,7 +230,7 @@ def confirm_script(cluster: str, tag: str) -> str:
 
     It prints what a person should know.
     """
-    file = _file(cluster)
+    file = rules_file(cluster)
     unit = f"""[Unit]
 Description=Firewall rules of the cluster {cluster}
 DefaultDependencies=no
@@ -264,7 +264,7 @@ fi
 
 def remove_script(cluster: str) -> str:
     """Return a shell script that takes everything back, and prints a word if there was any."""
-    file, name = _file(cluster), table(cluster)
+    file, name = rules_file(cluster), table(cluster)
     script = f"""{_boot(cluster)}
 rm -f "$unit" "$wants" "$cron" || exit 1
 {_former(cluster)}

@@ -142,16 +142,14 @@ class SshTransport:
         *,
         early: bool,
     ) -> Completed:
-        deadline = None if timeout is None else time.monotonic() + timeout
         slot = _SLOT_SECONDS if timeout is None else timeout
         session = self._start(argv, env, slot, has_input=bool(content))
         if early:
             _send_beside(session, content)
         parts: dict[Channel, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         try:
-            for channel, data in self._own(
-                session, argv[0], lambda: _left(deadline), None if early else content
-            ):
+            own = self._own(session, argv[0], None if early else content, timeout=timeout)
+            for channel, data in own:
                 parts[channel] += data
                 if sum(map(len, parts.values())) > ANSWER_BYTES:
                     raise too_much(argv[0], self._name, ANSWER_BYTES)
@@ -181,7 +179,7 @@ class SshTransport:
     ) -> Iterator[tuple[Channel, bytes]]:
         session = self._start(argv, env, _SLOT_SECONDS)
         try:
-            yield from self._own(session, argv[0], lambda: quiet)
+            yield from self._own(session, argv[0], quiet=quiet)
         except queue.Empty as error:
             raise HostError(
                 f"{argv[0]} said nothing for {quiet:g} s",
@@ -275,20 +273,25 @@ class SshTransport:
         self,
         session: Session,
         program: str,
-        patience: Callable[[], float | None],
         content: bytes | None = b"",
+        *,
+        timeout: float | None = None,
+        quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
         """Yield what the command itself writes; its input is sent once it surely runs.
 
-        None as input was sent already. Raises queue.Empty where nothing comes for as long as
-        `patience` says.
+        None as input was sent already. Raises queue.Empty where the command does not end within
+        `timeout` seconds of its start or is `quiet` for so many. It starts within `BEGIN_SECONDS`.
         """
         output = OwnOutput(session.mark)
         if content == b"":
             session.shutdown(socket.SHUT_WR)
-        begin, sent = time.monotonic() + BEGIN_SECONDS, False
+        begin, ends, sent = time.monotonic() + BEGIN_SECONDS, 0.0, False
         while not output.ended:
-            if (piece := self._next(session, output, patience(), begin)) is None:
+            if output.begun and timeout is not None:
+                ends = ends or time.monotonic() + timeout
+                quiet = ends - time.monotonic()
+            if (piece := self._next(session, output, quiet, begin)) is None:
                 break
             own = output.feed(*piece)
             session.begun = output.started
@@ -315,18 +318,15 @@ class SshTransport:
             if patience is not None and patience <= 0:  # it may speak without a pause
                 raise queue.Empty
             return session.output(patience)
-        asked = BEGIN_SECONDS if patience is None else min(BEGIN_SECONDS, patience)
-        left = begin - time.monotonic()
-        left = left if patience is None else min(left, patience)
         with contextlib.suppress(queue.Empty):
-            if left > 0:
+            if (left := begin - time.monotonic()) > 0:
                 return session.output(left)
         session.shutdown(socket.SHUT_WR)  # who waits for input goes on, and may have words
         deadline = time.monotonic() + _LAST_WORDS
         with contextlib.suppress(queue.Empty):
             while (piece := session.output(max(0.0, deadline - time.monotonic()))) is not None:
                 output.feed(*piece)
-        raise output.did_not_run(self._name, asked)
+        raise output.did_not_run(self._name, BEGIN_SECONDS)
 
     def _check_end(self, session: Session, output: OwnOutput, program: str) -> None:
         """Raise where a channel was closed before the command's end was told, but for a signal."""
@@ -425,10 +425,6 @@ def _send_input(session: Session, content: bytes) -> None:
         session.sendall(f"{session.mark}\n".encode())
         session.sendall(content)
     session.shutdown(socket.SHUT_WR)
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
 
 
 def _place(address: Address) -> str:
