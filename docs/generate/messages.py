@@ -58,7 +58,7 @@ def messages() -> Mapping[str, Sequence[Told]]:
 
 
 def _is_good(call: ast.Call) -> bool:
-    """Tell whether a finding of `check` says that all is well."""
+    """Tell whether a finding of `check` says that all checks passed."""
     return any(isinstance(arg, ast.Constant) and arg.value is True for arg in call.args)
 
 

@@ -232,9 +232,9 @@ def check_facts(
     program = start.process.program
     if program and host.runs_own_programs and program not in facts.programs:
         raise HostError(
-            f"{program} is not installed, which the {start.process.role} needs without Docker",
+            f"{program} is not installed; without Docker, the {start.process.role} needs it",
             where=host.name,
-            hint=f"install {program} there, or take the {start.process.role} out of the spec",
+            hint=f"install {program} there, or remove the {start.process.role} from the spec",
         )
     if start.replaces:
         return
@@ -250,10 +250,10 @@ def _taken(
     facts: Facts,
     neighbours: Callable[[], Mapping[int, str]],
 ) -> PortInUseError:
-    who, hint = facts.holders.get(port, ""), "end the program that listens there, or "
+    who, hint = facts.holders.get(port, ""), "stop the program that listens there, or "
     with suppress(HostError):  # the user's name alone then
         if cluster := neighbours().get(port):
-            who, hint = cluster, "clusters on one host need ports of their own: "
+            who, hint = cluster, "clusters that share a host need different ports: "
     by = f" by {who}" if who else ""
     return PortInUseError(
         f"port {port} is already in use{by}", where=host.name, hint=f"{hint}set `ports.{name}`"
@@ -299,7 +299,7 @@ def wait_for_service(connected: Connected, process: Process) -> None:
         return True if listening.issuperset(process.ports.values()) else None
 
     if wait_for(listens, timeout=SERVICE_S) is None:
-        raise no_start(connected, process.role, f"the {process.role} does not listen")
+        raise no_start(connected, process.role, f"the {process.role} is not listening")
 
 
 def _reload(work: Work, reloads: list[Reload]) -> None:
@@ -316,13 +316,16 @@ def _reload(work: Work, reloads: list[Reload]) -> None:
             done = shell.run(process.reload)
             if done.exit_code != 0:
                 raise CommandError(
-                    f"the {process.role} refuses its new files and goes on with the former: "
+                    f"the {process.role} rejected its new configuration and keeps using the "
+                    "previous one: "
                     f"{done.stderr.decode(errors='replace').strip()[-500:]}",
                     where=connected.host.name,
                     hint=f"raycluster logs {connected.host.name}/{process.role}",
                     status=done.exit_code,
                 )
-            work.listen(Event(connected.host.name, f"{process.role} has read its files", "done"))
+            work.listen(
+                Event(connected.host.name, f"{process.role} has reloaded its configuration", "done")
+            )
 
     if reloads:
         work.fleet.check()
@@ -362,7 +365,7 @@ def wait_for_head(work: Work) -> None:
         return True
 
     if wait_for(answers, timeout=work.spec.cluster.node_timeout) is None:
-        raise no_start(connected, HEAD, "Ray's control store did not come up")
+        raise no_start(connected, HEAD, "Ray's control store (GCS) did not start")
 
 
 def former_nodes(work: Work, state: ClusterState, starts: Iterable[Start]) -> frozenset[str]:

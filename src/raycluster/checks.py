@@ -153,7 +153,7 @@ def _runtime(spec: ClusterSpec, connected: Connected, processes: Sequence[Proces
         return Finding(host.name, host.kind, False, error.what, error.hint)
     if theirs:
         return Finding(host.name, "owner", False, theirs.what, theirs.hint)
-    return Finding(host.name, host.kind, True, "; ".join(("can be used", *told)))
+    return Finding(host.name, host.kind, True, "; ".join(("is usable", *told)))
 
 
 def _fits(
@@ -215,14 +215,14 @@ def _told(devices: Sequence[Device]) -> str:
 def _disk(host: ResolvedHost, facts: Facts) -> Finding:
     free = facts.disk_free_bytes
     if free is None:
-        what = f"could not be looked at: {facts.disk_problem}"
-        return Finding(host.name, "disk", False, what, "see what `df -Pk /` says there")
+        what = f"could not be checked: {facts.disk_problem}"
+        return Finding(host.name, "disk", False, what, "see the output of `df -Pk /` on the host")
     return Finding(
         host.name,
         "disk",
         free >= DISK_BYTES,
         f"{free / 2**30:.0f} GiB free",
-        f"images and models need room: free at least {DISK_BYTES >> 30} GiB",
+        f"images and models need space: free at least {DISK_BYTES >> 30} GiB",
     )
 
 
@@ -245,13 +245,13 @@ def _environment(connected: Connected, starts: list[Start]) -> Iterator[Finding]
         return
     disk = disk_of(connected.transport, seen.folder)
     takes = f"{in_gb(seen.download_bytes)} to fetch, {in_gb(seen.stored_bytes)} in {seen.folder}"
-    free = f"{in_gb(disk.free)} are free there" if disk else "what is free there could not be read"
+    free = f"{in_gb(disk.free)} are free" if disk else "the free space could not be read"
     yield Finding(
         name,
         "environment",
         disk is not None and disk.free >= seen.stored_bytes,
-        f"will be made: {takes}, {free}",
-        "make room there, or let HOME be on a larger disk",
+        f"will be created: {takes}, {free}",
+        "free some space there, or put HOME on a larger disk",
     )
 
 
@@ -262,8 +262,8 @@ def _clock(host: ResolvedHost, facts: Facts, began: float, ended: float) -> Find
         host.name,
         "clock",
         apart <= CLOCK_S,
-        f"{apart:.1f} s from this machine's",
-        "keep the host's clock with NTP: logs and metrics are misleading otherwise",
+        f"{apart:.1f} s off this machine's clock",
+        "synchronize the host's clock with NTP: otherwise logs and metrics are misleading",
     )
 
 
@@ -312,12 +312,12 @@ def _images(
 
 def _image(host: str, image: str, answer: Answer) -> Finding:
     if answer.there is None:
-        return Finding(host, "image", True, f"{image} is not asked for: {answer.why}")
+        return Finding(host, "image", True, f"{image} was not looked up: {answer.why}")
     if answer.there:
-        return Finding(host, "image", True, f"{image} is at its registry")
+        return Finding(host, "image", True, f"{image} exists in its registry")
     like = f"; it has {', '.join(answer.nearest)}" if answer.nearest else ""
     what = f"the registry has no {image}{like}"
-    return Finding(host, "image", False, what, "correct the image's name in the spec")
+    return Finding(host, "image", False, what, "correct the image name in the spec")
 
 
 def _whole(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:

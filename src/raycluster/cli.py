@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="raycluster",
-    help="vLLM on Ray Serve, on machines that you reach over SSH. One TOML file, no Kubernetes.",
+    help="Run vLLM on Ray Serve on machines reachable over SSH, from one TOML file.",
     no_args_is_help=True,
     rich_markup_mode=None,  # its panels cost 0.2 s
     pretty_exceptions_enable=False,

@@ -25,7 +25,7 @@ from raycluster.transports.http import AskError, asking_client
 from raycluster.untrusted import text_of
 
 READABLE = """[ -r /proc/net/tcp ] && command -v awk >/dev/null || {
-  echo "who listens cannot be read: it takes awk and /proc/net/tcp" >&2; exit 1; }
+  echo "cannot tell which programs listen: awk and /proc/net/tcp are needed" >&2; exit 1; }
 """
 """Ends a script that could not tell ports without a listener from ports that it cannot see."""
 LISTENING = f"""{READABLE}awk '$4 == "0A" {{n = split($2, a, ":"); print "listen", a[n], $8}}' \
@@ -78,16 +78,16 @@ def held(connected: Connected, port: int, holder: str) -> PortInUseError:
     with suppress(HostError):  # the number alone then
         holder = " and ".join(holders(connected.transport, port)) or holder
     return PortInUseError(
-        f"port {port} is held by {holder}, and not by the head",
+        f"port {port} is in use by {holder}, not by the head",
         where=connected.host.name,
-        hint="end the program that listens there, or set `ports.dashboard`; then raycluster up",
+        hint="stop the program that listens there, or set `ports.dashboard`; then raycluster up",
     )
 
 
 def holders(transport: Transport, port: int) -> tuple[str, ...]:
     """Return who listens on a port of the host, the own user left out. Raises HostError."""
     done = transport.run(("sh", "-c", HOLDERS))
-    told = by_word(text_of(done, "look who listens", transport.address))
+    told = by_word(text_of(done, "check which program listens", transport.address))
     me = "".join(told.get("me", ()))
     names = who_listens(told)
     return tuple(names[each] for each in sorted(names) if each[0] == port and each[1] != me)

@@ -73,8 +73,8 @@ def _check_schema(plain: object, schema: int, what: str, where: str) -> None:
         raise ValueError("it has no schema number")
     if number > schema:
         raise NewerRecordError(
-            f"{what} has schema {clean(str(number), 20)}, and this version of raycluster reads "
-            f"up to {schema}",
+            f"{what} has schema {clean(str(number), 20)}, but this version of raycluster reads up "
+            f"to {schema}",
             where=where,
             hint="use the version of raycluster that wrote it, or a newer one",
         )

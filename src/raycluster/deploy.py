@@ -39,7 +39,7 @@ from raycluster.work import Work
 PROMPT = "The capital of France is"
 PROOF_S = 120.0
 FIRST_ENGINE = "vllm"
-UNKNOWN_REASON = "the replica does not say why"
+UNKNOWN_REASON = "the replica gives no reason"
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _wait_for_router(http: httpx.Client) -> None:
         return True if answer.is_success and ENGINE_HEADER not in answer.headers else None
 
     if wait_for(answers, timeout=60) is None:
-        raise AppError("does not answer", where="router", hint="raycluster logs app")
+        raise AppError("does not respond", where="router", hint="raycluster logs app")
 
 
 def push(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
@@ -171,7 +171,7 @@ def push(work: Work, state: ClusterState, files: Mapping[str, bytes]) -> None:
         if not state.runs(host):
             problem = state.hosts[host.name].problem
             why = problem.what if problem else f"no {host.role} runs there"
-            work.listen(Event(host.name, f"does not get the app: {why}", "note"))
+            work.listen(Event(host.name, f"cannot deploy to it: {why}", "note"))
     _write(work, state, files)
 
 
@@ -258,7 +258,7 @@ def _wait_until_running(
         raise AppError(
             f"not serving after {timeout:.0f} s: {detail}",
             where=late[0].name if late else "app",
-            hint=cure(detail) or "raycluster logs app, or raise cluster.app_timeout",
+            hint=cure(detail) or "see raycluster logs app, or raise cluster.app_timeout",
         )
 
 
@@ -272,11 +272,11 @@ def _progress(app_: App) -> str:
 
 def _failure(app_: App) -> AppError:
     before = still_serving(app_)
-    cause = root_cause(app_.message) or "the replicas do not start"
+    cause = root_cause(app_.message) or "the replicas fail to start"
     return AppError(
-        f"{cause}\n  the new version does not start; {before}" if before else cause,
+        f"{cause}\n  the new version fails to start; {before}" if before else cause,
         where=app_.name,
-        hint=cure(cause) or "raycluster logs app shows all that the replicas wrote",
+        hint=cure(cause) or "see raycluster logs app for the replicas' full output",
     )
 
 
@@ -329,13 +329,15 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
             answer = client.post("/v1/completions", json=body, timeout=seconds)
         except httpx.HTTPError as error:
             raise_lasting(error)
-            raise AppError(f"no completion: {error}", where=model.name) from error
+            raise AppError(
+                f"no response to a completion request: {error}", where=model.name
+            ) from error
         if answer.status_code not in (404, 429, 503) or time.monotonic() > end:
             break
         time.sleep(0.25)  # the proxy learns its routes a moment after the replicas run
     if answer.is_error:
         raise AppError(
-            f"answered {answer.status_code} to a completion: {answer.text[:500]}",
+            f"responded with {answer.status_code} to a completion request: {answer.text[:500]}",
             where=model.name,
             hint="raycluster logs app",
         )

@@ -55,9 +55,9 @@ def key_headers(source: str, url: str) -> dict[str, str]:
         return {}
     if not url:
         raise UsageError(
-            "the cluster's own API takes no key",
+            "the cluster's own API does not use a key",
             where="--api-key",
-            hint="leave it out, or name the gateway: --url",
+            hint="omit it, or name the gateway with --url",
         )
     from raycluster.secrets import bearer, resolve
 
@@ -157,4 +157,4 @@ def _await(forward: Forward, check: Check, host: str) -> None:
             if probe.connect_ex((LOOPBACK, forward.port)) == 0:
                 return
         time.sleep(_TICK)
-    raise HostError("no connection in time", where=host, hint="raycluster check")
+    raise HostError("no connection within the timeout", where=host, hint="raycluster check")

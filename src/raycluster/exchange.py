@@ -93,7 +93,10 @@ def exchange(
         run.begin(holders, {holder.name: () for holder in holders})
         serving = [h for h in holders if run.serves(h.name)]
         if not serving:
-            return {**dict.fromkeys((t.name for t in takers), "no host serves"), **run.problems}
+            return {
+                **dict.fromkeys((t.name for t in takers), "no host provides it"),
+                **run.problems,
+            }
         addresses = {party.name: party.address for party in (*serving, *takers)}
         found = ways([h.name for h in serving], [t.name for t in takers])
         peers = {name: [(addresses[p], port) for p in way] for name, way in found.items()}
@@ -138,7 +141,7 @@ class _Run:
         with self._change:
             self._change.wait_for(lambda: name in self._begun, BEGIN_S)
             if name not in self._begun:
-                self.problems.setdefault(name, f"did not begin to serve within {BEGIN_S:.0f} s")
+                self.problems.setdefault(name, f"did not start serving within {BEGIN_S:.0f} s")
             return name not in self.problems
 
     def wait_for(self, holders: Sequence[str], takers: Sequence[str]) -> None:
@@ -150,7 +153,7 @@ class _Run:
                     before, at = self._came(), time.monotonic()
                 elif time.monotonic() - at > STUCK_S:
                     for name in {*holders, *takers} - self._settled:
-                        self.problems.setdefault(name, f"nothing came for {STUCK_S:.0f} s")
+                        self.problems.setdefault(name, f"no data arrived for {STUCK_S:.0f} s")
                     return
                 if all(holder in self.problems for holder in holders):
                     why = f"{holders[0]}: {self.problems[holders[0]]}"
@@ -163,7 +166,7 @@ class _Run:
         return sum(self._here.values())
 
     def _attend(self, party: Party, order: bytes) -> None:
-        why = "its program was not followed to its end"
+        why = "its output was not read to the end"
         try:
             party.deliver(order)
             self._follow(party)
@@ -179,7 +182,7 @@ class _Run:
         with contextlib.closing(spoken(party.shell, party.argv, party.env)) as lines:
             for line in lines:
                 if "error" in line:
-                    self.problems[party.name] = line["error"].text(2000) or "it does not say why"
+                    self.problems[party.name] = line["error"].text(2000) or "no reason given"
                     return
                 self._begin(party.name)
                 self._here[party.name] = line["here"].whole() or 0
@@ -190,7 +193,7 @@ class _Run:
                 if self._over.is_set():
                     return
         if party.name not in self._settled:
-            self.problems.setdefault(party.name, "its program ended early")
+            self.problems.setdefault(party.name, "its program exited early")
 
     def _begin(self, name: str) -> None:
         with self._change:

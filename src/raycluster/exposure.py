@@ -38,10 +38,10 @@ def exposed(spec: ClusterSpec, fleet: Fleet) -> tuple[DegradedError, ...]:
     unseen = [each for each in found.values() if isinstance(each, RayclusterError)]
     lines = [f"{o.host}: port {o.port} of {o.address} can be reached from here" for o in reached]
     if unguarded(spec, fleet):
-        lines.append(f"{spec.hosts[0].name}: Ray's dashboard takes jobs from whoever asks")
+        lines.append(f"{spec.hosts[0].name}: Ray's dashboard accepts jobs from anyone")
     blind = tuple(
         DegradedError(
-            f"it is not known what strangers reach there: {each.what}",
+            f"could not check which ports are reachable from outside: {each.what}",
             where=each.where,
             hint=each.hint,
         )
@@ -50,9 +50,9 @@ def exposed(spec: ClusterSpec, fleet: Fleet) -> tuple[DegradedError, ...]:
     if not lines:
         return blind
     error = DegradedError(
-        "the cluster serves, and more is open than SSH and the gateway:\n" + "\n".join(lines),
+        "the cluster serves, but more than SSH and the gateway is reachable:\n" + "\n".join(lines),
         where=spec.cluster.name,
-        hint="[firewall] manage = true, or close them in your provider's firewall",
+        hint="set set [firewall] manage = true, or close them in your provider's firewall",
     )
     return (error, *blind)
 

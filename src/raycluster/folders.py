@@ -42,8 +42,8 @@ def check_folders(spec: ClusterSpec, fleet: Fleet, names: Collection[str]) -> No
         lines = [] if isinstance(told, RayclusterError) else told.splitlines()
         for other in (each for each in number if each != name and number[each] in lines):
             raise HostError(
-                f"its folder {folder[name]} is that of {other} too, and each needs one of its own",
+                f"its folder {folder[name]} is shared with {other}, but each host needs its own",
                 where=name,
-                hint="where the home folder is on the network, set `folder` in [runtime] to one "
-                "on a disk of each host's own",
+                hint="if the home folder is on a network file system, set `folder` in [runtime] to "
+                "one on a local disk of each host",
             )

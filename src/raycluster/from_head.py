@@ -77,9 +77,9 @@ class FromHead:
 
         try:
             with ended(self._shell.stream(("sh", "-c", _RUN, folder), quiet=QUIET_S)) as output:
-                for line in lines(written(output), "the program that makes the load", self._name):
+                for line in lines(written(output), "the load generator", self._name):
                     listener.take(line)
         except CommandError as error:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or [error.what]
-            hint = "the head's environment needs httpx and httptools; or leave --from out"
+            hint = "the head's environment needs httpx and httptools; or omit --from"
             raise HostError(f"bench failed: {last[0]}", where=self._name, hint=hint) from error

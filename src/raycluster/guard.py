@@ -62,7 +62,7 @@ def take_away(connected: Connected, cluster: str) -> bool:
 def _put(work: Work, connected: Connected, rules: str) -> None:
     cluster, name, tag = work.spec.cluster.name, connected.host.name, secrets.token_hex(4)
     text = rules + exemptions(cluster, around(connected)) + owned(work.spec.owner)
-    work.tell(name)("firewall rules on trial")
+    work.tell(name)("trying the firewall rules")
     _run(connected.transport, name, try_script(cluster, tag), text.encode())
     try:
         with closing(work.fleet.beside(name)) as fresh:
@@ -73,10 +73,10 @@ def _put(work: Work, connected: Connected, rules: str) -> None:
         with suppress(HostError):  # if this cannot be said any more, the host does it by itself
             connected.transport.run(("sh", "-c", take_back_script(cluster, tag)))
         raise CommandError(
-            f"the new firewall rules are taken back: with them, no new connection: {error.what}",
+            f"the new firewall rules were reverted: they prevented new connections: {error.what}",
             where=name,
-            hint="look at how this machine reaches the host's sshd; firewall.allow_ports names "
-            "ports that stay open",
+            hint="check how this machine reaches the host's sshd; firewall.allow_ports lists ports "
+            "to keep open",
         ) from error
     if said:
         work.listen(Event(name, f"firewall: {said}", "note"))
@@ -109,7 +109,7 @@ def _run(transport: Transport, host: str, script: str, given: bytes = b"") -> st
         raise CommandError(
             f"cannot change the firewall: {said}",
             where=host,
-            hint="it needs nftables, and root or sudo without a password; or set "
+            hint="nftables, and root or sudo without a password, are needed; or set "
             "firewall.manage = false and close the ports yourself",
             status=done.exit_code,
         )

@@ -69,7 +69,7 @@ def _silent_gateways(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> di
             try:
                 client.get(url)  # with TLS it says that it wants TLS
             except httpx.HTTPError as error:
-                return f"the gateway does not answer at {url}: {error}"
+                return f"the gateway does not respond at {url}: {error}"
         return ""
 
     running = [
@@ -114,7 +114,7 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
         answer = client.get(INGRESS_PATH if app.asleep else f"{route}{ENGINE_PATH}")
         told = {} if app.asleep else report(_answered(answer))
     except httpx.HTTPError as error:
-        return ModelHealth(name, app, unready=f"its endpoint does not answer: {error}")
+        return ModelHealth(name, app, unready=f"its endpoint does not respond: {error}")
     except RayclusterError as error:
         return ModelHealth(name, app, unready=f"its endpoint {error.what}")
     if not told:
@@ -132,11 +132,11 @@ def _model(client: httpx.Client, name: str, app: App | None, route: str) -> Mode
 def _answered(answer: httpx.Response) -> Told:
     """Return what a model's endpoint said. Raises HostError."""
     if not answer.is_success:
-        raise HostError(f"answers {answer.status_code}")
+        raise HostError(f"responds with {answer.status_code}")
     try:
         return read_json(answer.content, "a replica")
     except RayclusterError as error:
-        raise HostError(f"answers, but {error.what}") from error
+        raise HostError(f"responds, but {error.what}") from error
 
 
 def _unready(client: httpx.Client, route: str) -> str:
@@ -147,5 +147,5 @@ def _unready(client: httpx.Client, route: str) -> str:
             return ""
         said = read_json(answer.content, "a replica")["error"]["message"].text()
     except (httpx.HTTPError, RayclusterError) as error:
-        return f"readiness cannot be asked: {error}"
-    return said or f"it answers {answer.status_code}"
+        return f"readiness check failed: {error}"
+    return said or f"it responds with {answer.status_code}"

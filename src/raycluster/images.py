@@ -122,8 +122,8 @@ class Errand:
     def relay(self, target: Connected, pieces: Pieces, source: str, why: str) -> None:
         """Send an archive through this machine to a host's Docker, with a loud word on why."""
         name = target.host.name
-        what = f"{self.image} cannot come over the hosts' network: {why}"
-        self.work.listen(Event(name, f"{what}; it goes through this machine", "note"))
+        what = f"{self.image} cannot be copied between the hosts: {why}"
+        self.work.listen(Event(name, f"{what}; copying it through this machine", "note"))
         self.tell(name, f"loading from {source}")
         store(target).load(pieces())
         self._check(target)
@@ -131,11 +131,11 @@ class Errand:
     def _check(self, connected: Connected) -> None:
         found = store(connected).layers(self.image)
         if found != self.layers:
-            what = "is not what was sent" if found else "was not in the archive"
+            what = "differs from the image that was sent" if found else "was not in the archive"
             raise ImageError(
                 f"image {self.image} {what}",
                 where=connected.host.name,
-                hint="make the archive again: docker save -o FILE IMAGE",
+                hint="create the archive again: docker save -o FILE IMAGE",
             )
         done = Event(connected.host.name, f"{self.image}: loaded and checked", "done")
         self.work.listen(done)
@@ -237,10 +237,10 @@ class _FromHost:
             except ImageError as error:
                 if host == hosts[-1]:
                     raise
-                self.work.listen(Event(host, f"{error.what}; asking another host", "note"))
+                self.work.listen(Event(host, f"{error.what}; trying another host", "note"))
             else:
                 return host
-        raise ImageError(f"image {self.image} is on no host")
+        raise ImageError(f"no host has the image {self.image}")
 
     def _handed_on(self, errand: Errand, first: Spool, others: Sequence[Spool]) -> dict[str, str]:
         """Hand it on over the hosts' network; return why not, where it failed."""
@@ -282,10 +282,11 @@ def archived_layers(path: Path, image: str) -> tuple[str, ...]:
             full = image if ":" in image.rpartition("/")[2] else f"{image}:latest"
             if full not in named:
                 raise ImageError(
-                    f"the archive holds {', '.join(sorted(named)) or 'no image with a name'}, "
-                    f"and not {full}",
+                    f"the archive contains {', '.join(sorted(named)) or 'no image with a name'}, "
+                    f"not {full}",
                     where=where,
-                    hint="correct runtime.image, or make it with: docker save -o FILE IMAGE",
+                    hint="correct runtime.image, or create the archive with: docker save -o FILE "
+                    "IMAGE",
                 )
             config = json.load(_member(tar, named[full]["Config"]))
             return tuple(config["rootfs"]["diff_ids"])
@@ -293,9 +294,9 @@ def archived_layers(path: Path, image: str) -> tuple[str, ...]:
         raise ImageError(f"cannot be read: {error.strerror or error}", where=where) from error
     except _NO_ARCHIVE as error:
         raise ImageError(
-            "is no archive of `docker save`",
+            "is not an archive written by `docker save`",
             where=where,
-            hint="make it with: docker save -o FILE IMAGE",
+            hint="create it with: docker save -o FILE IMAGE",
         ) from error
 
 

@@ -18,7 +18,7 @@ def named_host(spec: ClusterSpec, name: str) -> ResolvedHost:
         if host.name == name:
             return host
     known = ", ".join(h.name for h in spec.hosts)
-    raise UsageError(f"{name!r} is no host of this cluster", hint=f"one of {known}")
+    raise UsageError(f"{name!r} is not a host in this cluster", hint=f"one of {known}")
 
 
 def processes(spec: ClusterSpec) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def check_up(spec: ClusterSpec) -> None:
     """Raise HostError where the head can be seen and holds nothing of the cluster; never asks."""
     if _head(spec) == ():
         where = spec.hosts[0].name
-        raise HostError("nothing of the cluster is here", where=where, hint="raycluster up")
+        raise HostError("the cluster does not run here", where=where, hint="raycluster up")
 
 
 def check_ours(spec: ClusterSpec) -> None:

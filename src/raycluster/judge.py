@@ -83,7 +83,7 @@ def judge(
         problems.append(Problem(spec.hosts[0].name, "its records cannot be read", "raycluster up"))
     if state.nodes is not None:
         problems += [
-            Problem(h.name, "runs, and is not a live node of Ray", f"raycluster logs {h.name}")
+            Problem(h.name, "runs, but Ray does not list it as alive", f"raycluster logs {h.name}")
             for h in spec.hosts
             if state.runs(h) and state.node(h) is None
         ]
@@ -131,6 +131,6 @@ def fell_back(engine: str, reason: str) -> tuple[str, str]:
     """Return what is wrong, and the next step, where another engine than vLLM serves a model."""
     return (
         f"is served by {engine}, not by vLLM: {reason}",
-        f"{cure(reason) or 'mend that'}; then `raycluster deploy`; or "
+        f"{cure(reason) or 'fix that'}; then run `raycluster deploy`; or "
         'set engine = "transformers" if that is meant',
     )

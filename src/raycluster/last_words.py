@@ -42,7 +42,7 @@ def last_words(log: str) -> str:
     if _level(lines[-1]) is None:
         return lines[-1].strip()[:LONGEST]
     ending = " / ".join(line.strip()[:LONGEST] for line in lines[-2:])
-    return f"no line of its log tells an error; the last ones: {ending}"
+    return f"its log contains no error; the last lines: {ending}"
 
 
 def _level(line: str) -> str | None:

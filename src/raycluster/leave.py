@@ -44,7 +44,7 @@ def recognise(
         if not held and not connected.runtime.observe():
             return False
         if held != token.reveal().encode():
-            raise HostError("what is there does not hold this cluster's token")
+            raise HostError("the installation there does not have this cluster's token")
         return True
 
     looked = fleet.reach(hosts.values(), look)
@@ -59,10 +59,10 @@ def recognise(
 def _not_cleaned(name: str, address: str, error: RayclusterError) -> HostError:
     login = isinstance(error, UnreachableError | HostKeyError | AuthError)
     return HostError(
-        f"is recorded at {address} as a host of before, and is not cleaned: {error.what}",
+        f"is a former host at {address} and could not be cleaned up: {error.what}",
         where=name,
-        hint=f"`[ssh]` of the spec or your ssh config has to say how to log in at {address}, and "
-        "its key has to be known; or put it back into the spec"
+        hint=f"`[ssh]` in the spec or your ssh config must say how to log in at {address}, and its "
+        "host key must be known; or put it back into the spec"
         if login
         else "if it was a host of this cluster, put it back into the spec",
     )
@@ -117,7 +117,7 @@ def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None
         api = RayApi(work.head.name, client)
         nodes = {n.node_id: names[n.address] for n in api.nodes() if n.alive and n.address in names}
         for node_id, name in nodes.items():
-            work.listen(Event(name, "draining: its replicas move to other hosts"))
+            work.listen(Event(name, "draining: moving its replicas to other hosts"))
             done = head.runtime.inside(HEAD).run(_drain_command(node_id), timeout=DRAIN_S)
             if done.exit_code:
                 said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
@@ -129,7 +129,9 @@ def drain(work: Work, leaving: Iterable[Former], spare: Collection[str]) -> None
 
         if nodes and wait_for(empty, timeout=DRAIN_S) is None:
             for name in nodes.values():
-                work.listen(Event(name, "replicas are still there: no room elsewhere", "note"))
+                work.listen(
+                    Event(name, "some replicas are still there: no capacity elsewhere", "note")
+                )
 
 
 def _drain_command(node_id: str) -> tuple[str, ...]:
@@ -167,7 +169,9 @@ def forget(work: Work, leaving: Iterable[Former]) -> tuple[tuple[Former, Rayclus
     for name, result in work.fleet.reach(hosts, remove).items():
         if isinstance(result, RayclusterError):
             kept.append((former[name], result))
-            work.listen(Event(name, f"left the spec, and stays as it is: {result}", "note"))
+            work.listen(
+                Event(name, f"was removed from the spec, but stays as it is: {result}", "note")
+            )
         elif result:
             work.listen(Event(name, "removed", "done"))
     return tuple(kept)

@@ -124,7 +124,7 @@ def script(root: str = "", *, boxed: bool = False) -> str:
 def read(told: Mapping[str, Sequence[str]]) -> Limits | None:
     """Return the limits in what the script printed, its lines by their first word.
 
-    None where the host does not tell its memory or its processors.
+    None where the host does not report its memory or its processors.
     """
     machine = _kibibytes(told.get("MemTotal:", ()))
     online = processors("".join(told.get("online", ())[:1]))

@@ -11,7 +11,7 @@ from raycluster.untrusted import text_of
 MOST = 4 << 20
 """Bytes of an answer that are read."""
 _SCRIPT = """[ -r /proc/net/tcp ] && command -v awk >/dev/null || {
-  echo "it takes awk and /proc/net/tcp" >&2; exit 1; }
+  echo "awk and /proc/net/tcp are needed" >&2; exit 1; }
 for kind in tcp tcp6 udp udp6; do
   state=0A; case $kind in udp*) state=07;; esac
   awk -v kind=$kind -v state=$state '$4 == state {print kind, $2, $10}' /proc/net/$kind 2>/dev/null

@@ -186,10 +186,10 @@ class Lock:
         done = self._run(_CLAIM, self._claim, input=self._who.encode())
         if done.exit_code != 0:
             raise HostError(
-                f"the lock {self._claim} cannot be made: {_said(done)}",
+                f"the lock {self._claim} cannot be created: {_said(done)}",
                 where=self._cluster,
-                hint="its folder should be root's, with mode 1777, and have room: "
-                "ls -ld /tmp; df /tmp; df -i /tmp",
+                hint="let root own /tmp, with mode 1777, and free some space: ls -ld /tmp; "
+                "df /tmp; df -i /tmp",
             )
         self._good = began
 
@@ -228,11 +228,11 @@ class Lock:
                     raise LockedError(
                         f"is being changed by {other.who}",
                         where=self._cluster,
-                        hint="wait until it has ended",
+                        hint="wait until it has finished",
                     )
                 if other.held and other.ident not in told:
                     told.add(other.ident)
-                    self._tell(f"waiting for a sign of life of {other.who}")
+                    self._tell(f"waiting for {other.who} to respond")
             self.valid()
             time.sleep(self._pace.beat / 2)
 
@@ -241,7 +241,7 @@ class Lock:
         limit = str(self._pace.abandoned)
         done = self._run(_LOOK, self._claim, self._stem, limit, self._docker)
         if done.exit_code != 0:
-            raise HostError(f"cannot look for other runs: {_said(done)}", where=self._cluster)
+            raise HostError(f"cannot check for other runs: {_said(done)}", where=self._cluster)
         found = [seen for line in done.text.splitlines() if (seen := _SEEN.fullmatch(line))]
         return tuple(
             Claim(ident, int(beat), state == "held", clean(who) or "another run")
@@ -267,7 +267,7 @@ class Lock:
             if done.exit_code == 0:
                 self._good = begun
             elif done.exit_code in (_GONE, _LATE):
-                self._lose("another run may have taken the lock while this one stood still")
+                self._lose("another run may have taken the lock while this one was suspended")
             else:
                 self._judge()
 
@@ -277,7 +277,7 @@ class Lock:
             self._lose(
                 f"this run could not renew its lock: {self._trouble}"
                 if self._trouble
-                else f"this run stood still for {still:.0f} s"
+                else f"this run was suspended for {still:.0f} s"
             )
 
     def _lose(self, why: str) -> None:
@@ -285,9 +285,9 @@ class Lock:
             if self._over.is_set() or self.lost is not None:
                 return
             self.lost = LockedError(
-                f"{why}; it has ended, and changes nothing more",
+                f"{why}; it has stopped and changes nothing more",
                 where=self._cluster,
-                hint="see what is there with `raycluster plan`, and run the command again",
+                hint="check the state with `raycluster plan`, then run the command again",
             )
         if self._state == "held" and threading.current_thread() is not threading.main_thread():
             self._wake()  # who runs there now is told by an error

@@ -187,8 +187,9 @@ def _former(spec: ClusterSpec, member: Member, name: str, host: ResolvedHost | N
             member,
             name,
             moved=host is not None,
-            trouble=f"was started with the runtime {member.kind}, which this version does not know",
-            hint="clean it with the version of raycluster that knows it",
+            trouble=f"was started with the runtime {member.kind}, which this version does not "
+            "support",
+            hint="clean it up with a version of raycluster that supports it",
         )
     runtime = Runtime(kind=cast("Literal['docker', 'native']", member.kind))
     if host:
@@ -199,7 +200,8 @@ def _former(spec: ClusterSpec, member: Member, name: str, host: ResolvedHost | N
         return Former(
             member,
             name,
-            trouble="was the machine itself on which `raycluster up` ran, which no host may name",
+            trouble="was the machine that ran `raycluster up` (transport = local), which cannot "
+            "be reached from elsewhere",
             hint='run `raycluster down` there with a spec that has it as transport = "local"',
         )
     login = _login(spec, member)
@@ -207,9 +209,9 @@ def _former(spec: ClusterSpec, member: Member, name: str, host: ResolvedHost | N
         return Former(
             member,
             name,
-            trouble=f"was reached at {member.address} by a user or a jump host that the spec has "
-            "no longer",
-            hint="give them under [ssh], or put it back into the spec",
+            trouble=f"was reached at {member.address} with a user or jump host that the spec no "
+            "longer has",
+            hint="set them under [ssh], or put the host back into the spec",
         )
     reached = ResolvedHost(
         name=name,

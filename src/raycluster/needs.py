@@ -115,7 +115,7 @@ def refuse_unfit(work: Work, actions: Sequence[Action]) -> None:
             raise HostError(wrong[0].text, where=name, hint=wrong[0].hint)
         if wrong:
             lines = (f"\n  {each.text}\n    next: {each.hint}" for each in wrong)
-            raise HostError(f"{len(wrong)} things cannot work{''.join(lines)}", where=name)
+            raise HostError(f"{len(wrong)} problems{''.join(lines)}", where=name)
         if name in starts:
             connected.runtime.verify(starts[name])
 
@@ -139,8 +139,8 @@ def _storage(spec: ClusterSpec, connected: Connected) -> Iterator[Tried]:
     found = [each for each in wrong if each]
     yield from found
     if not any(each.failed for each in found):
-        what = "home, /tmp and /dev/shm can be written, and what lies there run"
-        yield Tried("storage", what if native else "/tmp can be written", failed=False)  # noqa: S108
+        what = "home, /tmp and /dev/shm are writable and allow programs to run"
+        yield Tried("storage", what if native else "/tmp is writable", failed=False)  # noqa: S108
 
 
 def _came_whole(told: Mapping[str, list[str]]) -> Tried | None:
@@ -148,18 +148,21 @@ def _came_whole(told: Mapping[str, list[str]]) -> Tried | None:
         return None
     return Tried(
         "storage",
-        "what is sent to a command does not arrive whole",
-        "look at the start-up files of the login shell, and at ForceCommand in sshd_config",
+        "input sent to a command arrives incomplete",
+        "check the login shell's start-up files, and ForceCommand in sshd_config",
     )
 
 
 def _home(line: str) -> Tried:
     word, _, path = line.partition(" ")
     if word == "unset":
-        what, hint = "HOME is not set", "let the login shell's start-up files leave HOME alone"
+        what, hint = (
+            "HOME is not set",
+            "make sure that the login shell's start-up files do not unset HOME",
+        )
     else:
         what = f"the home folder {clean(path)} does not exist"
-        hint = "make it for the user: sudo mkhomedir_helper USER, or usermod -d FOLDER USER"
+        hint = "create it: sudo mkhomedir_helper USER, or usermod -d FOLDER USER"
     return Tried("storage", what, hint)
 
 
@@ -169,28 +172,29 @@ def _folder(line: str, name: str) -> Tried:
     said = clean(said)
     if word == "write" and (left := free_bytes(f" {said}")) is not None:
         full = f"{said.rpartition(' ')[2]} is full: {left >> 10} KiB are free"
-        return Tried("storage", full, "make room there: `df -h`, `df -i`")
+        return Tried("storage", full, "free some space there: `df -h`, `df -i`")
     if word == "write":
         path = "~" if name == "home" else name
         return Tried(
             "storage",
-            f"cannot write in {name}: {said.rpartition(': ')[2]} ({said})",
-            f"look at its owner, and how it is mounted: ls -ld {path}; findmnt -T {path} (it needs "
-            "`rw`)",
+            f"cannot write to {name}: {said.rpartition(': ')[2]} ({said})",
+            f"check its owner and mount options: ls -ld {path}; findmnt -T {path} (it needs `rw`)",
         )
     if word == "folder":
-        return Tried("storage", f"{said} is no folder", "make it one, or let the link lead to one")
+        return Tried(
+            "storage", f"{said} is not a folder", "replace it with a folder, or with a link to one"
+        )
     if word == "run":
         return Tried(
             "storage",
-            f"a program in {said} cannot be run",
+            f"programs in {said} cannot be run",
             f"mount it without `noexec`: sudo mount -o remount,exec $(findmnt -nT {said} -o TARGET)"
             ", and in /etc/fstab",
         )
     if word == "socket":
-        hint = "use a file system that knows Unix sockets, such as ext4, xfs or tmpfs"
-        return Tried("storage", f"no Unix socket can be made in {said}", hint)
-    return Tried("storage", clean(line), "let /tmp be root's, with mode 1777: sudo chmod 1777 /tmp")
+        hint = "use a file system that supports Unix sockets, such as ext4, xfs or tmpfs"
+        return Tried("storage", f"cannot create Unix sockets in {said}", hint)
+    return Tried("storage", clean(line), "let root own /tmp, with mode 1777: sudo chmod 1777 /tmp")
 
 
 def _shared(line: str) -> Tried | None:
@@ -198,7 +202,7 @@ def _shared(line: str) -> Tried | None:
     if free is None or free >= SMALL_SHM:
         return None
     hint = "make it larger: sudo mount -o remount,size=50% /dev/shm"
-    what = f"/dev/shm has {free >> 20} MiB free: Ray stores objects on disk then; {hint}"  # noqa: S108
+    what = f"/dev/shm has {free >> 20} MiB free, so Ray stores objects on disk; {hint}"  # noqa: S108
     return Tried("shared memory", what, hint, failed=False)
 
 
@@ -208,9 +212,12 @@ def _files(line: str) -> Tried | None:
         return None
     hint = "raise it in /etc/security/limits.conf: `USER - nofile 65536`"
     if most < FEWEST_FILES:
-        what = f"a process may open {most} files, and Ray needs {FEWEST_FILES} or more"
+        what = f"a process may open {most} files, but Ray needs at least {FEWEST_FILES}"
         return Tried("open files", what, hint)
-    what = f"a process may open {most} files, which many requests at once may use up; {hint}"
+    what = (
+        f"a process may open {most} files, which may not be enough for many concurrent "
+        f"requests; {hint}"
+    )
     return Tried("open files", what, hint, failed=False)
 
 
@@ -222,7 +229,7 @@ def _forwards(spec: ClusterSpec, connected: Connected) -> Iterator[Tried]:
             connected.transport.connect(("127.0.0.1", port), timeout=5).close()
         except ForwardRefusedError as error:
             needed = connected.host.role == HEAD
-            more = "" if needed else f": `status` cannot ask what runs here; {error.hint}"
+            more = "" if needed else f": `status` cannot query what runs here; {error.hint}"
             yield Tried("forwarding", error.what + more, error.hint, failed=needed)
             return
         except HostError:
@@ -244,6 +251,6 @@ def at_boot(seen: Outlook) -> Tried | None:
     """Return what keeps processes from starting by themselves after a reboot, as it was seen."""
     if not seen.boot:
         return None
-    hint = "install cron, or let the user's systemd run without a login: loginctl enable-linger"
-    what = f"nothing starts by itself after a reboot or a kill: {clean(seen.boot)}; {hint}"
+    hint = "install cron, or enable lingering for the user's systemd: loginctl enable-linger"
+    what = f"nothing restarts automatically after a reboot or a kill: {clean(seen.boot)}; {hint}"
     return Tried("reboot", what, hint, failed=False)

@@ -241,7 +241,7 @@ def _plainly(connected: Connected, address: str, port: int) -> _Way:
         return _Way({port: (int(words[1]), "")})
     if words == ["no"]:
         return _Way({port: (None, "")})
-    return _Way(words="the host has neither python3, perl, nc nor bash to try it with")
+    return _Way(words="testing needs python3, perl, nc or bash on the host")
 
 
 def _judged(
@@ -256,8 +256,9 @@ def _judged(
     if own and not own.own and (len(addresses) > 1 or not heard):
         yield Tried(
             SUBJECT,
-            f"{addresses[name]} is no address of the host itself, and its processes listen there",
-            "set private_address to one that it has (`ip address`) and the others reach",
+            f"{addresses[name]} is not an address of the host itself, but its processes must "
+            "listen there",
+            "set private_address to one that the host has (`ip address`) and the others can reach",
         )
     for other, way in ways.items():
         if other != name:
@@ -280,7 +281,7 @@ def _reached(
         if code == 0 and text and text != there.token and port not in there.taken
     ]
     if strange:
-        what = f"another machine answers at {place}"
+        what = f"a different machine responds at {place}"
         return Tried(SUBJECT, what, f"correct {other}'s private_address")
     closed = {
         port: code
@@ -288,13 +289,13 @@ def _reached(
         if code != 0 and (port not in there.taken or code != errno.ECONNREFUSED)
     }
     if not closed:
-        return Tried(SUBJECT, f"reaches {place}", failed=False)
+        return Tried(SUBJECT, f"can reach {place}", failed=False)
     if there.guarded and spec.firewall.manage:
-        text = f"does not reach {place} yet: `up` writes that host's firewall rules anew"
+        text = f"cannot reach {place} yet: `up` rewrites that host's firewall rules"
         return Tried(SUBJECT, text, failed=False)
-    text = f"does not reach {place}"
+    text = f"cannot reach {place}"
     if len(closed) < len(way.found):
-        text = f"reaches {place}, but not its ports {', '.join(map(str, sorted(closed)))}"
+        text = f"can reach {place}, but not its ports {', '.join(map(str, sorted(closed)))}"
     why = ", ".join(sorted({_words(code) for code in closed.values()}))
     return Tried(SUBJECT, f"{text}: {why}", _cure(other))
 
@@ -303,11 +304,14 @@ def _untold(other: str, place: str, way: _Way) -> Tried:
     """Judge a way to a host that could not listen: a refusal shows a way as well as an answer."""
     code = next((code for code, _ in way.found.values()), None)
     if code is None:
-        why = way.words or f"nobody listens there yet, and {other} has no python3 to listen with"
-        return Tried(SUBJECT, f"whether it reaches {place} could not be tried: {why}", failed=False)
+        why = (
+            way.words
+            or f"nothing listens there yet, and {other} has no python3 for a test listener"
+        )
+        return Tried(SUBJECT, f"could not test whether it can reach {place}: {why}", failed=False)
     if code in (0, errno.ECONNREFUSED):
-        return Tried(SUBJECT, f"reaches {place}", failed=False)
-    return Tried(SUBJECT, f"does not reach {place}: {_words(code)}", _cure(other))
+        return Tried(SUBJECT, f"can reach {place}", failed=False)
+    return Tried(SUBJECT, f"cannot reach {place}: {_words(code)}", _cure(other))
 
 
 def _cure(other: str) -> str:
@@ -315,15 +319,15 @@ def _cure(other: str) -> str:
 
 
 _WORDS = {
-    errno.ECONNREFUSED: "a firewall refuses it",
-    errno.ETIMEDOUT: "no answer",
-    errno.EHOSTUNREACH: "no route to it, or a firewall refuses it",
-    errno.ENETUNREACH: "no route to its network",
-    errno.EACCES: "a firewall of the host itself forbids it",
-    errno.EPERM: "a firewall of the host itself forbids it",
-    errno.EADDRNOTAVAIL: "the host has no address of that kind",
+    errno.ECONNREFUSED: "rejected by a firewall",
+    errno.ETIMEDOUT: "no response",
+    errno.EHOSTUNREACH: "no route to the host, or rejected by a firewall",
+    errno.ENETUNREACH: "network unreachable",
+    errno.EACCES: "blocked by the host's own firewall",
+    errno.EPERM: "blocked by the host's own firewall",
+    errno.EADDRNOTAVAIL: "the host has no address of that family",
 }
 
 
 def _words(code: int | None) -> str:
-    return "it cannot be connected to" if code is None else _WORDS.get(code, f"error {code}")
+    return "connection failed" if code is None else _WORDS.get(code, f"error {code}")

@@ -189,7 +189,7 @@ def read_facts(transport: Transport, *, boxed: bool = False) -> Facts:
         cpus=found.whole_cpus,
         memory_bytes=found.memory_bytes,
         disk_free_bytes=free,
-        disk_problem="" if free is not None else clean(" ".join(disk)) or "df says nothing",
+        disk_problem="" if free is not None else clean(" ".join(disk)) or "df printed nothing",
         listening=_ports(values),
         holders={port: who for (port, _), who in who_listens(values).items()},
         epoch=_clock(transport, values.get("epoch", ())),
@@ -237,13 +237,16 @@ def read_gpus(transport: Transport) -> Accelerators:
     except HostError as error:  # it did not end: a driver that hangs cannot even be killed
         return Accelerators(
             problem=Trouble(
-                f"the host cannot tell its GPUs: {error.what}",
+                f"cannot query the host's GPUs: {error.what}",
                 "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot it",
             )
         )
     if done.exit_code != 0:
-        said = clean(done.stderr.decode("utf-8", "replace")) or f"it ended with {done.exit_code}"
-        return Accelerators(problem=Trouble(f"the host cannot tell its GPUs: {said}"))
+        said = (
+            clean(done.stderr.decode("utf-8", "replace"))
+            or f"it exited with status {done.exit_code}"
+        )
+        return Accelerators(problem=Trouble(f"cannot query the host's GPUs: {said}"))
     return gpus_of_host.read(done.text)
 
 
@@ -260,7 +263,7 @@ def _ports(values: Mapping[str, list[str]]) -> frozenset[int]:
 def machine(connected: Connected) -> str:
     """Return what tells this machine from others, whatever they are called. Raises HostError."""
     done = connected.transport.run(("sh", "-c", _MACHINE))
-    told = text_of(done, "tell the machine from others", connected.host.name).strip()
+    told = text_of(done, "identify the machine", connected.host.name).strip()
     if not re.fullmatch(r"\S{1,100} \S{1,100}", told):
         raise not_understood("the host's kernel", connected.host.name, told)
     return told

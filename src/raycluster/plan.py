@@ -35,7 +35,7 @@ HIDING = (
     *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
 )
 """Variables that take GPUs out of Ray's sight."""
-ANEW = "raycluster down and then raycluster up: Ray counts when a node starts"
+ANEW = "raycluster down and then raycluster up: Ray counts GPUs only when a node starts"
 """How a node counts its GPUs again; another `up` alone leaves it as it is."""
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
@@ -125,7 +125,7 @@ class Deploy:
         return "app"
 
 
-_WHY_RULES = {"": "the cluster's ports are open", UNREAD: "those that are there cannot be read"}
+_WHY_RULES = {"": "the cluster's ports are open", UNREAD: "the existing rules cannot be read"}
 Action = Guard | Start | Reload | Remove | Deploy
 
 
@@ -168,7 +168,7 @@ def plan_nodes(
         rules, digits = firewall.wanted(spec, host, wiring)
         if digits != seen.firewall:
             why = _WHY_RULES.get(seen.firewall, "the cluster changed")
-            guards.append(Guard(host.name, rules, why if rules else "not managed any more"))
+            guards.append(Guard(host.name, rules, why if rules else "no longer managed"))
         for process in wanted:
             found = seen.role(process.role)
             reason = _why_start(process, found)
@@ -183,7 +183,7 @@ def plan_nodes(
     starts.sort(key=lambda start: start.process.role not in RAY_ROLES)
     if only == EVERYTHING:
         removes += [
-            Remove(f.name, None, "has another runtime now") for f in moved_hosts(spec, state)
+            Remove(f.name, None, "its runtime has changed") for f in moved_hosts(spec, state)
         ]
         removes += [
             Remove(f.name, None, f"no longer in the spec, at {f.member.address}")
@@ -205,7 +205,7 @@ def roles(spec: ClusterSpec, host: ResolvedHost) -> tuple[str, ...]:
 
 def _why_start(desired: Process, found: Found | None) -> str:
     if found is None:
-        return "not there"
+        return "not running"
     if found.fingerprint != desired.fingerprint:
         return "the spec changed"
     if found.health != "running":
@@ -246,8 +246,8 @@ def unread(state: ClusterState) -> tuple[DegradedError, ...]:
     if state.unread is None:
         return ()
     error = state.unread
-    step = "run `raycluster down` with the spec of before for hosts that left it meanwhile"
-    what = f"{error.what}: hosts that left the spec are not known"
+    step = "run `raycluster down` with the earlier spec to clean up hosts that were removed from it"
+    what = f"{error.what}: hosts that were removed from the spec are not known"
     return (DegradedError(what, where=error.where, hint=error.hint or step),)
 
 
@@ -265,15 +265,16 @@ def check_addresses(spec: ClusterSpec, addresses: Mapping[str, str]) -> None:
             continue  # it was not reached, and this run does without it
         if is_loopback(address):
             raise SpecError(
-                f"{host.name} would be {address} for the other nodes",
+                f"the other nodes would reach {host.name} at {address}",
                 where="private_address",
-                hint=f"give {host.name} the address that the other nodes reach it at",
+                hint=f"set private_address of {host.name} to the address at which other nodes "
+                "reach it",
             )
         if address in seen:
             raise SpecError(
                 f"{seen[address]} and {host.name} both have {address}",
                 where="private_address",
-                hint="behind one public address every host needs a private_address of its own",
+                hint="hosts behind one public address each need their own private_address",
             )
         seen[address] = host.name
 
@@ -303,15 +304,16 @@ def _check_form(spec: ClusterSpec, name: str, address: str) -> None:
         if not spec.firewall.manage:
             return
         raise SpecError(
-            f"{name} is known by the name {address} alone, and the firewall's rules need addresses",
+            f"{name} is known only by the name {address}, but firewall rules need IP addresses",
             where="private_address",
-            hint=f"give {name} the address that the other nodes reach it at",
+            hint=f"set private_address of {name} to the address at which other nodes reach it",
         ) from error
     if found.version == 6 and found.is_link_local:
         raise SpecError(
-            f"{name} would be {address} for programs, which cannot use link-local addresses",
+            f"{name} would have the address {address}, but programs cannot use link-local "
+            "addresses",
             where="private_address",
-            hint=f"give {name} an address that is good beyond one link",
+            hint=f"set private_address of {name} to an address that is not link-local",
         )
 
 
@@ -333,7 +335,7 @@ def check_up(spec: ClusterSpec, state: ClusterState) -> None:
         raise HostError("is not up", where=spec.cluster.name, hint="raycluster up")
     if head.health != "running":
         raise HostError(
-            f"the head is {head.health}, and the app needs it",
+            f"the head is {head.health}, but the models need it",
             where=spec.hosts[0].name,
             hint="raycluster up",
         )
@@ -355,11 +357,11 @@ def of_another(
     if owner is None:
         return None
     return HostError(
-        f"the cluster {spec.cluster.name} there belongs to {owner}, and this spec is of "
+        f"the cluster {spec.cluster.name} there belongs to {owner}, but this spec has owner "
         f"{spec.owner or 'nobody'}",
         where=where,
-        hint="give yours another name, with ports of its own; if both are one cluster, let all who "
-        f"share the spec have `owner = {json.dumps(owner)}` under [cluster]",
+        hint="choose another name and other ports for yours; if it is the same cluster, everybody "
+        f"who shares the spec must set `owner = {json.dumps(owner)}` under [cluster]",
     )
 
 
@@ -371,7 +373,7 @@ def check_machines(machines: Mapping[str, str]) -> None:
             raise SpecError(
                 f"{seen[machine]} and {name} are the same machine under two names",
                 where="cluster",
-                hint="list every machine once",
+                hint="list each machine once",
             )
         seen[machine] = name
 
@@ -396,13 +398,13 @@ def check_host_gpus(host: ResolvedHost, facts: Facts) -> None:
         return
     if host.makes_environment:
         raise HostError(
-            "the host has AMD's GPUs, and the environment that is made is for NVIDIA's",
+            "the host has AMD GPUs, but the environment that raycluster creates is for NVIDIA GPUs",
             where=host.name,
-            hint="name a Python with Ray and vLLM for ROCm in runtime.python, or set gpus = 0",
+            hint="set runtime.python to a Python with Ray and vLLM for ROCm, or set gpus = 0",
         )
     if host.runs_own_programs and facts.gpus.denied:
         raise HostError(
-            f"user {facts.gpus.denied} may not use /dev/kfd, through which AMD's GPUs are used",
+            f"user {facts.gpus.denied} has no permission for /dev/kfd, which AMD GPUs need",
             where=host.name,
             hint="`sudo usermod -aG render,video USER`, then log in again",
         )
@@ -439,7 +441,7 @@ def _image_too_new(
         return None
     return (
         f"its image is built for CUDA {host.image_cuda}, which on a {desktop} needs NVIDIA's "
-        f"driver {oldest} or newer, and the host has {driver}",
+        f"driver {oldest} or newer, but the host has {driver}",
         "update the driver, or set runtime.image to one for an older CUDA, such as vLLM's -cu129",
     )
 
@@ -455,19 +457,19 @@ def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:
     env = host.runtime.env or {}
     hiding = [name for name in HIDING if name in env]
     if hiding:
-        hint = f"take {hiding[0]} out of runtime.env, and name GPUs by `gpus`"
+        hint = f"remove {hiding[0]} from runtime.env, and select GPUs with `gpus`"
     elif host.runs_own_programs:
         hint = (
-            f"raycluster exec {host.name} -- nvidia-smi -L; when the driver is whole (Ray counts "
-            f"by its libnvidia-ml), {ANEW}"
+            f"raycluster exec {host.name} -- nvidia-smi -L; when the driver works again (Ray "
+            f"counts with its libnvidia-ml), {ANEW}"
         )
     else:
         hint = (
-            f"raycluster exec {host.name} -- nvidia-smi -L: the container does not see them all; "
-            f"look at the container toolkit; after a change of the driver, {ANEW}"
+            f"raycluster exec {host.name} -- nvidia-smi -L: the container does not see all of "
+            f"them; check the container toolkit; after a driver change, {ANEW}"
         )
     raise HostError(
-        f"Ray counts {counted:g} of the {wanted} GPUs that the cluster uses of this host",
+        f"Ray sees {counted:g} of the {wanted} GPUs that the cluster uses on this host",
         where=host.name,
         hint=hint,
     )
@@ -476,7 +478,7 @@ def check_counted(host: ResolvedHost, facts: Facts, counted: float) -> None:
 def check_gpus(spec: ClusterSpec, gpus: Mapping[str, float]) -> None:
     """Raise SpecError where the GPUs, by host, do not hold the models' replicas."""
     if lack := lacking_gpus(spec.models, gpus):
-        raise SpecError(lack, where="models", hint="see `num_gpus`, `replicas` and `engine_args`")
+        raise SpecError(lack, where="models", hint="check `num_gpus`, `replicas` and `engine_args`")
 
 
 def gpu_notes(spec: ClusterSpec, gpus: Mapping[str, float]) -> dict[str, tuple[str, str]]:
@@ -504,7 +506,7 @@ def plan_app(
     for want in body["applications"]:
         app = by_name.pop(want["name"], None)
         if app is None:
-            reasons.append(f"{want['name']}: not there")
+            reasons.append(f"{want['name']}: not deployed")
         elif app.status == "NOT_STARTED" or (app.failed and ATTEMPT in want["args"]):
             reasons.append(f"{app.name}: {app.status.lower().replace('_', ' ')}")
         elif not same(app.config, want):
@@ -520,7 +522,7 @@ def still_serving(app: App) -> str:
     if not app.failed or not app.serving:
         return ""
     count = "1 replica" if app.serving == 1 else f"{app.serving} replicas"
-    return f"the version before goes on serving ({count})"
+    return f"the previous version keeps serving ({count})"
 
 
 def _attempt(want: Mapping[str, Any], app: App | None) -> Mapping[str, Any]:

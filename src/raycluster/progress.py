@@ -25,7 +25,7 @@ def progress(console: Console) -> Iterator[Listener]:
         with _shown(console) as listen:
             yield listen
     except KeyboardInterrupt:
-        console.out("interrupted; the next `raycluster up` or `down` goes on from here")
+        console.out("interrupted; run `raycluster up` or `down` to continue from here")
         raise
 
 

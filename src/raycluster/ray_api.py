@@ -62,7 +62,7 @@ class RayApi:
             raise AppError(f"cannot deploy: {error}", where=self._host) from error
         if answer.is_error:
             cause = root_cause(answer.text)[:2000]
-            raise AppError(f"Serve refused the deployment: {cause}", where=self._host)
+            raise AppError(f"Serve rejected the deployment: {cause}", where=self._host)
 
     def _json(self, method: str, path: str) -> Told:
         import httpx
@@ -72,10 +72,10 @@ class RayApi:
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            raise HostError(f"Ray's dashboard answered {status}", where=self._host) from error
+            raise HostError(f"Ray's dashboard responded with {status}", where=self._host) from error
         except httpx.HTTPError as error:
             raise HostError(
-                f"Ray's dashboard does not answer: {error}",
+                f"Ray's dashboard does not respond: {error}",
                 where=self._host,
                 hint="raycluster logs head",
             ) from error

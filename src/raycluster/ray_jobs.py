@@ -59,10 +59,10 @@ class RayJobs:
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
             said = " ".join(error.response.text.split())[-300:]
-            what = f"Ray's Jobs API answered {error.response.status_code}: {said}"
+            what = f"Ray's Jobs API responded with {error.response.status_code}: {said}"
             raise HostError(what, where=self._host, hint="raycluster logs head") from error
         except httpx.HTTPError as error:
-            what = f"Ray's Jobs API does not answer: {error}"
+            what = f"Ray's Jobs API does not respond: {error}"
             raise ConnectionLostError(what, where=self._host) from error
         told = read_json(answer.content, "Ray's Jobs API", self._host).value
         return told if isinstance(told, dict) else {}

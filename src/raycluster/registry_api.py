@@ -163,7 +163,7 @@ class _Repository:
         asked = dict(re.findall(r'(\w+)="([^"]*)"', how))
         realm = asked.pop("realm", "")
         if not realm.startswith("https://") and self._url.startswith("https://"):
-            raise ValueError("the registry wants the login without TLS")
+            raise ValueError("the registry requests a login without TLS")
         answer = whole_answer(self._client, realm, params=asked, auth=self._login)
         told = read_json(answer.raise_for_status().content, "the registry's login")
         return told["token"].text() or told["access_token"].text()

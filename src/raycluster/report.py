@@ -70,11 +70,11 @@ def outcome_text(spec: ClusterSpec, outcome: Outcome, *, private: bool = False) 
     """
     count = len(outcome.actions)
     fell = fell_back(outcome)
-    state = "is up, and degraded" if fell else "is up"
+    state = "is up, but degraded" if fell else "is up"
     lines = [f"{spec.cluster.name} {state}: {count} {'change' if count == 1 else 'changes'}"]
     lines += [f"  ! {error.where}: {error.what}" for error in fell]
     for proof in outcome.proofs:
-        lines.append(f"  {proof.model} ({proof.engine}) answered: {proof.text.strip()!r}")
+        lines.append(f"  {proof.model} ({proof.engine}) responded: {proof.text.strip()!r}")
         if outcome.actions and proof.seconds:
             lines.append(f"    {proof.engine} started in {_start(proof.seconds)}")
     if outcome.proofs:
@@ -105,9 +105,9 @@ def _new_password(outcome: Outcome, *, private: bool) -> list[str]:
     if secret is None:
         return []
     if private:
-        said = f"{secret.reveal()}, shown this once; to read it again:"
+        said = f"{secret.reveal()}, shown only once; to read it again:"
     else:
-        said = "one of its own, made on the head; to read it:"
+        said = "generated on the head; to read it:"
     return [f"Grafana's user is {USER}, the password {said}", f"  {HOW_TO_READ}"]
 
 
@@ -169,7 +169,9 @@ def checks_view(findings: Sequence[Finding]) -> RenderableType:
         if finding.hint and not finding.passed:
             parts.append(Text(f"    next: {finding.hint}", style="dim"))
     failed = sum(not f.passed for f in findings)
-    parts.append(Text(f"{failed} of {len(findings)} checks failed" if failed else "all is well"))
+    parts.append(
+        Text(f"{failed} of {len(findings)} checks failed" if failed else "all checks passed")
+    )
     return Group(*parts)
 
 

@@ -137,7 +137,7 @@ def _at_once(model: ModelForecast, fit: Fit) -> str:
 def _unknown(forecast: Forecast) -> Iterator[str]:
     for model in forecast.models:
         if model.doubts and any(f.at_once is None for f in model.fits.values()):
-            yield f"  {model.name}: not known whether it fits: {'; '.join(model.doubts)}"
+            yield f"  {model.name}: cannot tell whether it fits: {'; '.join(model.doubts)}"
 
 
 def _downloads(forecast: Forecast) -> Table:
@@ -152,7 +152,7 @@ def _downloads(forecast: Forecast) -> Table:
 def _sizes(download: Download) -> str:
     known = [in_gb(download.size)] if download.size else []
     known += [f"{in_gb(download.stored)} unpacked"] if download.stored else []
-    return ", ".join(known) or "size not known"
+    return ", ".join(known) or "unknown size"
 
 
 def _interrupted(interruption: Interruption) -> str:

@@ -42,7 +42,7 @@ def plan_rollout(
     need = memory_of_a_replica(memory, running.values())
     room = Room(nodes, memory)
     waits = _fill(room, wants, running, need) if room.nodes else {}  # before `up` there are none
-    costs = {name: f"{why}: what is new of it waits for room" for name, why in waits.items()}
+    costs = {name: f"{why}: its new replicas wait for capacity" for name, why in waits.items()}
     surging: set[str] = set()
     for name, want in wants.items():
         app = running.get(name)
@@ -152,15 +152,15 @@ def _cost(app: App, want: Body, refused: str) -> str:
     if not restarts(app.config, want):
         return "changes in place: no interruption"
     if app.serving == 0:
-        return "no replica serves now: nothing is interrupted"
+        return "no replica is serving now: no interruption"
     if not refused:
-        return "starts each new replica before an old one ends: no interruption"
+        return "starts each new replica before stopping an old one: no interruption"
     if app.serving == 1:
-        return f"{refused}: the model is away while its new replica starts"
+        return f"{refused}: the model is unavailable while its new replica starts"
     share = 100 / app.serving
     return (
-        f"{refused}: one of {app.serving} replicas at a time is away, "
-        f"and capacity falls by {share:.0f}%"
+        f"{refused}: one of {app.serving} replicas at a time is "
+        f"unavailable, and capacity drops by {share:.0f}%"
     )
 
 

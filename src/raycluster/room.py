@@ -79,9 +79,9 @@ class Room:
     def take(self, demand: Demand, memory: float) -> str:
         """Find one more replica its place; return why there is none, or ""."""
         if demand.other or not self._known:
-            return "it is not known whether there is room for one more replica"
+            return "cannot tell whether there is capacity for one more replica"
         if demand.part_of_gpu:
-            return "replicas that share a GPU may not find memory for one more"
+            return "GPUs shared by replicas may lack memory for one more"
         return self._place(demand, memory)
 
     def _place(self, demand: Demand, memory: float) -> str:
@@ -89,7 +89,7 @@ class Room:
         for what, free, need in (
             ("no free GPU", self._gpus, demand.gpus),
             ("no free CPU", self._cpus, demand.cpus),
-            ("too little free memory", self._memory, memory),
+            ("not enough free memory", self._memory, memory),
         ):
             places = [n for n in places if not need or free.get(n, 0) >= need]
             if not places:

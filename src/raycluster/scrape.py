@@ -133,7 +133,7 @@ def of_cluster(spec: ClusterSpec, fleet: Fleet, served: str, tell: Tell) -> Iter
     nodes: list[_Node] = []
     for name, reached in fleet.reach(spec.hosts, lambda connected: connected).items():
         if isinstance(reached, RayclusterError):
-            tell(f"{name}: its metrics are not read: {reached.what}")
+            tell(f"{name}: its metrics are not collected: {reached.what}")
             continue
         client = http_client(reached.transport, spec.ports.metrics, timeout=_TIMEOUT_S)
         nodes.append(_Node(reached, client, http_ports(spec), has_gpus=reached.host.gpus != 0))
@@ -228,4 +228,4 @@ class _Cluster:
     def _note(self, name: str, error: Exception) -> None:
         if name not in self._told:
             self._told.add(name)
-            self.tell(f"{name}: its metrics cannot be read: {error}")
+            self.tell(f"{name}: its metrics cannot be collected: {error}")

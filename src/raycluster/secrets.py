@@ -57,9 +57,9 @@ def _api_keys(
         where = f"gateway.api_keys.{owner}"
         if not re.fullmatch(r"[!-~]{16,512}", key.reveal()):
             raise SecretError(
-                "16 to 512 letters, digits and signs of ASCII without spaces are expected",
+                "16 to 512 letters, digits and ASCII symbols without spaces are expected",
                 where=where,
-                hint="make one with: openssl rand -hex 24",
+                hint="generate one with: openssl rand -hex 24",
             )
         if key in seen:
             raise SecretError(f"it is the same key as {seen[key]}'s", where=where)
@@ -114,7 +114,7 @@ def _checked(value: str) -> str:
     if not value.strip():
         raise SecretError("its source is empty")
     if "\0" in value:
-        raise SecretError("its source holds a zero byte, which no variable can hold")
+        raise SecretError("its source contains a null byte, which a variable cannot contain")
     try:
         value.encode()
     except UnicodeEncodeError:  # of a variable; without `from`: the error holds the value
@@ -126,17 +126,19 @@ def bearer(where: str, secret: Secret) -> dict[str, str]:
     """Return the header that carries a secret. Raises SecretError, which never shows it."""
     if not secret.fits_header:
         raise SecretError(
-            "its value cannot stand in a header: ASCII in one line, without spaces, and at most "
+            "its value cannot be used in a header: ASCII on one line, without spaces, and at most "
             "8192 characters are expected",
             where=f"secret {where}",
-            hint="look for a line end or another character beside the key in its source",
+            hint="check its source for a line break or another character besides the key",
         )
     return {"authorization": f"Bearer {secret.reveal()}"}
 
 
 def _variable(name: str, variables: Mapping[str, str]) -> str:
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-        raise SecretError("no variable has a name like the one after `env:`")  # it may be the value
+        raise SecretError(
+            "the text after `env:` is not a valid variable name"
+        )  # it may be the value
     if not variables.get(name):
         state = "empty" if name in variables else "not set"
         raise SecretError(f"the variable {name} is {state}", hint=f"export {name}=...")
@@ -154,7 +156,7 @@ def _read(path: str) -> bytes:
     except OSError as error:
         raise SecretError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise SecretError("no file has a name like that") from error
+        raise SecretError("that is not a valid file name") from error
     except RuntimeError as error:  # expanduser: no such user
         raise SecretError(f"{path} cannot be read: no home folder for it") from error
 
@@ -178,12 +180,12 @@ def _command(command: str, environ: Mapping[str, str], timeout: float) -> str:
             # the whole group: what the shell started holds the pipe open as well
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise SecretError(f"its command took more than {timeout:g} s") from None
+                raise SecretError(f"its command took longer than {timeout:g} s") from None
             raise
     if process.returncode:
         raise SecretError(
-            f"its command ended with status {process.returncode}",
-            hint="run it in a shell to see what it says",
+            f"its command exited with status {process.returncode}",
+            hint="run it in a shell to see its output",
         )
     return _text(output, _OUTPUT)
 

@@ -28,7 +28,7 @@ SpecPath = Annotated[
     Path | None,
     typer.Argument(
         metavar="SPEC",
-        help="The cluster's TOML file; default: $RAYCLUSTER_SPEC, then ./cluster.toml.",
+        help="The cluster's TOML file. Default: $RAYCLUSTER_SPEC, else ./cluster.toml.",
         show_default=False,
     ),
 ]
@@ -37,11 +37,11 @@ SpecOption = Annotated[
     typer.Option(
         "--spec",
         "-s",
-        help="The cluster's TOML file; default: $RAYCLUSTER_SPEC, then ./cluster.toml.",
+        help="The cluster's TOML file. Default: $RAYCLUSTER_SPEC, else ./cluster.toml.",
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def open_session(given: Path | None, named: Path | None = None) -> Session:
     from raycluster.spec import locate, read_spec
 
     if given and named and given != named:
-        raise UsageError(f"{given} and --spec {named}: which one?", hint="name one of them")
+        raise UsageError(f"{given} and --spec {named}: two specs", hint="give one of them")
     path = locate(given or named)
     return Session(path, read_spec(path))
 
@@ -112,7 +112,9 @@ def confirm(question: str, would: str, *, where: str, hint: str) -> None:
     from raycluster.errors import UsageError
 
     if not sys.stdin.isatty():
-        raise UsageError(f"{would}, and there is no terminal to ask on", where=where, hint=hint)
+        raise UsageError(
+            f"{would}, but there is no terminal to ask for confirmation", where=where, hint=hint
+        )
     typer.confirm(question, abort=True, err=True)
 
 

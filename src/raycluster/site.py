@@ -31,7 +31,9 @@ def site(opened: Session) -> Callable[[], AbstractContextManager[Place]]:
             if problem := state.problem(head.host):
                 raise problem
             if not state.runs(head.host) or state.token is None:
-                raise HostError("the head does not run", where=head.host.name, hint="raycluster up")
+                raise HostError(
+                    "the head is not running", where=head.host.name, hint="raycluster up"
+                )
             if state.head_problem:
                 raise state.head_problem
             if not state.apps:

@@ -121,9 +121,10 @@ class Spool:
                 if done.exit_code:
                     said = done.stderr.decode(errors="replace").strip()[-300:]
                     raise CommandError(
-                        f"cannot write {target}: {said or 'it was changed meanwhile'}",
+                        f"cannot write {target}: {said or 'it has changed in the meantime'}",
                         where=self.name,
-                        hint="see the room there, or set distribution.folder to another disk",
+                        hint="check the free space there, or set distribution.folder to another "
+                        "disk",
                         status=done.exit_code,
                     )
                 here += len(piece)
@@ -177,9 +178,9 @@ def open_spool(connected: Connected, base: str, cluster: str) -> Spool:
     if done.exit_code or not told:
         said = done.stderr.decode(errors="replace").strip()[-300:]
         raise HostError(
-            f"no folder for images can be made in {base}: {said}",
+            f"cannot create a folder for images in {base}: {said}",
             where=connected.host.name,
-            hint="set distribution.folder to a folder that the user may write to",
+            hint="set distribution.folder to a folder that the user can write to",
         )
     folder = told[1]
     spool = Spool(connected, folder, told[2] == "python")

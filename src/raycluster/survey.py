@@ -155,7 +155,7 @@ def _placed(shell: Shell, folder: str, model: Wanted) -> Placed:
         return Placed(hidden=True)
     revision = "" if is_path(model.source) else model.revision
     done = shell.run(("sh", "-c", _LOOK, "look", folder, revision))
-    facts, _, config = text_of(done, f"look at {folder}", "").partition("config\n")
+    facts, _, config = text_of(done, f"check {folder}", "").partition("config\n")
     lines = [line.partition(" ") for line in facts.splitlines()]
     values = {key: value for key, _, value in lines if key not in ("file", "free")}
     free = [value for key, _, value in lines if key == "free"]

@@ -121,9 +121,9 @@ def not_understood(source: str, where: str, said: str | bytes = "") -> AnswerErr
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
     words = f": {clean(text, 100)}" if text.strip() else ""
     return AnswerError(
-        f"what {source or 'it'} says cannot be understood{words}",
+        f"the answer of {source or 'the host'} cannot be parsed{words}",
         where=where,
-        hint="look at that host: another program may answer there, or a broken or strange one",
+        hint="check that host: another program may respond there, or a broken one",
     )
 
 
@@ -131,9 +131,9 @@ def too_much(source: str, where: str, most: int) -> AnswerError:
     """Return the error for a source that says more than is read of it."""
     size = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
     return AnswerError(
-        f"{source} says more than {size}, which is more than it can have to say",
+        f"{source} sent more than {size}, more than is plausible",
         where=where,
-        hint="look at that host: another program may answer there, or a broken or strange one",
+        hint="check that host: another program may respond there, or a broken one",
     )
 
 
@@ -303,7 +303,7 @@ def text_of(done: Completed, doing: str, where: str, hint: str = "") -> str:
     if done.exit_code != 0:
         said = clean(done.stderr.decode("utf-8", "replace"), 300) or clean(done.text, 300)
         raise CommandError(
-            f"cannot {doing}: {said or f'the command ended with {done.exit_code}'}",
+            f"cannot {doing}: {said or f'the command exited with status {done.exit_code}'}",
             where=where,
             hint=hint,
             status=done.exit_code,

@@ -279,7 +279,9 @@ def _down(spec: ClusterSpec, fleet: Fleet, listen: Listener, *, purge: bool) -> 
         if isinstance(things, tuple)
         for thing in things
     )
-    lines = [f"{len(problems)} hosts could not be cleaned", *map(str, problems)] if problems else []
+    lines = (
+        [f"{len(problems)} hosts could not be cleaned up", *map(str, problems)] if problems else []
+    )
     lines += map(str, unread(state))
     if lines:
         raise HostError("\n".join(lines))
@@ -293,6 +295,6 @@ def _clean(
     removed += clear_spool(connected, spec.distribution.folder, spec.cluster.name)
     if take_away(connected, spec.cluster.name):
         removed = (*removed, "firewall rules")
-    text = f"removed {', '.join(removed)}" if removed else "nothing of this cluster is here"
+    text = f"removed {', '.join(removed)}" if removed else "nothing of this cluster was found"
     listen(Event(connected.host.name, text, "done"))
     return removed

@@ -22,7 +22,7 @@ def wrong_user(name: str) -> str:
     if name.startswith("-"):
         return "a user name must not begin with `-`, which other programs read as an option"
     if name.startswith("@") or name.endswith("@"):
-        return "a user name only; the address goes into `host`"
+        return "only a user name is allowed; set the address with `host`"
     for pattern, what in _RULES:
         if re.search(pattern, name):
             return f"a user name without {what} is expected"

@@ -24,7 +24,9 @@ def check_versions(
     for name, seen in versions.items():
         if not seen.ray:
             raise ImageError(
-                "no ray in the environment", where=name, hint="install ray[serve], or another image"
+                "ray is missing in the environment",
+                where=name,
+                hint="install ray[serve], or use another image",
             )
     _same("Ray", {n: v.ray for n, v in versions.items()})
     _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in versions.items()})
@@ -33,9 +35,9 @@ def check_versions(
     own = [model for model in spec.models if model.environment is None]
     if own and not any(v.vllm or v.transformers for v in serving.values()):
         raise ImageError(
-            "neither vllm nor transformers in the environment",
+            "vllm and transformers are both missing in the environment",
             where=next(iter(serving), "cluster"),
-            hint="use an image or requirements that hold an engine",
+            hint="use an image or requirements with an engine",
         )
     for name, seen in serving.items():
         for model in spec.models:
@@ -48,9 +50,9 @@ def check_versions(
 
 def _has_vllm(host: str, version: str, model: Model) -> None:
     """Raise ImageError where the model needs a vLLM that is not there, or cannot be started."""
-    what = f"no vllm in the environment, and {model.name} needs it" if not version else ""
+    what = f"vllm is missing in the environment, but {model.name} needs it" if not version else ""
     if version and not startable(version):
-        what = f"vLLM {version} cannot be started: {OLDEST_VLLM} and newer can"
+        what = f"vLLM {version} is not supported: {OLDEST_VLLM} or newer is needed"
     if what:
         allow = ", or set `fallback = true`" if model.engine == "auto" else ""
         raise ImageError(
@@ -65,11 +67,11 @@ def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, seen in versions.items():
         if seen.vllm and not startable(seen.vllm):
-            found[name] = f"vLLM {seen.vllm} cannot be started: {OLDEST_VLLM} and newer can"
+            found[name] = f"vLLM {seen.vllm} is not supported: {OLDEST_VLLM} or newer is needed"
         elif seen.vllm and release(seen.vllm) < release(SAFE_VLLM):
             found[name] = f"vLLM {seen.vllm} has known vulnerabilities; use {VLLM}"
         elif seen.vllm and release(seen.vllm) > release(NEWEST_VLLM):
-            found[name] = f"vLLM {seen.vllm} is newer than those that were looked at ({KNOWN})"
+            found[name] = f"vLLM {seen.vllm} is newer than the tested versions ({KNOWN})"
     return found
 
 

@@ -82,7 +82,7 @@ class Asking:
             with closing(spoken(shell, argv, self.work.spec.env)) as lines:
                 return _carried_out(self.work, name, lines)
         except CommandError as error:
-            what = f"the models cannot be looked at: {error.what}"
+            what = f"the model files cannot be listed:  {error.what}"
             raise HostError(what, where=name) from error
 
     def order(self, wanted: Wanted, listed: object = None) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def _hand_on(
         told,
     )
     for host in (h for h in takers if h in problems):
-        what = f"{wanted.source} does not come from {', '.join(holders)}: {problems[host]}"
-        work.listen(Event(host, f"{what}; asking the hub", "note"))
+        what = f"{wanted.source} could not be copied from {', '.join(holders)}: {problems[host]}"
+        work.listen(Event(host, f"{what}; downloading from the hub", "note"))
     size = sum(file["size"] for file in listed["files"])
     taken = {"version": listed["commit"], "bytes": size, "fetched": True, "note": ""}
     return {**done, **{h: taken for h in takers if h not in problems}}
@@ -204,7 +204,7 @@ def _known(results: Mapping[str, T | RayclusterError]) -> dict[str, T]:
 def _tell_taken(work: Work, host: str, source: str, line: Told) -> None:
     done, here, total = line["done"].flag(), line["here"].whole() or 0, line["total"].whole() or 0
     if done:
-        text = f"{source}: {_in_mb(total)} MB taken from other hosts and checked"
+        text = f"{source}: {_in_mb(total)} MB copied from other hosts and verified"
     else:
         text = f"{source}: {_in_mb(here)} of {_in_mb(total)} MB from other hosts"
     work.listen(Event(host, text, "done" if done else "step"))
@@ -265,8 +265,8 @@ def _result(told: Told) -> Mapping[str, Any]:
 
 def _came_to(result: Mapping[str, Any]) -> str:
     if "files" in result:
-        return f"is there, {len(result['files'])} files"
-    how = "fetched and checked" if result["fetched"] else "is there and checked"
+        return f"already present, {len(result['files'])} files"
+    how = "downloaded and verified" if result["fetched"] else "already present and verified"
     return f"{_in_mb(result['bytes'])} MB {how}"
 
 
@@ -282,7 +282,7 @@ def compare(by_host: Mapping[str, Results]) -> None:
         if len(versions) > 1:
             told = ", ".join(f"{h} {str(r.get('version'))[:8]}" for h, r in seen.items())
             raise AppError(
-                f"the hosts hold different commits: {told}",
+                f"the hosts have different commits: {told}",
                 where=source,
                 hint="set `revision` under engine_args to one of them",
             )

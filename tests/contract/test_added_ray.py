@@ -128,7 +128,7 @@ def test_what_the_image_lacks_is_added_and_nothing_else(here: Here) -> None:
     assert (versions.ray, versions.vllm) == (RAY, "0.32.0")
     names = ["lacking-1.1", "prometheus_client-0.20.0", f"ray-{RAY}"]
     assert here.added() == {versions.added: [f"{name}.dist-info" for name in names]}
-    from_here = [line for line in here.told if "comes from this machine" in line]
+    from_here = [line for line in here.told if "from this machine" in line]
     assert len(from_here) == (0 if here.host_has_index else 1)
     assert docker_cli(here.socket, "ps", "--all", "--quiet") == ""
 
@@ -193,7 +193,7 @@ def test_what_is_half_made_is_made_anew(here: Here) -> None:
 def test_a_conflict_names_both(here: Here) -> None:
     here.offer(ray_requires="shared>=2")
     here.hold(vllm="0.32.0", shared="1.0")
-    with pytest.raises(ImageError, match=rf"Ray {RAY} does not fit .*shared>=2.*shared==1.0"):
+    with pytest.raises(ImageError, match=rf"Ray {RAY} conflicts with .*shared>=2.*shared==1.0"):
         here.prepare()
     assert here.added() == {}
     assert docker_cli(here.socket, "volume", "ls", "--quiet") == ""
@@ -202,7 +202,7 @@ def test_a_conflict_names_both(here: Here) -> None:
 def test_what_cannot_be_imported_is_not_taken(here: Here) -> None:
     here.offer(lacking="raise ImportError('no libfoo.so here')\n")
     here.hold(vllm="0.32.0", shared="1.0")
-    with pytest.raises(ImageError, match=r"does not work there: ImportError: no libfoo\.so here"):
+    with pytest.raises(ImageError, match=r"does not work in it: ImportError: no libfoo\.so here"):
         here.prepare()
     assert here.added() == {}
 
@@ -220,7 +220,7 @@ def test_without_an_index_anywhere_both_say_why(
 def test_an_image_without_an_engine_gets_nothing(dockerd: str, tmp_path: Path) -> None:
     here = Here(dockerd, tmp_path, host_has_index=False)
     here.hold(shared="1.0")
-    with pytest.raises(ImageError, match=f"{IMAGE} holds no ray and no engine"):
+    with pytest.raises(ImageError, match=f"{IMAGE} has neither ray nor an engine"):
         here.prepare()
     assert docker_cli(dockerd, "volume", "ls", "--quiet") == ""
     assert here.runtime.prepare(replace(here.process, role="gateway"), print) == Versions()

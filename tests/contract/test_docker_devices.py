@@ -141,7 +141,7 @@ def test_a_host_with_gpus_and_rdma_hands_both_on(daemon: str, told: list[str], r
     assert {"IPC_LOCK", "CAP_IPC_LOCK"} & set(host["CapAdd"])
     assert host["inside"][0] == ("unlimited" if RAISES else "4096")
     assert f"{rdma}/uverbs0" in host["inside"]
-    assert told == [f"RDMA devices in {rdma} are handed on, with IPC_LOCK and memlock = {most}"]
+    assert told == [f"RDMA devices in {rdma} are passed on, with IPC_LOCK and memlock = {most}"]
 
 
 @pytest.mark.skipif(RAISES, reason="this machine's daemon may raise limits")

@@ -1,4 +1,4 @@
-"""Where a host's Docker is found, and what is said of one that does not answer."""
+"""Where a host's Docker is found, and what is said of one that does not respond."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def daemon(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None
 @pytest.mark.parametrize(
     ("answer", "what"),
     [
-        pytest.param(lambda _: None, "hangs: it takes connections", id="silent"),
-        pytest.param(lambda stream: stream.close(), "nobody answers at", id="closes"),
+        pytest.param(lambda _: None, "hangs: it accepts connections", id="silent"),
+        pytest.param(lambda stream: stream.close(), "nothing responds at", id="closes"),
     ],
 )
 def test_a_daemon_that_takes_connections_alone_is_told(
@@ -143,14 +143,18 @@ def test_a_daemon_that_takes_connections_alone_is_told(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize(
     ("mode", "what"),
-    [(0o660, "the socket is group root's"), (0o600, "only root may"), (0o666, "nobody answers")],
+    [
+        (0o660, "the socket belongs to group root"),
+        (0o600, "only root has"),
+        (0o666, "nothing responds"),
+    ],
 )
 def test_a_user_who_may_not_use_the_socket_is_told_why(folder: Path, mode: int, what: str) -> None:
     path = folder / "docker.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     path.chmod(mode)
-    for folder_mode, expected in ((0o755, what), (0o700, f"may not look into {folder}")):
+    for folder_mode, expected in ((0o755, what), (0o700, f"has no access to {folder}")):
         folder.chmod(folder_mode)
         script = ("sh", "-c", LOOK, "sh", str(path))
         done = subprocess.run(

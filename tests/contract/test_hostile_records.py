@@ -159,9 +159,9 @@ def test_what_a_host_says_of_members_changes_nothing_elsewhere(places: Places) -
         assert leave(work, state, left) == (left, ())
     assert places.safe() == before
     said = places.down()
-    assert "3 hosts could not be cleaned" in said
-    assert "does not hold this cluster's token" in said
-    assert "the machine itself" in said
+    assert "3 hosts could not be cleaned up" in said
+    assert "does not have this cluster's token" in said
+    assert "was the machine that ran" in said
     assert "localhost" in said  # it has no line in known_hosts, and gets none
     assert places.safe() == before
 
@@ -183,7 +183,7 @@ def test_a_local_host_of_the_spec_loses_nothing_to_a_record_of_another_runtime(
             ("native", "local")
         ]
         work = Work(spec, fleet, Secret(TOKEN), NO_SECRETS, places.told.append)
-        with pytest.raises(HostError, match="does not hold this cluster's token"):
+        with pytest.raises(HostError, match="does not have this cluster's token"):
             make_way(work, moved)
     assert places.safe() == before
 
@@ -217,7 +217,11 @@ def test_a_damaged_record_is_said_and_hosts_of_the_spec_are_cleaned(
         [problem] = [p for p in seen.problems if "record" in p.what]
         assert problem.hint
         _, forecast = preview(places.spec, fleet, NO_SECRETS)
-        assert [w for w in forecast.warnings if "that left the spec are not known" in w.what]
+        assert [
+            w
+            for w in forecast.warnings
+            if "that were removed from the spec are not known" in w.what
+        ]
     said = places.down()
     assert "cannot be read" in said
     assert "next: " in said

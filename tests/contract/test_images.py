@@ -205,5 +205,5 @@ def test_a_host_that_cannot_take_part_gets_it_through_this_machine(
         told = hosts.bring(archive=str(archive))
     assert hosts.layers("second") == hosts.layers("head") != ()
     (note,) = notes(told)
-    assert note.startswith(f"second: {IMAGE} cannot come over the hosts' network: cannot listen")
-    assert "it goes through this machine" in note
+    assert note.startswith(f"second: {IMAGE} cannot be copied between the hosts: cannot listen")
+    assert "copying it through this machine" in note

@@ -239,7 +239,7 @@ def test_a_paused_holder_begins_nothing_more(
             lease.check()
     assert process.returncode == 5, said
     assert re.fullmatch(
-        rf"error: {cluster}: this run stood still for \d+ s; "
+        rf"error: {cluster}: this run was suspended for \d+ s; "
         r"it has ended, and changes nothing more\n  next: .*\n",
         said,
     )

@@ -119,13 +119,13 @@ FULL = "mount -t tmpfs -o size=%s none %s; head -c 9999999 /dev/zero >%s/fill ||
         ("PermitOpen none", (), "sshd forbids forwarding", "PermitOpen"),
         ("DisableForwarding yes", (), "sshd forbids forwarding", "DisableForwarding"),
         ("", (OVER_HOME % "ro",), "Read-only file system", "rw"),
-        ("", (OVER_HOME % "noexec",), "a program in {home} cannot be run", "noexec"),
+        ("", (OVER_HOME % "noexec",), "programs in {home} cannot be run", "noexec"),
         ("", (FULL % ("64k", "{home}", "{home}"),), "{home} is full: 0 KiB", "df -h"),
         ("", ("rmdir {home}",), "the home folder {home} does not exist", "mkhomedir"),
-        ("", ("ln -s /nowhere/else {home}/.raycluster",), "/.raycluster is no folder", "link"),
+        ("", ("ln -s /nowhere/else {home}/.raycluster",), "/.raycluster is not a folder", "link"),
         ("", (OVER_TMP % "ro",), "Read-only file system", "/tmp"),
-        ("", (OVER_TMP % "noexec",), "a program in /tmp cannot be run", "noexec"),
-        ("", ("mount -t tmpfs -o ro none /dev/shm",), "cannot write in /dev/shm", "rw"),
+        ("", (OVER_TMP % "noexec",), "programs in /tmp cannot be run", "noexec"),
+        ("", ("mount -t tmpfs -o ro none /dev/shm",), "cannot write to /dev/shm", "rw"),
         ("", ("ulimit -n 500",), "may open 500 files", "limits.conf"),
         ("SetEnv HOME=", (), "HOME is not set", "HOME"),
     ],
@@ -185,10 +185,13 @@ PYTHONS = ("python3", "python3.11")
 @pytest.mark.parametrize(
     ("without", "said"),
     [
-        ((), "reaches gpu-2 at 127.0.0.2"),
-        (("bash", *PYTHONS), "reaches gpu-2 at 127.0.0.2"),
-        (("bash", "perl", *PYTHONS), "whether it reaches gpu-2 at 127.0.0.2 could not be tried"),
-        (("bash", "perl", "busybox", *PYTHONS), "could not be tried: the host has neither python3"),
+        ((), "can reach gpu-2 at 127.0.0.2"),
+        (("bash", *PYTHONS), "can reach gpu-2 at 127.0.0.2"),
+        (("bash", "perl", *PYTHONS), "could not test whether it can reach gpu-2 at 127.0.0.2"),
+        (
+            ("bash", "perl", "busybox", *PYTHONS),
+            "could not test whether it can reach gpu-2 at 127.0.0.2: testing needs python3",
+        ),
     ],
 )
 def test_the_way_to_a_neighbour_without_this_and_that(
@@ -217,9 +220,9 @@ def test_the_way_to_a_neighbour_without_this_and_that(
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
-        ("ulimit -t 5000", "a process is ended after some seconds of work"),
-        ("ulimit -v 90000000", "the memory that a process may map is limited"),
-        ("ulimit -f 9000000", "the size of files is limited"),
+        ("ulimit -t 5000", "the CPU time of a process is limited"),
+        ("ulimit -v 90000000", "the address space of a process is limited"),
+        ("ulimit -f 9000000", "the file size is limited"),
     ],
 )
 def test_a_limit_that_ends_what_runs_long(tmp_path: Path, limit: str, said: str) -> None:

@@ -51,7 +51,7 @@ def login_of(
     [
         (LOG_IN, 'login as the user "ubuntu"', 'set user = "ubuntu"'),
         ("ForceCommand internal-sftp", "sftp connections only", "ForceCommand internal-sftp"),
-        ("ForceCommand /bin/false", "said nothing", "ForceCommand"),
+        ("ForceCommand /bin/false", "printed nothing", "ForceCommand"),
         ("ForceCommand echo Hi; echo there >&2; cat", "Hi / there", "ForceCommand"),
     ],
 )
@@ -84,8 +84,8 @@ class Odd:
         Odd("restricted", "restricted", shell="/bin/rbash"),
         Odd("Password change required", "change the password", expired=True),
         Odd("Oh", "`exit`", bashrc="echo Oh; exit 3"),
-        Odd("said nothing", "exec", bashrc="exec zsh"),
-        Odd("", "redirects the error output", bashrc="exec 2>/dev/null"),
+        Odd("printed nothing", "exec", bashrc="exec zsh"),
+        Odd("", "redirects standard error", bashrc="exec 2>/dev/null"),
         Odd("within 2 s", "waits for input", bashrc="while :; do sleep 0.1; done"),
     ],
     ids=lambda odd: odd.bashrc or odd.words,

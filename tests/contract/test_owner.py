@@ -30,7 +30,7 @@ runtime = {{ kind = "native", python = "{python}", start_on_boot = false }}
 [[models]]
 name = "m"
 """
-SAYS = "the cluster q there belongs to alice, and this spec is of bob"
+SAYS = "the cluster q there belongs to alice, but this spec has owner bob"
 COMMANDS = (
     *("plan", "up", "deploy", "status", "check", "down --yes", "tunnel", "logs head", "logs app"),
     *("exec head -- true", "bench --prompts prompts.txt", "batch prompts.jsonl -o out.jsonl"),

@@ -146,11 +146,11 @@ def test_a_tag_is_there_or_the_nearest_are_named(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("image", "pull", "passed", "text"),
     [
-        ("{}/acme/serving:many", "missing", True, "{}/acme/serving:many is at its registry"),
+        ("{}/acme/serving:many", "missing", True, "{}/acme/serving:many exists in its registry"),
         ("{}/acme/serving:men", "missing", False, "the registry has no .*; it has many, arm, 1"),
-        ("127.0.0.1:9/a:1", "missing", True, "127.0.0.1:9/a:1 is not asked for: 127.0.0.1:9: "),
+        ("127.0.0.1:9/a:1", "missing", True, "127.0.0.1:9/a:1 was not looked up: 127.0.0.1:9: "),
         (IMAGE, "missing", None, ""),
-        ("{}/acme/serving:men", "never", False, "image .* is needed and is not there, and pull"),
+        ("{}/acme/serving:men", "never", False, "image .* is missing, and pull"),
         (IMAGE, "never", None, ""),
     ],
 )

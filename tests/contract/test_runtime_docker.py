@@ -96,7 +96,7 @@ def test_versions_are_read_without_importing(
 def test_an_image_without_an_engine_is_refused_for_a_node_alone(
     runtime: DockerRuntime, told: list[str]
 ) -> None:
-    with pytest.raises(ImageError, match="holds no ray and no engine"):
+    with pytest.raises(ImageError, match="has neither ray nor an engine"):
         runtime.prepare(HEAD, told.append)
     assert runtime.prepare(replace(HEAD, role="gateway"), told.append) == Versions()
 
@@ -107,7 +107,7 @@ def test_an_image_without_an_engine_is_refused_for_a_node_alone(
         ("never", "no/such:1", "is not on the host"),
         ("missing", "registry.invalid/no/such:1", "the host cannot reach the registry"),
         ("always", "127.0.0.1:9/no/such:1", "the host cannot reach the registry"),
-        ("missing", "Not An Image", "that is not an image's name"),
+        ("missing", "Not An Image", "that is not a valid image name"),
     ],
 )
 def test_a_missing_image_tells_why(dockerd: str, pull: Pull, image: str, expected: str) -> None:
@@ -187,7 +187,7 @@ def test_one_off_containers_are_hidden_and_removed(runtime: DockerRuntime, docke
 def test_another_containers_name_is_not_taken(runtime: DockerRuntime, dockerd: str) -> None:
     docker_cli(dockerd, "create", "--name=raycluster-own-head", IMAGE, "/bin/true")
     try:
-        with pytest.raises(HostError, match="a container that is not ours") as caught:
+        with pytest.raises(HostError, match="another container has the name") as caught:
             start(runtime)
         assert "rename" in caught.value.hint
         assert runtime.remove() == ()
@@ -260,7 +260,7 @@ def test_a_dead_socket_is_a_clear_error(transport: Cuttable, tmp_path: Path) -> 
     path = str(tmp_path / "dead.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
-    with pytest.raises(RuntimeUnavailableError, match="nobody answers"):
+    with pytest.raises(RuntimeUnavailableError, match="nothing responds"):
         DockerRuntime("here", "own", transport, socket=path).observe()
 
 

@@ -69,7 +69,10 @@ def test_what_docker_refuses_is_told(dockerd: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "cannot be read: No such file"), (b"x" * 2000, "is no archive of `docker save`")],
+    [
+        (None, "cannot be read: No such file"),
+        (b"x" * 2000, "is not an archive written by `docker save`"),
+    ],
 )
 def test_a_file_that_is_no_archive_is_refused(
     tmp_path: Path, content: bytes | None, expected: str

@@ -114,7 +114,7 @@ class TestHostKeys:
         for kind in sshd.host_keys:
             assert works(sshd.options(known_hosts=nothing, host_key=sshd.fingerprint(kind)))
         error = failing(HostKeyError, sshd.options(host_key="SHA256:" + "A" * 43))
-        assert "is not the one that the spec pins" in error.what
+        assert "is not the one pinned in the spec" in error.what
 
     def test_a_pin_that_is_revoked(self, sshd: Sshd, tmp_path: Path) -> None:
         known = tmp_path / "known"
@@ -292,7 +292,7 @@ class TestWhatTheLibraryCannot:
         monkeypatch.setenv("PATH", "/nowhere")
         with pytest.raises(BeyondLibraryError):
             reach(server, "auto")
-        with pytest.raises(UnreachableError, match="no `ssh` on this machine"):
+        with pytest.raises(UnreachableError, match="there is no `ssh` on this machine"):
             reach(server, "system")
 
 

@@ -116,18 +116,18 @@ def test_input_that_is_not_read_is_no_error(transport: Transport) -> None:
 
 
 def test_a_command_that_writes_without_end_is_ended(transport: Transport) -> None:
-    with pytest.raises(AnswerError, match="cat says more than 32 MiB"):
+    with pytest.raises(AnswerError, match="cat sent more than 32 MiB"):
         transport.run(("cat", "/dev/zero"))
 
 
 def test_a_command_that_never_pauses_is_ended_in_time(transport: Transport) -> None:
-    with pytest.raises(HostError, match="sh did not end within 1 s"):
+    with pytest.raises(HostError, match="sh did not finish within 1 s"):
         transport.run(("sh", "-c", "while :; do echo; done"), timeout=1)
 
 
 def test_a_stream_that_falls_silent_is_ended(transport: Transport) -> None:
     seen = []
-    with pytest.raises(HostError, match="sh said nothing for 1 s"):
+    with pytest.raises(HostError, match="sh had no output for 1 s"):
         for piece in transport.stream(("sh", "-c", "echo a; exec sleep 600"), quiet=1):
             seen.append(piece)
     assert seen == [("stdout", b"a\n")]
@@ -190,7 +190,7 @@ def test_any_login_shell_does(host: OddHost, tmp_path: Path) -> None:
 def test_a_timeout_ends_the_command_and_its_children(transport: Transport, tmp_path: Path) -> None:
     note = tmp_path / "pids"
     script = f"trap '' TERM HUP; sleep 300 & echo $$ $! > {note}; wait; sleep 300"
-    with pytest.raises(HostError, match="sh did not end within 1 s"):
+    with pytest.raises(HostError, match="sh did not finish within 1 s"):
         transport.run(("sh", "-c", script), timeout=1)
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) == 2

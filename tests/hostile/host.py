@@ -194,7 +194,7 @@ class FakeHost:
         if err:
             yield "stderr", self._answers.spoil(err)
         if quiet is not None and said.endswith(SILENT):
-            raise HostError(f"{argv[0]} said nothing for {quiet:g} s", where=self._name)
+            raise HostError(f"{argv[0]} had no output for {quiet:g} s", where=self._name)
         if told["code"]:
             raise CommandError("ended", where=self._name, status=told["code"])
 
@@ -263,7 +263,7 @@ NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r
 def _refuse_what_no_shell_takes(argv: Sequence[str]) -> None:
     """Do what real transports do with a NUL, and with what cannot be encoded."""
     if any("\0" in word for word in argv):
-        raise HostError("a command cannot hold a NUL character")
+        raise HostError("a command cannot contain a NUL character")
     for word in argv:
         word.encode("utf-8", "surrogateescape")
 

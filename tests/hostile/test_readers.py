@@ -65,7 +65,7 @@ PROBE = MARK + json.dumps(
         **{"vllm": {"found": True, "error": "", "more": ""}, "count": 1, "memlock": -1},
         "gpus": [{"index": 0, "name": "H100", "capability": "9.0", "free": 9, "total": 10}],
         "holders": [{"gpu": "GPU-1", "pid": 7, "name": "python", "used": 5}],
-        **{"shm": {"size": 67108864}, "failed": {"gpu 0": "did not end within 60 s"}},
+        **{"shm": {"size": 67108864}, "failed": {"gpu 0": "did not finish within 60 s"}},
     }
 )
 METRICS = """raycluster_engine_info{engine="vllm",reason=""} 1

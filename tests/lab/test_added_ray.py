@@ -83,7 +83,7 @@ def test_an_image_without_ray_serves(
     try:
         done = fetching("up", spec, "--json", timeout=500)
         assert done.returncode == 0, done.stderr
-        assert "Ray comes from this machine" in done.stderr
+        assert "copying Ray from this machine" in done.stderr
         [proof] = json.loads(done.stdout)["completions"]
         assert (proof["engine"], "Paris" in proof["text"]) == ("vllm", True)
         status = json.loads(fetching("status", spec, "--json").stdout)

@@ -65,19 +65,21 @@ USABLE = {
     "boxed": Case(fake.driver(2), 2, f"2 x {H100}", kind="docker", toolkit=True),
 }
 REFUSED = {
-    "too-few": Case(fake.driver(2), 2, "gpus = 4, and the host has 2$", 4),
-    "not-there": Case(fake.driver(2), 2, r"gpus names 2, and the host has 0 \(NVIDIA", [0, 2]),
-    "slices-unnamed": Case(fake.MIG, 2, "MIG divides its GPUs"),
-    "divided": Case(fake.MIG, 2, "gpus names 0, which MIG divides into slices", [0]),
+    "too-few": Case(fake.driver(2), 2, "gpus = 4, but the host has 2$", 4),
+    "not-there": Case(fake.driver(2), 2, r"gpus names 2, but the host has 0 \(NVIDIA", [0, 2]),
+    "slices-unnamed": Case(fake.MIG, 2, "its GPUs are divided by MIG"),
+    "divided": Case(fake.MIG, 2, "gpus names 0, which is divided into MIG slices", [0]),
     "lost": Case(fake.ILL, 2, "a GPU is lost: .*0000:3B:00.0"),
     "old": Case(old(1), 1, "needs NVIDIA's driver 580 or newer .*has 570.86.15", runtime=MADE),
-    "silent": Case(fake.ABSENT, 1, "the NVIDIA driver does not answer: "),
-    "updated": Case(fake.UPDATED, 1, "the NVIDIA driver was updated while it ran"),
-    "not-given": Case(fake.driver(0), 1, "NVIDIA GPU is in the machine, and nvidia-smi finds none"),
-    "bare": Case(None, 1, "an NVIDIA GPU is in the machine, and no driver"),
+    "silent": Case(fake.ABSENT, 1, "the NVIDIA driver does not respond: "),
+    "updated": Case(fake.UPDATED, 1, "the NVIDIA driver was updated while it was loaded"),
+    "not-given": Case(
+        fake.driver(0), 1, "the machine has an NVIDIA GPU, but nvidia-smi finds none"
+    ),
+    "bare": Case(None, 1, "the machine has an NVIDIA GPU, but no driver is loaded"),
     "no-toolkit": Case(fake.driver(2), 2, "Docker cannot give GPUs to containers", kind="docker"),
     "boxed-lost": Case(fake.ILL, 2, "a GPU is lost: ", kind="docker", toolkit=True),
-    "boxed-silent": Case(fake.ABSENT, 1, "the NVIDIA driver does not answer", kind="docker"),
+    "boxed-silent": Case(fake.ABSENT, 1, "the NVIDIA driver does not respond", kind="docker"),
 }
 CASES = {**USABLE, **REFUSED}
 COUNTED = {"one": 1.0, "none": 0.0, "unseen": 2.0, "eight": 8.0, "named": 2.0, "boxed": 2.0}
@@ -233,7 +235,7 @@ def running(rack: Rack) -> Iterator[Running]:
 
 def test_ray_counts_fewer_gpus_than_the_driver(running: Running) -> None:
     name = running.rack.hosts["unseen"].name
-    said = f"error: {name}: Ray counts 0 of the 2 GPUs that the cluster uses of this host\n"
+    said = f"error: {name}: Ray sees 0 of the 2 GPUs that the cluster uses on this host\n"
     assert said in running.first
     assert running.status()["models"][0]["status"] == "absent"
 
@@ -253,6 +255,6 @@ def test_up_goes_as_far_as_the_engine(running: Running) -> None:
     done = running.rack.cli("up", spec, timeout=200)
     assert done.returncode == 1, done.stderr
     _, _, errors = done.stderr.partition("error: ")
-    told = re.findall(r"^(\S+): the environment holds a torch for CPUs", errors, re.MULTILINE)
+    told = re.findall(r"^(\S+): the environment has a CPU build of torch", errors, re.MULTILINE)
     assert told == [running.rack.named(c, cases) for c in cases if COUNTED[c]], errors
     assert running.status()["models"][0]["status"] == "absent"

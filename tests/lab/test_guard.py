@@ -93,7 +93,7 @@ def test_rules_that_would_lock_out_are_gone_at_once(
     monkeypatch.setattr(guarding, "around", lambda _: Around())
     with work.fleet:
         work.fleet.open(work.spec.hosts[0])
-        with pytest.raises(CommandError, match="taken back: with them, no new connection"):
+        with pytest.raises(CommandError, match="reverted: they prevented new connections"):
             put(work)
         assert tell(work) == ""
     assert not odd.run(("sh", "-c", "ls -d /etc/raycluster/*; nft list tables | grep odd")).stdout

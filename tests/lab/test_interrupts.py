@@ -107,7 +107,7 @@ def _cut(program: subprocess.Popen[str], number: signal.Signals, heard: str = ""
     assert program.returncode == (130 if number == INT else -KILL), heard + rest
     assert took < PROMPTLY, f"took {took:.1f} s to end"
     if number == INT:
-        assert "interrupted; the next `raycluster up` or `down` goes on from here" in rest
+        assert "interrupted; run `raycluster up` or `down` to continue from here" in rest
 
 
 GATEWAYS = f'[gateway]\non = "all"\nimage = "{IMAGE}"\n'
@@ -135,7 +135,7 @@ def cut(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
 @pytest.mark.parametrize(
     ("said", "number"),
     [
-        (r": firewall rules on trial", KILL),
+        (r": trying the firewall rules", KILL),
         pytest.param(r"head: \+ start head", INT, marks=pytest.mark.long),
         pytest.param(r": ready: Ray", KILL, marks=pytest.mark.long),
         (r": has joined", INT),
@@ -173,7 +173,7 @@ def test_one_run_at_a_time_changes_a_cluster(cut: Cut) -> None:
         program.send_signal(signal.SIGCONT)
         _, rest = program.communicate(timeout=60)
     assert program.returncode == 5, rest
-    assert re.search(r"^error: cut: .*; it has ended, and changes nothing more$", rest, re.M), rest
+    assert re.search(r"^error: cut: .*; it has stopped and changes nothing more$", rest, re.M), rest
     cut.clean()
 
 
@@ -205,7 +205,7 @@ def another_model(cut: Cut) -> None:
     ("begin", "said", "number"),
     [
         pytest.param(nothing, r"head: \+ start head", KILL, marks=pytest.mark.long),
-        (other_rules, r": firewall rules on trial", KILL),
+        (other_rules, r": trying the firewall rules", KILL),
         pytest.param(lost_worker, r"docker-2: \+ start worker", INT, marks=pytest.mark.long),
         (lost_worker, r"docker-2: ready: Ray", KILL),
         pytest.param(lost_worker, r": starting the worker", INT, marks=pytest.mark.long),
@@ -324,4 +324,4 @@ def test_the_next_down_finishes_what_a_cut_one_began(cut: Cut) -> None:
         _cut(program, INT, _hear(program, ": removed "))
     cut.down()
     done = cut.cli("down", cut.spec, "--yes")
-    assert (done.returncode, done.stdout) == (0, "cut is down: nothing was left to remove\n")
+    assert (done.returncode, done.stdout) == (0, "cut is down: nothing to remove\n")

@@ -102,7 +102,7 @@ def test_an_unknown_host_key(bench: Bench) -> None:
 
 def test_a_user_that_is_not_there(bench: Bench) -> None:
     spec = bench.spec(bench.lab.docker_hosts[:2], ('user = "root"', 'user = "nobody-here"'))
-    bench.refuses(spec, "^docker-2: .*refused user 'nobody-here'", "authorized_keys")
+    bench.refuses(spec, "^docker-2: .*rejected user 'nobody-here'", "authorized_keys")
 
 
 def test_a_key_that_the_host_does_not_admit(bench: Bench) -> None:
@@ -110,7 +110,7 @@ def test_a_key_that_the_host_does_not_admit(bench: Bench) -> None:
     subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", key], check=True)
     change = ("gpus = 0", f"gpus = 0\nidentity_file = {str(key)!r}")
     spec = bench.spec(bench.lab.docker_hosts[:2], change)
-    bench.refuses(spec, "^docker-2: .*refused user 'root'", str(key))
+    bench.refuses(spec, "^docker-2: .*rejected user 'root'", str(key))
 
 
 def test_a_closed_port(bench: Bench) -> None:
@@ -129,7 +129,7 @@ def test_a_host_that_drops_every_packet(bench: Bench) -> None:
     spec = bench.spec([first, second], ("gpus = 0", "gpus = 0\nconnect_timeout = 1"))
     second.partition()
     try:
-        bench.refuses(spec, "^docker-2: .*did not answer within 1 s")
+        bench.refuses(spec, "^docker-2: .*did not respond within 1 s")
     finally:
         second.heal()
 
@@ -168,15 +168,15 @@ def test_a_host_without_docker(bench: Bench) -> None:
 
 def test_a_user_who_may_not_use_docker(bench: Bench) -> None:
     spec = bench.spec(bench.lab.docker_hosts[:2], ('user = "root"', 'user = "outsider"'))
-    bench.refuses(spec, "^docker-2: user outsider may not use Docker", "usermod -aG docker")
+    bench.refuses(
+        spec, "^docker-2: user outsider has no permission to use Docker", "usermod -aG docker"
+    )
 
 
 def test_an_image_that_is_not_there(bench: Bench) -> None:
     image = 'runtime = { image = "nobody/has-this:1" }'
     spec = bench.spec(bench.lab.docker_hosts[:2], ("gpus = 0", f"gpus = 0\n{image}"))
-    bench.refuses(
-        spec, "^docker-2: image nobody/has-this:1 is needed and is not there", "docker load"
-    )
+    bench.refuses(spec, "^docker-2: image nobody/has-this:1 is missing", "docker load")
 
 
 def test_an_image_without_ray(bench: Bench) -> None:
@@ -217,7 +217,7 @@ def refusing(host: Host, port: int) -> Iterator[None]:
 def test_a_firewall_between_the_hosts_that_refuses_one_port(bench: Bench) -> None:
     spec = bench.spec(bench.lab.docker_hosts[:2])
     with refusing(bench.lab.docker_hosts[1], 6380):
-        said = "reaches docker-2 at [0-9.]*, but not its ports 6380: a firewall refuses it"
+        said = "can reach docker-2 at [0-9.]*, but not its ports 6380: rejected by a firewall"
         bench.refuses(spec, f"^head: {said}", "private_address", within=2 * QUICK)
         checked = bench.cli("check", spec)
     assert re.search(rf"✗ head +network: {said}", checked.stdout), checked.stdout
@@ -231,7 +231,7 @@ def test_a_misspelt_key(bench: Bench) -> None:
 
 def test_more_gpus_than_the_host_has(bench: Bench) -> None:
     spec = bench.spec(bench.lab.docker_hosts[:2], ("gpus = 0", "gpus = 2"))
-    bench.refuses(spec, "^docker-2: gpus = 2, and the host has (0|none)", "nvidia-smi")
+    bench.refuses(spec, "^docker-2: gpus = 2, but the host has (0|none)", "nvidia-smi")
 
 
 def twins(bench: Bench, alias: str) -> Path:
@@ -301,7 +301,7 @@ def test_a_model_that_no_host_has_memory_for(bench: Bench) -> None:
         volume = ("volumes = [", f'volumes = ["{folder}:/huge:ro", ')
         spec = bench.spec(hosts, volume, (f'source = "{bench.lab.model}"', 'source = "/huge"'))
         said = "^smollm2-135m: fits on no host; on head: its weights take 75.* of memory"
-        error = bench.refuses(spec, said, "smaller or a quantized model", code=2)
+        error = bench.refuses(spec, said, "smaller or quantized model", code=2)
         planned = bench.cli("plan", spec)
     assert planned.returncode == 0, planned.stderr
     assert error.partition("\n")[0] in planned.stdout
@@ -311,7 +311,7 @@ def test_a_request_longer_than_the_memory_that_is_kept(bench: Bench) -> None:
     length = ("max_model_len = 1024", "max_model_len = 100000")
     bench.refuses(
         bench.spec(bench.lab.docker_hosts[:2], length),
-        "one request of 100,000 tokens takes 2.1 GiB, and 1.0 GiB are kept",
+        "one request of 100,000 tokens takes 2.1 GiB, and 1.0 GiB are reserved",
         "set max_model_len = 8192",
         code=2,
     )
@@ -336,16 +336,16 @@ def test_a_secret_without_its_variable(bench: Bench) -> None:
 NEVER_UP = (
     (("status",), 3, "! refuse: is not up"),
     (("status", "--json"), 3, '"healthy": false'),
-    (("down", "--yes"), 0, "refuse is down: nothing was left to remove"),
+    (("down", "--yes"), 0, "refuse is down: nothing to remove"),
     (("logs", "head"), 1, "error: head: the container does not exist"),
     (("logs", "native-1"), 1, "error: native-1: nothing was started here as worker"),
     (("logs", "app"), 1, "error: refuse: no node is running"),
-    (("logs", "nowhere"), 2, "'nowhere' is no host of this cluster"),
+    (("logs", "nowhere"), 2, "'nowhere' is not a host in this cluster"),
     (("exec", "head", "--", "true"), 1, "error: head: the container does not exist"),
     (("exec", "native-1", "--", "true"), 1, "error: native-1: nothing was started here as worker"),
-    (("exec", "nowhere", "--", "true"), 2, "'nowhere' is no host of this cluster"),
-    (("ssh", "nowhere"), 2, "'nowhere' is no host of this cluster"),
-    (("up", "--only", "nowhere"), 2, "'nowhere' is no part of this cluster"),
+    (("exec", "nowhere", "--", "true"), 2, "'nowhere' is not a host in this cluster"),
+    (("ssh", "nowhere"), 2, "'nowhere' is not a host in this cluster"),
+    (("up", "--only", "nowhere"), 2, "'nowhere' is not a part of this cluster"),
     (("bench", "--prompts", "prompts.txt"), 1, "error: "),
 )
 
@@ -383,7 +383,7 @@ def test_what_a_running_cluster_refuses(alone: Bench) -> None:
     first = alone.lab.docker_hosts[0]
     running = first.check("docker", "ps", "-q", "--no-trunc")
     absent = alone.spec([first], (f'source = "{alone.lab.model}"', 'source = "/models/none"'))
-    alone.refuses(absent, r"^head: the model /models/none is not there\n", within=40)
+    alone.refuses(absent, r"^head: the model /models/none does not exist\n", within=40)
     engine = ('engine = "auto"', 'engine = "vllm"')
     long = alone.spec([first], ("max_model_len = 1024", "max_model_len = 20000"), engine)
     alone.refuses(long, "^smollm2-135m: vllm: .*max_model_len", within=90)

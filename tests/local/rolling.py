@@ -14,7 +14,7 @@ from tests.local.cluster import Cluster, until
 from tests.local.load import Load
 
 START_S = 240
-FIRST_NEW_ONE = "starts each new replica before an old one ends: no interruption"
+FIRST_NEW_ONE = "starts each new replica before stopping an old one: no interruption"
 
 
 def deploy(cluster: Cluster, *models: ModelSettings) -> Deploy:

@@ -97,7 +97,7 @@ def test_processes_that_die_while_they_start_end_the_run(tmp_path: Path) -> None
             check=False,
         )
     assert done.returncode == 1
-    assert "error: bench: a process of the load ended" in done.stderr
+    assert "error: bench: a load-generating process ended" in done.stderr
 
 
 def test_an_interrupt_ends_all_processes_and_keeps_what_was_measured(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_what_fails_elsewhere_is_told_here(box: LocalTransport, tmp_path: Path) 
     prompts = parse_dataset(b"one\n", Defaults(), where="test").prompts
     with MockServer(lambda call: Script()) as server:
         url = server.base_url
-    with pytest.raises(RayclusterError, match="nothing answers") as caught:
+    with pytest.raises(RayclusterError, match="no request was answered") as caught:
         FromHead("box", box)(
             prompts, Target(url, "tiny"), Load(), tell=lambda _: None, keep=lambda *_: None
         )
@@ -359,7 +359,7 @@ def test_a_run_that_was_killed_goes_on_where_a_level_ended(tmp_path: Path) -> No
         other = subprocess.run(
             [*argv, "-n", "9", "--resume"], capture_output=True, text=True, check=False
         )
-        assert other.returncode == 2 and "another run: load differ" in other.stderr
+        assert other.returncode == 2 and "a different run: load differ" in other.stderr
         again = subprocess.run([*argv, "--resume"], capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
         assert len(server.measured) == 80
@@ -383,7 +383,7 @@ def test_nothing_goes_on_where_nothing_is(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 2
-        assert "no run to go on with" in done.stderr
+        assert "no run to resume" in done.stderr
 
 
 def test_prints_what_vllms_client_saves(tmp_path: Path) -> None:

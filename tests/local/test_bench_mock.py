@@ -95,15 +95,15 @@ def sent_for(record: Record, server: MockServer) -> Call:
 
 BAD = [
     (Script(ending="none"), "truncated", "without [DONE]"),
-    (Script(ending="cut"), "truncated", "closed in the middle of the answer"),
-    (Script(ending="cut", stop_after=2), "truncated", "closed in the middle of the answer"),
-    (Script(status=0), "truncated", "closed without an answer"),
+    (Script(ending="cut"), "truncated", "closed during the response"),
+    (Script(ending="cut", stop_after=2), "truncated", "closed during the response"),
+    (Script(status=0), "truncated", "closed without a response"),
     (Script(ending="error"), "stream_error", "scripted failure"),
     (Script(ending="error", stop_after=0), "stream_error", "scripted failure"),
     (Script(stop_after=0), "protocol", "no token"),
     (Script(status=429), "http_status", "429: scripted"),
     (Script(status=500, body=b"<html>oops"), "http_status", "500: <html>oops"),
-    (Script(content_type="application/json"), "protocol", "in place of a stream"),
+    (Script(content_type="application/json"), "protocol", "instead of a stream"),
 ]
 
 
@@ -259,7 +259,7 @@ def free_port() -> int:
 
 def test_says_so_when_nothing_listens() -> None:
     target = Target(f"http://127.0.0.1:{free_port()}", "tiny")
-    with pytest.raises(RayclusterError, match="nothing answers"):
+    with pytest.raises(RayclusterError, match="no request was answered"):
         run_bench(
             prompts(3), target, Load(), tell=lambda line: None, keep=lambda level, record: None
         )
@@ -268,7 +268,7 @@ def test_says_so_when_nothing_listens() -> None:
 def test_says_so_when_a_tunnel_leads_nowhere() -> None:
     with (
         MockServer(lambda call: Script(status=0)) as server,
-        pytest.raises(RayclusterError, match="nothing answers"),
+        pytest.raises(RayclusterError, match="no request was answered"),
     ):
         run_bench(
             prompts(3),
@@ -298,7 +298,7 @@ def test_a_server_that_dies_fails_the_rest() -> None:
 
 
 def test_says_so_when_no_request_is_due_in_time() -> None:
-    with pytest.raises(UsageError, match="no request was due"):
+    with pytest.raises(UsageError, match="no request was scheduled"):
         measured(Script(), 3, Load((Open(0.001),), duration=0.01, warmup=0))
 
 
@@ -352,7 +352,7 @@ def test_files_hold_every_request_and_the_summary(tmp_path: Path) -> None:
     assert Record.from_json(json.loads(lines[0])).ok
     written = json.loads((folder / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary.to_json()))
-    with pytest.raises(UsageError, match="results are there already"):
+    with pytest.raises(UsageError, match="results already exist there"):
         command(tmp_path, Script(), io.StringIO(), output=folder)
 
 

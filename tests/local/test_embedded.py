@@ -244,7 +244,7 @@ def test_a_model_gets_a_vllm_of_its_own(local: Local) -> None:
     done = local("deploy", none)
     assert done.returncode == 1, done.stderr
     assert "/no/such/python does not run" in done.stderr
-    assert "next: name another `python`" in done.stderr
+    assert "next: set another `python`" in done.stderr
     done = local("deploy", local.with_environment(older().python))
     assert done.returncode == 0, done.stderr
     assert f"environment with vLLM {OLDER}: is there" in done.stderr
@@ -264,7 +264,7 @@ def test_down_leaves_nothing(local: Local) -> None:
     assert local.processes() == []
     assert not (local.home / ".raycluster").exists()
     again = local("down", local.spec, "--yes")
-    assert (again.returncode, again.stdout) == (0, "embedded is down: nothing was left to remove\n")
+    assert (again.returncode, again.stdout) == (0, "embedded is down: nothing to remove\n")
 
 
 def test_without_an_environment_uv_makes_one(tmp_path: Path) -> None:

@@ -115,7 +115,9 @@ def test_a_download_goes_on_after_the_server_was_cut(node: Node, hub: Hub) -> No
 def test_a_wrong_hash_is_refused_and_nothing_of_it_stays(node: Node, hub: Hub) -> None:
     hub.spoiled.add("model.safetensors")
     told = node.fetch()
-    assert told["error"].startswith("model.safetensors of acme/tiny came with a wrong SHA-256")
+    assert told["error"].startswith(
+        "model.safetensors of acme/tiny was received with a wrong SHA-256"
+    )
     assert held(node.snapshot).keys() == READ - {"model.safetensors"}
     hub.spoiled.clear()
     assert node.fetch()["result"]["fetched"]
@@ -156,7 +158,7 @@ def test_a_gated_model_asks_for_a_token(node: Node, hub: Hub, status: int) -> No
 
 def test_an_unknown_model_and_revision_are_named(node: Node) -> None:
     told = node.fetch(Wanted("acme/tyni"))
-    assert told["error"].endswith("shows no model acme/tyni without an HF_TOKEN")
+    assert told["error"].endswith("has no model acme/tyni visible without an HF_TOKEN")
     told = node.fetch(Wanted(REPO, revision="v9"))
     assert told["error"] == "acme/tiny has no revision 'v9'"
 
@@ -171,7 +173,7 @@ def test_without_the_hub_what_is_there_is_used(node: Node, hub: Hub) -> None:
     node.env |= away
     told = node.fetch()["result"]
     assert (told["version"], told["fetched"]) == (hub.commit, False)
-    assert "does not answer" in told["note"]
+    assert "does not respond" in told["note"]
     node.env["HF_HUB_OFFLINE"] = "1"
     assert node.fetch()["result"]["version"] == hub.commit
 
@@ -202,13 +204,15 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(
 ) -> None:
     node.env["HF_HOME"] = str(small_disk)
     told = node.fetch()
-    assert told["error"] == (f"acme/tiny needs 42 MB more, and 2 MB are free in {small_disk}/hub")
+    assert told["error"] == (
+        f"acme/tiny needs 42 MB more, but only 2 MB are free in {small_disk}/hub"
+    )
     assert not hub.sent
 
 
 def test_paths_are_compared_by_names_sizes_and_small_files(node: Node, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    assert node.fetch(Wanted(str(model)))["error"] == f"the model {model} is not there"
+    assert node.fetch(Wanted(str(model)))["error"] == f"the model {model} does not exist"
     model.mkdir()
     assert node.fetch(Wanted(str(model)))["error"] == f"the model's folder {model} is empty"
     for name in ("config.json", "model.safetensors"):

@@ -16,7 +16,7 @@ UV = Path(sys.executable).with_name("uv")
 
 
 def newest(package: str) -> str:
-    """Return the newest release that the index has, "" where it does not answer."""
+    """Return the newest release that the index has, "" where it does not respond."""
     done = subprocess.run(
         (UV, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--python-version=3.12", "-"),
         input=package,

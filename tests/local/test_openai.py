@@ -414,7 +414,7 @@ def test_an_engine_that_hangs_is_not_ready(served: Cluster) -> None:
         )
         assert served.http.get(f"/m/{VLLM}/health").status_code == 200
         answer = served.http.get(f"/m/{VLLM}/raycluster/ready")
-        assert answer.json()["error"]["message"].endswith("no token came within 10 s")
+        assert answer.json()["error"]["message"].endswith("no token within 10 s")
     finally:
         os.kill(engine, signal.SIGCONT)
     until(

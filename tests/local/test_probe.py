@@ -92,10 +92,12 @@ def state_of(*replicas: Replica, gpus: float = 1, app: str = "m") -> ClusterStat
 def test_up_refuses_a_torch_for_cpus_on_a_host_with_gpus(work: Work) -> None:
     told: list[Event] = []
     work = replace(work, listen=told.append)
-    with pytest.raises(HostError, match=r"head: the environment holds a torch for CPUs") as caught:
+    with pytest.raises(
+        HostError, match=r"head: the environment has a CPU build of torch"
+    ) as caught:
         check_environments(work, state_of(), {"head"})
     assert "gpus = 0" in caught.value.hint
-    assert [event.text for event in told] == ["looking at its GPUs from the environment"]
+    assert [event.text for event in told] == ["checking its GPUs from the environment"]
 
 
 def test_it_looks_only_where_replicas_will_start(work: Work) -> None:
@@ -127,7 +129,7 @@ def test_it_has_the_replicas_environment(work: Work) -> None:
         ("echo no such library >&2; exit 1", "no such library"),
         ("exec yes words", "w"),
         ("exec yes | tr -d '\\n'", "y"),
-        ("kill -9 $$", "it says nothing|Killed"),
+        ("kill -9 $$", "it printed nothing|Killed"),
     ],
 )
 def test_an_environment_whose_python_does_not_work(
@@ -138,7 +140,7 @@ def test_an_environment_whose_python_does_not_work(
     python.write_text(f"#!/bin/sh\n{says}\n")
     python.chmod(0o755)
     monkeypatch.setenv("HOME", str(tmp_path))
-    match = f"head: the look at its environment fails: ({what})"
+    match = f"head: checking its environment failed: ({what})"
     with running(str(python)) as work, pytest.raises(HostError, match=match) as caught:
         look(work.fleet["head"], {})
     assert len(str(caught.value)) < 500

@@ -87,7 +87,7 @@ def test_a_version_that_does_not_start_leaves_the_one_before(
         for attempt in range(2):
             with pytest.raises(AppError, match="did you mean 'max_model_len'") as error:
                 deploy(served, bad)
-            assert "the version before goes on serving (1 replica)" in str(error.value)
+            assert "the previous version keeps serving (1 replica)" in str(error.value)
             config = served.details()["applications"][NAME]["deployed_app_config"]
             assert config["args"].get("attempt", 0) == attempt
             at_work(load, 50)
@@ -137,13 +137,13 @@ def test_without_room_one_replica_after_the_other_is_away(
         change = deploy(served, replace(whole, env={"CHANGED": "1"}))
         at_work(load, 50)
     [cost] = change.costs
-    assert cost.endswith("one of 2 replicas at a time is away, and capacity falls by 50%")
+    assert cost.endswith("one of 2 replicas at a time is unavailable, and capacity drops by 50%")
     assert load.wrong == []
 
 
 @pytest.mark.long
 def test_the_source_of_a_model_may_be_away(served: Cluster, model: ModelSettings) -> None:
     gone = replace(model, source=str(Path(model.source).with_name("gone")))
-    with pytest.raises(AppError, match="is not on the node"):
+    with pytest.raises(AppError, match="does not exist on the node"):
         deploy(served, gone)
     assert served.http.get("/v1/models").status_code == 200

@@ -203,7 +203,7 @@ def test_replaced_applications_leave_no_process(broken: Broken) -> None:
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        ("absent", "the model /nowhere/model is not on the node "),
+        ("absent", "the model /nowhere/model does not exist on the node "),
         (
             "typo",
             "vllm: engine_args: vLLM has no argument 'max_modle_len': "

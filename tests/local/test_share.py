@@ -160,7 +160,7 @@ def test_a_damaged_model_is_not_handed_on(tmp_path: Path, python: str, hub: Hub)
         [first.party()], [second.party()], free_port(), first.ask(listed), lambda *_: None
     )
     assert problems["node-1"] == "model.safetensors of acme/tiny is damaged"
-    assert problems["node-2"] == "no host serves"
+    assert problems["node-2"] == "no host provides it"
     assert second.held() is None
 
 
@@ -175,7 +175,7 @@ def test_names_from_another_node_lead_nowhere_else(tmp_path: Path, python: str, 
         ).encode()
     )
     with closing(spoken(party.shell, party.argv, party.env)) as lines:
-        assert next(lines).value == {"error": "acme/tiny names files outside of its folder"}
+        assert next(lines).value == {"error": "acme/tiny lists files outside its folder"}
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_up_brings_a_model_to_one_host_and_on_from_there(
     assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}
     told = brought(spec)
     assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}
-    taken = {e.subject for e in told if "taken from other hosts and checked" in e.text}
+    taken = {e.subject for e in told if "copied from other hosts and verified" in e.text}
     assert taken == {"second", "third"}
     assert not [e for e in told if e.kind == "note"], "and need no hub for it"
     assert not [e for e in brought(spec) if "from other hosts" in e.text], "once is enough"

@@ -90,11 +90,11 @@ def test_up_says_it_in_words_too(told: Local) -> None:
     done = told("up", told.spec)
     assert done.returncode == 3, done.stderr
     first, why, answered, *_ = done.stdout.splitlines()
-    assert first == "told is up, and degraded: 0 changes"
+    assert first == "told is up, but degraded: 0 changes"
     said = f"{MODEL}: is served by transformers, not by vLLM: "
     assert why.startswith(f"  ! {said}")
     assert CAUSE in why
-    assert answered.startswith(f"  {MODEL} (transformers) answered: 'Paris")
+    assert answered.startswith(f"  {MODEL} (transformers) responded: 'Paris")
     error, hint = done.stderr.strip().splitlines()[-2:]
     assert error.startswith(f"error: {said}")
     assert CAUSE in error
@@ -173,6 +173,6 @@ def test_down_on_a_terminal_asks_draws_and_leaves_nothing(told: Local) -> None:
     assert_drawn(seen)
     assert seen.count(ERASE) > 1, "nothing was drawn anew in place"
     assert re.search("✓.*head.*removed process head", seen)
-    assert re.fullmatch(r"told is down: \d+ things removed\n", last(seen))
+    assert re.fullmatch(r"told is down: \d+ items removed\n", last(seen))
     assert told.processes() == []
     assert not (told.home / ".raycluster").exists()

@@ -85,7 +85,7 @@ def test_a_model_of_the_hub_is_fetched_and_served(served: Served) -> None:
     served.hub.status = 0
     done = served.local("up", served.local.spec)
     assert done.returncode == 0, done.stderr
-    assert "MB fetched and checked" in done.stderr
+    assert "MB downloaded and verified" in done.stderr
     assert "vllm started in" in done.stdout
     assert "Paris" in done.stdout
     whole = sum(len(content) for content in served.hub.files.values())
@@ -103,7 +103,7 @@ def test_an_up_without_changes_asks_no_hub(served: Served) -> None:
 def test_an_asked_check_reads_what_is_there(served: Served) -> None:
     done = served.local("up", served.local.spec, "--verify")
     assert done.returncode == 0, done.stderr
-    assert "MB is there and checked" in done.stderr
+    assert "MB already present and verified" in done.stderr
 
 
 @pytest.mark.long

@@ -39,7 +39,7 @@ NAME = "qwen-qwen2.5-0.5b-instruct"
 
 
 def test_nothing_deployed() -> None:
-    assert reasons(wanted(ONE), None) == [f"{NAME}: not there"]
+    assert reasons(wanted(ONE), None) == [f"{NAME}: not deployed"]
 
 
 def test_deployed_as_wanted() -> None:
@@ -74,7 +74,7 @@ def test_a_failed_deployment_is_tried_again() -> None:
 
 def test_a_second_model_brings_a_router_and_moves_the_first() -> None:
     found = reasons(wanted([*ONE, {"name": "b"}]), deployed(wanted(ONE)))
-    assert found == [f"{NAME}: changed", "b: not there", "router: not there"]
+    assert found == [f"{NAME}: changed", "b: not deployed", "router: not deployed"]
 
 
 def test_a_model_that_left_the_spec_is_removed() -> None:

@@ -66,7 +66,7 @@ def test_a_cluster_of_the_same_name_that_is_somebody_else_s_is_refused() -> None
     spec = spec_of("h1", cluster={"name": "q", "owner": "bob"})
     with pytest.raises(HostError) as caught:
         check_owner(spec, owned(running(spec), "alice"))
-    assert caught.value.what == "the cluster q there belongs to alice, and this spec is of bob"
+    assert caught.value.what == "the cluster q there belongs to alice, but this spec has owner bob"
     assert 'owner = "alice"' in caught.value.hint
 
 
@@ -89,7 +89,7 @@ def test_who_runs_this_is_the_owner_where_the_spec_names_none(
 ) -> None:
     monkeypatch.setenv("LOGNAME", "carol")
     spec = spec_of("h1")
-    with pytest.raises(HostError, match="belongs to alice, and this spec is of carol"):
+    with pytest.raises(HostError, match="belongs to alice, but this spec has owner carol"):
         check_owner(spec, owned(running(spec), "alice"))
     assert {host.owner for host in spec.hosts} == {"carol"}
 
@@ -123,9 +123,9 @@ def empty(spec: ClusterSpec) -> ClusterState:
 
 AB = spec_of("a", "b")
 START_ALL = [
-    "head: + start head (not there)",
-    "a: + start worker (not there)",
-    "b: + start worker (not there)",
+    "head: + start head (not running)",
+    "a: + start worker (not running)",
+    "b: + start worker (not running)",
 ]
 
 
@@ -139,11 +139,11 @@ def test_what_is_as_wanted_is_left_alone() -> None:
 
 def test_a_head_alone_is_a_cluster() -> None:
     alone = spec_of()
-    assert described(alone, empty(alone)) == ["head: + start head (not there)"]
+    assert described(alone, empty(alone)) == ["head: + start head (not running)"]
 
 
 def test_a_lost_worker_is_started_and_nothing_else() -> None:
-    assert described(AB, without(running(AB), "b")) == ["b: + start worker (not there)"]
+    assert described(AB, without(running(AB), "b")) == ["b: + start worker (not running)"]
 
 
 def test_a_stopped_worker_is_restarted_with_what_it_said() -> None:
@@ -154,7 +154,7 @@ def test_a_stopped_worker_is_restarted_with_what_it_said() -> None:
 
 def test_workers_follow_a_new_head() -> None:
     assert described(AB, without(running(AB), "head")) == [
-        "head: + start head (not there)",
+        "head: + start head (not running)",
         "a: ~ restart worker (joins the new head)",
         "b: ~ restart worker (joins the new head)",
     ]
@@ -174,7 +174,7 @@ def test_an_added_worker_is_started_and_nothing_else() -> None:
     wider = spec_of("a", "b", "c")
     state = running(AB)
     state = replace(state, hosts={**state.hosts, "c": HostState("c", "10.0.0.4")})
-    assert described(wider, state) == ["c: + start worker (not there)"]
+    assert described(wider, state) == ["c: + start worker (not running)"]
 
 
 def test_a_host_that_left_the_spec_is_cleaned() -> None:
@@ -207,8 +207,8 @@ def test_another_runtime_on_a_host_removes_the_former_one() -> None:
     )
     state = without(running(spec_of("a")), "a")
     assert described(native, state) == [
-        "a: + start worker (not there)",
-        "a (before): - remove everything of this cluster (has another runtime now)",
+        "a: + start worker (not running)",
+        "a (before): - remove everything of this cluster (its runtime has changed)",
     ]
 
 
@@ -249,5 +249,5 @@ def test_another_token_restarts_every_node() -> None:
 def test_addresses_that_nodes_cannot_reach_are_refused(address: str) -> None:
     state = empty(AB)
     state = replace(state, hosts={**state.hosts, "b": HostState("b", address)})
-    with pytest.raises(SpecError, match=r"b .*10\.0\.0\.1|b would be|have 10\.0\.0\.1"):
+    with pytest.raises(SpecError, match=r"b .*10\.0\.0\.1|would reach b at|have 10\.0\.0\.1"):
         described(AB, state)

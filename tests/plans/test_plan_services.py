@@ -64,10 +64,10 @@ A = spec_of("a", **BESIDE)
 
 def test_from_nothing_ray_comes_first() -> None:
     assert described(A, nothing(A)) == [
-        "head: + start head (not there)",
-        "a: + start worker (not there)",
-        "head: + start gateway (not there)",
-        "head: + start prometheus (not there)",
+        "head: + start head (not running)",
+        "a: + start worker (not running)",
+        "head: + start gateway (not running)",
+        "head: + start prometheus (not running)",
     ]
 
 
@@ -77,8 +77,8 @@ def test_what_is_as_wanted_is_left_alone() -> None:
 
 def test_beside_a_running_cluster_they_are_all_that_is_started() -> None:
     assert described(A, running(spec_of("a"))) == [
-        "head: + start gateway (not there)",
-        "head: + start prometheus (not there)",
+        "head: + start gateway (not running)",
+        "head: + start prometheus (not running)",
     ]
 
 
@@ -100,7 +100,7 @@ def test_a_new_worker_restarts_nothing_and_the_gateway_learns_of_it() -> None:
     hosts = {**state.hosts, "b": HostState("b", "10.0.0.3")}
     seen = ClusterState(hosts, token=state.token, members=state.members)
     assert described(wider, seen) == [
-        "b: + start worker (not there)",
+        "b: + start worker (not running)",
         "head: ~ reload gateway (its files changed)",
     ]
 
@@ -111,7 +111,7 @@ def test_a_new_head_restarts_neither() -> None:
     left = tuple(f for f in head.found if f.role != "head")
     hosts = {**state.hosts, "head": HostState("head", head.address, left, head.live)}
     assert described(A, ClusterState(hosts, token=state.token, members=state.members)) == [
-        "head: + start head (not there)",
+        "head: + start head (not running)",
         "a: ~ restart worker (joins the new head)",
     ]
 
@@ -126,10 +126,10 @@ def test_only_a_part(only: Only, expected: int) -> None:
 
 def test_grafana_comes_when_asked_for_after_the_prometheus_that_it_shows() -> None:
     shown = spec_of("a", **BESIDE | {"monitoring": {"grafana": True}})
-    assert described(shown, running(A)) == ["head: + start grafana (not there)"]
+    assert described(shown, running(A)) == ["head: + start grafana (not running)"]
     assert described(shown, nothing(shown))[-2:] == [
-        "head: + start prometheus (not there)",
-        "head: + start grafana (not there)",
+        "head: + start prometheus (not running)",
+        "head: + start grafana (not running)",
     ]
     assert described(shown, running(shown)) == []
     assert described(A, running(shown)) == [

@@ -17,9 +17,9 @@ from raycluster.state import App, ClusterState, HostState, RayNode, Replica
 GIB = 2.0**30
 PLENTY = Memory(used=8 * GIB, available=200 * GIB)
 
-NEW_FIRST = "starts each new replica before an old one ends: no interruption"
+NEW_FIRST = "starts each new replica before stopping an old one: no interruption"
 IN_PLACE = "changes in place: no interruption"
-AWAY = "the model is away while its new replica starts"
+AWAY = "the model is unavailable while its new replica starts"
 
 
 def model(name: str = "a", version: int = 1, **more: Any) -> ModelSettings:
@@ -82,7 +82,7 @@ GPU = {"num_gpus": 1.0}
             ["n0", "n0", "n0"],
             GPU,
             "no free GPU for one more replica: "
-            "one of 3 replicas at a time is away, and capacity falls by 33%",
+            "one of 3 replicas at a time is unavailable, and capacity drops by 33%",
         ),
         # a replica must fit on one node: one GPU free on each of two is not two
         ([(8, 3), (8, 1)], ["n0"], {"num_gpus": 2.0}, f"no free GPU for one more replica: {AWAY}"),
@@ -90,14 +90,14 @@ GPU = {"num_gpus": 1.0}
         # CPUs on one node and GPUs on another are no place either
         ([(1, 1), (1, 1), (8, 0)], ["n0", "n1"], GPU,
          "no free GPU for one more replica: "
-         "one of 2 replicas at a time is away, and capacity falls by 50%"),
+         "one of 2 replicas at a time is unavailable, and capacity drops by 50%"),
         ([(2, 1), (1, 1)], ["n0"], {"num_gpus": 1.0, "num_cpus": 2.0},
          f"no free CPU for one more replica: {AWAY}"),
         (
             [(8, 1)],
             ["n0"],
             {"num_gpus": 0.5},
-            f"replicas that share a GPU may not find memory for one more: {AWAY}",
+            f"GPUs shared by replicas may lack memory for one more: {AWAY}",
         ),
     ],
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_counts_change_in_place_and_limits_with_new_replicas(
 def test_a_model_that_does_not_serve_has_nothing_to_lose() -> None:
     before = run([model()], {"a": ["n0"]}, state="STARTING")
     rollout = rolled([model(version=2)], before, on((1, 0)))
-    assert rollout.costs == {"a": "no replica serves now: nothing is interrupted"}
+    assert rollout.costs == {"a": "no replica is serving now: no interruption"}
 
 
 def test_a_replica_more_starts_before_the_old_one_ends() -> None:
@@ -190,7 +190,7 @@ def test_replicas_that_are_too_many_make_room() -> None:
 @pytest.mark.parametrize("more", [{"replicas": 3}, {"replicas": 3, "version": 2}])
 def test_replicas_that_find_no_room_are_told(more: dict[str, Any]) -> None:
     rollout = rolled([model(**more)], run([model()], {"a": ["n0"]}), on((2, 0)))
-    waits = "no free CPU for one more replica: what is new of it waits for room"
+    waits = "no free CPU for one more replica: its new replicas wait for capacity"
     assert rollout.costs == {"a": waits}
     first = rolled([model(), model("b")], run([model()], {"a": ["n0"]}), on((1, 0)))
     assert first.costs == {"a": IN_PLACE, "b": waits}

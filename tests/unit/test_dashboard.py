@@ -120,7 +120,7 @@ def test_who_holds_its_port_is_named_and_told_nothing(
     spec: ClusterSpec, argv: tuple[str, ...]
 ) -> None:
     port = spec.ports.dashboard
-    what = f"port {port} is held by nobody (uid {NOBODY}), and not by the head"
+    what = f"port {port} is in use by nobody (uid {NOBODY}), not by the head"
     with head(spec, *argv) as (fleet, box), somebody(port) as heard:
         assert holders(box.transport, port) == (f"nobody (uid {NOBODY})",)
         assert read_facts(box.transport).holders[port] == f"nobody (uid {NOBODY})"

@@ -70,7 +70,7 @@ def test_without_a_schema_number_it_is_damaged(content: str) -> None:
 
 def test_a_higher_schema_number_is_for_a_newer_version() -> None:
     assert read('{"schema": 1, "name": "x"}', schema=1) == Shape("x")
-    with pytest.raises(NewerRecordError, match=r"has schema 2, and .* reads up to 1"):
+    with pytest.raises(NewerRecordError, match=r"has schema 2, but .* reads up to 1"):
         read('{"schema": 2}', schema=1)
 
 

@@ -50,7 +50,7 @@ def test_a_host_that_is_away_keeps_the_app_from_nobody(
             assert (tmp_path / ".raycluster/c/code/app.py").read_bytes() == b"1"
         finally:
             runtime.remove()
-    assert events == [Event("away", "does not get the app: did not answer", "note")]
+    assert events == [Event("away", "cannot deploy to it: did not answer", "note")]
 
 
 VLLM = {"model": "m", "engine": "vllm", "reason": ""}
@@ -67,7 +67,7 @@ FELL = {"model": "m", "engine": "transformers", "reason": "vLLM died"}
         ([FELL | {"model": "asked"}, VLLM], {}),
         (
             [{"model": "m", "engine": "transformers"}],
-            {"m": Fallback("transformers", "the replica does not say why")},
+            {"m": Fallback("transformers", "the replica gives no reason")},
         ),
     ],
 )

@@ -113,7 +113,7 @@ def test_a_port_that_is_taken_is_said_and_nobody_waits(places: Places) -> None:
     with socket.create_server(("127.0.0.1", places.port)):
         problems = exchange([holder], [taker], places.port, {}, lambda *_: None)
     assert "cannot listen on 127.0.0.1" in problems["h1"]
-    assert problems["h2"] == "no host serves"
+    assert problems["h2"] == "no host provides it"
 
 
 def test_a_program_that_breaks_is_told_by_its_last_words(places: Places) -> None:
@@ -161,12 +161,12 @@ class Saying:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (b"{cut\n", "what the program that hands files on says cannot be understood: {cut"),
-        (b'{"here": [], "total": {}}\n{"done": 7}\n', "its program ended early"),
-        (b"{" * 100_000 + b"\n", "cannot be understood"),
-        (b"x" * (9 << 20), "says more than 8 MiB"),
-        (b'{"error": {"a": []}}\n', "it does not say why"),
-        (b"\xff\xfe\n", "its program ended early"),
+        (b"{cut\n", "the answer of the program that hands files on cannot be parsed: {cut"),
+        (b'{"here": [], "total": {}}\n{"done": 7}\n', "its program exited early"),
+        (b"{" * 100_000 + b"\n", "cannot be parsed"),
+        (b"x" * (9 << 20), "sent more than 8 MiB"),
+        (b'{"error": {"a": []}}\n', "no reason given"),
+        (b"\xff\xfe\n", "its program exited early"),
     ],
 )
 def test_nonsense_from_a_program_ends_its_part(said: bytes, why: str) -> None:
@@ -184,7 +184,7 @@ def test_whatever_a_report_does_with_a_line_nobody_waits_for_ever() -> None:
     party = Party("h1", "127.0.0.1", Saying(b'{"here": 1}\n'), ("x",), {}, lambda _: None)
     with catch_threading_exception() as caught:
         problems = exchange([party], [], 1, {}, report)
-    assert problems == {"h1": "its program was not followed to its end"}
+    assert problems == {"h1": "its output was not read to the end"}
     assert caught == [RuntimeError]
 
 
@@ -200,7 +200,7 @@ def test_an_exchange_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("raycluster.exchange.PARTING_S", 0.0)
     party = Party("h1", "127.0.0.1", Waiting(b""), ("x",), {}, lambda _: None)
     try:
-        assert exchange([party], [], 1, {}, lambda *_: None) == {"h1": "nothing came for 0 s"}
+        assert exchange([party], [], 1, {}, lambda *_: None) == {"h1": "no data arrived for 0 s"}
     finally:
         go.set()
 
@@ -230,7 +230,7 @@ def test_no_more_is_kept_of_a_file_than_it_has(places: Places) -> None:
     shelf = transfer.Shelf([transfer.Item(path, 5, digest)])
     took = transfer.Taker(shelf, [liar.getsockname()[:2]], "t")
     took.failed.set()  # another file failed: this one is not asked for again and again
-    with liar, pytest.raises(transfer.TransferError, match="sends more than the file has"):
+    with liar, pytest.raises(transfer.TransferError, match="sent more data than the file size"):
         took.take()
     assert taker
     assert max(most, default=0) <= 5

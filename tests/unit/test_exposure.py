@@ -28,7 +28,7 @@ class Held:
 
     def sockets(self) -> frozenset[int]:
         if not self.inodes:
-            raise HostError("Docker does not answer", where="head")
+            raise HostError("Docker does not respond", where="head")
         return frozenset(self.inodes)
 
 
@@ -74,5 +74,7 @@ def test_a_port_that_no_spec_names_is_found_by_who_has_it() -> None:
 def test_what_cannot_be_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raycluster.exposure.unguarded", lambda *_: False)
     [error] = exposed(SPEC, cast("Fleet", OneHost(connected(Held()))))
-    assert "not known what strangers reach there: Docker does not answer" in str(error)
+    assert "could not check which ports are reachable from outside: Docker does not respond" in str(
+        error
+    )
     assert error.exit_code == 3

@@ -41,7 +41,7 @@ def test_a_native_host_without_a_services_program_is_refused_before_anything_sta
     host = spec_of(runtime={"kind": "native"}).hosts[0]
     with pytest.raises(HostError) as caught:
         check_facts(host, Start("head", NGINX, "new"), Facts())
-    assert "nginx is not installed, which the gateway needs without Docker" in str(caught.value)
+    assert "nginx is not installed; without Docker, the gateway needs it" in str(caught.value)
     check_facts(host, Start("head", NGINX, "new"), Facts(programs=frozenset({"nginx"})))
 
 
@@ -73,7 +73,7 @@ def test_a_disk_that_cannot_be_looked_at_is_unknown_and_check_says_why(tools: Pa
     assert (facts.disk_free_bytes, facts.disk_problem) == (None, "df: /: Input/output error")
     found = _disk(spec_of().hosts[0], facts)
     assert not found.passed
-    assert found.text == "could not be looked at: df: /: Input/output error"
+    assert found.text == "could not be checked: df: /: Input/output error"
     assert disk_of(LocalTransport("here"), "/") is None
 
 
@@ -85,7 +85,7 @@ def test_a_clock_without_parts_of_a_second(tools: Path, said: str) -> None:
 
 def test_a_clock_that_fails_is_an_error_with_its_words(tools: Path) -> None:
     tool(tools, "date", "echo 'cannot get the time'")
-    with pytest.raises(AnswerError, match="`date` says cannot be understood: cannot get the time"):
+    with pytest.raises(AnswerError, match="`date` cannot be parsed: cannot get the time"):
         read_facts(LocalTransport("here"))
 
 
@@ -97,7 +97,7 @@ def test_without_awk_no_port_is_taken_for_free(
     here = LocalTransport("here")
     monkeypatch.setenv("PATH", str(tools))
     for read in (read_facts, read_listening, read_listeners, lambda at: holders(at, 1)):
-        with pytest.raises(CommandError, match="it takes awk and /proc/net/tcp"):
+        with pytest.raises(CommandError, match="awk and /proc/net/tcp are needed"):
             read(here)
 
 

@@ -136,9 +136,13 @@ def test_check_tells_the_gpus_that_are_used(
     ("driver", "gpus", "said"),
     [
         (fake.ILL, "all", ("a GPU is lost: Unable to determine the device handle", "gpus = 0")),
-        (fake.driver(2), 3, ("gpus = 3, and the host has 2", "nvidia-smi")),
-        (fake.driver(2), [5], ("gpus names 5, and the host has 0 (NVIDIA H100", "nvidia-smi -L")),
-        (fake.MIG, "all", ("MIG divides its GPUs", "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f")),
+        (fake.driver(2), 3, ("gpus = 3, but the host has 2", "nvidia-smi")),
+        (fake.driver(2), [5], ("gpus names 5, but the host has 0 (NVIDIA H100", "nvidia-smi -L")),
+        (
+            fake.MIG,
+            "all",
+            ("its GPUs are divided by MIG", "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"),
+        ),
     ],
 )
 def test_check_fails_with_the_drivers_words_and_a_next_step(
@@ -171,7 +175,7 @@ def test_up_refuses_before_anything_is_brought(install: Install, fleet: Fleet) -
 def test_ray_counting_fewer_than_the_spec_names(fleet: Fleet, gpus: object) -> None:
     work = work_of(spec_of(gpus, python="python3"), fleet, [])
     node = RayNode("127.0.0.1", "n", alive=True, is_head=True, gpus=1)
-    with pytest.raises(HostError, match=r"Ray counts 1 of the 2 GPUs"):
+    with pytest.raises(HostError, match=r"Ray sees 1 of the 2 GPUs"):
         check_nodes_gpus(work, state_of(node))
     check_nodes_gpus(work, state_of(replace(node, gpus=2)))
     check_nodes_gpus(work, state_of())
@@ -183,7 +187,7 @@ def test_ray_counting_fewer_than_the_host_has(install: Install, fleet: Fleet) ->
     work = work_of(spec_of(python="python3"), fleet, told)
     node = RayNode("127.0.0.1", "n", alive=True, is_head=True, gpus=8)
     check_nodes_gpus(work, state_of(node))
-    with pytest.raises(HostError, match=r"head: Ray counts 0 of the 8 GPUs"):
+    with pytest.raises(HostError, match=r"head: Ray sees 0 of the 8 GPUs"):
         check_nodes_gpus(work, state_of(replace(node, gpus=0)))
     assert told == []
     install(fake.ILL)
@@ -192,18 +196,21 @@ def test_ray_counting_fewer_than_the_host_has(install: Install, fleet: Fleet) ->
     with pytest.raises(HostError, match=r"head: a GPU is lost"):
         check_nodes_gpus(work, state_of(replace(node, gpus=0)))
     install(fake.MIG)
-    with pytest.raises(HostError, match=r"head: MIG divides its GPUs"):
+    with pytest.raises(HostError, match=r"head: its GPUs are divided by MIG"):
         check_nodes_gpus(work, state_of(replace(node, gpus=2)))
 
 
 @pytest.mark.parametrize(
     ("runtime", "hint"),
     [
-        ({"kind": "docker"}, "look at the container toolkit"),
+        ({"kind": "docker"}, "check the container toolkit"),
         ({"kind": "native"}, "raycluster exec head -- nvidia-smi -L"),
         ({"kind": "native"}, "raycluster down and then raycluster up"),
-        ({"env": {"CUDA_VISIBLE_DEVICES": "0"}}, "take CUDA_VISIBLE_DEVICES out of runtime.env"),
-        ({"kind": "docker", "env": {"NVIDIA_VISIBLE_DEVICES": "0"}}, "take NVIDIA_VISIBLE_DEVICES"),
+        ({"env": {"CUDA_VISIBLE_DEVICES": "0"}}, "remove CUDA_VISIBLE_DEVICES from runtime.env"),
+        (
+            {"kind": "docker", "env": {"NVIDIA_VISIBLE_DEVICES": "0"}},
+            "remove NVIDIA_VISIBLE_DEVICES",
+        ),
     ],
 )
 def test_the_likely_cause_of_fewer_gpus(runtime: dict[str, Any], hint: str) -> None:
@@ -218,12 +225,12 @@ AMD = Accelerators((Device("0", "", "AMD gfx942"),), vendor="amd", denied="ubunt
 @pytest.mark.parametrize(
     ("gpus", "runtime", "found", "what"),
     [
-        ("all", {}, AMD, "the environment that is made is for NVIDIA's"),
-        ("all", {"python": "p"}, AMD, "user ubuntu may not use /dev/kfd"),
+        ("all", {}, AMD, "the environment that raycluster creates is for NVIDIA GPUs"),
+        ("all", {"python": "p"}, AMD, "user ubuntu has no permission for /dev/kfd"),
         ("all", {"python": "p"}, replace(AMD, denied=""), ""),
         ("all", {"kind": "docker"}, AMD, ""),
         (0, {}, AMD, ""),
-        (2, {"kind": "docker"}, AMD, "gpus = 2, and the host has 1"),
+        (2, {"kind": "docker"}, AMD, "gpus = 2, but the host has 1"),
         ("all", {}, Accelerators(problem=Trouble("no driver", "install it")), "no driver"),
         (0, {}, Accelerators(problem=Trouble("no driver", "install it")), ""),
     ],
@@ -242,10 +249,12 @@ def test_what_a_host_has_to_have(
 
 
 def test_check_says_what_may_be_a_gpu_and_is_not_counted(fleet: Fleet) -> None:
-    doubt = Trouble("Windows lends this machine a GPU (/dev/dxg), and nvidia-smi names none", "i")
+    doubt = Trouble(
+        "Windows shares a GPU with this machine (/dev/dxg), but nvidia-smi lists none", "i"
+    )
     spec = spec_of(python=sys.executable)
     fleet.reach(spec.hosts, lambda connected: connected.address)
     found = _gpus_of(fleet["head"], Facts(gpus=Accelerators(unseen=doubt)), [], usable=True)
     assert found.passed
-    assert found.text.startswith("none: models run on CPUs; Windows lends this machine a GPU")
+    assert found.text.startswith("none: models run on CPUs; Windows shares a GPU with this machine")
     assert "gpus = 0" in found.hint

@@ -452,7 +452,7 @@ def test_rules_that_keep_new_connections_out_are_taken_back_at_once(lab: Lab) ->
 
     with pytest.raises(CommandError) as caught:
         run_guard(lab, Held(), fresh)
-    assert "taken back" in str(caught.value)
+    assert "reverted" in str(caught.value)
     assert not lab.table()
     assert firewall.CONFIRM_S > 10
 

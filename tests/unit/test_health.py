@@ -84,7 +84,7 @@ def closed() -> int:
 
 
 def look(monkeypatch: pytest.MonkeyPatch, api: int, gateway: int = 0, *, asleep: bool) -> Health:
-    """Look at a cluster with which all is well as far as Ray knows."""
+    """Look at a cluster with which all checks passed as far as Ray knows."""
     told: dict[str, Any] = {
         "cluster": {"name": "q"},
         "head": {"host": "h"},
@@ -119,12 +119,15 @@ def test_an_endpoint_where_nobody_listens_is_told(
 ) -> None:
     [problem] = look(monkeypatch, closed(), asleep=asleep).problems
     assert problem.where == "m"
-    assert problem.what.startswith("its endpoint does not answer: ")
+    assert problem.what.startswith("its endpoint does not respond: ")
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [((503, b""), "its endpoint answers 503"), ((200, b"<html>"), "its endpoint answers, but ")],
+    [
+        ((503, b""), "its endpoint responds with 503"),
+        ((200, b"<html>"), "its endpoint responds, but "),
+    ],
 )
 def test_an_endpoint_that_serves_nothing_is_told(
     answer: tuple[int, bytes],
@@ -154,5 +157,5 @@ def test_a_gateway_that_runs_and_does_not_answer_is_told(
 ) -> None:
     [problem] = look(monkeypatch, listen(serving), closed(), asleep=False).problems
     assert problem.where == "head"
-    assert problem.what.startswith("the gateway does not answer at http://127.0.0.1:")
+    assert problem.what.startswith("the gateway does not respond at http://127.0.0.1:")
     assert problem.hint == "raycluster logs head/gateway"

@@ -34,7 +34,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_tunnel_to_a_cluster_that_was_never_made_ends_at_once(spec: Path) -> None:
-    with pytest.raises(HostError, match="head: nothing of the cluster is here") as caught:
+    with pytest.raises(HostError, match="head: the cluster does not run here") as caught:
         tunnel(spec)
     assert caught.value.hint == "raycluster up"
 

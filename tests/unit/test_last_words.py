@@ -8,7 +8,7 @@ from raycluster.last_words import last_words
 from raycluster.serve.rootcause import root_cause
 
 RAY = "\x1b[36m2026-11-02 12:00:00,123\x1b[39m \x1b[32mINFO scripts.py:914 -- Ray started.\x1b[39m"
-NONE = "no line of its log tells an error; the last ones: "
+NONE = "its log contains no error; the last lines: "
 
 
 @pytest.mark.parametrize(

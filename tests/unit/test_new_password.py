@@ -15,9 +15,9 @@ from raycluster.plan import Action, Remove, Start
 from raycluster.services.grafana import GRAFANA, READ_PASSWORD
 from raycluster.up import _grafana_password
 
-GRAFANA_STARTS = Start("head", Process(GRAFANA, ("sh",)), "not there")
+GRAFANA_STARTS = Start("head", Process(GRAFANA, ("sh",)), "not running")
 STARTS_AGAIN = Start("head", Process(GRAFANA, ("sh",)), "the spec changed", replaces=True)
-OTHER_STARTS = Start("head", Process("prometheus", ("sh",)), "not there")
+OTHER_STARTS = Start("head", Process("prometheus", ("sh",)), "not running")
 REMOVED = Remove("head", GRAFANA, "not in the spec for this host")
 
 

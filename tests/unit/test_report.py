@@ -49,9 +49,9 @@ def test_a_fallback_is_told_first_and_is_an_error() -> None:
     fallback = Fallback("transformers", "ImportError: libcuda.so.1")
     fell = Outcome((), (Proof("m", "transformers", "Paris", fallback),))
     first, why, answered, *_ = outcome_text(SPEC, fell).splitlines()
-    assert first == "q is up, and degraded: 0 changes"
+    assert first == "q is up, but degraded: 0 changes"
     assert why == "  ! m: is served by transformers, not by vLLM: ImportError: libcuda.so.1"
-    assert answered == "  m (transformers) answered: 'Paris'"
+    assert answered == "  m (transformers) responded: 'Paris'"
     [told] = outcome_json(SPEC, fell)["completions"]
     assert told["fallback_reason"] == "ImportError: libcuda.so.1"
     [error] = fell_back(fell)
@@ -69,7 +69,7 @@ def test_what_was_asked_for_is_no_error() -> None:
 def test_a_new_password_is_shown_to_persons_alone() -> None:
     brought = Outcome((), (), Secret(PASSWORD))
     told = outcome_text(SPEC, brought, private=True)
-    assert f"Grafana's user is admin, the password {PASSWORD}, shown this once" in told
+    assert f"Grafana's user is admin, the password {PASSWORD}, shown only once" in told
     logged = outcome_text(SPEC, brought)
     assert PASSWORD not in logged + str(outcome_json(SPEC, brought)) + repr(brought)
     for text in (told, logged):

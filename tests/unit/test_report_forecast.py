@@ -31,7 +31,7 @@ WHOLE = Forecast(
         Download("gpu-1", "image ray:1", None, "", None, certain=False),
         Download("gpu-2", "image ray:1", 5_000_000_000, "", None, False, stored=9_000_000_000),
     ),
-    interruptions=(Interruption("llama", "the model is away for about 42 s", 42.0),),
+    interruptions=(Interruption("llama", "the model is unavailable for about 42 s", 42.0),),
     cost=Cost("EUR", 7.5, -2.5, ("gpu-2",)),
     problems=(Problem("llama", "fits on no host", "shorten"),),
     warnings=(Problem("gpu-2", "too small"),),
@@ -53,12 +53,12 @@ def test_a_person_reads_what_is_wrong_first_and_only_what_there_is_to_say() -> N
         "llama  16.0 GiB  1.0 GiB for 8,192 tokens  head, gpu-1  up to 48 (256 asked for)",
         "llama  16.0 GiB  4.0 GiB for 8,192 tokens  gpu-2        does not fit",
         "other  ?         ?                         head         unknown",
-        "  other: not known whether it fits: no config",
+        "  other: cannot tell whether it fits: no config",
         "HOST   TO FETCH                               FREE       IN",
         "head   meta/llama (16.1 GB)                   1000.0 GB  /hub",
-        "gpu-1  image ray:1 (size not known)           ?",
+        "gpu-1  image ray:1 (unknown size)             ?",
         "gpu-2  image ray:1 (5.0 GB, 9.0 GB unpacked)  ?",
-        "~ llama: the model is away for about 42 s",
+        "~ llama: the model is unavailable for about 42 s",
         "cost: 7.50 EUR per hour (-2.50 by this change); without a price: gpu-2",
     ]
     assert shown(Forecast()) == []
@@ -85,7 +85,7 @@ def test_a_program_reads_everything_in_bytes_and_null_for_unknown() -> None:
         "free_bytes": None,
     }
     assert told["interruptions"] == [
-        {"where": "llama", "what": "the model is away for about 42 s", "seconds": 42.0}
+        {"where": "llama", "what": "the model is unavailable for about 42 s", "seconds": 42.0}
     ]
     assert told["cost"]["change"] == -2.5
 

@@ -58,23 +58,23 @@ def test_what_is_enough_or_not_known(gpu: Device, facts: dict[str, str]) -> None
         (
             device(driver="570.124.06"),
             GOOD,
-            "needs NVIDIA's driver 580 or newer (CUDA 13.0), and the host has 570.124.06",
+            "needs NVIDIA's driver 580 or newer (CUDA 13.0), but the host has 570.124.06",
             "update the driver",
         ),
         (
             device(name="Tesla V100", compute_capability="7.0"),
             GOOD,
-            "compute capability 7.5 and newer, and GPU 0 (Tesla V100) has 7.0",
+            "compute capability 7.5 and newer, but GPU 0 (Tesla V100) has 7.0",
             "gpus = 0",
         ),
-        (H100, GOOD | {"glibc": "2.28"}, "needs glibc 2.31, and the host has 2.28", "Docker"),
+        (H100, GOOD | {"glibc": "2.28"}, "needs glibc 2.31, but the host has 2.28", "Docker"),
         (
             H100,
             {"machine": "aarch64", "glibc": "2.31"},
-            "needs glibc 2.34, and the host has 2.31",
+            "needs glibc 2.34, but the host has 2.31",
             "Docker",
         ),
-        (H100, GOOD | {"machine": "ppc64le"}, "is not made for the processor ppc64le", "Docker"),
+        (H100, GOOD | {"machine": "ppc64le"}, "is not available for ppc64le processors", "Docker"),
     ],
 )
 def test_what_is_not(gpu: Device, facts: dict[str, str], said: str, step: str) -> None:

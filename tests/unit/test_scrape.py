@@ -190,7 +190,7 @@ def test_a_silent_node_is_told_once_and_costs_no_figure() -> None:
         ended(watcher)
     assert (server.requests, server.unanswered) == (2, 1)
     assert len(told) == 1
-    assert told[0].startswith("head: its metrics cannot be read: ")
+    assert told[0].startswith("head: its metrics cannot be collected: ")
 
 
 def test_whatever_goes_wrong_the_run_goes_on() -> None:

@@ -61,14 +61,14 @@ def test_a_command_is_run_by_the_shell() -> None:
         ("file:/dev/zero", f"/dev/zero is larger than {LARGEST // 1024} KiB"),
         ("cmd:true", "its source is empty"),
         ("cmd:echo", "its source is empty"),
-        ("cmd:printf '\\000x'", "its source holds a zero byte, which no variable can hold"),
+        ("cmd:printf '\\000x'", "its source contains a null byte, which a variable cannot contain"),
         ("cmd:printf '\\377'", "its command's output is not UTF-8"),
-        ("cmd:echo hunter2; echo hunter2 >&2; exit 3", "its command ended with status 3\n"
-         "  next: run it in a shell to see what it says"),
+        ("cmd:echo hunter2; echo hunter2 >&2; exit 3", "its command exited with status 3\n"
+         "  next: run it in a shell to see its output"),
         ("hunter2", "env:, file: or cmd: is expected"),
-        ("env:hunter-2", "no variable has a name like the one after `env:`"),
+        ("env:hunter-2", "the text after `env:` is not a valid variable name"),
         ("env:BYTES", "its source is not UTF-8"),
-        ("file:a\0b", "no file has a name like that"),
+        ("file:a\0b", "that is not a valid file name"),
         ("cmd:cat /dev/zero", f"its command's output is larger than {LARGEST // 1024} KiB"),
     ],
 )  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_bad_source_names_the_key_and_shows_no_value(source: str, said: str) -
 
 def test_a_command_that_hangs_is_ended_with_what_it_started() -> None:
     began = time.monotonic()
-    with pytest.raises(SecretError, match=r"secret KEY: its command took more than 0\.2 s"):
+    with pytest.raises(SecretError, match=r"secret KEY: its command took longer than 0\.2 s"):
         resolve({"KEY": "cmd:sleep 60 | cat"}, PATH, timeout=0.2)
     assert time.monotonic() - began < 30
 
@@ -92,7 +92,7 @@ ODD = ["hunter2é", "hunter2\n", "hunter2\r\nX: y", "a b", "\0", "", "\x7f", "\u
 @pytest.mark.parametrize("value", ODD)
 def test_a_secret_that_no_header_can_carry_is_not_shown(value: str) -> None:
     with pytest.raises(
-        SecretError, match="secret KEY: its value cannot stand in a header"
+        SecretError, match="secret KEY: its value cannot be used in a header"
     ) as caught:
         bearer("KEY", Secret(value))
     assert not value or value not in f"{caught.value!r} {caught.value}"

@@ -40,7 +40,7 @@ def test_the_spec_is_an_argument_or_an_option(spec: Path, words: tuple[str, ...]
     named = [str(spec) if word == "CLUSTER" else word for word in words]
     assert ran(spec.parent, "down", "--yes", *named) == (
         0,
-        "c is down: nothing was left to remove\nhead: nothing of this cluster is here\n",
+        "c is down: nothing to remove\nhead: nothing of this cluster was found\n",
     )
 
 
@@ -48,10 +48,10 @@ def test_the_spec_is_an_argument_or_an_option(spec: Path, words: tuple[str, ...]
 def test_two_specs_are_one_too_many(spec: Path, command: str) -> None:
     code, said = ran(spec.parent, command, "other.toml", "--spec", spec)
     assert code == 2
-    assert said == (f"error: other.toml and --spec {spec}: which one?\n  next: name one of them\n")
+    assert said == (f"error: other.toml and --spec {spec}: two specs\n  next: give one of them\n")
 
 
 def test_nothing_is_removed_where_nobody_can_be_asked(spec: Path) -> None:
     code, said = ran(spec.parent, "down", spec)
     assert code == 2
-    assert "no terminal to ask on" in said and "next: add --yes" in said
+    assert "no terminal to ask for confirmation" in said and "next: add --yes" in said

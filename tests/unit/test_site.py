@@ -135,7 +135,10 @@ def test_every_setting_is_in_the_reference() -> None:
 
 def test_the_reference_tells_kinds_and_defaults() -> None:
     lines = spec_reference().splitlines()
-    assert '| `on` | `"head"`, `"all"` | `"head"` | Where it runs: `all` is every host. |' in lines
+    assert (
+        '| `on` | `"head"`, `"all"` | `"head"` | Where it runs: on the head or on all hosts. |'
+        in lines
+    )
     [port] = [line for line in lines if line.startswith("| `gcs` |")]
     assert port.startswith("| `gcs` | whole number, 1 to 65535 | `6379` |")
     [name] = [line for line in lines if line.startswith("| `name` |") and "clients" in line]
@@ -203,15 +206,15 @@ def test_every_port_is_on_the_page_of_security() -> None:
 
 def test_every_message_is_found_with_its_next_step() -> None:
     said = messages()
-    assert ("no such file", "write one with: raycluster init") in said["SpecError"]
-    assert ("… refused the connection", "start sshd there, or correct port") in said[
+    assert ("no such file", "create one with: raycluster init") in said["SpecError"]
+    assert ("… refused the connection", "start sshd there, or correct the port") in said[
         "UnreachableError"
     ]  # assigned before, one pair for each case
-    assert ("two hosts are called …", "") in said["SpecError"]  # of a model's validator
+    assert ("two hosts have the name …", "") in said["SpecError"]  # of a model's validator
     assert ("is not deployed", "raycluster up") in said["Problem"]
     assert sum(len(told) for told in said.values()) > 250
     page = messages_reference()
-    assert "| no such file | write one with: raycluster init |" in page
+    assert "| no such file | create one with: raycluster init |" in page
     assert [error.__name__ for error in classes() if f"## {error.__name__}\n" not in page] == []
 
 

@@ -111,7 +111,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(
     assert next(uploading) == 10_000
     with Path(opened.file(ARCHIVE) + PART).open("ab") as part:
         part.write(b"x")
-    with pytest.raises(CommandError, match="was changed meanwhile"):
+    with pytest.raises(CommandError, match="has changed in the meantime"):
         next(uploading)
 
 

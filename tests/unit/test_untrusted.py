@@ -52,12 +52,12 @@ ANYTHING = st.recursive(
     ],
 )
 def test_what_is_no_json_is_one_error(said: bytes | str) -> None:
-    with pytest.raises(AnswerError, match="what the dashboard says cannot be understood"):
+    with pytest.raises(AnswerError, match="the answer of the dashboard cannot be parsed"):
         read_json(said, "the dashboard", "head")
 
 
 def test_an_answer_that_is_too_long_is_not_read() -> None:
-    with pytest.raises(AnswerError, match="says more than 1 KiB"):
+    with pytest.raises(AnswerError, match="sent more than 1 KiB"):
         read_json("[" + "1," * 1000 + "1]", "it", most=1024)
 
 

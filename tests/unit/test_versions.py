@@ -51,8 +51,8 @@ def test_a_head_that_holds_no_replicas_needs_no_engine() -> None:
 @pytest.mark.parametrize(
     ("both", "sentence"),
     [
-        (Versions("3.11.7"), "no ray in the environment"),
-        (Versions("3.11.7", "2.60.0"), "neither vllm nor transformers"),
+        (Versions("3.11.7"), "ray is missing in the environment"),
+        (Versions("3.11.7", "2.60.0"), "vllm and transformers are both missing"),
     ],
 )
 def test_environments_that_lack_something(both: Versions, sentence: str) -> None:
@@ -66,18 +66,23 @@ def test_a_doubtful_engine_is_told() -> None:
     told = doubtful_engines({name: Versions(vllm=version) for name, version in found.items()})
     assert told == {
         "b": f"vLLM 0.29.0+cpu has known vulnerabilities; use {VLLM}",
-        "d": "vLLM 0.34.0 is newer than those that were looked at (0.26 to 0.33)",
-        "e": "vLLM 0.25.1 cannot be started: 0.26 and newer can",
+        "d": "vLLM 0.34.0 is newer than the tested versions (0.26 to 0.33)",
+        "e": "vLLM 0.25.1 is not supported: 0.26 or newer is needed",
     }
 
 
 @pytest.mark.parametrize(
     ("model", "gpus", "vllm", "said"),
     [
-        ({}, True, "", "no vllm in the environment, and m needs it.*or set `fallback = true`"),
-        ({}, True, "0.25.0", "vLLM 0.25.0 cannot be started: 0.26 and newer can"),
-        ({"engine": "vllm"}, False, "", "no vllm in the environment, and m needs it"),
-        ({"engine": "vllm"}, True, "0.25.9", "vLLM 0.25.9 cannot be started"),
+        (
+            {},
+            True,
+            "",
+            "vllm is missing in the environment, but m needs it.*or set `fallback = true`",
+        ),
+        ({}, True, "0.25.0", "vLLM 0.25.0 is not supported: 0.26 or newer is needed"),
+        ({"engine": "vllm"}, False, "", "vllm is missing in the environment, but m needs it"),
+        ({"engine": "vllm"}, True, "0.25.9", "vLLM 0.25.9 is not supported"),
         ({}, False, "", ""),
         ({}, False, "0.25.0", ""),
         ({"fallback": True}, True, "", ""),

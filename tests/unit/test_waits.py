@@ -101,7 +101,7 @@ class Dashboard:
     """Ray's API, which cannot be asked."""
 
     def apps(self) -> Any:
-        raise HostError("Ray's dashboard does not answer")
+        raise HostError("Ray's dashboard does not respond")
 
 
 def test_the_wait_for_replicas_ends_where_the_head_is_gone() -> None:

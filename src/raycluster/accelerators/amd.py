@@ -93,14 +93,14 @@ def _hidden(told: Mapping[str, Sequence[str]]) -> Trouble | None:
         return None  # what it shows is too small to be meant
     if "amd" in told.get("pci", ()):
         return Trouble(
-            "an AMD GPU is in the machine, and the kernel's KFD does not show it",
-            "load the driver (`sudo modprobe amdgpu`), or install that of ROCm; a container has to "
-            "be given /dev/kfd and /sys/class/kfd",
+            "the machine has an AMD GPU, but the kernel's KFD does not list it",
+            "load the driver (`sudo modprobe amdgpu`), or install the ROCm driver; a container "
+            "needs access to /dev/kfd and /sys/class/kfd",
         )
     if "kfd-there" in told:
         return Trouble(
-            "/dev/kfd is there, and no GPU in /sys/class/kfd",
-            "see `dmesg | grep -i -e kfd -e amdgpu`; a container has to be given both",
+            "/dev/kfd exists, but /sys/class/kfd lists no GPU",
+            "see `dmesg | grep -i -e kfd -e amdgpu`; a container needs access to both",
         )
     return None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from raycluster.accelerators.values import Accelerators, Choice, Device, Trouble
 
-WITHOUT = "or set gpus = 0 for this host to serve without"
+WITHOUT = "or set gpus = 0 to use this host without its GPUs"
 _SHOWN = 16
 
 
@@ -52,13 +52,14 @@ def lack(choice: Choice, found: Accelerators) -> Trouble | None:
         return Trouble(found.problem.what, _other_ways(found.problem.hint, found))
     if found.slices:
         return Trouble(
-            f"MIG divides its GPUs, and gpus = {_toml(choice)} does not say which slices are meant",
+            f"its GPUs are divided by MIG, and gpus = {_toml(choice)} does not say which slices "
+            "to use",
             f"name them, each with its UUID: gpus = {_listed(d.uuid for d in found.devices)}",
         )
     if isinstance(choice, int) and choice > len(found.devices):
         return Trouble(
-            f"gpus = {choice}, and the host has {len(found.devices)}",
-            "correct `gpus`, or look at nvidia-smi on the host",
+            f"gpus = {choice}, but the host has {len(found.devices)}",
+            "correct `gpus`, or run nvidia-smi on the host",
         )
     return None
 
@@ -71,18 +72,18 @@ def _unnamed(choice: tuple[int, ...] | tuple[str, ...], found: Accelerators) -> 
     words = ", ".join(map(str, missing))
     if found.problem:
         return Trouble(
-            f"gpus names {words}, which does not answer: {found.problem.what}",
+            f"gpus names {words}, which does not respond: {found.problem.what}",
             _other_ways(found.problem.hint, found),
         )
     if divided := [d for d in found.slices if d.parent in choice or _index(d) in missing]:
         return Trouble(
-            f"gpus names {words}, which MIG divides into slices",
+            f"gpus names {words}, which is divided into MIG slices",
             f"name slices: gpus = {_listed(d.uuid for d in divided)}",
         )
     devices = ", ".join(f"{d.index} ({d.name}, {d.uuid})" for d in found.devices[:_SHOWN])
     return Trouble(
-        f"gpus names {words}, and the host has {devices or 'no GPU'}",
-        "correct `gpus`: indices and UUIDs are those of `nvidia-smi -L` on the host",
+        f"gpus names {words}, but the host has {devices or 'no GPU'}",
+        "correct `gpus`: use indices or UUIDs as listed by `nvidia-smi -L` on the host",
     )
 
 
@@ -94,7 +95,7 @@ def _index(device: Device) -> int | None:
 
 def _other_ways(hint: str, found: Accelerators) -> str:
     others = _listed(d.uuid for d in found.devices)
-    named = f"name those that answer: gpus = {others}" if found.devices else ""
+    named = f"use those that respond: gpus = {others}" if found.devices else ""
     return "; ".join(filter(None, [hint, named, WITHOUT]))
 
 

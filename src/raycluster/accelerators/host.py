@@ -53,9 +53,9 @@ if command -v nvidia-smi >/dev/null 2>&1; then
 fi
 """
 _OF_WINDOWS = Trouble(
-    "Windows lends this machine a GPU (/dev/dxg), and nvidia-smi names none",
-    "install NVIDIA's driver in Windows, which brings /usr/lib/wsl/lib/nvidia-smi; no other "
-    "maker's GPU can be used there",
+    "Windows shares a GPU with this machine (/dev/dxg), but nvidia-smi lists none",
+    "install NVIDIA's driver in Windows, which brings /usr/lib/wsl/lib/nvidia-smi; GPUs of other "
+    "vendors cannot be used there",
 )
 _ALL = (_BEGIN, nvidia.FIND, nvidia.LIMITED, nvidia.ASKED, _HARDWARE)
 

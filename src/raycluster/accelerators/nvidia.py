@@ -92,14 +92,14 @@ _FAILS = re.compile(r"^(NVRM|error|failed|unable|couldn't)\b|Unable to determine
 _REASONS = (
     (
         "version mismatch",
-        "the NVIDIA driver was updated while it ran: {said}",
-        "reboot the host, or unload the driver's modules and load them again",
+        "the NVIDIA driver was updated while it was loaded: {said}",
+        "reboot the host, or reload the driver's kernel modules",
     ),
     (
         "communicate with the NVIDIA driver",
-        "the NVIDIA driver does not answer: {said}",
-        "load it (`sudo modprobe nvidia`), or install one that fits the running kernel, and look "
-        "at nvidia-smi",
+        "the NVIDIA driver does not respond: {said}",
+        "load it (`sudo modprobe nvidia`), or install one that matches the running kernel, then "
+        "run nvidia-smi",
     ),
     (
         "is lost",
@@ -108,21 +108,21 @@ _REASONS = (
     ),
     (
         "requires reset",
-        "a GPU has to be reset: {said}",
-        "end what uses it, then `sudo nvidia-smi --gpu-reset`, or reboot the host",
+        "a GPU needs a reset: {said}",
+        "stop the programs that use it, then run `sudo nvidia-smi --gpu-reset`, or reboot the host",
     ),
     (
         "nsufficient",
-        "the NVIDIA driver refuses this user: {said}",
-        "see who may read and write /dev/nvidia*",
+        "the NVIDIA driver denies access to this user: {said}",
+        "check the permissions of /dev/nvidia*",
     ),
     (
         "libnvidia-ml",
         "nvidia-smi lacks the driver's library: {said}",
-        "install the driver's libraries; a container has to be started with the GPUs",
+        "install the driver's libraries; a container must be started with GPU access",
     ),
 )
-_OTHER = ("nvidia-smi fails: {said}", "look at nvidia-smi on the host, and at `dmesg`")
+_OTHER = ("nvidia-smi fails: {said}", "run nvidia-smi on the host, and see `dmesg`")
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,12 @@ def _mebibytes(word: str) -> int | None:
 def _no_program(hardware: Hardware) -> Trouble:
     if hardware.driver:
         return Trouble(
-            "the NVIDIA driver is loaded, and there is no nvidia-smi to ask it with",
-            "install the driver's own programs (nvidia-utils); a container has to be given them",
+            "the NVIDIA driver is loaded, but nvidia-smi is not installed",
+            "install the driver's utilities (nvidia-utils); a container needs them mounted",
         )
     return Trouble(
-        "an NVIDIA GPU is in the machine, and no driver",
-        "install NVIDIA's driver, and look at nvidia-smi",
+        "the machine has an NVIDIA GPU, but no driver is loaded",
+        "install NVIDIA's driver, then run nvidia-smi",
     )
 
 
@@ -247,7 +247,7 @@ def failure(
     """
     if code in _KILLED:
         return Trouble(
-            f"nvidia-smi does not answer within {ASK_S} s",
+            f"nvidia-smi did not respond within {ASK_S} s",
             "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot the host",
         )
     said = clean(" ".join(others))
@@ -263,21 +263,21 @@ def failure(
     elif absent:
         return None  # a machine without GPUs that has the programs of one with
     what, hint = next(((w, h) for sign, w, h in _REASONS if sign in said), _OTHER)
-    return Trouble(what.format(said=said.rstrip(".") or f"it ended with {code}"), hint)
+    return Trouble(what.format(said=said.rstrip(".") or f"it exited with status {code}"), hint)
 
 
 def _ended(signal: int, said: str) -> Trouble:
     return Trouble(
-        f"nvidia-smi is ended by signal {signal}" + (f": {said}" if said else ""),
-        "install the driver and its programs anew, of one version; see `dmesg`",
+        f"nvidia-smi was killed by signal {signal}" + (f": {said}" if said else ""),
+        "reinstall the driver and its utilities in the same version; see `dmesg`",
     )
 
 
 def _none_found() -> Trouble:
     return Trouble(
-        "an NVIDIA GPU is in the machine, and nvidia-smi finds none",
-        "see `dmesg | grep -i nvrm`: the driver may not know the GPU, or it was not given to "
-        "this container or virtual machine",
+        "the machine has an NVIDIA GPU, but nvidia-smi finds none",
+        "see `dmesg | grep -i nvrm`: the driver may not support the GPU, or it was not passed "
+        "through to this container or virtual machine",
     )
 
 
@@ -301,8 +301,8 @@ def _divide(
         devices += [_slice(row.device, profile, number, uuid) for profile, number, uuid in mine]
         if not mine:
             problem = Trouble(
-                f"MIG is on for GPU {row.device.index}, and it has no slices",
-                f"make some (`sudo nvidia-smi mig -i {row.device.index} -cgi PROFILE -C`), or "
+                f"MIG is enabled on GPU {row.device.index}, but it has no slices",
+                f"create some (`sudo nvidia-smi mig -i {row.device.index} -cgi PROFILE -C`), or "
                 f"switch it off (`sudo nvidia-smi -i {row.device.index} -mig 0`)",
             )
     return tuple(devices), problem

@@ -39,7 +39,7 @@ class Refusals:
 
     def notes(self) -> list[str]:
         """Return one short line each, for a person."""
-        notes = [f"line {line} is no request: {reason}" for line, reason in self.first]
+        notes = [f"line {line} is not a request: {reason}" for line, reason in self.first]
         if self.count > len(self.first):
             notes.append(f"... and {self.count - len(self.first)} more lines")
         return notes
@@ -55,7 +55,7 @@ def take_census(path: Path, limit: int | None = None) -> Census:
             total += 1
             last = number if limit is None or total <= limit else last
     if not total:
-        raise UsageError("holds no line", where=str(path), hint='a line is {"prompt": "..."}')
+        raise UsageError("has no lines", where=str(path), hint='a line is {"prompt": "..."}')
     return Census(digest.hexdigest()[:12], total, min(total, limit or total), last)
 
 
@@ -112,5 +112,5 @@ def _duplicates(path: Path, twice: set[int]) -> UsageError:
     return UsageError(
         f"{len(twice)} custom_id{'s' * (len(twice) > 1)} more than once: {named}",
         where=str(path),
-        hint="results are told apart by custom_id: give each line its own, or leave it out",
+        hint="results are matched by custom_id: give each line its own, or omit it",
     )

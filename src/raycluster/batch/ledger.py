@@ -82,9 +82,9 @@ class Ledger:
         found = _ID.match(content)
         if found is None or not content.endswith(_END) or int(found[3]) > self._last:
             raise RayclusterError(
-                f"got what is no result: {content[:80]!r}",
+                f"received something that is not a result: {content[:80]!r}",
                 where=str(self.path),
-                hint="the same command goes on from here",
+                hint="run the same command to continue",
             )
         self._check(1, found)
         line = int(found[3])
@@ -147,7 +147,7 @@ class Ledger:
                 found = _ID.match(content)
                 if not content.endswith(_END) or found is None:
                     if file.peek(1) or not (found or number > 1 or _begun(content)):
-                        raise self._foreign(f"line {number} is no result of a batch")
+                        raise self._foreign(f"line {number} is not a batch result")
                     return
                 self._check(number, found)
                 line = int(found[3])
@@ -156,14 +156,14 @@ class Ledger:
 
     def _check(self, number: int, found: re.Match[bytes]) -> None:
         if found[1].decode() != self._stamp.input:
-            raise self._foreign("holds results of another input, or of one that was changed since")
+            raise self._foreign("holds results of another input, or the input has changed since")
         if found[2].decode() != self._stamp.options:
-            raise self._foreign("was made with another --model, --endpoint or --max-tokens")
+            raise self._foreign("was written with a different --model, --endpoint or --max-tokens")
         if int(found[3]) > self._last:
-            raise self._foreign(f"line {number} is of an input line beyond --limit")
+            raise self._foreign(f"line {number} is for an input line beyond --limit")
 
     def _foreign(self, what: str) -> UsageError:
-        return UsageError(what, where=str(self.path), hint="give another file with --output")
+        return UsageError(what, where=str(self.path), hint="choose another file with --output")
 
     def _note(self, line: int, *, ok: bool) -> None:
         self._done[line >> 3] |= 1 << (line & 7)
@@ -215,11 +215,11 @@ def _open(path: Path) -> int:
     """Return a descriptor that appends, with the file held by this process."""
     try:
         if path.exists() and not path.is_file():
-            raise UsageError("is not a regular file", where=str(path), hint="give a file's name")
+            raise UsageError("is not a regular file", where=str(path), hint="name a file")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise UsageError(
-            f"cannot be opened: {error.strerror}", where=str(path), hint="give a writable file"
+            f"cannot be opened: {error.strerror}", where=str(path), hint="name a writable file"
         ) from error
     try:
         _hold(descriptor, path)
@@ -240,7 +240,7 @@ def _hold(descriptor: int, path: Path) -> None:
 
 def _locked(path: Path) -> LockedError:
     return LockedError(
-        "another run writes this file", where=str(path), hint="wait for it, or end it"
+        "another run is writing to this file", where=str(path), hint="wait for it, or stop it"
     )
 
 
@@ -248,7 +248,7 @@ def _cannot_write(path: Path, error: OSError) -> RayclusterError:
     return RayclusterError(
         f"cannot write: {error.strerror}",
         where=str(path),
-        hint="what is in it is whole: make room and give the same command again",
+        hint="the results in it are complete: free some space, then run the same command again",
     )
 
 

@@ -103,8 +103,8 @@ class _Run:
         state = State()
         if self._job:
             runs = not self._place(lambda place: place.over(self._job))
-            how = "still runs" if runs else "is over"
-            self._tell(f"the job of an earlier run {how}: {self._job}")
+            how = "is still running" if runs else "has ended"
+            self._tell(f"an earlier run's job {how}: {self._job}")
             state = self._follow()
             if state.error and runs:
                 return state
@@ -125,20 +125,20 @@ class _Run:
         done = self._place(lambda place: place.shell.run((*PYTHON, "-c", _LOOK, *modules)))
         if done.exit_code:
             cause = last_exception(done.stderr.decode("utf-8", "replace")) or f"{done.exit_code}"
-            raise HostError(f"the node's Python does not run: {cause}", where=self._place.host)
+            raise HostError(f"the node's Python does not start: {cause}", where=self._place.host)
         self._python, root, missing = (*done.text.split("\n"), "", "")[:3]
         self._folder = f"{root}/batch/{self._task.stamp.input}-{self._task.stamp.options}"
         lacking = [name for name in missing.split() if name in NEEDED]
         if lacking:
             raise HostError(
-                f"the node's environment lacks {' and '.join(lacking)}, which Ray Data needs",
+                f"the node's environment lacks {' and '.join(lacking)}, needed by Ray Data",
                 where=self._place.host,
-                hint="an environment or image with ray[data,serve], then raycluster up; "
-                "or leave --offline out",
+                hint="use an environment or image with ray[data,serve], then run raycluster up; or "
+                "omit --offline",
             )
         if missing:
             raise HostError(
-                "the nodes hold an older raycluster, which knows no --offline",
+                "the nodes have an older raycluster without --offline",
                 where=self._place.host,
                 hint="raycluster up",
             )
@@ -214,7 +214,7 @@ class _Run:
     # ---- the job ----
 
     def _follow(self) -> State:
-        """Bring results here until the job is over; return how it ended."""
+        """Bring results here until the job has ended; return how it ended."""
         while True:
             over = self._place(lambda place: place.over(self._job))
             while self._fetch() >= CHUNK_BYTES:
@@ -237,7 +237,7 @@ class _Run:
                 break
             size *= 2  # a line that is longer than all of this
             if size > MOST_BYTES:
-                what = f"a result is longer than {MOST_BYTES} bytes"
+                what = f"a result is larger than {MOST_BYTES} bytes"
                 raise RecordError(what, where=self._place.host, hint="raycluster logs head")
         for line in whole.splitlines(keepends=True):
             self._task.ledger.take(line)
@@ -257,7 +257,7 @@ class _Run:
         state = decode(told, State, what=what, where=where) if told else State()
         if not state.over:
             said = self._place(lambda place: place.jobs.said(self._job))
-            state.error = last_exception(said) or "the job ended before its work was done"
+            state.error = last_exception(said) or "the job ended before it was finished"
         return state
 
     def _stop(self) -> State:
@@ -266,7 +266,7 @@ class _Run:
         deadline = time.monotonic() + STOP_S
         while not self._place(lambda place: place.over(self._job)):
             if time.monotonic() > deadline:
-                raise HostError("the job does not stop", where=self._place.host)
+                raise HostError("the job could not be stopped", where=self._place.host)
             time.sleep(TICK_S / 4)
         return self._follow()
 
@@ -282,7 +282,7 @@ class _Run:
             raise away(UsageError(state.error), self._place.host)
         left = f"; {self._task.left:,} lines are left"
         raise RayclusterError(
-            f"{state.error or 'the job is over'}{left}",
+            f"{state.error or 'the job has ended'}{left}",
             where=self._place.host,
-            hint="raycluster status; then the same command goes on from here",
+            hint="see raycluster status, then run the same command to continue",
         )

@@ -99,7 +99,7 @@ class Kept:
                     raise HostError(
                         error.what,
                         where=self.host,
-                        hint="the job goes on by itself; the same command finds it again",
+                        hint="the job keeps running; the same command attaches to it again",
                     ) from error
                 self._drop()
                 time.sleep(DELAYS[min(tries, len(DELAYS) - 1)])

@@ -50,11 +50,11 @@ class Summary:
             f"{self.ok:,} of {self.lines:,} lines answered, {self.failed:,} failed, "
             f"{self.left:,} left -> {self.output}",
             f"this run: {new:,} lines in {duration(self.seconds)}{rate}; "
-            f"{self.before:,} were done before",
+            f"{self.before:,} were already done",
         ]
         if self.retried:
             reasons = ", ".join(f"{name} {count:,}" for name, count in self.retried.items())
-            lines.append(f"tried again: {reasons}")
+            lines.append(f"retried: {reasons}")
         return "\n".join(lines)
 
 

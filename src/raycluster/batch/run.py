@@ -100,7 +100,7 @@ def run(options: Options, way: Way, voice: Voice) -> Summary:
         if options.strict or not ledger.ok + ledger.failed:
             _check_input(options, census, voice.tell)
         if options.retry_errors:
-            voice.tell(f"{ledger.drop_errors():,} failed lines are due again")
+            voice.tell(f"{ledger.drop_errors():,} failed lines will be sent again")
         summary = _go(way, Task(options, stamp, census, ledger, voice))
         if options.order and not summary.left:
             ledger.put_in_order()
@@ -108,9 +108,9 @@ def run(options: Options, way: Way, voice: Voice) -> Summary:
     voice.out.flush()
     if _identity(options.input) != before:
         raise RayclusterError(
-            "was changed during the run: results may be of other lines",
+            "changed during the run: results may belong to other lines",
             where=str(options.input),
-            hint="run it again into another file",
+            hint="run it again with another output file",
         )
     if summary.interrupted:
         raise KeyboardInterrupt
@@ -118,7 +118,7 @@ def run(options: Options, way: Way, voice: Voice) -> Summary:
         raise RayclusterError(
             f"{summary.failed:,} of {summary.lines:,} lines failed; each says why in its `error`",
             where=str(options.output),
-            hint="the same command with --retry-errors sends them again",
+            hint="run the same command with --retry-errors to send them again",
         )
     return summary
 
@@ -135,15 +135,17 @@ def _check(options: Options) -> None:
     ]
     for option, value in positive:
         if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
+            raise UsageError(
+                f"{value:g} is not greater than zero", where=option, hint="use a number > 0"
+            )
     if tries.retries < 0:
         raise UsageError("less than zero", where="--max-retries", hint="0 tries each line once")
     source, output = options.input, options.output
     if str(source) == "-" or (source.exists() and not source.is_file()):
         raise UsageError(
-            "is no file that can be read again",
+            "is not a file that can be read again",
             where=str(source),
-            hint="save the input in a file: going on after a break needs it",
+            hint="save the input to a file first: resuming needs it",
         )
     if output.exists() and source.exists() and output.samefile(source):
         raise UsageError("is the input", where="--output", hint="give another file")
@@ -154,7 +156,7 @@ def _identity(path: Path) -> tuple[int, int]:
         facts = path.stat()
     except OSError as error:
         raise UsageError(
-            f"cannot be read: {error.strerror}", where=str(path), hint="give a readable file"
+            f"cannot be read: {error.strerror}", where=str(path), hint="name a readable file"
         ) from error
     return facts.st_size, facts.st_mtime_ns
 

@@ -32,7 +32,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(
-            f"cannot be read: {reason}", where=str(path), hint="give a readable file"
+            f"cannot be read: {reason}", where=str(path), hint="name a readable file"
         ) from error
 
 
@@ -57,7 +57,7 @@ def check_no_array(item: bytes, path: Path) -> None:
     begin = item.strip()
     if begin == b"[" or begin.startswith((b"[{", b'["')):
         raise UsageError(
-            "is a JSON array, which cannot be read line by line",
+            "is a JSON array; one request per line (JSONL) is needed",
             where=str(path),
             hint=f"jq -c '.[]' {path} > lines.jsonl",
         )

@@ -93,11 +93,11 @@ class Work:
 
 def no_entry(error: Exception, where: str) -> AuthError:
     """Return the error for a key that is not served."""
-    hint = "--api-key env:NAME; nothing is lost: the same command goes on"
+    hint = "pass --api-key env:NAME and run the same command to continue; no results are lost"
     return AuthError(str(error), where=where, hint=hint)
 
 
 def away(error: Exception, where: str) -> RayclusterError:
     """Return the error for an endpoint that did not come back."""
-    hint = "raycluster status; then the same command goes on from here"
+    hint = "see raycluster status, then run the same command to continue"
     return RayclusterError(str(error), where=where, hint=hint)

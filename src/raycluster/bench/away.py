@@ -120,9 +120,7 @@ class Listener:
             self._take(read_json(line, "--from").table())
         except (ValueError, LookupError, TypeError, AttributeError, AnswerError) as error:
             text = line[:200].decode(errors="replace").strip()
-            raise RayclusterError(
-                f"cannot understand {text!r}", where="--from", hint=HINT
-            ) from error
+            raise RayclusterError(f"cannot parse {text!r}", where="--from", hint=HINT) from error
 
     def summary(self, started: float, *, interrupted: bool) -> Summary:
         """Return the run so far. Raises KeyboardInterrupt when no request had ended by then."""

@@ -13,7 +13,7 @@ from raycluster.errors import MissedLimitError, UsageError
 LOWER_IS_BETTER = ("ttft_ms.p50", "ttft_ms.p95", "tpot_ms.p50", "e2el_ms.p50", "e2el_ms.p95")
 HIGHER_IS_BETTER = ("request_throughput", "output_throughput")
 _PARTS = {"schema", "verdict", "dataset", "load", "target", "levels"}
-_HINT = "give the summary.json of an earlier run"
+_HINT = "use the summary.json of an earlier run"
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def read_baseline(
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}", where=where, hint=_HINT) from error
     if not isinstance(before, dict) or before.get("kind") != "bench" or _PARTS - before.keys():
-        raise UsageError("not the result of a bench run", where=where, hint=_HINT)
+        raise UsageError("not a result of raycluster bench", where=where, hint=_HINT)
     if before.get("schema") != schema:
-        what = f"its schema is {before.get('schema')!r}, not {schema}"
+        what = f"its schema version is {before.get('schema')!r}, not {schema}"
         raise UsageError(what, where=where, hint=_HINT)
     loads = [level["load"] for level in before["levels"]]
     if not any(shape.to_json() in loads for shape in shapes):
-        raise UsageError("it has no level of this run", where=where, hint=_HINT)
+        raise UsageError("it has none of this run's load levels", where=where, hint=_HINT)
     return before
 
 
@@ -117,7 +117,7 @@ def _doubts(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
         ours = {key: value for key, value in after[name].items() if key != "base_url"}
         theirs = {key: value for key, value in before[name].items() if key != "base_url"}
         if ours != theirs:
-            yield f"the {name} differs"
+            yield f"{name} differs"
 
 
 def _figure(level: Mapping[str, Any], name: str) -> float | None:

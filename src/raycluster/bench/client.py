@@ -160,7 +160,7 @@ class _Exchange:
         if self._status != 200:
             return AnswerError("http_status", f"{self._status}: {text}")
         return AnswerError(
-            "protocol", f"{self._kind or 'no content type'} in place of a stream: {text}"
+            "protocol", f"{self._kind or 'no content type'} instead of a stream: {text}"
         )
 
     def _now(self) -> float:

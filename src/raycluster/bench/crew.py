@@ -135,8 +135,10 @@ async def _receive(pipe: Connection) -> Any:  # noqa: ANN401  # whatever the pro
     try:
         message = await asyncio.to_thread(pipe.recv)
     except (EOFError, OSError) as error:
-        hint = "free memory may have run out; try fewer --processes"
-        raise RayclusterError("a process of the load ended", where="bench", hint=hint) from error
+        hint = "the machine may have run out of memory; try fewer --processes"
+        raise RayclusterError(
+            "a load-generating process ended", where="bench", hint=hint
+        ) from error
     if isinstance(message, Exception):
         raise message
     return message

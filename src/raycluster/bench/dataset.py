@@ -50,7 +50,7 @@ class Census:
             notes.append(f"... and {len(self.refused) - _SHOWN} more lines refused")
         if self.unsent:
             names = ", ".join(f"{name} ({count})" for name, count in self.unsent.items())
-            notes.append(f"fields that are not request parameters stay unsent: {names}")
+            notes.append(f"fields that are not request parameters, not sent: {names}")
         return notes
 
 
@@ -119,7 +119,9 @@ def _read(source: str, stdin: BinaryIO, where: str) -> bytes:
     except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(
-            f"cannot read the prompts: {reason}", where=where, hint="give a readable file, or -"
+            f"cannot read the prompts: {reason}",
+            where=where,
+            hint="name a readable file, or - for standard input for standard input",
         ) from error
 
 
@@ -130,12 +132,14 @@ def _plain(content: bytes, where: str) -> bytes:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
-            f"the gzip data is damaged: {error}", where=where, hint="compress the file again"
+            f"the gzip data is damaged: {error}",
+            where=where,
+            hint="check the file, or compress it again",
         ) from error
 
 
 def _nothing(lines: int, refused: list[tuple[int, str]]) -> str:
     if not lines:
-        return "there is no prompt in it"
+        return "it contains no prompts"
     line, reason = refused[0]
-    return f"none of its {lines} lines is a prompt; line {line}: {reason}"
+    return f"none of its {lines} lines contains a prompt; line {line}: {reason}"

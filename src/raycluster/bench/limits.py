@@ -83,7 +83,7 @@ def parse_limit(text: str) -> Limit:
     try:
         bound = float(number) * _factor(measure, stat, unit)
     except ValueError as error:
-        hint = "times take us, ms, s, m; error_rate takes %"
+        hint = "times need a unit (us, ms, s, m); error_rate takes %"
         raise UsageError(f"{text!r}: {error}", where="--assert", hint=hint) from error
     return Limit(text.strip(), measure, stat, sign, bound)
 
@@ -103,7 +103,7 @@ def _bound(text: str) -> Bound:
     match = _LIMIT.fullmatch(text)
     names = ("ttft", "tpot", "e2el")
     if not match or match[1] not in names or match[2] not in {"<", "<="} or match[4] not in _TO_MS:
-        raise UsageError(f"{text.strip()!r} is not understood", where="--goodput", hint=hint)
+        raise UsageError(f"{text.strip()!r} is not valid", where="--goodput", hint=hint)
     return Bound(match[1], float(match[3]) * _TO_MS[match[4]])
 
 

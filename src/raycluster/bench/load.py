@@ -130,7 +130,9 @@ def _crew(
     prompts: Sequence[Prompt], target: Target, load: Load, processes: int
 ) -> AbstractContextManager[Crew]:
     if processes < 1:
-        raise UsageError(f"{processes} is not above zero", where="--processes", hint="1 or more")
+        raise UsageError(
+            f"{processes} is not greater than zero", where="--processes", hint="1 or more"
+        )
     if processes == 1:
         return contextlib.nullcontext(Alone(prompts, target, load))
     return Team(prompts, target, load, processes)
@@ -238,7 +240,7 @@ class _Run:
         steady = [record for record in records if record.intended >= self._load.ramp]
         if not steady and not interrupted:
             raise UsageError(
-                "no request was due in that time", where=shape.label, hint="raise --duration"
+                "no request was scheduled in that time", where=shape.label, hint="raise --duration"
             )
         if not steady:
             return None
@@ -284,7 +286,7 @@ class _Run:
         silent = [r for r in failed if r.status is None and r.failure in {"connect", "truncated"}]
         if failed and len(silent) == len(records):
             raise RayclusterError(
-                f"nothing answers: {failed[0].detail}",
+                f"no request was answered: {failed[0].detail}",
                 where=self._target.base_url,
                 hint="raycluster status",
             )

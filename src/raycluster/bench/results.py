@@ -43,11 +43,13 @@ class Results(AbstractContextManager["Results"]):
             self._requests = (self._folder / REQUESTS).open(self._mode, encoding="utf-8")
         except FileExistsError as error:
             raise UsageError(
-                "results are there already", where=str(self._folder), hint="name a new folder"
+                "results already exist there", where=str(self._folder), hint="choose a new folder"
             ) from error
         except OSError as error:
             raise UsageError(
-                f"cannot write: {error.strerror}", where=str(self._folder), hint="name another"
+                f"cannot write: {error.strerror}",
+                where=str(self._folder),
+                hint="choose another folder",
             ) from error
         return self
 
@@ -97,7 +99,7 @@ class Results(AbstractContextManager["Results"]):
         except Exception as error:  # no mistake in a page may cost the report of a long run
             if tell is None:
                 raise
-            tell(f"report.html was not made: {type(error).__name__}: {error}")
+            tell(f"report.html was not written: {type(error).__name__}: {error}")
             return
         with self._draft("report.html") as draft:
             draft.write_bytes(made)
@@ -142,12 +144,12 @@ def level_of(values: Mapping[str, Any]) -> int:
     """Return the number of the level that a record is of. Raises one of UNREAD."""
     level = int(values["level"])
     if not 0 <= level <= MOST_LEVELS:
-        raise ValueError("no level")
+        raise ValueError("no load level")
     return level
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
-    hint = "name a folder that `bench -o` wrote"
+    hint = "name a folder written by `bench -o`"
     level = 0
     try:
         with path.open("rb") as file:
@@ -163,7 +165,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
                     raise UsageError("not a record", where=where, hint=hint) from error
                 if level < before:
                     where = f"{path}, line {number}"
-                    raise UsageError("a level that was over", where=where, hint=hint)
+                    raise UsageError("a finished level", where=where, hint=hint)
                 yield level, record
     except OSError as error:
         what = f"cannot be read: {error.strerror}"

@@ -21,7 +21,7 @@ from raycluster.errors import RecordError, UsageError
 RUN, ENDS, CUT = "run.json", "levels.jsonl", "requests-cut.jsonl"
 """What the run was to be; a line for each level that is over; records of levels that were not."""
 
-_HINT = "name another folder, or repeat the command that made it"
+_HINT = "choose another folder, or use the same command as the first time"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def restore(
     _cut(folder, len(over))
     levels = list(read_levels(folder)) if over else []
     if len(levels) != len(over):
-        what = f"{len(over)} levels are over, and requests are there of {len(levels)}"
+        what = f"{len(over)} levels are finished, and there are requests of {len(levels)}"
         raise UsageError(what, where=str(folder), hint=_HINT)
     both = zip(over, levels, strict=True)
     return tuple(end.level(records, load, conditions) for end, records in both)
@@ -169,10 +169,10 @@ def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
         content = (folder / RUN).read_bytes()
         found = decode(content, dict[str, Any], what=RUN, most=16 * MOST)
     except (OSError, RecordError) as error:
-        raise UsageError("no run to go on with", where=where, hint=_HINT) from error
+        raise UsageError("no run to resume", where=where, hint=_HINT) from error
     differ = [name for name in wanted if found.get(name) != wanted[name]]
     if differ:
-        raise UsageError(f"another run: {', '.join(differ)} differ", where=where, hint=_HINT)
+        raise UsageError(f"a different run: {', '.join(differ)} differ", where=where, hint=_HINT)
 
 
 def ends(folder: Path) -> list[End]:
@@ -182,4 +182,4 @@ def ends(folder: Path) -> list[End]:
     try:
         return [End.from_json(line) for line in lines]
     except (RecordError, ValueError, KeyError) as error:
-        raise UsageError("not the end of a level", where=str(path), hint=_HINT) from error
+        raise UsageError("not a finished level", where=str(path), hint=_HINT) from error

@@ -116,11 +116,13 @@ def run(
     failed, MissedLimitError, and KeyboardInterrupt after the report of an interrupted run.
     """
     if options.resume and options.format == "vllm":
-        what = "vLLM's format holds the requests of this run alone"
-        raise UsageError(what, where="--resume", hint="leave --format out")
+        what = "vLLM's format can only hold the requests of one uninterrupted run"
+        raise UsageError(what, where="--resume", hint="omit --format")
     if options.endpoint not in {"chat", "completions"}:
         raise UsageError(
-            f"{options.endpoint!r} is no endpoint", where="--endpoint", hint="chat or completions"
+            f"{options.endpoint!r} is not an endpoint",
+            where="--endpoint",
+            hint="chat or completions",
         )
     load = load_of(options)
     check_load(load)
@@ -172,7 +174,7 @@ def _resumed(options: Options, load: Load, conditions: Conditions, digest: str) 
     """Return the conditions with what the folder of results is for; raises UsageError."""
     if options.output is None:
         if options.resume:
-            raise UsageError("no run to go on with", where="--resume", hint="name it with -o")
+            raise UsageError("no run to resume", where="--resume", hint="name its folder with -o")
         return conditions
     conditions = replace(conditions, over=partial(note, options.output))
     if not options.resume:
@@ -185,7 +187,7 @@ def _resumed(options: Options, load: Load, conditions: Conditions, digest: str) 
 def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
     if bool(options.prompts) == bool(options.synthetic):
         raise UsageError(
-            "give either one", where="--prompts, --synthetic", hint="--prompts FILE, or - for stdin"
+            "use one of them", where="--prompts, --synthetic", hint="--prompts FILE, or - for stdin"
         )
     if options.prompts:
         return read_dataset(options.prompts, defaults, stdin=stdin)
@@ -197,14 +199,14 @@ def _baseline(options: Options, load: Load) -> Mapping[str, Any] | None:
     """Return the earlier run to compare with, if one was named; raises UsageError."""
     if options.baseline is None:
         if options.max_regress:
-            raise UsageError("alone", where="--max-regress", hint="give --baseline FILE too")
+            raise UsageError("alone", where="--max-regress", hint="also pass --baseline FILE")
         return None
     where = str(options.baseline)
     try:
         content = options.baseline.read_bytes()
     except OSError as error:
         raise UsageError(
-            f"cannot be read: {error.strerror}", where=where, hint="give a summary.json"
+            f"cannot be read: {error.strerror}", where=where, hint="use a summary.json"
         ) from error
     return read_baseline(content, load.shapes, schema=SCHEMA, where=where)
 
@@ -272,26 +274,26 @@ def _shapes(options: Options) -> tuple[Shape, ...]:
         ):
             if given:
                 what = "the file's timestamps say when requests are sent"
-                raise UsageError(what, where=option, hint="leave it or --replay out")
+                raise UsageError(what, where=option, hint="omit either it or --replay")
         return (Replay(options.replay),)
     if options.find_max:
         if slots:
-            what = "a cap on the requests under way would hide what --find-max looks for"
-            raise UsageError(what, where="--concurrency", hint="leave it out")
+            what = "a cap on requests in flight would hide the rate that --find-max looks for"
+            raise UsageError(what, where="--concurrency", hint="remove it")
         if len(rates) > 1:
             raise UsageError(
-                "several values beside --find-max", where="--rate", hint="one to begin"
+                "several values with --find-max", where="--rate", hint="give the one to start from"
             )
         rates = rates or [1.0]
     if len(slots) > 1 and rates:
         raise UsageError(
-            "several values beside --rate", where="--concurrency", hint="one value caps the rate"
+            "several values with --rate", where="--concurrency", hint="one value caps the rate"
         )
     if rates:
         burstiness = 1.0 if options.burstiness is None else options.burstiness
         return tuple(Open(rate, slots[0] if slots else None, burstiness) for rate in rates)
     if options.burstiness is not None:
-        raise UsageError("alone", where="--burstiness", hint="give --rate too")
+        raise UsageError("alone", where="--burstiness", hint="also pass --rate")
     return tuple(Closed(count) for count in slots or [8])
 
 

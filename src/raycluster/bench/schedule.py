@@ -151,9 +151,11 @@ def check_load(load: Load) -> None:
             positive.append(("--replay", shape.speed))
     for option, value in positive:
         if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
+            raise UsageError(
+                f"{value:g} is not greater than zero", where=option, hint="use a number > 0"
+            )
     if not 0 <= load.ramp < float("inf"):
-        raise UsageError(f"{load.ramp:g} is below zero", where="--ramp", hint="seconds")
+        raise UsageError(f"{load.ramp:g} is less than zero", where="--ramp", hint="seconds")
     if load.warmup is not None and load.warmup < 0:
         raise UsageError("less than zero", where="--warmup", hint="0 sends no warm-up requests")
 
@@ -184,7 +186,7 @@ def recorded(prompts: Sequence[Prompt], speed: float) -> list[float]:
     for prompt in prompts:
         where = f"line {prompt.line}"
         if prompt.at is None:
-            raise UsageError("no timestamp (ms)", where=where, hint="leave out --replay")
+            raise UsageError("no timestamp (in ms)", where=where, hint="omit --replay")
         at = (prompt.at - (prompts[0].at or 0.0)) / speed
         if due and at < due[-1]:
             raise UsageError("earlier than the line before", where=where, hint="sort the file")

@@ -1,4 +1,4 @@
-"""The highest rate that keeps the limits: doubles or halves, then closes in; pure."""
+"""The highest rate that meets the limits: doubles or halves, then closes in; pure."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Found:
     def __str__(self) -> str:
         limits = " and ".join(self.limits)
         if self.kept is None:
-            return f"no rate was found that keeps {limits}"
+            return f"found no rate that meets {limits}"
         above = "" if self.missed is None else f" ({self.missed:g} does not)"
-        return f"highest rate that keeps {limits}: {self.kept:g} requests/s{above}"
+        return f"highest rate that meets {limits}: {self.kept:g} requests/s{above}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""

@@ -46,7 +46,7 @@ class SseParser:
             if event is not None:
                 events.append(event)
         if self._size + len(self._tail) > MAX_EVENT_BYTES:
-            raise ValueError("an event is larger than 16 MiB")
+            raise ValueError("an event exceeds 16 MiB")
         return events
 
     def close(self) -> list[Event]:

@@ -90,7 +90,7 @@ class Summary:
         """Raise RayclusterError when nothing was answered, MissedLimitError for a missed limit."""
         for level in self.levels:
             if not level.measures.completed:
-                reason = level.examples[0].detail if level.examples else "no reason was given"
+                reason = level.examples[0].detail if level.examples else "no reason given"
                 raise RayclusterError(
                     f"all {level.measures.failed} requests failed; the first: {reason}",
                     where=level.shape.label,
@@ -106,4 +106,4 @@ class Summary:
             where = missed[0][0] if len(self.levels) > 1 else ""
             raise MissedLimitError("; ".join(text for _, text in missed), where=where)
         if self.found and self.found.kept is None and not self.interrupted:
-            raise MissedLimitError("no rate keeps the limits", where="--find-max")
+            raise MissedLimitError("no rate meets the limits", where="--find-max")

@@ -38,7 +38,7 @@ def parse_synthetic(text: str) -> Synthetic:
         name, _, number = (word.strip() for word in part.partition("="))
         if name not in known or name in values or not number.isascii() or not number.isdigit():
             raise UsageError(
-                f"{part.strip()!r} is not understood",
+                f"{part.strip()!r} is not valid",
                 where="--synthetic",
                 hint=f"prompt=512,output=128; also {', '.join(known[2:])}, each once",
             )
@@ -52,9 +52,9 @@ def parse_synthetic(text: str) -> Synthetic:
         )
     if made.prompt * made.count > LARGEST:
         raise UsageError(
-            f"{made.prompt * made.count:,} tokens are too many to make beforehand",
+            f"{made.prompt * made.count:,} tokens are too many to generate in advance",
             where="--synthetic",
-            hint=f"at most {LARGEST:,}: fewer prompts, sent again with --num-requests",
+            hint=f"at most {LARGEST:,}: use fewer prompts, and repeat them with --num-requests",
         )
     return made
 

@@ -121,7 +121,7 @@ def _samples(measures: Measures) -> Iterator[Finding]:
     if count and thin:
         yield "SUSPECT", f"too few samples for {' and '.join(thin)}: {count} answers"
     if count and measures.total_output_tokens is None:
-        yield "SUSPECT", "the server sent no usage with some answers: tokens were not counted"
+        yield "SUSPECT", "some responses had no usage field: their tokens were not counted"
 
 
 def _client(measures: Measures, client: Client) -> Iterator[Finding]:
@@ -136,7 +136,7 @@ def _client(measures: Measures, client: Client) -> Iterator[Finding]:
     lag, ttft = client.loop_lag_ms.p99, measures.ttft_ms.p50
     if lag > max(LAG_MS, LAG_OF_TTFT * ttft):
         grade = "INVALID" if lag > max(LAG_MS, LAG_INVALID * ttft) else "SUSPECT"
-        yield grade, f"client-bound: its event loop was late by {lag:.1f} ms (p99)"
+        yield grade, f"client-bound: its event loop lagged by {lag:.1f} ms (p99)"
 
 
 def _load(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
@@ -144,7 +144,7 @@ def _load(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
     if seen.interrupted:
         yield "SUSPECT", "interrupted before the end"
     if seen.slots is not None and total < seen.slots:
-        yield "SUSPECT", f"{total} requests never fill {seen.slots} slots"
+        yield "SUSPECT", f"{total} requests cannot fill {seen.slots} slots"
     delay, e2el = measures.client_delay_ms, measures.e2el_ms
     if delay is None or e2el is None:
         return
@@ -165,16 +165,16 @@ def _cache(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
     if again and share > HITS_OF_REPEATS:
         yield "SUSPECT", f"{hits}: {again} requests repeat a prompt"
     elif not again and not seen.prefix_expected and share > HITS:
-        but = "in spite of --salt" if seen.repeated else "though this run repeats no prompt"
-        yield "SUSPECT", f"{hits} {but}: an earlier run sent them, or they begin alike"
+        but = "despite --salt" if seen.repeated else "although this run repeats no prompt"
+        yield "SUSPECT", f"{hits} {but}: an earlier run sent them, or they share prefixes"
 
 
 def _replicas(server: Server) -> Iterator[Finding]:
     came = [replica for replica in server.replicas if replica.came is not None]
     went = [replica for replica in server.replicas if replica.went is not None]
     if came and went:
-        when = f"{went[0].place} was last seen after {went[0].went:.0f} s"
-        yield "INVALID", f"a replica ended and another began: {when}"
+        when = f"{went[0].place} last responded after {went[0].went:.0f} s"
+        yield "INVALID", f"a replica ended and another started: {when}"
     elif came or went:
         numbers = f"between {server.fewest_replicas} and {server.most_replicas}"
         yield "SUSPECT", f"the number of replicas changed, {numbers}"
@@ -189,8 +189,8 @@ def _uneven(server: Server) -> Iterator[Finding]:
         return
     (least, idlest), (most, busiest) = took[0], took[-1]
     if most > UNEVEN * least:
-        shares = f"{busiest} took {most} of {total} requests, {idlest} {least}"
-        yield "SUSPECT", f"the load was uneven: {shares}"
+        shares = f"{busiest} served {most} of {total} requests, {idlest} {least}"
+        yield "SUSPECT", f"load was uneven: {shares}"
 
 
 def _engine(measures: Measures, seen: Circumstances, server: Server) -> Iterator[Finding]:
@@ -200,4 +200,4 @@ def _engine(measures: Measures, seen: Circumstances, server: Server) -> Iterator
         return
     others = (server.generation_tokens or 0) - seen.generated
     if others > max(OTHERS_TOKENS, OTHERS_SHARE * seen.generated):
-        yield "SUSPECT", f"the servers generated {others:,} tokens for others meanwhile"
+        yield "SUSPECT", f"the servers generated {others:,} tokens for other clients during the run"

@@ -15,7 +15,7 @@ from raycluster.errors import UsageError
 def refuse_existing(path: Path) -> None:
     """Raise UsageError where there is something already, or no folder to write in."""
     if path.exists() or path.is_symlink():
-        raise UsageError("exists already", where=str(path), hint="add --force to replace it")
+        raise UsageError("already exists", where=str(path), hint="add --force to replace it")
     check_folder(path)
 
 

@@ -136,10 +136,10 @@ def _plan(
     health: Health | None,
 ) -> None:
     if isinstance(secrets, Exception):
-        raise ValueError(f"not made without the secrets: {secrets}")
+        raise ValueError(f"left out: the secrets to remove are not known:  {secrets}")
     hosts = health.state.hosts if health else {}
     if unseen := [name for name, host in hosts.items() if host.problem]:
-        raise ValueError(f"not made without {', '.join(unseen)}")
+        raise ValueError(f"left out: not available: {', '.join(unseen)}")
     actions, forecast = preview(spec, fleet, secrets)
     parts.add("plan.txt", plan_text(actions).encode() + b"\n")
     parts.add("plan.json", _json(plan_json(spec, actions, forecast)))

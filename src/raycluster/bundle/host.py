@@ -47,7 +47,7 @@ show sh -c 'dmesg -T | tail -n 200'
 """
 )
 _DOCKER = r"""
-command -v docker >/dev/null || { echo "no docker command here"; exit 0; }
+command -v docker >/dev/null || { echo "no docker command found"; exit 0; }
 show() { echo; echo "## $*"; "$@" 2>&1 | tail -n 2000; }
 # Fields by their names: commands, variables and proxies of containers may hold anybody's secrets.
 show docker version; show docker images
@@ -79,7 +79,7 @@ done; true
 
 
 def gather(connected: Connected, spec: ClusterSpec, limit: int) -> Parts:
-    """Return what this host tells; what cannot be had is among its problems."""
+    """Return what this host tells; what could not be collected is among its problems."""
     parts = Parts(limit)
     host = connected.host
     _script(parts, "system.txt", connected.transport, ("sh", "-c", _SYSTEM))

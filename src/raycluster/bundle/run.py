@@ -23,12 +23,12 @@ from raycluster.status.json import UNREACHED
 
 SCHEMA = 1
 _README = """\
-What `raycluster support-bundle` gathered; manifest.json lists it, and what could not be had.
-Secrets were replaced by ***: those of the spec and of the hosts by their values, also in JSON,
-URLs, HTML, escapes, hex, base64 and UTF-16, broken over lines or not, and what looks like a token.
-Not found: values of fewer than six characters, and what is compressed, encrypted or in base64
-twice. Host names, addresses, paths, model names and what logs say of requests are still here: look
-through it before you hand it on.
+What `raycluster support-bundle` collected; manifest.json lists it and what is missing.
+Secrets were replaced by ***: the values of the spec's and the hosts' secrets, also in JSON,
+URLs, HTML, escapes, hex, base64 and UTF-16, across line breaks, and anything like a token.
+Not replaced: values of fewer than six characters, and what is compressed, encrypted or encoded
+twice. Host names, addresses, paths, model names and request data in logs are still here: review
+the files before you share them.
 """
 
 
@@ -53,10 +53,10 @@ def bundle(
 ) -> Bundle:
     """Write the archive to `path`. Raises UsageError where that cannot be done."""
     began = time.time()
-    listen(Event(spec.cluster.name, "looking at the cluster"))
+    listen(Event(spec.cluster.name, "reading the cluster's state"))
     parts, health = cluster.gather(spec, fleet, secrets, dotenv)
     if isinstance(secrets, Exception):
-        parts.problems["secrets"] = f"not all are known by their values: {secrets}"
+        parts.problems["secrets"] = f"not all of their values are known: {secrets}"
     for name, found in _hosts(spec, fleet, health, listen).items():
         parts.take(found, f"hosts/{name}")
     redact = Redactor(parts.known)
@@ -89,7 +89,7 @@ def _hosts(
         name = ours(spec, connected).host.name
         listen(Event(name, "gathering"))
         parts = host.gather(connected, spec, limit)
-        failed = f", {len(parts.problems)} could not be had" if parts.problems else ""
+        failed = f", {len(parts.problems)} could not be collected" if parts.problems else ""
         listen(Event(name, f"{len(parts.files)} files, {megabytes(parts.size)}{failed}", "done"))
         return parts
 

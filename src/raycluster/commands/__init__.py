@@ -51,7 +51,7 @@ COMMANDS: Mapping[str, Command] = {
     "ssh": Command(ssh, _PASS_ON),
     "drill": Command(drill),
     "down": Command(down),
-    "teardown": Command(down, {"help": "The same as `down`.", "hidden": False}),
+    "teardown": Command(down, {"help": "Same as `down`.", "hidden": False}),
     "export": Command(export),
     "schema": Command(schema),
 }

@@ -19,46 +19,59 @@ if TYPE_CHECKING:
     from raycluster.openai_wire.target import Target
 
 Input = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="OpenAI batch lines or prompts, JSONL or .gz.")
+    Path,
+    typer.Argument(
+        metavar="INPUT", help="Requests in OpenAI's batch format, or prompts: JSONL, may be .gz."
+    ),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="Gets one line per line of INPUT.")
+    Path,
+    typer.Option("--output", "-o", metavar="FILE", help="Result file: one line per line of INPUT."),
 ]
-Url = Annotated[str, typer.Option(help="Send to this endpoint instead of the cluster's own.")]
+Url = Annotated[str, typer.Option(help="Send to this endpoint instead of the cluster.")]
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", help="For every line; default: its own, or the spec's first."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model for every line. Default: the line's own, else the first in the spec.",
+    ),
 ]
-Key = Annotated[str, typer.Option(help="The API key's source: env:NAME, file:PATH or cmd:COMMAND.")]
-CaFile = Annotated[str, typer.Option(help="PEM file that the endpoint's certificate is held to.")]
+Key = Annotated[
+    str, typer.Option(help="Source of the API key: env:NAME, file:PATH or cmd:COMMAND.")
+]
+CaFile = Annotated[str, typer.Option(help="CA certificates (PEM) to verify the endpoint with.")]
 Slots = Annotated[
     int | None,
     typer.Option(
         "--concurrency",
         "-c",
-        help="Most requests at once; adapts below it. Default: 64, or 64 a replica with --offline.",
+        help="Maximum requests in flight; adapts to the load. Default: 64, or 64 per replica "
+        "with --offline.",
         show_default=False,
     ),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds that one attempt may take.")]
-Retries = Annotated[int, typer.Option("--max-retries", help="Attempts after the first, per line.")]
-LineTime = Annotated[float, typer.Option(help="Seconds after which a failing line is given up.")]
-Patience = Annotated[
-    float, typer.Option(help="Seconds without any answer after which the run stops.")
-]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many lines.")]
-Strict = Annotated[bool, typer.Option(help="Send nothing when a line is no request.")]
-Order = Annotated[bool, typer.Option(help="At the end, bring FILE into the order of INPUT.")]
-RetryErrors = Annotated[bool, typer.Option(help="Send lines again that ended as errors.")]
+Timeout = Annotated[float, typer.Option(help="Timeout of one attempt, in seconds.")]
+Retries = Annotated[int, typer.Option("--max-retries", help="Retries per line.")]
+LineTime = Annotated[float, typer.Option(help="Seconds after which to give up on a failing line.")]
+Patience = Annotated[float, typer.Option(help="Stop after this many seconds without any response.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N lines.")]
+Strict = Annotated[bool, typer.Option(help="Send nothing if any line is invalid.")]
+Order = Annotated[bool, typer.Option(help="Sort FILE in the order of INPUT at the end.")]
+RetryErrors = Annotated[bool, typer.Option(help="Retry the lines that ended in an error.")]
 Offline = Annotated[
     bool,
-    typer.Option("--offline", help="Let a job on the cluster send the lines, not this machine."),
+    typer.Option(
+        "--offline", help="Send from a Ray job on the cluster instead of from this machine."
+    ),
 ]
 Endpoint = Annotated[
-    Literal["chat", "completions", "embeddings"], typer.Option(help="Where bare prompts are sent.")
+    Literal["chat", "completions", "embeddings"],
+    typer.Option(help="API for prompts that do not name one."),
 ]
 MaxTokens = Annotated[
-    int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
+    int,
+    typer.Option(help="Maximum output tokens if a line sets none; 0: the server's limit.", min=0),
 ]
 
 
@@ -85,7 +98,7 @@ def batch(
     max_tokens: MaxTokens = 0,
     as_json: Json = False,
 ) -> None:
-    """Send every line of INPUT and keep each result; after a break the same command goes on."""
+    """Send every request in INPUT and save each result; run it again to resume."""
     from raycluster.batch.job import Shape
     from raycluster.batch.online import online
     from raycluster.batch.run import Options, run
@@ -96,9 +109,9 @@ def batch(
 
     if offline and (url or api_key or ca_file):
         raise UsageError(
-            "goes to the cluster's own app, from inside",
+            "sends to the cluster's own models, from inside the cluster",
             where="--offline",
-            hint="leave out --url, --api-key and --ca-file",
+            hint="omit --url, --api-key and --ca-file",
         )
     opened = None if url else session.open_session(spec)
     own = served_model(opened, model) if opened else ""
@@ -128,7 +141,7 @@ def batch(
         try:
             run(options, way(said.tell), said)
         except KeyboardInterrupt as interrupt:
-            said.tell("interrupted; the same command goes on from here")
+            said.tell("interrupted; run the same command to continue")
             raise typer.Exit(130) from interrupt
 
 

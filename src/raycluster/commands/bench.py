@@ -17,64 +17,126 @@ if TYPE_CHECKING:
     from raycluster.bench.run import Reached
 
 Prompts = Annotated[
-    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSONL, text or .gz; - for stdin.")
+    str,
+    typer.Option(
+        "--prompts",
+        "-p",
+        metavar="FILE",
+        help="Prompts to send: JSONL or text, may be .gz; - for stdin.",
+    ),
 ]
 Synthetic = Annotated[
-    str, typer.Option(help="Instead: random tokens, prompt=512,output=128; also prefix=, count=.")
+    str,
+    typer.Option(
+        help="Random prompts instead of a file: prompt=512,output=128[,prefix=N,count=N] tokens."
+    ),
 ]
-Url = Annotated[str, typer.Option(help="Measure this endpoint instead of the cluster's own.")]
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Default: the spec's first model.")]
-Key = Annotated[str, typer.Option(help="The API key's source: env:NAME, file:PATH or cmd:COMMAND.")]
-CaFile = Annotated[str, typer.Option(help="PEM file that the endpoint's certificate is held to.")]
-Slots = Annotated[str, typer.Option("--concurrency", "-c", help="Closed loop: 8, or 1,8,32.")]
-Rate = Annotated[str, typer.Option("--rate", "-r", help="Open loop: requests per second.")]
+Url = Annotated[str, typer.Option(help="Test this endpoint instead of the cluster.")]
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="Model to request. Default: the first in the spec.")
+]
+Key = Annotated[
+    str, typer.Option(help="Source of the API key: env:NAME, file:PATH or cmd:COMMAND.")
+]
+CaFile = Annotated[str, typer.Option(help="CA certificates (PEM) to verify the endpoint with.")]
+Slots = Annotated[
+    str,
+    typer.Option(
+        "--concurrency",
+        "-c",
+        help="Closed loop: requests in flight, such as 8, or 1,8,32 for several levels.",
+    ),
+]
+Rate = Annotated[
+    str, typer.Option("--rate", "-r", help="Open loop: requests per second; several with commas.")
+]
 Burstiness = Annotated[
-    float | None, typer.Option(help="Open loop: 1 is Poisson, less comes in bursts (gamma).")
+    float | None,
+    typer.Option(
+        help="Open loop: shape of the gamma distribution of arrivals; 1 is Poisson, less is "
+        "burstier."
+    ),
 ]
 Replay = Annotated[
     float | None,
-    typer.Option(help="Send when the lines' timestamps (ms) say; 2 is twice as fast."),
+    typer.Option(help="Replay the timestamps (ms) in the file, at this speed; 2 is twice as fast."),
 ]
-Ramp = Annotated[float, typer.Option(help="Seconds to reach the full load; not in the figures.")]
+Ramp = Annotated[
+    float, typer.Option(help="Seconds to ramp up to the full load; excluded from the results.")
+]
 FindMax = Annotated[
-    str, typer.Option(help="Search the highest rate with such as 'ttft_p99<500ms,error_rate<1%'.")
+    str,
+    typer.Option(
+        help="Find the highest rate that meets limits such as 'ttft_p99<500ms,error_rate<1%'."
+    ),
 ]
 Goodput = Annotated[
-    str, typer.Option(help="Count the requests that keep such as 'ttft<500ms,tpot<50ms'.")
+    str,
+    typer.Option(
+        help="Report the rate of requests that meet limits such as 'ttft<500ms,tpot<50ms'."
+    ),
 ]
-Processes = Annotated[int, typer.Option(help="Send from so many processes.")]
+Processes = Annotated[int, typer.Option(help="Number of client processes.")]
 Calibrate = Annotated[
-    bool, typer.Option(help="Measure afterwards what this client can send at all.")
+    bool, typer.Option(help="Measure the client's own maximum rate after the test.")
 ]
 Requests = Annotated[
-    int | None, typer.Option("--num-requests", "-n", help="Per level; the file starts again.")
+    int | None,
+    typer.Option("--num-requests", "-n", help="Requests per load level; prompts repeat as needed."),
 ]
-Repeat = Annotated[int, typer.Option(help="Send the file so many times.")]
-Duration = Annotated[float | None, typer.Option(help="Stop sending after so many seconds.")]
-WarmUp = Annotated[int | None, typer.Option(help="Requests before each level; default: 1 a slot.")]
-Timeout = Annotated[float, typer.Option(help="Seconds that one request may take.")]
-Seed = Annotated[int, typer.Option(help="Of the arrivals in the open loop.")]
-Salt = Annotated[bool, typer.Option(help="Keep repeats out of vLLM's prefix cache.")]
+Repeat = Annotated[int, typer.Option(help="Times to send the whole file.")]
+Duration = Annotated[float | None, typer.Option(help="Seconds to send requests, per load level.")]
+WarmUp = Annotated[
+    int | None,
+    typer.Option(
+        help="Warm-up requests before each load level. Default: one per concurrent request."
+    ),
+]
+Timeout = Annotated[float, typer.Option(help="Timeout of one request, in seconds.")]
+Seed = Annotated[int, typer.Option(help="Random seed of the arrival times (open loop).")]
+Salt = Annotated[bool, typer.Option(help="Make each prompt unique, to avoid prefix cache hits.")]
 Endpoint = Annotated[
-    Literal["chat", "completions"], typer.Option(help="Where bare prompts are sent.")
+    Literal["chat", "completions"], typer.Option(help="API for prompts that do not name one.")
 ]
 MaxTokens = Annotated[
-    int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
+    int,
+    typer.Option(help="Maximum output tokens if a line sets none; 0: the server's limit.", min=0),
 ]
-IgnoreEos = Annotated[bool, typer.Option(help="Always generate up to the limit (vLLM).")]
-From = Annotated[Literal["here", "head"], typer.Option("--from", help="Where the load is made.")]
+IgnoreEos = Annotated[
+    bool, typer.Option(help="Always generate the maximum number of tokens (vLLM).")
+]
+From = Annotated[
+    Literal["here", "head"],
+    typer.Option("--from", help="Where to generate the load: on this machine or on the head."),
+]
 Limits = Annotated[
-    list[str] | None, typer.Option("--assert", help="Such as 'ttft_p95<3s'; missed: exit code 4.")
+    list[str] | None,
+    typer.Option(
+        "--assert",
+        help="Fail with exit code 4 unless this holds, such as 'ttft_p95<3s'; repeatable.",
+    ),
 ]
-Baseline = Annotated[Path | None, typer.Option(help="summary.json of a run to compare with.")]
-MaxRegress = Annotated[str, typer.Option(help="Such as 5%; exit code 4 when worse by more.")]
-Resume = Annotated[bool, typer.Option(help="Go on with the run in -o that was cut short.")]
+Baseline = Annotated[
+    Path | None, typer.Option(help="summary.json of an earlier run to compare with.")
+]
+MaxRegress = Annotated[
+    str,
+    typer.Option(
+        help="Fail with exit code 4 if worse than the baseline by more than this, such as 5%."
+    ),
+]
+Resume = Annotated[bool, typer.Option(help="Continue an interrupted run in the folder of -o.")]
 Format = Annotated[
     Literal["table", "json", "vllm"],
-    typer.Option("--format", help="vllm: as its own client saves."),
+    typer.Option("--format", help="Output format; vllm is that of `vllm bench serve`."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder for summary.json, requests.jsonl.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder for summary.json, requests.jsonl, requests.csv and report.html.",
+    ),
 ]
 
 
@@ -115,14 +177,14 @@ def bench(
     form: Format = "table",
     as_json: Json = False,
 ) -> None:
-    """Load the cluster with the prompts of a file. Reports latency, throughput and errors."""
+    """Run a load test and report latency, throughput and errors."""
     from raycluster.bench.run import Options, run
     from raycluster.endpoint import key_headers
     from raycluster.errors import UsageError
 
     if source == "head" and resume:
-        what = "a run on the head does not note where its levels end"
-        raise UsageError(what, where="--resume", hint="name a new folder")
+        what = "a run on the head (--from head) cannot be resumed"
+        raise UsageError(what, where="--resume", hint="choose a new folder")
     options = Options(
         prompts,
         synthetic,
@@ -204,7 +266,9 @@ def _head(spec: Path | None, url: str, model: str) -> Iterator[Reached]:
     from raycluster.openai_wire.target import Target
 
     if url:
-        raise UsageError("the head asks its own cluster", where="--url", hint="leave --from out")
+        raise UsageError(
+            "the head can only test its own cluster", where="--url", hint="omit --from"
+        )
     opened = session.open_session(spec)
     served = endpoint.served_model(opened, model)
     with opened.fleet() as fleet:

@@ -9,7 +9,7 @@ from raycluster.session import Json, SpecOption, SpecPath
 
 
 def check(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
-    """Check the spec and every host; change nothing. Exit code 3: something is wrong."""
+    """Check the spec and all hosts without changing anything. Exit code 3: a check failed."""
     opened = session.open_session(spec, named)
     secrets = opened.secrets()
     from raycluster.checks import check_hosts, check_plan

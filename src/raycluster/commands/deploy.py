@@ -7,7 +7,7 @@ from raycluster.session import Json, SpecOption, SpecPath
 
 
 def deploy(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
-    """Bring the models to the spec; hosts stay as they are. `plan --only app` tells the cost."""
+    """Update the models to match the spec, leaving the hosts as they are."""
     opened = session.open_session(spec, named)
     secrets = opened.secrets()
     from raycluster.errors import raise_together

@@ -9,9 +9,12 @@ import typer
 from raycluster import session
 from raycluster.session import Json, SpecOption, SpecPath
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Purge = Annotated[
-    bool, typer.Option("--purge", help="Remove the image or the shared environment as well.")
+    bool,
+    typer.Option(
+        "--purge", help="Also remove the container image or the shared Python environment."
+    ),
 ]
 
 
@@ -22,7 +25,7 @@ def down(
     purge: Purge = False,
     as_json: Json = False,
 ) -> None:
-    """Remove everything of the cluster from its hosts."""
+    """Stop the cluster and remove everything of it from its hosts."""
     opened = session.open_session(spec, named)
     name = opened.spec.cluster.name
     if not yes:
@@ -41,5 +44,5 @@ def down(
     if as_json:
         session.print_json({"schema": 1, "cluster": name, "removed": list(removed)})
     else:
-        count = f"{len(removed)} things removed" if removed else "nothing was left to remove"
+        count = f"{len(removed)} items removed" if removed else "nothing to remove"
         session.out().print(f"{name} is down: {count}")

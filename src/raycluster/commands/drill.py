@@ -17,16 +17,27 @@ if TYPE_CHECKING:
     from raycluster.openai_wire.target import Target
 
 Fault = Annotated[
-    str, typer.Option("--fault", "-f", help="replica, hang, worker, head, gateway or partition.")
+    str,
+    typer.Option(
+        "--fault",
+        "-f",
+        help="Fault to inject: Fault to inject: replica, hang, worker, head, gateway or partition.",
+    ),
 ]
-Host = Annotated[str, typer.Option(help="Where; default: the drill chooses.")]
-Rate = Annotated[float, typer.Option("--rate", "-r", help="Requests per second meanwhile.")]
-Limit = Annotated[float, typer.Option(help="Seconds that recovery may take.")]
+Host = Annotated[
+    str, typer.Option(help="Host to inject the fault on. Default: chosen by the drill.")
+]
+Rate = Annotated[float, typer.Option("--rate", "-r", help="Requests per second during the drill.")]
+Limit = Annotated[float, typer.Option(help="Seconds to wait for recovery.")]
 Limits = Annotated[
     list[str] | None,
-    typer.Option("--assert", help="Such as 'failed==0' or 'recover<60s'; missed: exit code 4."),
+    typer.Option(
+        "--assert",
+        help="Fail with exit code 4 unless this holds, such as 'failed==0' or 'recover<60s'; "
+        "repeatable.",
+    ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 def drill(
@@ -41,7 +52,7 @@ def drill(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Break something on purpose, under load; report what clients saw and how long it took."""
+    """Inject a fault under load and report failed requests and the time to recover."""
     opened = session.open_session(spec, named)
     from raycluster.drill.report import parse
     from raycluster.drill.run import Options, check, prepare, run
@@ -74,7 +85,7 @@ def drill(
         session.out().print(report.text(), markup=False)
     missed = [miss for each in wanted if (miss := each.miss(report))]
     if report.recover is None:
-        missed.insert(0, f"not whole again within {limit:g} s")
+        missed.insert(0, f"not recovered within {limit:g} s")
     if missed:
         raise MissedLimitError("; ".join(missed), where=fault, hint="raycluster status")
 
@@ -92,7 +103,9 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
 
     spec, gate = opened.spec, opened.spec.gateway
     if not spec.models:
-        raise UsageError("the spec has no model to ask", where=spec.cluster.name, hint="[[models]]")
+        raise UsageError(
+            "the spec has no model to send requests to", where=spec.cluster.name, hint="[[models]]"
+        )
     headers: dict[str, str] = {}
     hosts, remote, scheme = list(spec.hosts[:1]), (LOOPBACK, spec.ports.api), "http"
     if gate:

@@ -14,7 +14,7 @@ from raycluster.session import SpecOption
 Node = Annotated[
     str,
     typer.Argument(
-        help="A host's name for its Ray, or `gateway`, `grafana`, HOST/gateway.",
+        help="A host's name for its Ray node; or `gateway`, `grafana`, HOST/gateway.",
         autocompletion=complete_processes,
     ),
 ]
@@ -22,7 +22,7 @@ Command = Annotated[list[str], typer.Argument(help="The command and its argument
 
 
 def exec_(node: Node, command: Command, spec: SpecOption = None) -> None:
-    """Run a command inside a node. It sees the files, environment and user of what runs there."""
+    """Run a command inside a node, with its files, environment and user."""
     opened = session.open_session(spec)
     from raycluster.errors import CommandError
     from raycluster.inside import ours, role_of

@@ -18,28 +18,30 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """For which tool."""
+    """Tool to write files for."""
 
     compose = "compose"
     systemd = "systemd"
     kuberay = "kuberay"
 
 
-FormatArgument = Annotated[Format, typer.Argument(help="For which tool.", show_default=False)]
+FormatArgument = Annotated[
+    Format, typer.Argument(help="Tool to write files for.", show_default=False)
+]
 Output = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
         metavar="DIR",
-        help="The folder to make; default: CLUSTER-FORMAT here.",
+        help="Folder to create. Default: ./CLUSTER-FORMAT.",
         show_default=False,
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export.")]
 WithSecrets = Annotated[
     bool,
-    typer.Option("--with-secrets", help="Write secrets too, as files for their owner alone."),
+    typer.Option("--with-secrets", help="Include secrets, in files readable only by their owner."),
 ]
 
 
@@ -51,7 +53,7 @@ def export(  # noqa: PLR0917  # typer calls it by keyword
     force: Force = False,
     with_secrets: WithSecrets = False,
 ) -> None:
-    """Write the cluster as files that work without raycluster."""
+    """Write files that run the cluster without raycluster."""
     opened = session.open_session(spec, named)
     folder = output or Path(f"{opened.spec.cluster.name}-{format}")
     from raycluster.export.formats import FORMATS

@@ -20,15 +20,21 @@ MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
-        "--host", help="user@address:port, or a whole ssh command; the first is the head."
+        "--host",
+        help="user@address:port, or a full ssh command; repeatable, the first is the head.",
     ),
 ]
 Name = Annotated[
-    str | None, typer.Option("--name", help="The cluster's name; default: one of your own.")
+    str | None,
+    typer.Option("--name", help="The cluster's name. Default: your user name and a random suffix."),
 ]
-ModelName = Annotated[str, typer.Option("--model", help="The model to serve.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; - prints.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="The model to serve, by its Hugging Face ID.")
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="File to write; - for standard output.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 
 
 def init(
@@ -52,7 +58,7 @@ def init(
         with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UsageError("is there already", where=str(output), hint="add --force") from error
+        raise UsageError("already exists", where=str(output), hint="add --force") from error
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", where=str(output)) from error
     check = "raycluster check" + ("" if output == DEFAULT else f" {output}")

@@ -33,13 +33,13 @@ Targets = Annotated[
         show_default=False,
     ),
 ]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow new lines until Ctrl-C.")]
 Tail = Annotated[
     int | None,
     typer.Option(
         "--tail",
         "-n",
-        help=f"Lines from the end of each; default {LINES}, and all with --since or --grep.",
+        help=f"Number of last lines of each log. Default: {LINES}, or all with --since or --grep.",
         min=0,
         show_default=False,
     ),
@@ -48,7 +48,7 @@ Since = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Only what is younger: 10m, 1h30m, 90 (seconds), or 2026-11-26T10:00:00Z.",
+        help="Only newer lines: 10m, 1h30m, 90 (seconds), or 2026-11-26T10:00:00Z.",
         show_default=False,
     ),
 ]
@@ -58,13 +58,11 @@ Grep = Annotated[
         "--grep",
         "-g",
         metavar="REGEX",
-        help="Only lines in which this is found.",
+        help="Only lines that match this regular expression.",
         show_default=False,
     ),
 ]
-IgnoreCase = Annotated[
-    bool, typer.Option("--ignore-case", "-i", help="With --grep: capitals do not matter.")
-]
+IgnoreCase = Annotated[bool, typer.Option("--ignore-case", "-i", help="With --grep: ignore case.")]
 
 
 def logs(
@@ -77,9 +75,9 @@ def logs(
     ignore_case: IgnoreCase = False,
     spec: SpecOption = None,
 ) -> None:
-    """Print logs: of the replicas, of nodes, of services, or of all; the cause of a failure first.
+    """Print logs of replicas, nodes or services, with the cause of a failure first.
 
-    Exit code 1 where one of several sources could not be read.
+    Exit code 1 if one of several sources could not be read.
     """
     opened = session.open_session(spec)
     from raycluster.logs.cause import causes

@@ -59,7 +59,7 @@ OnlyOption = Annotated[
     str | None,
     typer.Option(
         metavar="PART",
-        help="Only this part: head, workers, app, or a host's name.",
+        help="Limit to one part: head, workers, app, or a host's name.",
         show_default=False,
         autocompletion=complete_parts,
     ),
@@ -81,7 +81,7 @@ def only_part(spec: ClusterSpec, given: str | None) -> Only:
             return Only(host=given)
     known = ", ".join(["head", "workers", "app", *sorted(names - {"head"})])
     raise UsageError(
-        f"{given!r} is no part of this cluster", where="--only", hint=f"one of {known}"
+        f"{given!r} is not a part of this cluster", where="--only", hint=f"one of {known}"
     )
 
 

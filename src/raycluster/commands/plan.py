@@ -10,7 +10,7 @@ from raycluster.session import Json, SpecOption, SpecPath
 def plan(
     spec: SpecPath = None, named: SpecOption = None, only: OnlyOption = None, as_json: Json = False
 ) -> None:
-    """Show what `up` would do now, what it needs, interrupts and costs; change nothing."""
+    """Show what `up` would change, its disk and memory needs, interruptions and costs."""
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     from raycluster.report import plan_json, plan_text

@@ -14,12 +14,12 @@ from raycluster.session import SpecOption
 
 Node = Annotated[str, typer.Argument(help="A host's name.", autocompletion=complete_hosts)]
 Command = Annotated[
-    list[str] | None, typer.Argument(help="A command instead of a shell.", show_default=False)
+    list[str] | None, typer.Argument(help="Command to run instead of a shell.", show_default=False)
 ]
 
 
 def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
-    """Log in on a host with ssh as the spec says."""
+    """Open an ssh session on a host, with the spec's settings."""
     opened = session.open_session(spec)
     from raycluster.connect import ssh_options
     from raycluster.errors import UsageError
@@ -29,9 +29,13 @@ def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
 
     host = named_host(opened.spec, node)
     if host.transport != "ssh":
-        raise UsageError("is this machine; no ssh is needed", where=node)
+        raise UsageError("is this machine: ssh is not needed", where=node)
     if not shutil.which("ssh"):
-        raise UsageError("no `ssh` on this machine", where=node, hint="install the OpenSSH client")
+        raise UsageError(
+            "there is no `ssh` on this machine",
+            where=node,
+            hint="install the OpenSSH client",
+        )
     options = ssh_options(host)
     pinned = pinned_key(node, options, ask=session.Asker()) if options.host_key else ""
     argv = (*command_line(options, pinned.partition(" ")[0]), *after_dashes(command or []))

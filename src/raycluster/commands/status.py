@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raycluster.status.ask import Standing
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")]
-Interval = Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.2)]
+Interval = Annotated[float, typer.Option(help="Seconds between refreshes with --watch.", min=0.2)]
 
 
 def status(
@@ -27,7 +27,7 @@ def status(
     interval: Interval = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show nodes, models, figures, costs and endpoints. Exit code 3: something is wrong."""
+    """Show nodes, models, metrics, costs and endpoints. Exit code 3: there is a problem."""
     opened = session.open_session(spec, named)
     from raycluster.status.ask import Watcher
 

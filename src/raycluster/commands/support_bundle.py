@@ -22,11 +22,11 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="The archive; default: raycluster-CLUSTER-TIME.tar.gz in this folder.",
+        help="Archive to write. Default: ./raycluster-CLUSTER-TIME.tar.gz.",
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 
 def support_bundle(
@@ -36,9 +36,9 @@ def support_bundle(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write spec, plan, state, versions, logs, events and metrics into one archive, no secrets.
+    """Collect spec, plan, state, versions, logs, events and metrics in one archive.
 
-    What cannot be had costs nothing else, and is named in it.
+    Secrets are removed. Parts that cannot be collected are listed in the archive.
     """
     opened = session.open_session(spec, named)
     from raycluster.bundle.archive import check_folder, refuse_existing
@@ -76,5 +76,7 @@ def support_bundle(
         return
     session.out().print(f"{done.path}: {done.files} files, {megabytes(done.size)}", markup=False)
     if done.problems:
-        session.out().print(f"  {len(done.problems)} parts could not be had: see errors.txt in it")
-    session.out().print("  look through it before you hand it on: names and addresses are in it")
+        session.out().print(
+            f"  {len(done.problems)} parts could not be collected: see errors.txt in it"
+        )
+    session.out().print("  review it before you share it: it contains names and addresses")

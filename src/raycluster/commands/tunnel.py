@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tunnel(spec: SpecPath = None, named: SpecOption = None) -> None:
-    """Bring the cluster's endpoints to 127.0.0.1 over SSH. Ctrl-C ends it."""
+    """Forward the cluster's endpoints to 127.0.0.1 over SSH, until Ctrl-C."""
     opened = session.open_session(spec, named)
     from raycluster.endpoint import route
     from raycluster.inside import check_up

@@ -10,7 +10,9 @@ from raycluster import session
 from raycluster.commands.options import OnlyOption, only_part
 from raycluster.session import Json, SpecOption, SpecPath
 
-Verify = Annotated[bool, typer.Option(help="Read the models' files on all hosts again.")]
+Verify = Annotated[
+    bool, typer.Option(help="Verify the checksums of the model files on all hosts again.")
+]
 
 
 def up(
@@ -20,10 +22,10 @@ def up(
     verify: Verify = False,
     as_json: Json = False,
 ) -> None:
-    """Bring hosts, Ray and the app to the spec. A second run changes nothing.
+    """Create or update the cluster to match the spec. A second run changes nothing.
 
-    Exit code 3: it serves, with another engine than asked for, with ports open to strangers, or
-    hosts that left the spec are not known.
+    Exit code 3: the cluster serves, but not with the engine asked for, or with ports that anyone
+    can reach, or the record of hosts that were removed from the spec could not be read.
     """
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)

@@ -25,14 +25,14 @@ def _host(cluster: Cluster, name: str, role: str) -> ResolvedHost:
             return host
     if name or not hosts:
         shown = name or cluster.spec.cluster.name
-        raise UsageError(f"{shown} has no {role or 'host'} to break", hint="see --help")
+        raise UsageError(f"{shown} has no {role or 'host'} for this fault", hint="see --help")
     return hosts[-1]
 
 
 def _gateway(cluster: Cluster, name: str) -> Fault:
     gate = cluster.spec.gateway
     if gate is None:
-        raise UsageError("the spec has no gateway to break", hint="choose another fault")
+        raise UsageError("the spec has no gateway", hint="choose another fault")
     return GatewayFault(cluster, _host(cluster, name, "" if gate.on == "all" else HEAD))
 
 

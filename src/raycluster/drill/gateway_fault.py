@@ -40,7 +40,7 @@ class GatewayFault:
         said = done.stderr.decode(errors="replace").strip()
         if done.exit_code and said:
             raise CommandError(
-                f"nginx could not be killed: {said}",
+                f"could not kill nginx: {said}",
                 where=self.host.name,
                 status=done.exit_code,
                 hint="raycluster status",

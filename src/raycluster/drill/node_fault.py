@@ -46,7 +46,7 @@ class NodeFault:
             return  # the container ended before the command did
         if done.exit_code not in (0, 137):
             raise CommandError(
-                done.stderr.decode(errors="replace").strip() or "Ray could not be killed",
+                done.stderr.decode(errors="replace").strip() or "could not kill Ray",
                 where=self.host.name,
                 status=done.exit_code,
             )

@@ -43,7 +43,7 @@ class PartitionFault:
         done = self.cluster.fleet[self.host.name].transport.run(("sh", "-c", script))
         if done.exit_code != 0:
             raise HostError(
-                f"cannot cut it off: {done.stderr.decode(errors='replace').strip()[:300]}",
+                f"cannot cut the host off: {done.stderr.decode(errors='replace').strip()[:300]}",
                 where=self.host.name,
                 hint="a partition needs root, or sudo without a password, and nft on the host",
             )

@@ -29,7 +29,7 @@ class ReplicaFault:
                     self.chosen = (host, replica)
                     return
         raise UsageError(
-            f"no replica runs on {self.host_name or 'any host'}", hint="raycluster status"
+            f"no replica is running on {self.host_name or 'any host'}", hint="raycluster status"
         )
 
     @property

@@ -113,7 +113,7 @@ def _p99(answers: Sequence[Answer]) -> float | None:
 
 
 def _shown(seconds: float | None) -> str:
-    return "not in time" if seconds is None else f"{seconds:.2f} s"
+    return "not within the limit" if seconds is None else f"{seconds:.2f} s"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class DrillLimit:
         """Return a sentence when the limit was missed, or ""."""
         value: float | None = getattr(report, self.name)
         if value is None:
-            return f"{self.text}: not in time"
+            return f"{self.text}: not within the limit"
         if COMPARE[self.sign](value, self.bound):
             return ""
         return f"{self.text}: it is {value:g}{' s' if self.name in TIMES else ''}"
@@ -146,7 +146,7 @@ def parse(text: str) -> DrillLimit:
         return DrillLimit(text.strip(), name, sign, float(number) * allowed[unit])
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"{text!r}: {number}{unit} is no {'time' if name in TIMES else 'count'}",
+            f"{text!r}: {number}{unit} is not a {'time' if name in TIMES else 'count'}",
             where="--assert",
             hint="failed==0, or recover<60s",
         ) from error

@@ -33,10 +33,12 @@ class Options:
 def check(options: Options) -> None:
     """Raise UsageError for what cannot be."""
     if options.fault not in FAULTS:
-        raise UsageError(f"{options.fault!r} is no fault", hint=f"one of {', '.join(FAULTS)}")
+        raise UsageError(f"{options.fault!r} is not a fault", hint=f"one of {', '.join(FAULTS)}")
     for option, value in (("--rate", options.rate), ("--limit", options.limit)):
         if not 0 < value < float("inf"):
-            raise UsageError(f"{value:g} is not above zero", where=option, hint="give a number > 0")
+            raise UsageError(
+                f"{value:g} is not greater than zero", where=option, hint="use a number > 0"
+            )
 
 
 def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> tuple[Fault, Cluster]:
@@ -68,19 +70,19 @@ def run(
 
     Whatever happens, what does not heal by itself is taken back.
     """
-    tell(f"{options.rate:g} requests a second; in {options.calm:g} s: {options.fault}")
+    tell(f"{options.rate:g} requests/s; in {options.calm:g} s: {options.fault}")
     with Load(targets, options.rate, options.timeout) as load:
         time.sleep(options.calm)
         if not any(answer.ok for answer in load.answers):
-            why = load.answers[0].error if load.answers else "no answer came in time"
+            why = load.answers[0].error if load.answers else "no response within the timeout"
             raise HostError(
-                f"nothing is answered even before the fault: {why}",
+                f"no request succeeds even before the fault: {why}",
                 where=targets[0].shown,
                 hint="raycluster status",
             )
         injected, since = load.now(), time.monotonic()
         try:
-            tell(f"breaking {fault.victim}")
+            tell(f"injecting the fault: {fault.victim}")
             fault.inject()
             struck = load.now()
             detect = wait(fault.noticed, since, options.limit)

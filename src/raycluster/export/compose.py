@@ -205,7 +205,7 @@ def _environment_file(parts: Iterable[Role]) -> bytes:
         **{_variable(part.name): part.process.image for part in parts},
     }
     lines = "".join(f"{name}={value}\n" for name, value in values.items())
-    return f"# Leave out a profile, and its services do not start.\n{lines}".encode()
+    return f"# Remove a profile to leave out its services.\n{lines}".encode()
 
 
 def _plain(text: str) -> str:

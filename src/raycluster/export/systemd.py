@@ -56,9 +56,9 @@ def programs(design: Design, host: ResolvedHost) -> str:
     python = host.runtime.python or f"/opt/raycluster/{design.name}/bin/python"
     if not python.startswith("/"):
         raise SpecError(
-            f"{python} is no whole path, and a service of the system knows no home folder",
+            f"{python} is not an absolute path, and a system service has no home folder",
             where=f"{host.name}: runtime.python",
-            hint="write it from / on",
+            hint="write it as an absolute path",
         )
     return posixpath.dirname(python)
 
@@ -186,7 +186,7 @@ def _placed(text: str, folder: str) -> str:
 def _requirements(host: ResolvedHost, gpus: int) -> str:
     """Return what to install where no environment is there, as Markdown."""
     if host.runtime.python:
-        return "is there"
+        return "exists already"
     wanted = host.runtime.requirements or (GPU_REQUIREMENTS if gpus else CPU_REQUIREMENTS)
     return "`uv pip install " + " ".join(f"'{each}'" for each in wanted) + "`"
 

@@ -62,10 +62,12 @@ def check_free(folder: Path, *, force: bool) -> None:
     if not folder.is_symlink() and not folder.exists():
         return
     if not force:
-        raise UsageError("is there already", where=str(folder), hint="add --force, or name another")
+        raise UsageError(
+            "already exists", where=str(folder), hint="add --force, or choose another folder"
+        )
     if folder.is_symlink() or not (folder / MARK).is_file():
         raise UsageError(
-            "is there, and no earlier export",
+            "already exists, and is not an earlier export",
             where=str(folder),
             hint="name another folder with --output",
         )

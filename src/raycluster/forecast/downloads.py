@@ -81,7 +81,7 @@ def absent(seen: Seen, wanted: Sequence[Wanted]) -> tuple[Problem, ...]:
     return tuple(
         Problem(
             host,
-            f"the model {each.source} is not there",
+            f"the model {each.source} does not exist",
             "copy it to the host, or mount it",
             certain=True,
         )
@@ -100,7 +100,7 @@ LOAD = 'load it there with `docker load`, or set `archive` or pull = "missing" u
 
 def missing_image(what: str) -> str:
     """Return that nothing brings what a host needs."""
-    return f'{what} is needed and is not there, and pull = "never" lets nothing bring it'
+    return f'{what} is missing, and pull = "never" forbids pulling it'
 
 
 def withheld(seen: Seen) -> tuple[Problem, ...]:
@@ -140,10 +140,10 @@ def _problem(host: str, held: Sequence[Download]) -> Problem:
     needs = "needs" if first.certain else "needs up to"
     return Problem(
         host,
-        f"{names} {needs} {in_gb(size)}, and {in_gb(free)} are free in {first.folder}",
-        "make room, or set HF_HOME under [runtime.env] to a folder on a larger disk"
+        f"{names} {needs} {in_gb(size)}, but only {in_gb(free)} are free in {first.folder}",
+        "free some space, or set HF_HOME under [runtime.env] to a folder on a larger disk"
         if first.certain
-        else "make room on the host, or see what is there already",
+        else "free some space on the host",
     )
 
 

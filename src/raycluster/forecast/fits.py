@@ -165,7 +165,7 @@ def _load_format(model: Model) -> str:
 def _files(wanted: Wanted | None, seen: Seen) -> tuple[Files, str]:
     """Return a model's files from where they are known best, or why nothing is known."""
     if wanted is None:
-        return Files(), "its source is left to the engine"
+        return Files(), "its source is resolved by the engine"
     if told := seen.hub.get(wanted):
         return told, ""
     placed = [there.models[wanted] for there in seen.hosts.values() if wanted in there.models]
@@ -173,8 +173,8 @@ def _files(wanted: Wanted | None, seen: Seen) -> tuple[Files, str]:
     if known:
         return max(known, key=lambda files: files.weights(wanted.load_format) or 0), ""
     if any(p.hidden for p in placed):
-        return Files(), "its folder on the hosts may not be read"
-    return Files(), "its config was found neither on the hosts nor on the hub"
+        return Files(), "its folder on the hosts is not readable"
+    return Files(), "its config was found neither on the hosts nor on the Hugging Face Hub"
 
 
 def gpu_memory(facts: Facts, gpus: Gpus) -> int | None:

@@ -44,7 +44,9 @@ def interruptions(
         found += _rolled_out(actions)
     found += _gateways(actions, restarts)
     found += [
-        Interruption(a.host, "leaves: its replicas end their requests first, capacity falls")
+        Interruption(
+            a.host, "leaves the cluster: its replicas finish their requests first; capacity drops"
+        )
         for a in actions
         if isinstance(a, Remove) and a.role is None
     ]
@@ -58,7 +60,7 @@ def _all_away(
     longest = max((seconds[n] for n in names if n in seconds), default=None)
     yield Interruption(
         host,
-        f"a new head restarts every node: all models are away for {_about(longest)}",
+        f"a new head restarts every node: all models are unavailable for {_about(longest)}",
         longest,
     )
 
@@ -73,9 +75,9 @@ def _node_away(
             continue
         took = seconds.get(app.name)
         away = (
-            "the model is away"
+            "the model is unavailable"
             if here == app.serving
-            else f"{here} of {app.serving} replicas are away"
+            else f"{here} of {app.serving} replicas are unavailable"
         )
         yield Interruption(app.name, f"{host} restarts: {away} for {_about(took)}", took)
 
@@ -88,18 +90,20 @@ def _rolled_out(actions: Sequence[Action]) -> Iterator[Interruption]:
     for action in actions:
         if isinstance(action, Deploy):
             for name, cost in action.rollout.costs.items():
-                if not cost.endswith(("no interruption", "nothing is interrupted")):
+                if not cost.endswith("no interruption"):
                     yield Interruption(name, cost)
 
 
 def _gateways(actions: Sequence[Action], restarts: Sequence[Start]) -> Iterator[Interruption]:
     for action in restarts:
         if action.process.role == GATEWAY:
-            what = "the gateway restarts: clients find no connection there for some seconds"
+            what = "the gateway restarts: clients cannot connect to it for a few seconds"
             yield Interruption(action.host, what)
     for removed in actions:
         if isinstance(removed, Remove) and removed.role == GATEWAY:
-            yield Interruption(removed.host, "the gateway is removed: its clients find nothing")
+            yield Interruption(
+                removed.host, "the gateway is removed: its clients can no longer connect"
+            )
 
 
 def _about(seconds: float | None) -> str:

@@ -111,4 +111,4 @@ def refuse(forecast: Forecast, hosts: Collection[str]) -> None:
     if len(found) == 1:
         raise kind(found[0].what, where=found[0].where, hint=found[0].hint)
     lines = [f"{p.where}: {p.what}" + (f"; {p.hint}" if p.hint else "") for p in found]
-    raise kind("\n  ".join([f"{len(lines)} things cannot work", *lines]))
+    raise kind("\n  ".join([f"{len(lines)} problems", *lines]))

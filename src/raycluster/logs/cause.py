@@ -68,8 +68,8 @@ def _said(
 def _ask(connected: Connected) -> Sequence[Mapping[str, Any]]:
     with closing(inside(connected, {"causes": True})) as stream:
         said = (chunk for channel, chunk in stream if channel == "stdout")
-        text = joined(said, "the program that reads logs", connected.host.name)
-    told = read_json(text or b"[]", "the program that reads logs", connected.host.name)
+        text = joined(said, "the log reader", connected.host.name)
+    told = read_json(text or b"[]", "the log reader", connected.host.name)
     return [
         {
             **{name: each[name].text(2000) for name in ("app", "replica", "cause")},

@@ -87,7 +87,7 @@ def _replicas(spec: ClusterSpec, word: str) -> list[Replicas]:
     if model not in names:
         return []
     if not number.isdecimal() or int(number) == 0:
-        raise UsageError(f"{number!r} is no replica's number", hint=f"{model}#1 is the first")
+        raise UsageError(f"{number!r} is not a replica number", hint=f"{model}#1 is the first")
     return [Replicas(names[model], f"#{number}")]
 
 
@@ -121,7 +121,7 @@ def ids(apps: Iterable[App], address: str) -> dict[str, str]:
 def unknown(spec: ClusterSpec, word: str) -> UsageError:
     """Return the error for a word that stands for nothing."""
     return UsageError(
-        f"{word!r} is no host of this cluster, and no service, model or replica",
+        f"{word!r} is not a host, service, model or replica in this cluster",
         hint=f"one of {', '.join(targets(spec))}, MODEL#NUMBER or a replica's id",
     )
 

@@ -42,7 +42,9 @@ def pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[str]:
         text.encode()  # an argument that is no UTF-8 would find nothing
         return re.compile(text, re.IGNORECASE if ignore_case else 0)
     except (re.error, UnicodeEncodeError) as error:
-        raise UsageError(f"{text!r} is no regular expression: {error}", where="--grep") from None
+        raise UsageError(
+            f"{text!r} is not a valid regular expression: {error}", where="--grep"
+        ) from None
 
 
 @dataclass

@@ -122,7 +122,7 @@ class Output:
             elif size and self.path.stat().st_mtime < moment:
                 start = size
             elif size and not self._empty():
-                note = f"no line of {self.path.name} has a time: it is shown from its beginning"
+                note = f"{self.path.name} has no timestamps: showing it from the beginning"
         if ask["tail"] is not None:
             start = max(start, tail_offset(self.file, size, ask["tail"]))
         self.file.seek(start)

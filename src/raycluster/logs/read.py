@@ -79,7 +79,7 @@ def read(
                     if len(readers) > 1:
                         tell(f"{reader.source.label}: {told.what}")
                 elif asked.follow and len(readers) > 1:
-                    tell(f"{reader.source.label}: its log has ended")
+                    tell(f"{reader.source.label}: end of its log")
         if failed and len(failed) == len(readers):
             raise failed[0]
     finally:

@@ -91,11 +91,11 @@ class ReplicaSource:
         number, _, rest = line[1:].partition(b" ")
         if kind == b"=":
             try:
-                labels[number] = self._name(read_json(rest, "the program that reads logs"))
+                labels[number] = self._name(read_json(rest, "the log reader"))
             except AnswerError:
                 return None  # its lines come under the host's name
             if len(labels) > MOST_LABELS:
-                raise too_much("the program that reads logs", self.label, MOST_LABELS)
+                raise too_much("the log reader", self.label, MOST_LABELS)
             return None
         if kind not in (b"-", b"!"):
             return None

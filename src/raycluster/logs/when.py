@@ -27,10 +27,10 @@ def seconds_ago(text: str, now: float) -> float:
         moment = datetime.fromisoformat(text).astimezone(UTC).timestamp()
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{text!r} is no time",
+            f"{text!r} is not a valid time",
             where="--since",
-            hint="a duration such as 10m or 1h30m, or a moment such as 2026-11-26T10:00:00Z",
+            hint="use a duration such as 10m or 1h30m, or a time such as 2026-11-26T10:00:00Z",
         ) from None
     if moment > now:
-        raise UsageError(f"{text} is not over yet", where="--since")
+        raise UsageError(f"{text} is in the future", where="--since")
     return now - moment

@@ -107,7 +107,7 @@ def _request(item: Mapping[str, Any], urls: tuple[str, ...]) -> Request:
     if "hash_ids" in item:
         return _mooncake(item)
     known = "prompt, messages, conversations, text, question, hash_ids, or a batch line's body"
-    raise RefusedError(f"no field that holds a prompt ({known})")
+    raise RefusedError(f"no field with a prompt ({known})")
 
 
 def _batch(item: Mapping[str, Any], urls: tuple[str, ...]) -> Request:
@@ -183,7 +183,7 @@ def _sharegpt(item: Mapping[str, Any], name: str) -> Request:
         if role != "assistant":
             messages.append({"role": role, "content": text})
     if not any(message["role"] == "user" for message in messages):
-        raise RefusedError(f"{name} has no turn of a person")
+        raise RefusedError(f"{name} has no human turn")
     return Request("sharegpt", {"messages": messages}, CHAT, _id(item))
 
 
@@ -222,12 +222,12 @@ def _prompt(value: object, name: str) -> object:
         return value
     if isinstance(value, list) and value and all(type(token) is int for token in value):
         return value
-    raise RefusedError(f"{name} is empty" if not value else f"{name} is not a text")
+    raise RefusedError(f"{name} is empty" if not value else f"{name} is not a string")
 
 
 def _check_messages(messages: object) -> None:
     if not isinstance(messages, list) or not messages:
-        raise RefusedError("messages is not a list with something in it")
+        raise RefusedError("messages is not a non-empty list")
     if not all(isinstance(message, dict) and "role" in message for message in messages):
         raise RefusedError("a message has no role")
 

@@ -39,14 +39,18 @@ def wrong_address(url: str) -> str:
     import httpx
 
     if not url.startswith(("http://", "https://")):
-        return "not an http address"
+        return "not an HTTP URL"
     if not re.fullmatch("[!-~]{1,4096}", url):
         return "non-printable or non-ASCII characters, a space, or more than 4096 of them"
     try:
         host, port = httpx.URL(url).host, urlsplit(url).port
     except (httpx.InvalidURL, ValueError) as error:
         # The error may quote what is a password's.
-        return "before `@`, signs such as / : ? # are to be %-encoded" if "@" in url else str(error)
+        return (
+            "before `@`, characters such as / : ? # must be percent-encoded"
+            if "@" in url
+            else str(error)
+        )
     if not host:
         return "no host"
     return "port 0 is not a port" if port == 0 else ""
@@ -60,7 +64,7 @@ def check_address(target: Target) -> None:
     except ValueError:
         good = False
     if not good:
-        raise UsageError("not an http address", where="--url", hint="http://127.0.0.1:8000")
+        raise UsageError("not an HTTP URL", where="--url", hint="http://127.0.0.1:8000")
 
 
 def tls_context(target: Target) -> ssl.SSLContext:
@@ -75,7 +79,7 @@ def tls_context(target: Target) -> ssl.SSLContext:
             raise UsageError(
                 f"cannot read the certificate: {error}",
                 where=target.ca_file,
-                hint="give a PEM file",
+                hint="use a PEM file",
             ) from error
     return context
 
@@ -88,7 +92,7 @@ def allow_connections(count: int) -> None:
         return
     if needed > hard:
         raise UsageError(
-            f"{count} connections need {needed} open files, and {hard} are allowed",
+            f"{count} connections need {needed} open files, but the limit is {hard}",
             where="--concurrency",
             hint=f"ulimit -Hn {needed}",
         )

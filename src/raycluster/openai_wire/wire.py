@@ -139,7 +139,7 @@ class _Peer(asyncio.Protocol):
         if not self._begun:
             self._before += len(data)
             if self._before > MOST_HEADER_BYTES:
-                self._end(BadHttpError("headers without end"))
+                self._end(BadHttpError("response headers too long"))
                 return
         try:
             self._parser.feed_data(data)
@@ -155,7 +155,7 @@ class _Peer(asyncio.Protocol):
         elif self._begun and not {"content-length", "transfer-encoding"} & self._headers.keys():
             self._end(None)  # such an answer ends with its connection
         else:
-            what = "in the middle of the answer" if self._begun else "without an answer"
+            what = "during the response" if self._begun else "without a response"
             self._end(EarlyEndError(f"the connection was closed {what}"))
 
     def on_header(self, name: bytes, value: bytes) -> None:

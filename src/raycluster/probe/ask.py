@@ -45,7 +45,7 @@ def check_environments(work: Work, state: ClusterState, hosts: Collection[str]) 
 
     def check(connected: Connected) -> None:
         name = connected.host.name
-        work.listen(Event(name, "looking at its GPUs from the environment"))
+        work.listen(Event(name, "checking its GPUs from the environment"))
         seen = look(connected, work.spec.env)
         verdict = judge(seen, questions[name])
         for note in verdict.notes:
@@ -70,9 +70,9 @@ def look(connected: Connected, env: Mapping[str, str]) -> Seen:
         raise
     except HostError as error:
         raise HostError(
-            f"the look at its environment fails: {error.what}",
+            f"checking its environment failed: {error.what}",
             where=host.name,
-            hint="a GPU, its driver or a disk may hang: see `dmesg` on the host",
+            hint="a GPU, its driver or a disk may be hung: see `dmesg` on the host",
         ) from error
     return read(done.stdout or done.stderr[-LONGEST:], host.name)
 

@@ -16,11 +16,11 @@ from raycluster.spec import Model
 GIB = 1 << 30
 LEAST_SHM = GIB
 LEAST_LOCKED = GIB
-_LATE = "did not end within"
-_WITHOUT = "or set gpus = 0 for this host to serve without"
+_LATE = "did not finish within"
+_WITHOUT = "or set gpus = 0 to use this host without its GPUs"
 _FIT = (
-    "vLLM, torch and CUDA have to fit each other: use vLLM's own image as it is, or leave out "
-    "runtime.python, so that `up` makes the environment"
+    "vLLM, torch and CUDA must match: use vLLM's own image unchanged, or omit runtime.python, so "
+    "that `up` creates the environment"
 )
 
 
@@ -85,7 +85,7 @@ def judge(seen: Seen, asked: Asked) -> Verdict:
     notes = [*_unseen(seen), *_compilers(seen), *_limits(seen, asked)]
     (errors if asked.vllm == "must" else notes).extend(_engine(seen, asked, used))
     if seen.more and not seen.kernels and asked.vllm != "no":
-        what = "a part of vLLM's kernels does not load, of models with experts"
+        what = "some of vLLM's kernels do not load: those of mixture-of-experts models"
         notes.append(_failure(seen.more, what, _FIT))
     held = [each for gpu in used if (each := _held(seen, gpu, asked))]
     (errors if used and len(held) == len(used) else notes).extend(held)
@@ -101,7 +101,7 @@ def summary(seen: Seen) -> str:
         toolkit = f"CUDA {torch.cuda}" if torch.cuda else f"ROCm {torch.hip}"
         parts.append(f"torch {torch.version}, {toolkit}")
         parts.append(f"NCCL {torch.nccl}" if torch.nccl else "")
-    return "; ".join(filter(None, parts)) or "its environment was looked at"
+    return "; ".join(filter(None, parts)) or "its environment was checked"
 
 
 def _torch(seen: Seen, asked: Asked) -> list[Trouble]:
@@ -110,8 +110,8 @@ def _torch(seen: Seen, asked: Asked) -> list[Trouble]:
     if "No module named 'torch'" in why:
         return [
             Trouble(
-                "the environment holds no torch, without which no engine runs",
-                "use an image that holds vLLM, or install it in the environment of runtime.python",
+                "the environment has no torch, which every engine needs",
+                "use an image with vLLM, or install it in the environment of runtime.python",
             )
         ]
     if why and _LATE not in why:
@@ -120,10 +120,11 @@ def _torch(seen: Seen, asked: Asked) -> list[Trouble]:
     if torch and not torch.cuda and not torch.hip:
         return [
             Trouble(
-                f"the environment holds a torch for CPUs ({torch.version}), and the cluster uses "
+                f"the environment has a CPU build of torch ({torch.version}), but the cluster uses "
                 f"{asked.gpus} GPUs of this host",
-                "use an image or a runtime.python with vLLM for GPUs; one that `up` made before "
-                f"the GPUs were there is made anew after `raycluster down`; {_WITHOUT}",
+                "use an image or a runtime.python with vLLM for GPUs; if `up` created the "
+                "environment before the GPUs were available, run `raycluster down` to have it "
+                f"created again; {_WITHOUT}",
             )
         ]
     return []
@@ -131,11 +132,12 @@ def _torch(seen: Seen, asked: Asked) -> list[Trouble]:
 
 def _devices(seen: Seen, asked: Asked) -> Iterator[Trouble]:
     if seen.init:
-        yield _failure(seen.init, "CUDA does not start in the environment", LOOK_AT_GPUS)
+        yield _failure(seen.init, "CUDA fails to initialize in the environment", LOOK_AT_GPUS)
     elif seen.count is not None and seen.count < asked.visible:
         yield Trouble(
             f"torch sees {seen.count} of the {asked.gpus} GPUs that the cluster uses of this host",
-            "correct `gpus`, and take CUDA_VISIBLE_DEVICES and its like out of runtime.env; "
+            "correct `gpus`, and remove CUDA_VISIBLE_DEVICES and similar variables from "
+            "runtime.env; "
             f"{LOOK_AT_GPUS}",
         )
 
@@ -147,9 +149,11 @@ def _kernels(seen: Seen, used: Sequence[Gpu]) -> Iterator[Trouble]:
             place = "GPUs" if part == "count" else f"GPU {part[4:]}"
             hint = "see `dmesg | grep -i -e xid -e nvrm` on the host, and reboot it"
             if _LATE in why:
-                yield Trouble(f"CUDA hangs with {place}: a program of one sum {why}", hint)
+                yield Trouble(
+                    f"CUDA hangs on {place}: a program with a single addition {why}", hint
+                )
             else:
-                yield _failure(why, f"CUDA fails with {place}", hint)
+                yield _failure(why, f"CUDA fails on {place}", hint)
     for gpu in used:
         if gpu.error and not _is_full(gpu):
             told = _lacks_code(seen.torch, gpu) if "no kernel image" in gpu.error else ""
@@ -162,7 +166,7 @@ def _lacks_code(torch: Torch | None, gpu: Gpu) -> str:
         return ""
     there = ".".join(map(str, gpu.capability))
     return (
-        f"torch {torch.version} is made for {', '.join(torch.archs)}, and {gpu.words} has compute "
+        f"torch {torch.version} is built for {', '.join(torch.archs)}, but {gpu.words} has compute "
         f"capability {there}"
     )
 
@@ -192,7 +196,7 @@ def _engine(seen: Seen, asked: Asked, used: Sequence[Gpu]) -> Iterator[Trouble]:
         return
     why = seen.failed.get("vllm", "")
     if seen.vllm is False:
-        yield Trouble("the environment holds no vLLM", "use an image or environment that holds it")
+        yield Trouble("the environment has no vLLM", "use an image or environment with vLLM")
     elif seen.kernels or (why and _LATE not in why):
         yield _failure(seen.kernels or why, "vLLM's kernel library does not load", _FIT)
     for gpu in used:
@@ -202,7 +206,7 @@ def _engine(seen: Seen, asked: Asked, used: Sequence[Gpu]) -> Iterator[Trouble]:
 
 def _failure(why: str, what: str, hint: str, more: str = "") -> Trouble:
     """Return a failure in words where it is a known one, else with the program's own."""
-    killed = re.match(r"ended by signal ([0-9]{1,3})\b", why)
+    killed = re.match(r"killed by signal ([0-9]{1,3})\b", why)
     cause = known(why) or (ended(int(killed[1])) if killed else "")
     told = f"{what}: {cause or why}"
     return Trouble(f"{told}; {more}" if more else told, cure(cause) or hint)
@@ -223,7 +227,7 @@ def _held(seen: Seen, gpu: Gpu, asked: Asked) -> Trouble | None:
         return None
     else:
         told = (
-            f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on {gpu.words}, and a replica "
+            f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on {gpu.words}, but a replica "
             f"takes {asked.share:.0%}"
         )
     by = ", ".join(
@@ -232,8 +236,8 @@ def _held(seen: Seen, gpu: Gpu, asked: Asked) -> Trouble | None:
         for holder in seen.holders[:8]
         if holder.gpu == gpu.uuid or not gpu.uuid
     )
-    hint = cure("the GPU's memory is held by other programs")
-    return Trouble(f"the GPU's memory is held by {by or 'other programs'}: {told}", hint)
+    hint = cure("other programs use the GPU's memory")
+    return Trouble(f"the GPU's memory is used by {by or 'other programs'}: {told}", hint)
 
 
 def _unseen(seen: Seen) -> Iterator[Trouble]:
@@ -242,15 +246,15 @@ def _unseen(seen: Seen) -> Iterator[Trouble]:
         if part in ("torch", "vllm") and _LATE not in why:
             continue
         if not part.startswith("gpu ") and part != "count":
-            yield Trouble(f"{part} could not be looked at: {why}")
+            yield Trouble(f"{part} could not be checked: {why}")
 
 
 def _compilers(seen: Seen) -> Iterator[Trouble]:
     """Yield what kernels cannot be compiled without."""
     eager = "engine_args.enforce_eager"
     for there, cause in (
-        (seen.compiler, "there is no C compiler, with which kernels are compiled"),
-        (seen.headers, "Python's headers are missing, with which kernels are compiled"),
+        (seen.compiler, "there is no C compiler, which is needed to compile kernels"),
+        (seen.headers, "Python's headers are missing, which are needed to compile kernels"),
     ):
         if there is not None and not there:
             way = cure(cause)
@@ -258,8 +262,8 @@ def _compilers(seen: Seen) -> Iterator[Trouble]:
     lacking = [name for name, path in (("nvcc", seen.nvcc), ("ninja", seen.ninja)) if path == ""]
     if lacking and seen.flashinfer == "compiles" and seen.torch and seen.torch.cuda:
         yield Trouble(
-            f"there is no {' and no '.join(lacking)}, with which FlashInfer compiles its kernels: "
-            "vLLM takes other ones, which may be slower",
+            f"there is no {' and no '.join(lacking)}, which FlashInfer needs to compile its "
+            "kernels: vLLM uses others, which may be slower",
             "install the CUDA toolkit and ninja there, or the package flashinfer-cubin",
         )
 
@@ -268,13 +272,13 @@ def _limits(seen: Seen, asked: Asked) -> Iterator[Trouble]:
     """Yield limits of the system that stand in the way."""
     if asked.tensor and seen.shm is not None and seen.shm < LEAST_SHM:
         yield Trouble(
-            f"shared memory (/dev/shm) has {seen.shm / GIB:.2f} GiB, and the GPUs of a replica "
-            "speak through it",
+            f"shared memory (/dev/shm) has {seen.shm / GIB:.2f} GiB, which the GPUs of a replica "
+            "use to communicate",
             cure("shared memory is too small for NCCL"),
         )
     if seen.infiniband and seen.memlock is not None and 0 <= seen.memlock < LEAST_LOCKED:
         yield Trouble(
-            f"a process may lock {seen.memlock / GIB:.2f} GiB of memory, which is little for RDMA",
+            f"a process may lock {seen.memlock / GIB:.2f} GiB of memory, which is low for RDMA",
             "raise `ulimit -l` for the user (in /etc/security/limits.conf), or Docker's "
             "default-ulimits memlock, to unlimited",
         )

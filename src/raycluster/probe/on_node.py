@@ -186,7 +186,7 @@ def watch(found: Said) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         if late:  # what hangs in a driver cannot even be killed: nobody waits for it
-            found["failed"][at] = f"did not end within {late:.0f} s"
+            found["failed"][at] = f"did not finish within {late:.0f} s"
         elif at:
             status = os.waitpid(child, 0)[1]
             found["failed"][at] = ending(status, said)
@@ -196,8 +196,8 @@ def ending(status: int, said: Any) -> str:  # noqa: ANN401  # a binary file
     """Return how a child ended that did not come to its end."""
     said.seek(max(0, said.seek(0, os.SEEK_END) - 4096))
     last = (said.read().decode("utf-8", "replace").strip().splitlines() or [""])[-1]
-    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "an exit"
-    return f"ended by {how}: {last}"[:LONGEST]
+    how = f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "exited"
+    return f"{how}: {last}"[:LONGEST]
 
 
 def listen(pipe: Any, found: Said) -> tuple[str, float]:  # noqa: ANN401  # an unbuffered file
@@ -295,7 +295,7 @@ def load() -> Said:
     told: Said = {"found": bool(package), "error": "", "more": ""}
     main = [name for name in MAIN if name in files]
     if package and not main:
-        told["error"] = f"vLLM is there without a kernel library ({', '.join(MAIN)})"
+        told["error"] = f"vLLM has no kernel library ({', '.join(MAIN)})"
     for name in main:
         told["error"] = told["error"] or loaded(name, files[name])
     for name in (name for name in MORE if name in files):

@@ -118,7 +118,7 @@ def read(output: bytes, host: str) -> Seen:
         memlock=-1 if told.get("memlock") == -1 else _size(told.get("memlock")),
         infiniband=told.get("infiniband") is True,
         failed={
-            clean(part, 40): _text(why) or "no reason is told"
+            clean(part, 40): _text(why) or "no reason given"
             for part, why in list(_table(told.get("failed")).items())[:_MOST]
         },
     )
@@ -127,20 +127,18 @@ def read(output: bytes, host: str) -> Seen:
 def _object(output: bytes, host: str) -> dict[str, Any]:
     hint = f"raycluster exec {host} -- python -c 'import torch; torch.cuda.init()' shows more"
     if len(output) > LONGEST:
-        raise HostError(
-            "the look at its environment says more than it can have to say", where=host, hint=hint
-        )
+        raise HostError("checking its environment printed too much output", where=host, hint=hint)
     text = output.decode("utf-8", "replace")
     before, mark, after = text.rpartition(MARK)
     try:
-        told = read_json(after.partition("\n")[0], "the look", host).value if mark else None
+        told = read_json(after.partition("\n")[0], "the check", host).value if mark else None
     except AnswerError:
         told = None
     if isinstance(told, dict) and told.get("schema") == 1:
         return told
     lines = filter(None, map(clean, reversed((before if mark else text).splitlines())))
-    said = next(lines, "what it says cannot be read" if mark else "it says nothing")
-    raise HostError(f"the look at its environment fails: {said}", where=host, hint=hint)
+    said = next(lines, "its output cannot be read" if mark else "it printed nothing")
+    raise HostError(f"checking its environment failed: {said}", where=host, hint=hint)
 
 
 def _torch(value: object) -> Torch | None:

@@ -102,27 +102,27 @@ def short_of(
     `machine` is its processor's name, `glibc` and `driver` are versions, `capabilities` are those
     of the GPUs by name. What is empty or None is not known, and lacks nothing.
     """
-    docker = "use Docker with an image that is built for it"
+    docker = "use Docker with an image built for it"
     if machine and machine not in needs.glibc:
         made = ", ".join(needs.glibc)
-        return f"{needs.what} is not made for the processor {machine}, only for {made}", docker
+        return f"{needs.what} is not available for {machine} processors, only for {made}", docker
     least = needs.glibc.get(machine)
     if least and glibc and _release(glibc) < least:
         told = ".".join(map(str, least))
-        return f"{needs.what} needs glibc {told}, and the host has {glibc}", docker
+        return f"{needs.what} needs glibc {told}, but the host has {glibc}", docker
     if oldest := too_old_for(needs.cuda, driver):
         return (
-            f"{needs.what} needs NVIDIA's driver {oldest} or newer (CUDA {needs.cuda}), "
-            f"and the host has {driver}",
+            f"{needs.what} needs NVIDIA's driver {oldest} or newer (CUDA {needs.cuda}), but the "
+            f"host has {driver}",
             "update the driver, or use Docker with an image that is built for an older CUDA",
         )
     for name, capability in capabilities.items():
         if capability and _release(capability) < needs.capability:
             told = ".".join(map(str, needs.capability))
             return (
-                f"{needs.what} has kernels for compute capability {told} and newer, and {name} "
-                f"has {capability}",
-                "name other GPUs in `gpus`, or set gpus = 0 for this host to serve without",
+                f"{needs.what} has kernels for compute capability {told} and newer, but {name} has "
+                f"{capability}",
+                "select other GPUs with `gpus`, or set gpus = 0 to use this host without its GPUs",
             )
     return None
 

@@ -125,7 +125,7 @@ class DockerRuntime:
         found = engine(self._looker.info(), self._looker.version())
         words = (found.root, "rootless" if found.rootless else "")
         done = self._transport.run(("sh", "-c", LOOK, "sh", *words))
-        text = text_of(done, "look at what Docker runs in", self._host)
+        text = text_of(done, "check what Docker runs in", self._host)
         refuse(found, text, self.socket_path(), self._host)
         return found, text
 
@@ -136,7 +136,7 @@ class DockerRuntime:
 
     def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:
         """Make sure that this Docker can run them; return what a person should know of it."""
-        with self._edge.translated("looking at Docker"):
+        with self._edge.translated("checking Docker"):
             found, _ = self._engine
             told = [f"Docker {found.version} at {self.socket_path()}"]
             for process in processes:
@@ -187,7 +187,7 @@ class DockerRuntime:
 
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of an image's layers, the same whatever store Docker has."""
-        with self._edge.translated(f"looking at {image}"):
+        with self._edge.translated(f"checking {image}"):
             return self._images.layers(image)
 
     def save(self, image: str) -> Iterator[bytes]:
@@ -233,7 +233,7 @@ class DockerRuntime:
         with self._edge.translated(f"starting {name}"):
             gpus = self._gpus(process)
             if process.gpus and not gpus:
-                tell("no GPU here that Docker can hand on: starting without")
+                tell("Docker cannot pass on a GPU here: starting without one")
             made = self._with_rdma(process, tell) if gpus else process
             more = {}
             if versions.added:
@@ -270,7 +270,7 @@ class DockerRuntime:
         box = with_rdma(process.box, self._rdma)
         if box != process.box:
             limit = box.ulimits[LOCK]
-            tell(f"RDMA devices in {self._rdma} are handed on, with {PIN} and memlock = {limit:d}")
+            tell(f"RDMA devices in {self._rdma} are passed on, with {PIN} and memlock = {limit:d}")
         return replace(process, box=box)
 
     def _gpus(self, process: Process) -> GpuOptions | None:
@@ -300,9 +300,9 @@ class DockerRuntime:
                 return self._plain(str(listed[0]["Id"]), path)
             if volumes := self._volumes():
                 raise RecordError(
-                    f"the volume {volumes[0]} is there, and no container by which to read it",
+                    f"the volume {volumes[0]} exists, but no container to read it with",
                     where=self._host,
-                    hint=f"if it is not needed: docker volume rm {volumes[0]}",
+                    hint=f"if it is not needed, remove it: docker volume rm {volumes[0]}",
                 )
             return b""
 
@@ -329,7 +329,7 @@ class DockerRuntime:
             shell = DockerShell(self._client, each["Id"], self._edge)
             try:
                 done = shell.run(("sh", "-c", _SOCKETS))
-                found = text_of(done, "see what its processes have open", self._host)
+                found = text_of(done, "list the open sockets of its processes", self._host)
                 inodes.update(_INODE.findall(found))
             except HostError:
                 if each["Labels"].get(ROLE) in RAY_ROLES:
@@ -461,9 +461,10 @@ class DockerRuntime:
             return
         said = self._last_words(name)
         raise HostError(
-            f"{name} ended at once with {state['ExitCode']}{': ' if said else ''}{said}",
+            f"{name} exited immediately with status "
+            f"{state['ExitCode']}{': ' if said else ''}{said}",
             where=self._host,
-            hint="see `raycluster logs` for the rest",
+            hint="see `raycluster logs` for more",
         )
 
     def _now(self) -> float:

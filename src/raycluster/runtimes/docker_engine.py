@@ -41,8 +41,8 @@ true
 """
 _DESKTOPS = re.compile(r"\b(?:docker desktop|orbstack|rancher desktop|colima)\b", re.IGNORECASE)
 _COPIES = {
-    "vfs": "which copies a whole image for each of its layers: have several times its size free",
-    "devicemapper": "which Docker has given up: change it to overlay2",
+    "vfs": "which copies the whole image for each layer: several times its size must be free",
+    "devicemapper": "which Docker no longer supports: change it to overlay2",
 }
 
 
@@ -99,42 +99,43 @@ def refuse(found: Engine, text: str, socket: str, host: str) -> None:
 def _reasons(
     found: Engine, told: Mapping[str, Sequence[str]], socket: str
 ) -> Iterator[tuple[str, str]]:
-    other = f"name the socket of another Docker ({EXAMPLE})"
+    other = f"set the socket of another Docker ({EXAMPLE})"
     if found.podman:
         yield (
-            f"podman {found.podman} answers at {socket}, and is not supported: it does not start "
-            "nodes again as Docker does, and loses the cluster's volume with a container",
-            f"install Docker's engine, {other}",
+            f"podman {found.podman} answers at {socket}, but is not supported: it does not restart "
+            "nodes as Docker does, and loses the cluster's volume with a container",
+            f"install Docker Engine, {other}",
         )
     if found.system != "linux":
         yield (
-            f"the Docker at {socket} runs containers of {found.system}: Linux ones are needed",
-            "switch it to Linux containers on a Linux host",
+            f"the Docker at {socket} runs {found.system} containers, but Linux containers are "
+            "needed",
+            "use a Linux host, or switch Docker to Linux containers",
         )
     if found.api and found.api < OLDEST:
         yield (
-            f"Docker {found.version} at {socket} is too old: its API is {_dotted(found.api)}, and "
-            f"{_dotted(OLDEST)} is needed (Docker 19.03)",
+            f"Docker {found.version} at {socket} is too old: its API version is "
+            f"{_dotted(found.api)}, but {_dotted(OLDEST)} is needed (Docker 19.03)",
             "update Docker there",
         )
     kernel = _one(told, "kernel")
     if _DESKTOPS.search(found.name) or (found.kernel and kernel and found.kernel != kernel):
         yield (
             f"the Docker at {socket} ({found.name or found.version}) runs in a virtual machine: "
-            "its containers have that one's network, and not the host's",
-            f"install Docker's engine on the host itself, or {other}",
+            "its containers use the network of the virtual machine, not of the host",
+            f"install Docker Engine on the host itself, or {other}",
         )
     if missing := told.get("missing-under"):
         yield (
             f"the Docker at {socket} belongs to another machine or container: its folder "
-            f"{found.root} is not here (there is only {missing[0]})",
-            f"give the address of that machine as `host`, or {other}",
+            f"{found.root} does not exist here (only {missing[0]} does)",
+            f"set `host` to the address of that machine, or {other}",
         )
     if "userns" in found.security:
         yield (
-            f"the Docker at {socket} maps users (userns-remap), and then gives no container "
-            "the host's network",
-            "take `userns-remap` out of /etc/docker/daemon.json and restart Docker",
+            f"the Docker at {socket} remaps users (userns-remap), so containers cannot use the "
+            "host's network",
+            "remove `userns-remap` from /etc/docker/daemon.json and restart Docker",
         )
     if found.rootless:
         yield from _of_rootless(told, socket)
@@ -144,20 +145,20 @@ def _of_rootless(told: Mapping[str, Sequence[str]], socket: str) -> Iterator[tup
     own, nets = _one(told, "own"), told.get("net", ())
     if not own or own not in nets:
         why = (
-            "gives containers a network of its own, in which no other host reaches a node"
+            "gives containers their own network, in which other hosts cannot reach a node"
             if nets
-            else "does not show whether its containers have the host's network"
+            else "does not show whether its containers use the host's network"
         )
         yield (
             f"the Docker at {socket} is rootless, and {why}",
-            f"update it to {HOST_NETWORK} or newer, which gives them the host's, or use the "
-            "host's own Docker",
+            f"update it to {HOST_NETWORK} or newer, which can use the host's network, or use the "
+            "system-wide Docker",
         )
     user = _one(told, "user") or "USER"
     if socket.startswith("/run/user/") and "systemd" in told and "linger" not in told:
         yield (
-            f"the Docker at {socket} is rootless, and ends when its user logs out",
-            f"let it stay, also after a reboot: `sudo loginctl enable-linger {_quoted(user)}`",
+            f"the Docker at {socket} is rootless, and stops when its user logs out",
+            f"keep it running, also after a reboot: `sudo loginctl enable-linger {_quoted(user)}`",
         )
 
 
@@ -173,17 +174,17 @@ def refuse_process(found: Engine, text: str, process: Process, host: str) -> Non
     low = [p for p in process.ports.values() if lowest.isdecimal() and p < int(lowest)]
     if low:
         raise RuntimeUnavailableError(
-            f"rootless Docker lets no container listen at port {min(low)}, which the "
+            f"rootless Docker does not allow containers to listen on port {min(low)}, which the "
             f"{process.role} needs",
             where=host,
-            hint=f"choose ports from {lowest} on, or let users have it: "
+            hint=f"choose ports from {lowest} up, or allow it: "
             f"`sudo sysctl -w net.ipv4.ip_unprivileged_port_start={min(low)}`",
         )
     if process.box.ipc == "host":
         raise RuntimeUnavailableError(
             'rootless Docker cannot share the host\'s IPC: ipc = "host"',
             where=host,
-            hint="take `ipc` out of [runtime] for this host, and set `shm_size`",
+            hint="remove `ipc` from [runtime] for this host, and set `shm_size`",
         )
 
 
@@ -192,14 +193,14 @@ def notes(found: Engine, process: Process) -> Iterator[str]:
     if why := _COPIES.get(found.driver):
         yield f"its storage driver is {found.driver}, {why}"
     if found.rootless:
-        yield "it is rootless: limits above the user's own (memlock) are refused"
+        yield "it is rootless: limits above the user's own (memlock) are rejected"
         if process.gpus:
             yield (
-                "rootless Docker hands on NVIDIA's GPUs by CDI, or with no-cgroups = true in "
+                "rootless Docker passes on NVIDIA GPUs with CDI, or with no-cgroups = true in "
                 "/etc/nvidia-container-runtime/config.toml"
             )
     if found.root.startswith("/var/snap/"):
-        yield "it is snap's: of the host's folders its containers see those under /home alone"
+        yield "it is the snap package: containers see only those host folders that are under /home"
     if "selinux" in found.security and any(
         v.source.startswith(("/", "~")) for v in process.volumes
     ):

@@ -27,7 +27,7 @@ from raycluster.runtimes.docker_socket import NATIVE, Place, find
 from raycluster.runtimes.docker_trouble import LOOK, SECONDS, explain, seen
 from raycluster.untrusted import not_understood
 
-NATIVE_HINT = 'look at Docker on the host, or set runtime.kind = "native" for it'
+NATIVE_HINT = 'check Docker on the host, or set runtime.kind = "native" for it'
 TOOLKIT = (
     "install nvidia-container-toolkit, run `sudo nvidia-ctk runtime configure --runtime=docker` "
     f"and restart Docker; {NATIVE}"
@@ -51,27 +51,28 @@ _KNOWN = (
     _Known(
         "error setting rlimit",
         HostError,
-        "Docker may not raise a limit that the container shall have: {said}",
+        "Docker may not raise a limit that the container needs: {said}",
         "set lower `ulimits` under [runtime], such as memlock = 8388608: with IPC_LOCK that limit "
         "does not count",
     ),
     _Known(
         'error mounting "mqueue"',
         RuntimeUnavailableError,
-        "Docker cannot share the host's IPC, as rootless Docker never can: {said}",
-        "take `ipc` out of [runtime] for this host, and set `shm_size`",
+        "Docker cannot share the host's IPC, which rootless Docker never can: {said}",
+        "remove `ipc` from [runtime] for this host, and set `shm_size`",
     ),
     _Known(
         "authorization denied by plugin",
         HostError,
-        "a plugin of Docker's refuses it: {said}",
-        "let the plugin allow it for the login user, or take it out of `authorization-plugins` in "
+        "a Docker authorization plugin rejects it: {said}",
+        "allow it in the plugin for the login user, or remove the plugin from "
+        "`authorization-plugins` in "
         "/etc/docker/daemon.json",
     ),
     _Known(
         "BPF_CGROUP_DEVICE",
         RuntimeUnavailableError,
-        "rootless Docker may not hand on GPUs as NVIDIA's toolkit wants to: {said}",
+        "rootless Docker may not pass on GPUs the way NVIDIA's toolkit does: {said}",
         "`sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place`, or CDI",
     ),
     _Known(
@@ -102,38 +103,38 @@ _KNOWN = (
         'invalid mount config for type "bind": stat',
         HostError,
         "the user that runs Docker may not read a volume's folder: {said}",
-        "let that user into the folder and those above it (`chmod o+x`), or correct "
+        "give that user access to the folder and its parents (`chmod o+x`), or correct "
         "runtime.volumes",
     ),
     _Known(
         "source path does not exist",
         HostError,
         "a volume's folder is missing: {said}",
-        "make it on the host, or correct runtime.volumes",
+        "create it on the host, or correct runtime.volumes",
     ),
     _Known(
         "is already in use by container",
         HostError,
-        "a container that is not ours has the name that we need: {said}",
-        "remove or rename it, or give this cluster another name",
+        "another container has the name that the cluster needs: {said}",
+        "remove or rename it, or choose another cluster name",
     ),
     _Known(
         "exec format error",
         ImageError,
-        "the image is made for another processor",
+        "the image is built for another architecture",
         "choose an image for this host's architecture",
     ),
     _Known(
         'exec: "',
         ImageError,
         "the image lacks a program: {said}",
-        "choose an image that holds ray and an engine",
+        "choose an image with ray and an engine",
     ),
     _Known(
         "OCI runtime create failed",
         HostError,
         "Docker cannot start the container: {said}",
-        "the reason is the last part of the line",
+        "the reason is at the end of the line",
     ),
     _Known(
         "No such image",
@@ -199,9 +200,9 @@ class Edge:
         except (requests.exceptions.ReadTimeout, TimeoutError) as error:
             raise self._first(
                 RuntimeUnavailableError(
-                    f"the Docker daemon does not answer ({doing})",
+                    f"the Docker daemon does not respond ({doing})",
                     where=self.host,
-                    hint="look at it on the host: `systemctl status docker`",
+                    hint="check it on the host: `systemctl status docker`",
                 )
             ) from error
         except docker.errors.DockerException as error:
@@ -237,7 +238,7 @@ class Edge:
                 return known.error(
                     known.what.format(said=said.strip()), where=self.host, hint=known.hint
                 )
-        return HostError(f"Docker refused ({doing}): {said.strip()}", where=self.host)
+        return HostError(f"Docker rejected the request ({doing}): {said.strip()}", where=self.host)
 
     def _diagnose(self, error: HostError) -> HostError:
         """Return an error with the reason and the next step, or the one at hand without them."""

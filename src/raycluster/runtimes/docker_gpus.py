@@ -105,9 +105,9 @@ def _by_name(gpus: Gpus, known: frozenset[str], host: str) -> DeviceRequest:
     names = [f"{KIND}={name}" for name in ("all" if devices is None else devices).split(",")]
     if unknown := [name for name in names if known and name not in known]:
         raise RuntimeUnavailableError(
-            f"Docker knows no device {', '.join(unknown)}, only {', '.join(sorted(known)[:16])}",
+            f"Docker has no device {', '.join(unknown)}, only {', '.join(sorted(known)[:16])}",
             where=host,
-            hint="correct `gpus`, or write the devices anew: "
+            hint="correct `gpus`, or update the device list: "
             "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
         )
     return DeviceRequest(driver="cdi", device_ids=names)
@@ -154,9 +154,9 @@ def _amd(
         there = {str(n): f"/dev/dri/renderD{card.render}" for n, card in enumerate(cards)}
         if missing := [str(each) for each in wanted if str(each) not in there]:
             raise RuntimeUnavailableError(
-                f"gpus means {', '.join(missing)}, and the host has {', '.join(there)}",
+                f"gpus selects {', '.join(missing)}, but the host has {', '.join(there)}",
                 where=host,
-                hint="correct `gpus`: AMD's GPUs are named by their index",
+                hint="correct `gpus`: AMD GPUs are selected by index",
             )
         devices = ["/dev/kfd", *(there[str(each)] for each in wanted)]
     return {"devices": devices, "group_add": ["video", *groups]}

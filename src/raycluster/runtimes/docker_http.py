@@ -173,7 +173,7 @@ def _body(response: requests.Response, end: float | None) -> bytes:
         if len(whole) > ANSWER_BYTES:
             raise too_much(DAEMON, "", ANSWER_BYTES)
         if end is not None and time.monotonic() > end:
-            raise requests.exceptions.ReadTimeout("the whole answer takes too long")
+            raise requests.exceptions.ReadTimeout("the response takes too long")
     return bytes(whole)
 
 
@@ -240,7 +240,7 @@ class Carrier:
 
     def recv_into(self, buffer: memoryview) -> int:
         if self.end is not None and time.monotonic() > self.end:
-            raise TimeoutError("the whole answer takes too long")
+            raise TimeoutError("the response takes too long")
         data = self._stream.recv(len(buffer))
         buffer[: len(data)] = data
         return len(data)

@@ -80,7 +80,7 @@ class Inside:
     have: tuple[object, ...] = field(repr=False)
 
 
-_LOGIN = "give [registry] its username and password, or run `docker login` on this machine"
+_LOGIN = "set username and password in [registry], or run `docker login` on this machine"
 
 
 class _Reason(NamedTuple):
@@ -92,32 +92,30 @@ class _Reason(NamedTuple):
 _REASONS = (
     _Reason(
         "no matching manifest",
-        "it is not made for this host's processor",
+        "it is not available for this host's architecture",
         "choose an image for this architecture",
     ),
     _Reason("no space left", "the disk is full", "free some space: `docker system prune`"),
     _Reason(
         "toomanyrequests",
-        "the registry's limit for anonymous pulls is used up",
+        "the registry's rate limit for anonymous pulls is reached",
         f"{_LOGIN}, or wait",
     ),
     _Reason(
         "x509",
-        "the registry's certificate is not trusted by the host",
-        "install its authority's certificate in the host's /etc/docker/certs.d",
+        "the host does not trust the registry's certificate",
+        "install its CA certificate in /etc/docker/certs.d on the host",
     ),
-    _Reason(
-        "manifest unknown", "the registry has no such tag or digest", "correct the image's name"
-    ),
-    _Reason("manifest for", "the registry has no such tag or digest", "correct the image's name"),
+    _Reason("manifest unknown", "the registry has no such tag or digest", "correct the image name"),
+    _Reason("manifest for", "the registry has no such tag or digest", "correct the image name"),
     _Reason(
         "denied",
         "it does not exist, or needs a login",
-        f"correct the image's name, or {_LOGIN}",
+        f"correct the image name, or {_LOGIN}",
     ),
-    _Reason("unauthorized", "the registry refuses the login, or wants one", _LOGIN),
-    _Reason("no basic auth credentials", "the registry wants a login", _LOGIN),
-    _Reason("invalid reference format", "that is not an image's name", "correct the image's name"),
+    _Reason("unauthorized", "the registry rejects the login, or requires one", _LOGIN),
+    _Reason("no basic auth credentials", "the registry requires a login", _LOGIN),
+    _Reason("invalid reference format", "that is not a valid image name", "correct the image name"),
     *(
         _Reason(
             needle,
@@ -183,7 +181,7 @@ class Images:
             self._fetch(image, tell, login)
             held = self._inspect(image)
         if held is None:
-            raise ImageError(f"image {image} vanished while it was pulled", where=self._edge.host)
+            raise ImageError(f"image {image} disappeared while being pulled", where=self._edge.host)
         self._check_architecture(image, held)
         return held
 
@@ -219,9 +217,9 @@ class Images:
             said = written.decode("utf-8", "replace").strip().splitlines()
             raise ImageError(
                 f"cannot read the versions in {process.image}: "
-                f"{said[-1] if said else f'the probe ended with {code}'}",
+                f"{said[-1] if said else f'the probe exited with status {code}'}",
                 where=self._edge.host,
-                hint="choose an image that holds Python and an engine",
+                hint="choose an image with Python and an engine",
             ) from error
 
     def _absent(self, image: str) -> ImageError:
@@ -280,7 +278,7 @@ class Images:
         host, made_for = _ARCHITECTURES.get(machine, machine), held.get("Architecture", "")
         if host and made_for and host != made_for:
             raise ImageError(
-                f"image {image} is made for {made_for}, the host is {host}",
+                f"image {image} is built for {made_for}, but the host is {host}",
                 where=self._edge.host,
                 hint="choose an image for this architecture",
             )

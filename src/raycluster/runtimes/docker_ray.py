@@ -105,7 +105,10 @@ class RayAdder:
         """Let this machine fetch what the host could not. Raises ImageError with both reasons."""
         image = work.process.image
         if not is_conflict(said, target.have):
-            tell(f"Ray comes from this machine, for the host got none itself: {cause(said)}")
+            tell(
+                "copying Ray from this machine, since the host could not download it: "
+                f"{cause(said)}"
+            )
         try:
             archive = STORE.archive(target)
         except NoWheelsError as error:
@@ -113,25 +116,25 @@ class RayAdder:
             conflicts = [each for each in (here, said) if is_conflict(each, target.have)]
             if conflicts:
                 raise ImageError(
-                    f"Ray {tested.RAY} does not fit what image {image} holds: "
+                    f"Ray {tested.RAY} conflicts with packages in image {image}: "
                     f"{cause(conflicts[0])}",
                     where=self._edge.host,
-                    hint="choose another release of the image, or one that holds Ray",
+                    hint="choose another version of the image, or one with Ray",
                 ) from error
             raise ImageError(
                 f"Ray cannot be added to image {image}: the host says {cause(said)!r}, "
                 f"this machine {cause(here)!r}",
                 where=self._edge.host,
-                hint="give one of them a way to a package index: UV_DEFAULT_INDEX and proxies are "
-                "obeyed, from [runtime] env on the host",
+                hint="give one of them access to a package index: UV_DEFAULT_INDEX and proxy "
+                "variables are used, on the host from [runtime] env",
             ) from error
         return self._run(replace(work, order={**work.order, "here": True}), tell, archive)
 
     def _useless(self, image: str, said: str) -> ImageError:
         return ImageError(
-            f"Ray was added to image {image}, and does not work there: {said}",
+            f"Ray was added to image {image}, but does not work in it: {said}",
             where=self._edge.host,
-            hint="choose another release of the image, or one that holds Ray",
+            hint="choose another version of the image, or one with Ray",
         )
 
     def _run(self, work: _Work, tell: Tell, archive: Path | None) -> dict[str, Any]:
@@ -190,7 +193,7 @@ class RayAdder:
         if isinstance(found, dict) and ("error" in found or _ray_of(found.get("added"))):
             return found
         said = last.decode("utf-8", "replace")[-300:]
-        return {"error": said or "its program ended without a word", "kind": "tool"}
+        return {"error": said or "its program exited without output", "kind": "tool"}
 
 
 @dataclass(frozen=True)
@@ -206,16 +209,16 @@ def target_of(image: str, inside: Inside, wanted: Wanted, host: str) -> Target:
     versions = inside.versions
     if not (versions.vllm or versions.transformers):
         raise ImageError(
-            f"image {image} holds no ray and no engine",
+            f"image {image} has neither ray nor an engine",
             where=host,
-            hint="choose an image with vLLM in it, such as vllm/vllm-openai",
+            hint="choose an image with vLLM, such as vllm/vllm-openai",
         )
     short = ".".join(versions.python.split(".")[:2])
     if lacks := _none_for(short, inside.machine, inside.libc):
         raise ImageError(
-            f"image {image} holds no ray, and Ray {tested.RAY} has no packages for {lacks}",
+            f"image {image} has no ray, and Ray {tested.RAY} has no packages for {lacks}",
             where=host,
-            hint="choose another image with vLLM in it, such as vllm/vllm-openai",
+            hint="choose another image with vLLM, such as vllm/vllm-openai",
         )
     have = checked_pins(inside.have, host)
     glibc = _glibc(inside.libc)
@@ -226,11 +229,11 @@ def _none_for(python: str, machine: str, libc: str) -> str:
     """Return what there are no packages of Ray for, and what there are some for."""
     if python not in tested.RAY_PYTHONS:
         oldest, *_, newest = tested.RAY_PYTHONS
-        return f"Python {python}: it has them for {oldest} to {newest}"
+        return f"Python {python}: only for {oldest} to {newest}"
     if machine not in MACHINES:
-        return f"{machine}: it has them for {' and '.join(MACHINES)}"
+        return f"{machine}: only for {' and '.join(MACHINES)}"
     if not libc:
-        return "an image without glibc, such as one made from Alpine"
+        return "an image without glibc, such as one based on Alpine"
     if _glibc(libc) < OLDEST_GLIBC:
         return f"glibc {libc}: they need 2.{OLDEST_GLIBC} or newer"
     return ""

@@ -63,7 +63,7 @@ class DockerShell:
                         raise too_much(argv[0], self._edge.host, ANSWER_BYTES)
             except TimeoutError as error:
                 raise HostError(
-                    f"{argv[0]} did not end within {timeout:g} s", where=self._edge.host
+                    f"{argv[0]} did not finish within {timeout:g} s", where=self._edge.host
                 ) from error
             finally:
                 command.close()
@@ -84,20 +84,24 @@ class DockerShell:
                 yield from command.output(None, quiet)
             except TimeoutError as error:
                 raise HostError(
-                    f"{argv[0]} said nothing for {quiet:g} s", where=self._edge.host
+                    f"{argv[0]} had no output for {quiet:g} s", where=self._edge.host
                 ) from error
             finally:
                 command.close()
             code = self._exit_code(command)
         if code:
-            raise CommandError(f"{argv[0]} ended with {code}", where=self._edge.host, status=code)
+            raise CommandError(
+                f"{argv[0]} exited with status {code}", where=self._edge.host, status=code
+            )
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Write a file whole or not at all, as the container's user."""
         size = str(len(content))
         done = self.run(("sh", "-c", PUT, "sh", path, f"{mode:o}", size), input=content)
         if done.exit_code:
-            reason = done.stderr.decode("utf-8", "replace").strip() or "it came incomplete"
+            reason = (
+                done.stderr.decode("utf-8", "replace").strip() or "it was not received completely"
+            )
             raise HostError(f"cannot write {path}: {reason}", where=self._edge.host)
 
     def _exit_code(self, command: _Exec) -> int:

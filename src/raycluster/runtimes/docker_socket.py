@@ -95,8 +95,8 @@ def _path(value: str, name: str, host: str) -> str:
     kind = re.match(r"[a-z]{1,10}(?=://)", value)
     what = f"Docker by {kind[0]}" if kind else "this address of Docker"
     raise RuntimeUnavailableError(
-        f"{name} is {value[:200]}: {what} is not supported, only a Unix socket of the host",
+        f"{name} is {value[:200]}: {what} is not supported, only a Unix socket on the host",
         where=host,
-        hint=f"name a socket of the host, such as {EXAMPLE}; where Docker runs on another "
-        f"machine, give that one's address as `host`; {NATIVE}",
+        hint=f"set a socket on the host, such as {EXAMPLE}; if Docker runs on another machine, set "
+        f"`host` to that machine's address; {NATIVE}",
     )

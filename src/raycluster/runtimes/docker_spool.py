@@ -77,7 +77,7 @@ def _message(text: bytes) -> str:
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
-        return text.decode("utf-8", "replace").strip() or "Docker refuses"
+        return text.decode("utf-8", "replace").strip() or "Docker rejects the request"
 
 
 def say(**line: Any) -> None:  # noqa: ANN401  # JSON

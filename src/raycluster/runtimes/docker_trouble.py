@@ -121,13 +121,13 @@ def explain(told: Seen, place: Place) -> tuple[str, str] | None:
         return None
     if told.closed:
         return (
-            f"{_who(told)} may not look into {told.closed}, where Docker's socket should be",
-            f"log in as a user who may, or set {EXAMPLE}; {NATIVE}",
+            f"{_who(told)} has no access to {told.closed}, where Docker's socket should be",
+            f"log in as a user with access, or set {EXAMPLE}; {NATIVE}",
         )
     if "exists" in told.facts and "socket" not in told.facts:
         return (
-            f"{place.path} is no socket{_named(place)}",
-            f"name the socket of Docker, such as {EXAMPLE}",
+            f"{place.path} is not a socket{_named(place)}",
+            f"set Docker's socket, such as {EXAMPLE}",
         )
     if "socket" not in told.facts:
         what, hint = _absent(told, place)
@@ -147,7 +147,7 @@ def _absent(told: Seen, place: Place) -> tuple[str, str]:
             why = unit.get("Result") or "failed"
             return (
                 f"the Docker daemon fails to start ({name}: {why}): {gone}",
-                f"see why on the host: `sudo journalctl -u {name} -n 50`",
+                f"see the log on the host: `sudo journalctl -u {name} -n 50`",
             )
     loaded = [name for name, unit in told.units.items() if unit.get("LoadState") == "loaded"]
     if loaded or "daemon" in told.facts:
@@ -164,47 +164,48 @@ def _absent(told: Seen, place: Place) -> tuple[str, str]:
             "start it: `systemctl --user enable --now docker`",
         )
     if place.named:
-        return gone, "start Docker there, or correct what names the socket"
+        return gone, "start Docker there, or correct the setting that names the socket"
     if "client" in told.facts:
         return (
-            f"there is Docker's command line, and no daemon: {gone}",
-            f"install Docker's engine, or name its socket: {EXAMPLE}",
+            f"the docker command is installed, but not the daemon: {gone}",
+            f"install Docker Engine, or set its socket: {EXAMPLE}",
         )
-    beside = " (podman is, and cannot take its place)" if "podman" in told.facts else ""
-    return f"Docker is not installed{beside}", "install Docker's engine"
+    beside = " (podman is, but cannot replace it)" if "podman" in told.facts else ""
+    return f"Docker is not installed{beside}", "install Docker Engine"
 
 
 def _forbidden(told: Seen, place: Place) -> tuple[str, str]:
     """Return why the user may not use the socket: groups, an old login, or the socket's mode."""
     who = _who(told)
-    may_not = f"{who} may not use Docker at {place.path}"
+    may_not = f"{who} has no permission to use Docker at {place.path}"
     user = shlex.quote(told.user) if told.user else "USER"
     if told.mode is None or not told.group:
-        return may_not, f"look at the socket's group there (`ls -l {shlex.quote(place.path)}`)"
+        return may_not, f"check the socket's group there (`ls -l {shlex.quote(place.path)}`)"
     if not told.mode & 0o020:
         return (
-            f"{may_not}: only {told.owner or 'its owner'} may (its mode is {told.mode:o})",
-            "log in as that user, or give the socket a group: `group` in /etc/docker/daemon.json",
+            f"{may_not}: only {told.owner or 'its owner'} has (mode {told.mode:o})",
+            "log in as that user, or set a group for the socket: `group` in "
+            "/etc/docker/daemon.json",
         )
     if told.groups is not None and told.gid in told.groups:
         return (
-            f"{may_not}, though in its group {told.group}",
-            "look at access lists and SELinux there (`getfacl`, `ausearch -m avc`)",
+            f"{may_not}, although in its group {told.group}",
+            "check access control lists and SELinux there (`getfacl`, `ausearch -m avc`)",
         )
     if told.account is not None and told.gid in told.account:
         return (
-            f"{may_not}: this login is older than the membership of group {told.group}",
-            "end what keeps the login (`ssh -O exit`, `loginctl terminate-user`), and log in again",
+            f"{may_not}: this login session is older than the membership in group {told.group}",
+            "close the login session (`ssh -O exit`, `loginctl terminate-user`), then log in again",
         )
     if told.gid == "0":
         return (
-            f"{may_not}: the socket is group root's",
-            "make a group for it: `sudo groupadd --force docker && sudo systemctl restart "
+            f"{may_not}: the socket belongs to group root",
+            "create a group for it: `sudo groupadd --force docker && sudo systemctl restart "
             f"docker.socket docker`, add {who} (`sudo {_join(told, user, 'docker')}`)",
         )
     group = shlex.quote(told.group)
     return (
-        f"{may_not}: it is for group {told.group}",
+        f"{may_not}: it is reserved for group {told.group}",
         f"add {who} to group {told.group}: `sudo {_join(told, user, group)}`, then log in again",
     )
 
@@ -219,10 +220,15 @@ def _silent(told: Seen, place: Place) -> tuple[str, str] | None:
     if told.tried == 0 or told.tried is None:
         return None
     if _REFUSED.search(told.said):
-        why = "SELinux is enforcing" if told.selinux == "Enforcing" else "SELinux or AppArmor may"
+        why = (
+            "SELinux is enforcing"
+            if told.selinux == "Enforcing"
+            else "SELinux or AppArmor may be the cause"
+        )
         return (
-            f"{_who(told)} may write to {place.path}, and is refused: {told.said[:300]}",
-            f"{why}: look at `sudo ausearch -m avc -ts recent` or `sudo dmesg | grep -i denied` "
+            f"{_who(told)} has write permission for {place.path}, but is rejected: "
+            f"{told.said[:300]}",
+            f"{why}: check `sudo ausearch -m avc -ts recent` or `sudo dmesg | grep -i denied` "
             f"there; {NATIVE}",
         )
     unit = told.units.get("docker.service", {})
@@ -231,8 +237,8 @@ def _silent(told: Seen, place: Place) -> tuple[str, str] | None:
     ):
         return (
             f"the Docker daemon fails to start (docker.service: {unit.get('Result', 'failed')}); "
-            f"systemd alone holds {place.path}",
-            f"see why on the host: `sudo journalctl -u docker -n 50`; {NATIVE}",
+            f"only systemd holds {place.path}",
+            f"see the log on the host: `sudo journalctl -u docker -n 50`; {NATIVE}",
         )
     restart = (
         "systemctl --user restart docker"
@@ -241,12 +247,13 @@ def _silent(told: Seen, place: Place) -> tuple[str, str] | None:
     )
     if told.tried == 124:
         return (
-            f"the Docker daemon hangs: it takes connections at {place.path} and says nothing",
-            f"look at it on the host (`sudo journalctl -u docker -n 50`), restart it: `{restart}`; "
+            f"the Docker daemon hangs: it accepts connections at {place.path} but does not respond",
+            "check its log on the host (`sudo journalctl -u docker -n 50`), and restart it: "
+            f"`{restart}`; "
             f"{NATIVE}",
         )
     return (
-        f"nobody answers at {place.path}{_named(place)}",
+        f"nothing responds at {place.path}{_named(place)}",
         f"restart the daemon: `{restart}`{_elsewhere(place)}; {NATIVE}",
     )
 
@@ -266,4 +273,4 @@ def _named(place: Place) -> str:
 def _elsewhere(place: Place) -> str:
     if not place.others:
         return ""
-    return f"; or set [runtime] socket = {json.dumps(place.others[0])}, which is there"
+    return f"; or set [runtime] socket = {json.dumps(place.others[0])}, which exists"

@@ -77,9 +77,9 @@ def checked_pins(told: Sequence[object], where: str) -> tuple[str, ...]:
     for pin in told:
         if not isinstance(pin, str) or len(pin) > 200 or not _PIN.fullmatch(pin):
             raise ImageError(
-                f"the image's list of packages is none: {str(pin)[:60]!r}",
+                f"the image's package list is not valid: {str(pin)[:60]!r}",
                 where=where,
-                hint="look at the image: its Python tells names or versions that cannot be",
+                hint="check the image: its Python reports invalid package names or versions",
             )
     return tuple(sorted({str(pin) for pin in told}))
 
@@ -132,7 +132,7 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
             env={**os.environ, "UV_HTTP_RETRIES": os.environ.get("UV_HTTP_RETRIES", "1")},
         )
     except subprocess.TimeoutExpired:
-        raise NoWheelsError(f"uv did not end within {QUIET_S:.0f} s") from None
+        raise NoWheelsError(f"uv did not finish within {QUIET_S:.0f} s") from None
     except OSError as error:
         raise NoWheelsError(f"uv cannot be run: {error.strerror}") from error
     if done.returncode:
@@ -171,5 +171,5 @@ def _cause(said: str) -> str:
         return whole.partition(":")[2].strip()
     if causes:
         return lines[causes[-1]].partition(":")[2].strip()
-    plain = errors or lines or ["no word of why"]
+    plain = errors or lines or ["no reason given"]
     return plain[-1].removeprefix("error:").removeprefix("ERROR:").strip()

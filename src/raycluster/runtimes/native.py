@@ -96,7 +96,7 @@ class NativeRuntime:
             raise RuntimeUnavailableError(
                 f"the Python in {self._environment.programs(facts)} has no ray",
                 where=self._host,
-                hint='install "ray[serve]" there, or leave [runtime] python out',
+                hint='install "ray[serve]" there, or omit [runtime] python',
             )
         return versions
 
@@ -169,7 +169,7 @@ class NativeRuntime:
         self._transport.put(f"{root}/roles/{process.role}/launch.json", description, mode=0o600)
         answer = self._remote.ask("launch", role=process.role, start_on_boot=self._start_on_boot)
         if answer["boot"]:
-            tell(f"will not start by itself after a reboot or a kill: {answer['boot']}")
+            tell(f"will not restart automatically after a reboot or a kill: {answer['boot']}")
 
     def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         """End one role, or everything with its folders, and return what was removed.
@@ -189,7 +189,7 @@ class NativeRuntime:
         try:
             content = bytes.fromhex(told if isinstance(told, str) else "none")
         except ValueError as error:
-            raise unread(path, "the host does not tell it", self._host) from error
+            raise unread(path, "the host does not report it", self._host) from error
         if len(content) > MOST:
             raise unread(path, "it is too large", self._host)
         return content
@@ -234,7 +234,7 @@ class NativeRuntime:
                 raise RuntimeUnavailableError(
                     f"the volume {volume.source}:{volume.target} needs the docker runtime",
                     where=self._host,
-                    hint=f"use {volume.source} itself in the spec, or the docker runtime",
+                    hint=f"use {volume.source} itself in the spec, or use the docker runtime",
                 )
 
 

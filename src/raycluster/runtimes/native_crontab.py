@@ -79,7 +79,7 @@ def remove_lines(at: Place) -> bool:
     except ProblemError as problem:
         if not (at.root / NOTE).exists():
             return False  # what cannot be read was not written by us
-        hint = f"repeat it, or take the lines out by hand (crontab -e): {_mark(at).strip()}"
+        hint = f"run it again, or remove the lines by hand (crontab -e): {_mark(at).strip()}"
         raise ProblemError(problem.what, hint) from None
 
 
@@ -113,7 +113,7 @@ def _read() -> list[bytes]:
     done = _crontab("-l")
     if done.returncode and not (NONE.fullmatch(done.stderr) and not done.stdout):
         said = done.stderr.decode("utf-8", "replace").strip()
-        raise ProblemError(f"crontab: {said or f'ended with {done.returncode}'}")
+        raise ProblemError(f"crontab: {said or f'exited with status {done.returncode}'}")
     return done.stdout.splitlines(True)
 
 

@@ -24,7 +24,7 @@ COMPLETE, LOCK = ".complete", "requirements.txt"
 INDEX, CPU_INDEX = "https://pypi.org/simple/uv/", "https://download.pytorch.org/whl/cpu/torch/"
 HASHED = ("--require-hashes", "--only-binary=:all:", "-r")
 QUIET_S = 1200.0
-"""Seconds without a word after which uv or pip is ended; it says nothing during a download."""
+"""Seconds without a word after which uv or pip is ended; it is silent during a download."""
 
 _PULSE_S = 60.0  # seconds without the pulse: then the host itself says nothing
 _LINES, _LONGEST = 5000, 65536  # of what uv or pip says; characters of a line
@@ -102,7 +102,7 @@ class Environment:
         if cache:
             env["UV_CACHE_DIR"] = cache
         uv = facts["uv"] or self._install_uv(root, tell)
-        tell("making the environment" + "".join(f" {each}" for each in self.requirements[:3]))
+        tell("creating the environment" + "".join(f" {each}" for each in self.requirements[:3]))
         self._run(("rm", "-rf", home), env, tell)
         self._run((uv, "venv", "--quiet", "--python", self.version, home), env, tell)
         if self.requirements:
@@ -127,11 +127,11 @@ class Environment:
             raise self._unusable(f"{python} {reason}")
         number = re.match(r"([0-9]{1,3})\.([0-9]{1,3})", lines[0])
         if number is None:
-            raise self._unusable(f"{python} does not tell its version")
+            raise self._unusable(f"{python} does not report its version")
         if (int(number[1]), int(number[2])) < OLDEST_PYTHON:
             raise self._unusable(f"{python} is Python {lines[0]}; 3.9 or newer is needed")
         if done.exit_code:
-            raise self._unusable(f"{python} cannot tell what is installed")
+            raise self._unusable(f"{python} cannot list its packages")
         told = read_json(lines[1] if len(lines) > 1 else "", python, self.host)
         return Versions(lines[0][:100], *(told[place].text(100) for place in range(3)))
 
@@ -140,7 +140,9 @@ class Environment:
         return posixpath.join(facts["home"], inside)
 
     def _unusable(self, what: str) -> RuntimeUnavailableError:
-        hint = "name a Python with ray in [runtime] python, or leave it out to have one made"
+        hint = (
+            "set [runtime] python to a Python with ray, or omit it to have an environment created"
+        )
         return RuntimeUnavailableError(what, where=self.host, hint=hint)
 
     def _packages(self, home: str) -> Iterator[tuple[str, ...]]:
@@ -176,13 +178,13 @@ class Environment:
         except CommandError as error:
             what, hint = root_cause("\n".join([*said, rest]))
             raise RuntimeUnavailableError(
-                f"the environment cannot be made: {what}", where=self.host, hint=hint
+                f"the environment cannot be created: {what}", where=self.host, hint=hint
             ) from error
 
     def _heard(
         self, argv: Sequence[str], env: Mapping[str, str]
     ) -> Iterator[tuple[Channel, bytes]]:
-        """Yield the output of a command; end it when it says nothing for `quiet` seconds."""
+        """Yield the output of a command; end it when it prints nothing for `quiet` seconds."""
         command = ("sh", "-c", _PULSE, "raycluster", *argv)
         last = time.monotonic()
         with closing(
@@ -197,32 +199,35 @@ class Environment:
             else:
                 return
         raise RuntimeUnavailableError(
-            "the environment cannot be made: "
-            f"{posixpath.basename(argv[0])} said nothing for {self.quiet:g} s",
+            "the environment cannot be created: "
+            f"{posixpath.basename(argv[0])} had no output for {self.quiet:g} s",
             where=self.host,
-            hint="look whether the host reaches the package index, and how fast",
+            hint="check whether the host reaches the package index, and how fast",
         )
 
 
 _OLD_GLIBC = "the wheels need glibc 2.31 (x86_64) or 2.34 (aarch64): use Docker there"
 _HINTS = (
-    ("No space left", "free some space, or point HOME at a larger disk"),
+    ("No space left", "free some space, or move HOME to a larger disk"),
     ("ensurepip", "apt install python3-venv, or install uv on the host"),
     ("no wheels with a matching", _OLD_GLIBC),
     ("no usable wheels", _OLD_GLIBC),
-    ("No solution found", "correct the versions that the spec asks for"),
-    ("was not found in the", "correct the versions that the spec asks for"),
-    ("No interpreter found", "install that Python there, or give the host a way out"),
-    ("dns error", "give the host a way out to the package index, or name a Python that is there"),
-    ("NewConnectionError", "give the host a way out to the package index, or install uv there"),
-    ("Failed to fetch", "give the host a way out to the package index"),
-    ("Failed to download", "give the host a way out to the package index"),
+    ("No solution found", "correct the versions in the spec"),
+    ("was not found in the", "correct the versions in the spec"),
+    ("No interpreter found", "install that Python there, or give the host internet access"),
+    (
+        "dns error",
+        "give the host access to the package index, or set [runtime] python to an installed Python",
+    ),
+    ("NewConnectionError", "give the host access to the package index, or install uv there"),
+    ("Failed to fetch", "give the host access to the package index"),
+    ("Failed to download", "give the host access to the package index"),
 )
 
 
 def root_cause(output: str) -> tuple[str, str]:
     """Return one line that says why uv or pip failed, and the next step."""
-    hint = next((step for sign, step in _HINTS if sign in output), "see the host's uv or pip")
+    hint = next((step for sign, step in _HINTS if sign in output), "check uv or pip on the host")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if "╰─▶" in output:
         rest = output.partition("╰─▶")[2].split("\n\n")[0].split("hint:")[0]
@@ -238,5 +243,5 @@ def root_cause(output: str) -> tuple[str, str]:
         return causes[0], hint
     if errors and causes:
         return f"{errors[-1].partition(':')[2].strip()}: {causes[-1]}", hint
-    plain = errors or lines or ["uv said nothing"]
+    plain = errors or lines or ["uv printed nothing"]
     return plain[-1].removeprefix("error:").removeprefix("ERROR:").strip(), hint

@@ -42,19 +42,19 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
     """Try to write in the root folder and tell what is there; a folder made for that is removed."""
     at = place(ask)
     if not home().is_dir():  # it would be made, with the wrong owner for whoever comes later
-        raise ProblemError(f"the home folder {home()} does not exist", "make it for the user")
+        raise ProblemError(f"the home folder {home()} does not exist", "create it for the user")
     try:
         at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if ask["root"] and not is_own(at.root):
-            hint = "it may lie in a folder that others can write to: set `folder` to one of yours"
-            raise ProblemError(f"{at.root} is somebody else's", hint)
+            hint = "it may be in a folder that others can write to: set `folder` to one of your own"
+            raise ProblemError(f"{at.root} belongs to another user", hint)
         at.root.chmod(0o700)
         probe = at.root / ".writable"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        hint = "give the user a home folder that it can write to"
-        raise ProblemError(f"cannot write in {at.root}: {error.strerror}", hint) from error
+        hint = "give the user a writable home folder"
+        raise ProblemError(f"cannot write to {at.root}: {error.strerror}", hint) from error
     space = os.statvfs(str(at.root))
     _remove_empty(at.root)
     boot = _no_boot() if ask.get("boot") else ""
@@ -199,7 +199,7 @@ def describe(ask: dict[str, Any]) -> dict[str, Any]:
     at = place(ask)
     launch = at.role(ask["role"]) / "launch.json"
     if not launch.exists():
-        hint = "see what runs: raycluster status"
+        hint = "see what is running: raycluster status"
         raise ProblemError("nothing was started here as {}".format(ask["role"]), hint)
     return {"root": str(at.root), "launch": str(launch)}
 

@@ -30,11 +30,11 @@ INDEX_SETTINGS = (
     *("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS"),
     *("UV_CONFIG_FILE", "UV_NO_INDEX", "UV_OFFLINE", "PIP_INDEX_URL", "PIP_FIND_LINKS"),
 )
-_FULL = "the user's quota, or the disk: `quota`, `df -h`"
+_FULL = "check the user's quota and the disk: `quota`, `df -h`"
 _CURES = {
     errno.EDQUOT: _FULL,
     errno.ENOSPC: _FULL,
-    errno.ENOLCK: "a file system with locks: NFS with lockd, or `folder` on a local disk",
+    errno.ENOLCK: "use a file system with locks (NFS with lockd), or set `folder` to a local disk",
 }
 LIMITS = "raise it in /etc/security/limits.conf or for the user's slice, and log in again"
 
@@ -65,7 +65,7 @@ def _modules() -> Iterator[Wrong]:
             lacking.append(name)
     if lacking:
         what = "{} has no {}".format(sys.executable, ", ".join(lacking))
-        yield Wrong(what, "install all of its standard library (apt install python3)")
+        yield Wrong(what, "install its complete standard library (apt install python3)")
 
 
 def _folder(folder: Path) -> Iterator[Wrong]:
@@ -77,7 +77,7 @@ def _folder(folder: Path) -> Iterator[Wrong]:
         made = tempfile.mkdtemp(prefix=".raycluster-", dir=str(folder))
         kept = _kept(Path(made))
     except OSError as error:
-        hint = _CURES.get(error.errno or 0, "look at the disk, or set `folder` in [runtime]")
+        hint = _CURES.get(error.errno or 0, "check the disk, or set `folder` in [runtime]")
         yield Wrong(
             f"files cannot be written, linked or locked in {folder}: {error.strerror}", hint
         )
@@ -85,8 +85,8 @@ def _folder(folder: Path) -> Iterator[Wrong]:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     if not kept:
-        hint = "set `folder` in [runtime] to a place on a file system of Unix"
-        yield Wrong(f"the file system of {folder} keeps no owners and rights of files", hint)
+        hint = "set `folder` in [runtime] to a folder on a Unix file system"
+        yield Wrong(f"the file system of {folder} does not store file owners and permissions", hint)
 
 
 def _kept(made: Path) -> bool:
@@ -116,12 +116,12 @@ def _limits() -> Iterator[Wrong]:
     left = _tasks_left()
     tasks = left if not os.geteuid() else min(left, most("RLIMIT_NPROC"))  # root has no such limit
     if tasks < LEAST_TASKS:
-        what = f"{tasks:.0f} more processes and threads may run, and {LEAST_TASKS} are needed"
+        what = f"only {tasks:.0f} more processes and threads may run, but {LEAST_TASKS} are needed"
         yield Wrong(f"{what} (ulimit -Hu, pids.max)", LIMITS)
     for name, flag, what in (
-        ("RLIMIT_AS", "v", "the memory that a process may map is limited"),
-        ("RLIMIT_CPU", "t", "a process is ended after some seconds of work"),
-        ("RLIMIT_FSIZE", "f", "the size of files is limited"),
+        ("RLIMIT_AS", "v", "the address space of a process is limited"),
+        ("RLIMIT_CPU", "t", "the CPU time of a process is limited"),
+        ("RLIMIT_FSIZE", "f", "the file size is limited"),
     ):
         if most(name) != float("inf"):
             yield Wrong(f"{what} (ulimit -H{flag}: {most(name):.0f})", LIMITS)
@@ -151,8 +151,10 @@ def _ports(ports: list[int]) -> Iterator[Wrong]:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(("", port))
         except PermissionError:
-            hint = "set another one under [ports], or net.ipv4.ip_unprivileged_port_start there"
-            yield Wrong(f"the user may not listen at port {port}", hint)
+            hint = (
+                "set another port under [ports], or lower net.ipv4.ip_unprivileged_port_start there"
+            )
+            yield Wrong(f"the user may not listen on port {port}", hint)
         except OSError:
             pass  # who holds it is told elsewhere
 
@@ -166,7 +168,7 @@ def _packages(indexes: list[str], folders: str) -> Iterator[Wrong]:
             try:
                 importlib.import_module(name)
             except ImportError:
-                what = f"there is no uv, and {sys.executable} has no {name} to install it with"
+                what = f"uv is missing, and {sys.executable} has no {name} to install it"
                 yield Wrong(what, "apt install python3-venv, or install uv on the host")
                 return
     files = (home() / ".config/uv/uv.toml", Path("/etc/uv/uv.toml"))
@@ -174,7 +176,10 @@ def _packages(indexes: list[str], folders: str) -> Iterator[Wrong]:
         return  # where they come from is the host's own matter
     for index in indexes:
         if said := _unreached(index):
-            hint = "give the host a way out (https_proxy), or name a Python that is there: `python`"
+            hint = (
+                "give the host internet access (https_proxy), or set [runtime] python to an "
+                "installed Python"
+            )
             yield Wrong(f"the package index cannot be reached: {index}: {said}", hint)
 
 

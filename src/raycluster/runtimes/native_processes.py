@@ -80,7 +80,7 @@ def end(at: Place, role: str, *, orphans: bool = False) -> int:
     while left:
         if time.monotonic() > patience:
             names = ", ".join(f"{pid} ({title(pid)})" for pid in left)
-            raise ProblemError("cannot end: " + names, "end them by hand, then repeat")
+            raise ProblemError("cannot end: " + names, "stop them by hand, then run it again")
         _signal(list(left), signal.SIGKILL)
         time.sleep(0.05)
         left = _still(at, role, known)

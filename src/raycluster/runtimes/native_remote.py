@@ -84,8 +84,8 @@ class Remote:
             answer = told.table()
         except AnswerError as error:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            what = said[-1] if said else f"python3 ended with {done.exit_code}"
-            raise HostError(f"the native runtime cannot work: {what}", where=self.host) from error
+            what = said[-1] if said else f"python3 exited with status {done.exit_code}"
+            raise HostError(f"the native runtime cannot run: {what}", where=self.host) from error
         if "error" in answer:
             what, hint = told["error"].text(2000), told["hint"].text(2000)
             raise RuntimeUnavailableError(what, where=self.host, hint=hint)

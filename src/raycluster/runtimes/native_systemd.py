@@ -102,4 +102,4 @@ def _systemctl(*order: str) -> subprocess.CompletedProcess[bytes]:
             [program, "--user", *order], env=env, capture_output=True, check=False, timeout=40
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(order, 124, b"", b"it does not answer")
+        return subprocess.CompletedProcess(order, 124, b"", b"it does not respond")

@@ -232,7 +232,7 @@ def make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(1, f"{folder} belongs to somebody else")
+        raise PermissionError(1, f"{folder} belongs to another user")
     folder.chmod(0o700)
 
 
@@ -268,7 +268,7 @@ def _reap() -> dict[int, int]:
 
 
 def _describe(status: int) -> str:
-    return f"ended with status {status}" if status >= 0 else f"ended by signal {-status}"
+    return f"exited with status {status}" if status >= 0 else f"killed by signal {-status}"
 
 
 def detach(folder: Path) -> None:

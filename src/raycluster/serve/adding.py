@@ -209,11 +209,11 @@ def prove(part: Path, modules: list[str]) -> None:
         )
     except subprocess.TimeoutExpired:
         took = time.monotonic() - began
-        raise FailedError("proof", f"its import did not end within {took:.0f} s") from None
+        raise FailedError("proof", f"its import did not finish within {took:.0f} s") from None
     if done.returncode:
         lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
         raise FailedError(
-            "proof", lines[-1] if lines else f"its import ended with {done.returncode}"
+            "proof", lines[-1] if lines else f"its import exited with status {done.returncode}"
         )
 
 

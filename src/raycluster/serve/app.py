@@ -202,7 +202,7 @@ class Running:
         try:
             self._load = await asyncio.wait_for(figures.load(), FIGURES_S)
         except Exception as error:
-            logger.warning("raycluster: the engine's load is not known: %r", error)
+            logger.warning("raycluster: the engine's load is unknown: %r", error)
         return {RUNNING: self._load}
 
     async def end(self) -> None:
@@ -215,7 +215,7 @@ class Running:
                 quiet = 0 if (await self.load()).get(RUNNING) else quiet + 1
                 await asyncio.sleep(LOOK_S)
         took = time.monotonic() - began
-        logger.info("raycluster: the engine had no more requests after %.1f s", took)
+        logger.info("raycluster: the engine finished its requests after %.1f s", took)
         for task in self._beside:
             task.cancel()
         await self._engine.stop()
@@ -354,4 +354,4 @@ def missing_path(source: str) -> str:
     """Return what to tell when `source` is a path and nothing is there, or ""."""
     if not is_path(source) or Path(source).expanduser().exists():
         return ""
-    return f"the model {source} is not on the node {ray.util.get_node_ip_address()}"
+    return f"the model {source} does not exist on the node {ray.util.get_node_ip_address()}"

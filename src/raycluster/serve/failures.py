@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-LOOK_AT_GPUS = "`raycluster check` looks at GPUs, `raycluster exec NODE -- nvidia-smi` inside"
+LOOK_AT_GPUS = "`raycluster check` checks the GPUs, `raycluster exec NODE -- nvidia-smi` inside"
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Failure:
 
 KNOWN = (
     Failure(
-        "NVIDIA's fabric manager does not run, without which this machine's GPUs cannot be used",
-        "start it on the host: `sudo systemctl enable --now nvidia-fabricmanager`, in the "
-        "driver's version",
+        "NVIDIA's fabric manager is not running, which this machine's GPUs need",
+        "start it on the host: `sudo systemctl enable --now nvidia-fabricmanager`, in the version "
+        "of the driver",
         r"system not yet initialized|cudaErrorSystemNotReady|Error 802\b",
     ),
     Failure(
-        "the driver is too old for the CUDA that the engine was built for",
-        "update NVIDIA's driver on the host (CUDA 13 needs 580 or newer), or use an image that is "
-        "built for an older CUDA",
+        "the driver is too old for the engine's CUDA version",
+        "update NVIDIA's driver on the host (CUDA 13 needs 580 or newer), or use an image built "
+        "for an older CUDA",
         r"driver on your system is too old|driver version is insufficient for CUDA runtime"
         r"|unsupported display driver / cuda driver combination|Error 80[34]\b"
         r"|forward compatibility was attempted on non supported HW",
@@ -49,72 +49,73 @@ KNOWN = (
     Failure(
         "the container has lost its GPUs, as after `systemctl daemon-reload` on the host",
         "restart the node: `docker restart` on the host, then `raycluster up`; "
-        "Docker's option `native.cgroupdriver=cgroupfs`, or CDI, keeps it from happening again",
+        "Docker's option `native.cgroupdriver=cgroupfs`, or CDI, prevents this",
         r"(?:NVML|NVMLError_Unknown).{0,40}Unknown Error",
     ),
     Failure(
-        "NVIDIA's driver is not to be found where the engine runs",
-        "with Docker install nvidia-container-toolkit and restart Docker, without it the driver; "
+        "NVIDIA's driver is not available to the engine",
+        "with Docker, install nvidia-container-toolkit and restart Docker; without Docker, "
+        "install the driver; "
         f"{LOOK_AT_GPUS}",
         r"libcuda\.so|libnvidia-ml\.so|NVML Shared Library Not Found"
         r"|Found no NVIDIA driver|Failed to infer device type",
     ),
     Failure(
         "no GPU is visible to the engine",
-        "look at `gpus` of the host, and whether runtime.env sets CUDA_VISIBLE_DEVICES; "
+        "check `gpus` of the host, and whether runtime.env sets CUDA_VISIBLE_DEVICES; "
         f"{LOOK_AT_GPUS}",
         r"No CUDA GPUs are available|no CUDA-capable device|CUDA unknown error"
         r"|invalid device ordinal",
     ),
     Failure(
-        "the engine holds no code for this kind of GPU",
+        "the engine has no kernels for this GPU type",
         "use a vLLM that supports the GPU's compute capability, or a newer one for a new GPU",
         r"no kernel image is available",
     ),
     Failure(
-        "the GPU's memory is held by other programs",
-        "`nvidia-smi` on the host names them: end them, or lower "
+        "other programs use the GPU's memory",
+        "`nvidia-smi` on the host lists them: stop them, or lower "
         "engine_args.gpu_memory_utilization",
         r"Free memory on device \S+ \([^)]*\) on startup is less than",
     ),
     Failure(
-        "too little GPU memory for the keys and values of one request of full length",
+        "not enough GPU memory for the KV cache of one request of full length",
         "set engine_args.max_model_len to what fits, or raise gpu_memory_utilization",
         r"KV cache is needed, which is larger than the available KV cache memory",
         detail=r"(the estimated maximum model length is \d+)",
     ),
     Failure(
-        "the weights leave no GPU memory for keys and values",
-        "raise engine_args.gpu_memory_utilization, or spread the model: tensor_parallel_size",
+        "the weights leave no GPU memory for the KV cache",
+        "raise engine_args.gpu_memory_utilization, or split the model with tensor_parallel_size",
         r"No available memory for the cache blocks",
     ),
     Failure(
-        "the GPU's memory does not suffice",
-        "lower engine_args max_model_len, max_num_seqs or gpu_memory_utilization, or spread the "
-        "model: tensor_parallel_size",
+        "out of GPU memory",
+        "lower engine_args max_model_len, max_num_seqs or gpu_memory_utilization, or split the "
+        "model with tensor_parallel_size",
         r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory",
     ),
     Failure(
-        "Python's headers are missing, with which kernels are compiled",
+        "Python's headers are missing, which are needed to compile kernels",
         "install them on the host or in the image: python3-dev (Debian) or python3-devel",
         r"CalledProcessError|CppCompileError|InductorError|Python\.h: No such file",
         context=r"Python\.h: No such file",
     ),
     Failure(
-        "there is no C compiler, with which kernels are compiled",
+        "there is no C compiler, which is needed to compile kernels",
         "install gcc and g++ on the host or in the image, or set engine_args.enforce_eager",
         r"Failed to find C compiler|No working C\+\+ compiler|Compiler: \S+ is not found",
     ),
     Failure(
         "shared memory is too small for NCCL",
-        "raise runtime.shm_size (Docker), or make /dev/shm larger on the host",
+        "raise runtime.shm_size (Docker), or enlarge /dev/shm on the host",
         r"NCCL|DistBackendError",
         context=r"creating shared memory segment|/dev/shm\S* .{0,60}No space left",
     ),
     Failure(
         "the GPUs cannot reach each other (NCCL)",
         "set NCCL_SOCKET_IFNAME in runtime.env to the interface of private_address, and open the "
-        "ports between the hosts; NCCL_DEBUG=INFO tells more",
+        "ports between the hosts; NCCL_DEBUG=INFO shows more",
         r"NCCL error|DistBackendError|nccl\w*Error",
         detail=r"Last error:\s*(?:\n[^\S\n]*)?(\S[^\n]*)",
     ),
@@ -122,27 +123,28 @@ KNOWN = (
 
 SIGNALS = {
     4: Failure(
-        "an instruction that this processor does not have (signal 4)",
-        "use an engine that is built for this processor",
+        "illegal instruction: this processor does not support it (signal 4)",
+        "use an engine built for this processor",
         "",
     ),
-    6: Failure("the engine ended itself (signal 6)", "`raycluster logs app` has its words", ""),
+    6: Failure("the engine aborted (signal 6)", "see `raycluster logs app`", ""),
     7: Failure(
         "shared memory or a file could not be read (signal 7)",
-        "raise runtime.shm_size (Docker), and look at the host's disks",
+        "raise runtime.shm_size (Docker), and check the host's disks",
         "",
     ),
     9: Failure(
-        "was killed (signal 9), most often since the host's memory was full",
-        "`dmesg` on the host tells; fewer replicas there, or a smaller model",
+        "was killed (signal 9), usually because the host ran out of memory",
+        "see `dmesg` on the host; use fewer replicas there, or a smaller model",
         "",
     ),
     11: Failure(
-        "a fault in native code (signal 11)",
-        "`raycluster logs app` has the stack; other versions of vLLM, torch or the driver may help",
+        "a crash in native code (signal 11)",
+        "see `raycluster logs app` for the stack; other versions of vLLM, torch or the driver "
+        "may help",
         "",
     ),
-    15: Failure("was asked to end (signal 15)", "`raycluster logs app`", ""),
+    15: Failure("was asked to terminate (signal 15)", "`raycluster logs app`", ""),
 }
 """How a process of an engine was ended, by the signal's number."""
 

@@ -81,7 +81,7 @@ def from_hub(wanted: Wanted, record: Record, *, again: bool) -> dict[str, Any]:
         known = Listing.from_json(listings[key]) if key in listings else hub.found(wanted)
         if not unreached(error) or known is None or not hub.complete(wanted, known):
             raise
-        listed, note = known, "the hub does not answer: using what is there"
+        listed, note = known, "the Hugging Face Hub does not respond: using the files already there"
     before = len(hub.cached(wanted, listed))
     _check(wanted, listed, record, again=again, alone=bool(note))
     listings[key] = listed.to_json()
@@ -95,7 +95,9 @@ def _check(wanted: Wanted, listed: Listing, record: Record, *, again: bool, alon
     files = [(f.name, f.size, f.digest) for f in listed.files]
     if alone:
         bad = wrong(record, files, hub.cached(wanted, listed), again=again)
-        return _refuse(bad, wanted, "differs from what it was on the hub", "let the host reach it")
+        return _refuse(
+            bad, wanted, "differs from the hub's version", "give the host access to the hub"
+        )
     for last in (False, True):
         paths = hub.cached(wanted, listed)
         if len(paths) < len(files):
@@ -107,8 +109,8 @@ def _check(wanted: Wanted, listed: Listing, record: Record, *, again: bool, alon
         if not bad:
             return None
         if last:
-            what = "came with a wrong SHA-256 or size, twice, and is removed"
-            _refuse(bad, wanted, what, "look at the proxy or mirror between the host and the hub")
+            what = "was received with a wrong SHA-256 or size twice, and was removed"
+            _refuse(bad, wanted, what, "check the proxy or mirror between the host and the hub")
     return None
 
 
@@ -147,12 +149,14 @@ def _told(wanted: Wanted, listed: Listing) -> Iterator[None]:
 def manifest(path: Path, *, whole: bool) -> dict[str, str]:
     """Return "SIZE" or "SIZE DIGEST" of every file, by name; `whole` reads the large ones too."""
     if not path.exists():
-        raise ProblemError(f"the model {path} is not there", "copy it to the host, or mount it")
+        raise ProblemError(f"the model {path} does not exist", "copy it to the host, or mount it")
     found = [path] if path.is_file() else sorted(_files(path))
     if not found:
         raise ProblemError(f"the model's folder {path} is empty", "copy the model to the host")
     if len(found) > MOST_FILES:
-        raise ProblemError(f"{path} holds more than {MOST_FILES} files", "is it a model's folder?")
+        raise ProblemError(
+            f"{path} holds more than {MOST_FILES} files", "check that it is a model's folder"
+        )
     root = path.parent if path.is_file() else path
     return {str(f.relative_to(root)): _mark(f, whole=whole) for f in found}
 

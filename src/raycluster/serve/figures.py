@@ -57,7 +57,7 @@ class Figures:
             try:
                 await self.look()
             except Exception as error:
-                logger.warning("raycluster: the engine's figures did not come: %r", error)
+                logger.warning("raycluster: the engine's metrics are not available: %r", error)
             await asyncio.sleep(PERIOD_S)
 
     async def look(self) -> str:

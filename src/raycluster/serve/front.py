@@ -123,7 +123,7 @@ class Front:
             body = text if isinstance(text, bytes) else text.encode()
             await respond(send, 200, body, headers, kind=TEXT)
         else:
-            await refuse(send, 503, "no figures were kept yet")
+            await refuse(send, 503, "no metrics recorded yet")
 
 
 class Exchange:

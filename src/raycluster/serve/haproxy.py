@@ -28,18 +28,18 @@ RETRY_S = 1
 """Seconds after which a client shall come back when no replica could take its request."""
 
 UNANSWERED = {
-    502: ("BadGatewayError", "the replica ended before it answered"),
-    503: ("ServiceUnavailableError", "no replica can take the request now"),
-    504: ("GatewayTimeoutError", "the replica did not answer in time"),
+    502: ("BadGatewayError", "the replica ended before it responded"),
+    503: ("ServiceUnavailableError", "no replica can accept the request now"),
+    504: ("GatewayTimeoutError", "the replica did not respond in time"),
 }
 """What HAProxy says by itself; Serve would have it say 500 to all of them."""
 
-UNKNOWN = ("ServiceUnavailableError", "no model is known here yet: try again later")
+UNKNOWN = ("ServiceUnavailableError", "no model is available yet: try again later")
 """What is said without any application, where Serve would have it say that the path is wrong."""
 
 REFUSED = {
-    429: ("RateLimitError", "too many requests wait for this model: try again later"),
-    503: ("ServiceUnavailableError", "the model cannot take the request now: try again later"),
+    429: ("RateLimitError", "too many requests are waiting for this model: try again later"),
+    503: ("ServiceUnavailableError", "the model cannot accept the request now: try again later"),
 }
 """What Serve says in plain words, with the time to wait, when a queue is full."""
 

@@ -129,7 +129,7 @@ def _refuse_without_room(wanted: Wanted, listed: Listing) -> None:
         raise ProblemError(
             f"{wanted.source} needs {in_words(missing)} more, and {in_words(free)} are free "
             f"in {folder}",
-            "make room, or set HF_HOME under [runtime.env] to a folder on a larger disk",
+            "free some space, or set HF_HOME under [runtime.env] to a folder on a larger disk",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raycluster.serve.wanted import Wanted
 
 UNREACHED = frozenset({"TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled"})
-"""Names of the errors for "no answer": the hub's library has had three HTTP clients."""
+"""Names of the errors for "no response": the hub's library has had three HTTP clients."""
 GIVE_TOKEN = 'set HF_TOKEN = "env:HF_TOKEN" under [secrets]'  # noqa: S105  # a sentence
 
 
@@ -46,9 +46,9 @@ def _refused(error: Exception, wanted: Wanted, hub: str, *, token: bool) -> Prob
     if "RepositoryNotFoundError" in kinds:
         seen = "with this HF_TOKEN" if token else "without an HF_TOKEN"
         step = f"correct `source`, or, for a private model, {GIVE_TOKEN}"
-        return ProblemError(f"{hub} shows no model {source} {seen}", step)
+        return ProblemError(f"{hub} has no model {source} visible {seen}", step)
     if _status(error) in (401, 403):
-        return ProblemError(f"{hub} refuses HF_TOKEN for {source}", "give a valid HF_TOKEN")
+        return ProblemError(f"{hub} rejects HF_TOKEN for {source}", "give a valid HF_TOKEN")
     return None
 
 
@@ -56,10 +56,10 @@ def _failed(error: Exception, wanted: Wanted, hub: str) -> ProblemError | None:
     """Return what a fault of the network or the disk means, or None where it was neither."""
     if isinstance(error, OSError) and error.errno and error.strerror:
         what = f"{wanted.source} cannot be stored: {error.strerror.lower()}"
-        return ProblemError(what, "see the disk and the rights of HF_HOME on the host")
+        return ProblemError(what, "check the disk and the permissions of HF_HOME on the host")
     if unreached(error) or "LocalEntryNotFoundError" in _kinds(error):
         said = " ".join(str(error).split())[:300]
-        step = "give the host a way to the hub (HTTPS_PROXY or HF_ENDPOINT under [runtime.env]), "
+        step = "give the host access to the hub (HTTPS_PROXY or HF_ENDPOINT under [runtime.env]), "
         step += "or set `source` to a path"
         return ProblemError(f"cannot reach {hub} for {wanted.source}: {said}", step)
     return None

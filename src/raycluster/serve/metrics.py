@@ -155,7 +155,7 @@ class Mirror:
 
     async def run(self) -> None:
         """Copy for ever, off the event loop."""
-        await again_and_again(self.copy, PERIOD_S, "the figures cannot be given to Ray")
+        await again_and_again(self.copy, PERIOD_S, "cannot report metrics to Ray")
 
     def copy(self) -> None:
         """Copy once."""

@@ -58,7 +58,7 @@ def connect(port: int, seconds: float, *, seen: bool = True) -> socket.socket:
     try:
         while not _accepted(connection, port, seen):
             if time.monotonic() > end or _closed(connection):
-                raise OSError("nobody takes the connection")
+                raise OSError("nothing accepts the connection")
             time.sleep(PAUSE_S)
     except BaseException:
         connection.close()
@@ -94,7 +94,7 @@ def _ends() -> Iterator[End]:
                     yield End(word[1], word[2], word[3], int(word[7]), int(word[9]))
         except FileNotFoundError:
             if name == "tcp":
-                raise OSError("the kernel does not tell whose a connection is") from None
+                raise OSError("cannot determine the owner of a connection") from None
 
 
 def _written(address: tuple[str, int]) -> tuple[str, str]:

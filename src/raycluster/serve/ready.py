@@ -61,11 +61,11 @@ class Readiness:
         try:
             status, body = await asyncio.wait_for(self._answer(), PATIENCE_S)
         except TimeoutError:
-            return f"no token came within {PATIENCE_S:.0f} s"
+            return f"no token within {PATIENCE_S:.0f} s"
         except Exception as error:  # whatever the application raises means that it cannot answer
             return f"{type(error).__name__}: {error}"
         if status != 200:
-            return f"answered {status}: {body[:300].decode('utf-8', 'replace')}"
+            return f"responded with {status}: {body[:300].decode('utf-8', 'replace')}"
         self._good_until = self._clock() + GOOD_FOR_S
         if self._asked[0][0] == GENERATES:
             self._generated()

@@ -31,7 +31,7 @@ class Recent:
 
     async def run(self) -> None:
         """Keep for ever, off the event loop."""
-        await again_and_again(self.keep, PERIOD_S, "the figures cannot be kept")
+        await again_and_again(self.keep, PERIOD_S, "cannot record metrics")
 
     def keep(self) -> None:
         """Keep the figures of this moment."""

@@ -87,7 +87,7 @@ class Router:
         elif path != named:
             await refuse(send, 404, self._unknown(named), "model")
         else:
-            await refuse(send, 404, f"there is nothing at {path}")
+            await refuse(send, 404, f"nothing is served at {path}")
 
     async def _ready(self, send: Send) -> None:
         """Answer 200 when every model can answer; one that may sleep is not woken to be asked."""

@@ -54,7 +54,7 @@ def main() -> None:
     try:
         send(_asker(options.dashboard), options.file.read_bytes(), options.timeout)
     except RefusedError as error:
-        sys.exit(f"the app does not run: {error}")
+        sys.exit(f"the app is not running: {error}")
 
 
 def send(
@@ -67,7 +67,7 @@ def send(
     tell: Callable[[str], None] = lambda line: print(line, flush=True),  # noqa: T201 - the log
 ) -> None:
     """Return when every application runs. Raises RefusedError; times are in seconds."""
-    _until(lambda: _taken(ask, body), ready, pause, "the dashboard does not take the app")
+    _until(lambda: _taken(ask, body), ready, pause, "the dashboard does not accept the app")
     names = {a["name"] for a in json.loads(body)["applications"]}
     told: dict[str, str] = {}
 
@@ -82,7 +82,7 @@ def send(
                 tell(f"{name}: {status.lower()}")
         return all(told[name] == "RUNNING" for name in names)
 
-    _until(running, timeout, pause, "the applications do not run")
+    _until(running, timeout, pause, "the applications are not running")
 
 
 def _taken(ask: Ask, body: bytes) -> bool:
@@ -137,7 +137,7 @@ def _asker(dashboard: str) -> Ask:
         except peer.TakenError as error:
             raise OSError(str(error)) from None
         except http.client.HTTPException as error:
-            raise OSError(f"no answer: {error}") from None
+            raise OSError(f"no response: {error}") from None
         finally:
             connection.close()
         if answer.status >= 400:

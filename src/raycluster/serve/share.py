@@ -91,9 +91,9 @@ def _refuse_strange(wanted: Wanted, listed: Listing) -> None:
     """Let no name from another node lead out of the model's folder."""
     names = [*(f.name for f in listed.files), wanted.revision, listed.commit]
     if any(PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts for n in names):
-        raise ProblemError(f"{wanted.source} names files outside of its folder")
+        raise ProblemError(f"{wanted.source} lists files outside its folder")
     if not all(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", f.digest) for f in listed.files):
-        raise ProblemError(f"{wanted.source} comes without digests")
+        raise ProblemError(f"{wanted.source} has no digests")
 
 
 def _place(wanted: Wanted, file: File) -> Path:

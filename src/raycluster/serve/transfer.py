@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
                     count = min(here - offset, 8 * CHUNK)
                     sent = self.connection.sendfile(file, offset, count)
                     if not sent:
-                        raise OSError("the file has become shorter")
+                        raise OSError("the file has been truncated")
                     offset += sent
                     shelf.used = time.monotonic()
         finally:
@@ -250,7 +250,7 @@ class Taker:
             free = shutil.disk_usage(folder).free
             if size > free:
                 raise TransferError(
-                    f"{size / 1e9:.1f} GB are needed in {folder}, and {free / 1e9:.1f} are free"
+                    f"{size / 1e9:.1f} GB are needed in {folder}, but {free / 1e9:.1f} are free"
                 )
 
     def _take(self, index: int) -> None:
@@ -272,7 +272,7 @@ class Taker:
                 return
             self.shelf.set(index, 0)
             item.part.unlink()
-        raise TransferError(f"{item.path.name} came with a wrong SHA-256, twice")
+        raise TransferError(f"{item.path.name} was received with a wrong SHA-256, twice")
 
     def _received(self, index: int, item: Item, peers: Sequence[tuple[str, int]]) -> str:
         """Bring what is missing of an item and return the digest of the whole."""
@@ -298,7 +298,7 @@ class Taker:
                 if here < item.size:
                     silent = time.monotonic() - self.heard > PATIENCE_S
                     if silent or self.failed.is_set():
-                        raise TransferError(f"no host hands on what is missing ({why})")
+                        raise TransferError(f"no host provides the missing files ({why})")
                     turn += here == before and time.monotonic() - begun > EARLY_S
                     time.sleep(0.1)
         return str(digest.hexdigest())
@@ -332,7 +332,7 @@ class Taker:
             left = self.shelf.items[index].size - offset
             while count := answer.readinto(buffer):
                 if count > left:  # whatever it said before: no more than the file has is kept
-                    raise http.client.HTTPException("sends more than the file has")
+                    raise http.client.HTTPException("sent more data than the file size")
                 left -= count
                 yield buffer[:count]
         finally:
@@ -364,7 +364,7 @@ def _follow(shelf: Shelf, index: int, item: Item) -> None:
                 time.sleep(0.02)
     if here != item.size or digest.hexdigest() != item.digest:
         item.part.unlink()
-        raise TransferError(f"{item.path.name} came with a wrong SHA-256 or size")
+        raise TransferError(f"{item.path.name} was received with a wrong SHA-256 or size")
     item.part.replace(item.path)
 
 

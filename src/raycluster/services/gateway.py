@@ -25,7 +25,7 @@ REFUSED_PATH = "/v1/load_lora_adapter"
 # server, body. It reads the whole configuration before it listens, and says in one line what is
 # wrong with it.
 _RUN = """\
-command -v nginx >/dev/null || { echo "nginx is not installed here" >&2; exit 127; }
+command -v nginx >/dev/null || { echo "nginx is not installed" >&2; exit 127; }
 cd "$0" && chmod 711 . && mkdir -p temp new && chmod 711 temp || exit 1
 ulimit -n "$(ulimit -Hn)"
 exec nginx -e stderr -p ./ -c nginx.conf
@@ -86,8 +86,8 @@ def _note(gate: Gateway) -> str:
     if ip_address(gate.address).is_loopback:
         return ""
     if not gate.api_keys:
-        return "the gateway serves all who reach it: without `api_keys` it asks for no key"
-    return "" if gate.tls else "keys reach the gateway in the clear: without `tls` use the tunnel"
+        return "the gateway serves everyone who can reach it: without `api_keys` it requires no key"
+    return "" if gate.tls else "API keys are sent unencrypted: without `tls`, use the tunnel"
 
 
 def _files(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ SCRAPE_INTERVAL = "10s"
 # password: they are in no file, argument or variable that the laptop sends. Grafana reads them by
 # its own `$__file{...}`; `__FILE` variables are known to the image's own start script alone.
 _RUN = """\
-command -v grafana >/dev/null || { echo "grafana is not installed here" >&2; exit 127; }
+command -v grafana >/dev/null || { echo "grafana is not installed" >&2; exit 127; }
 umask 077
 cd "$0" && mkdir -p data plugins provisioning/alerting provisioning/plugins || exit 1
 for name in password secret-key; do

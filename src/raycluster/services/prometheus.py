@@ -22,7 +22,7 @@ HEAD_PORTS = {"autoscaler": 44217, "dashboard": 44227}
 """Where Ray's autoscaler and dashboard tell their metrics on the head; Ray's defaults."""
 
 _RUN = """\
-command -v prometheus >/dev/null || { echo "prometheus is not installed here" >&2; exit 127; }
+command -v prometheus >/dev/null || { echo "prometheus is not installed" >&2; exit 127; }
 cd "$0" && exec prometheus "$@"
 """
 

@@ -78,9 +78,9 @@ def _doubt(text: Config, *, states: bool) -> str:
     if strange := next((key for key in unknown if text.get(key)), ""):
         return f"its config has {strange}"
     if text.get("v_head_dim") and not text.get("kv_lora_rank"):
-        return "its keys and its values differ in size"
+        return "its keys and values differ in size"
     if text.get("model_type") in NEVER_LEFT_OUT and "sliding_window" not in text:
-        return "its config does not tell its sliding window"
+        return "its config does not specify the sliding window"
     return ""
 
 
@@ -114,7 +114,7 @@ def _hybrid(text: Config, count: int) -> Layers | None:
     else:
         return None
     if not attention or attention > count or text.get("sliding_window"):
-        return Layers(doubt="its layers keep something else than keys and values")
+        return Layers(doubt="its layers cache something other than keys and values")
     return Layers((FULL,) * attention, stateful=True)
 
 
@@ -131,7 +131,7 @@ def _chunked(text: Config, count: int, chunk: int) -> Layers:
         every = whole(text, "no_rope_layer_interval") or 4
         full = [(i + 1) % every == 0 for i in range(count)]
     else:
-        return Layers(doubt="its config does not tell which layers keep a chunk")
+        return Layers(doubt="its config does not specify which layers use chunked attention")
     return Layers(tuple(FULL if whole_ else Layer("chunked", chunk) for whole_ in full))
 
 
@@ -145,7 +145,7 @@ def _windowed(text: Config, count: int) -> Layers:
         words = ("full_attention", "sliding_attention")
         known = len(kinds) == count and all(kind in words for kind in kinds)
         if not known:
-            return Layers(doubt="its layers keep something else than keys and values")
+            return Layers(doubt="its layers cache something other than keys and values")
         return Layers(tuple(sliding if kind == "sliding_attention" else FULL for kind in kinds))
     every = whole(text, "sliding_window_pattern") or FULL_EVERY.get(kind)
     if every and sliding != FULL:
@@ -154,4 +154,4 @@ def _windowed(text: Config, count: int) -> Layers:
         return Layers((sliding,) * count)
     if (whole(text, "max_window_layers") or 0) >= count:
         return Layers((FULL,) * count)
-    return Layers(doubt="its config does not tell which layers have its sliding window")
+    return Layers(doubt="its config does not specify which layers use the sliding window")

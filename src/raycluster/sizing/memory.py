@@ -91,7 +91,7 @@ def ask_of(model: Model, *, gpus: float, env: Mapping[str, str], batch: int = BA
     ]
     kv_dtype = str(args.get("kv_cache_dtype") or "auto")
     if kv_dtype not in ("auto", *DTYPE_BYTES):
-        doubts.append(f"engine_args: kv_cache_dtype {kv_dtype} is not known here")
+        doubts.append(f"engine_args: kv_cache_dtype {kv_dtype} is unknown")
     doubts += [f"engine_args: {name} changes the cache" for name in _changes_cache(args)]
     vllm = model.engine != "transformers"
     kv_bytes = _kv_bytes(args.get("kv_cache_memory_bytes"), env, cpu=not gpus) if vllm else None
@@ -190,7 +190,7 @@ def load_of(ask: Ask, shape: Shape, stored: int | None) -> Load:
     if shared:
         doubts += ("data parallel engines share its experts",)
     if weights is None and not doubts:
-        doubts = ("the size of its weights is not known",)
+        doubts = ("the size of its weights is unknown",)
     length = ask.length or shape.context
     return Load(weights, shape.parameters, per_token, length, doubts)
 
@@ -274,7 +274,7 @@ def _with_requests(ask: Ask, shape: Shape, load: Load, seen: Fit, *, gpu: bool) 
     if room >= request or ask.fitted or not ask.reserves:
         return seen
     each = " of each GPU" if gpu and ask.devices > 1 else ""
-    left = "are kept for them" if ask.kv_bytes else "are left beside the weights"
+    left = "are reserved for them" if ask.kv_bytes else "remain after the weights"
     problem = (
         f"one request of {load.length:,} tokens takes {in_gib(request)}{each}, "
         f"and {in_gib(room)} {left}"
@@ -283,7 +283,7 @@ def _with_requests(ask: Ask, shape: Shape, load: Load, seen: Fit, *, gpu: bool) 
 
 
 def _too_heavy(seen: Fit, fixed: int | None, *, gpu: bool) -> str:
-    kept = f", and {in_gib(fixed)} are kept for requests" if fixed else ""
+    kept = f", and {in_gib(fixed)} are reserved for requests" if fixed else ""
     if not gpu:
         weights = f"its weights take {in_gib(seen.weights)} of memory"
         return f"{weights}{kept}; the host has {in_gib(seen.memory)}"
@@ -294,7 +294,7 @@ def _too_heavy(seen: Fit, fixed: int | None, *, gpu: bool) -> str:
 
 def _lighter(ask: Ask, shape: Shape, load: Load, budget: int, *, gpu: bool) -> str:
     """Return what makes the part of the weights on one device small enough."""
-    smaller = "take a smaller or a quantized model"
+    smaller = "use a smaller or quantized model"
     if not gpu or not load.weights:
         return smaller
     for tensor in range(ask.tensor + 1, 65):

@@ -72,11 +72,11 @@ def read_shape(config: Config) -> Shape:
     layers = read_layers(text, count) if count else Layers()
     doubts = [layers.doubt] if layers.doubt else []
     if not count or not heads:
-        doubts.append("its config does not tell layers and heads")
+        doubts.append("its config does not specify layers and heads")
     how = config.get("quantization_config") or text.get("quantization_config")
     cache_bytes, cached = _cached(how) if isinstance(how, Mapping) else (None, True)
     if not cached:
-        doubts.append("its config has keys and values of a kind that is not known here")
+        doubts.append("its config has keys and values of an unknown type")
     bytes_, quantized = _stored(how) if isinstance(how, Mapping) else (dtype_bytes(config), False)
     known = bool(layers.kept) and cached
     values, kv_heads, latent = _values(text, heads) if known else (None, None, False)

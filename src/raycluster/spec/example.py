@@ -20,10 +20,10 @@ from raycluster.spec.models import ClusterSpec, Host, Runtime, Ssh, Worker
 Values = Mapping[str, Any]
 INTRODUCTION = """\
 ## A cluster of raycluster. Check it with `raycluster check`, start it with `raycluster up`.
-## Lines that begin with `# ` are settings with an example or their default: uncomment to change.
-## Every setting can also be given as a variable, here or in `.env`: RAYCLUSTER__HEAD__PORT=22
+## Lines that begin with `# ` are optional settings with their default or an example.
+## Every setting can also be set by an environment variable or in `.env`: RAYCLUSTER__HEAD__PORT=22
 """
-AS_HEAD = "Every key of [head] may stand here too, and [workers.runtime] like [head.runtime]."
+AS_HEAD = "All keys of [head] can be set here too, and [workers.runtime] like [head.runtime]."
 
 
 def example(

@@ -85,7 +85,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     )
     if close:
         return f"; did you mean `{close[0]}`?"
-    return f"; known here: {', '.join(known)}" if known else ""
+    return f"; allowed here: {', '.join(known)}" if known else ""
 
 
 def _in_document(detail: ErrorDetails, document: object) -> Location:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from raycluster.errors import UsageError
 
-HINT = "give user@address:port, or the ssh command as it was shown to you"
+HINT = "use user@address:port, or a full ssh command"
 _COMMAND = re.compile(r"\s*(?:\$\s+)?(?:\S*[/\\])?ssh(?:\.exe)?(?:\s|$)")
 _OPTIONS_WITH_VALUE = set("bBcDeEFIiJLlmOoPpQRSWw")  # of OpenSSH's client
 _LONE_BACKSLASH = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\(?P<plain>[^\W_])|\\.""", re.DOTALL)
@@ -20,7 +20,7 @@ _LONE_BACKSLASH = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\(?P<plain>[^\W_])|\
 # What is no way to the host: said to be left out.
 _LEFT_OUT = {
     **dict.fromkeys("LRD", "forwards are made by `raycluster tunnel`"),
-    **dict.fromkeys("AaXxYfgMNnqsTtVvGyOQe", "it is about a session of your own"),
+    **dict.fromkeys("AaXxYfgMNnqsTtVvGyOQe", "it only affects interactive sessions"),
     "C": "raycluster does not compress",
 }
 _OF_A_SESSION = {
@@ -33,11 +33,11 @@ _OF_A_SESSION = {
 _OWN_WAY = {
     **dict.fromkeys(
         ("serveraliveinterval", "serveralivecountmax", "tcpkeepalive"),
-        "raycluster asks for signs of life itself",
+        "raycluster checks the connection itself",
     ),
     **dict.fromkeys(
         ("batchmode", "numberofpasswordprompts", "connectionattempts"),
-        "raycluster asks for no password and tries again itself",
+        "raycluster does not use passwords, and retries itself",
     ),
     "compression": _LEFT_OUT["C"],
 }
@@ -63,7 +63,7 @@ class _Host:
         """Set a key; a second value for it is refused, though ssh would take the first."""
         if self.table.setdefault(key, value) != value:
             raise self.refusal(
-                f"says both {self.table[key]!r} and {value!r} for {key}", "leave one of them out"
+                f"gives both {self.table[key]!r} and {value!r} for {key}", "remove one of them"
             )
 
     def refusal(self, what: str, hint: str) -> UsageError:
@@ -74,9 +74,9 @@ class _Host:
         """Return the error about an option that only the ssh config can say."""
         host = self.table.get("host") or "HOST"
         return self.refusal(
-            f"has {option}, for which cluster.toml has no word",
+            f"has {option}, which cluster.toml has no setting for",
             f"write `{line}` under `Host {host}` in ~/.ssh/config, which raycluster reads, and "
-            "leave it out here",
+            "remove it here",
         )
 
 
@@ -95,7 +95,7 @@ def parse_host(given: str, left_out: Callable[[str], None] = lambda _: None) -> 
     if not host.table.get("host") or any(str(v).startswith("-") for v in host.table.values()):
         raise UsageError(f"no host in {given!r}", where="--host", hint=HINT)
     for option, why in host.left_out.items():
-        left_out(f"{host.table['host']}: {option} is left out: {why}")
+        left_out(f"{host.table['host']}: {option} is ignored: {why}")
     return host.table
 
 
@@ -106,7 +106,7 @@ def _place(host: _Host, text: str) -> None:
         user = unquote(user.partition(";")[0])
     if at and ":" in user:
         raise UsageError(
-            f"{place!r} comes with a password", where="--host", hint="log in with a key instead"
+            f"{place!r} contains a password", where="--host", hint="log in with a key instead"
         )
     colons = place.count(":")
     if match := re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", place):
@@ -116,7 +116,7 @@ def _place(host: _Host, text: str) -> None:
         before, _, last = place.rpartition(":")
         if last.isdecimal() and _is_address(before):
             raise UsageError(
-                f"{text!r} may name a port or not",
+                f"{text!r} is ambiguous: it may end with a port",
                 where="--host",
                 hint=f"[{before}]:{last} or [{place}]",
             )
@@ -151,7 +151,7 @@ def _ssh_command(host: _Host) -> None:
         _place(host, places[0])
     if places[1:]:
         command = shlex.join(places[1:])
-        raise host.refusal(f"ends with a command (`{command[:80]}`)", "leave the command out")
+        raise host.refusal(f"ends with a command (`{command[:80]}`)", "remove the command")
     for letter, value in options:
         _short(host, letter, value)
     if host.table.pop("identities_only", False) and "identity_file" not in host.table:
@@ -194,14 +194,14 @@ def _short(host: _Host, letter: str, value: str) -> None:
         host.left_out[shown] = _LEFT_OUT[letter]
     elif letter == "F":
         raise host.refusal(
-            f"has {shown}, for which cluster.toml has no word",
-            f"write `Include {value}` into ~/.ssh/config, which raycluster reads, and leave it "
-            "out here",
+            f"has {shown}, which cluster.toml has no setting for",
+            f"write `Include {value}` into ~/.ssh/config, which raycluster reads, and remove it "
+            "here",
         )
     elif letter in _CONFIG:
         raise host.only_in_config(shown, f"{_CONFIG[letter]} {value}".strip())
     else:
-        raise host.refusal(f"has {shown}, which raycluster cannot do", "leave it out")
+        raise host.refusal(f"has {shown}, which raycluster does not support", "remove it")
 
 
 _KEPT = {"l": "user", "i": "identity_file", "J": "proxy_jump"}
@@ -228,8 +228,8 @@ def _long(host: _Host, text: str) -> None:
         host.say("port", _port(unquoted))
     elif key == "userknownhostsfile" and unquoted in ("/dev/null", "none"):
         raise host.refusal(
-            f"has {shown}, which forgets every host's key",
-            "leave it out; for a host first seen write -o StrictHostKeyChecking=accept-new",
+            f"has {shown}, which discards host keys",
+            "remove it; to accept a new host's key use -o StrictHostKeyChecking=accept-new",
         )
     elif key in _WORDS and unquoted and not (key == "userknownhostsfile" and " " in unquoted):
         host.say(_WORDS[key], unquoted)
@@ -240,9 +240,9 @@ def _long(host: _Host, text: str) -> None:
     elif key == "identitiesonly" and unquoted.lower() in ("yes", "true"):
         host.table["identities_only"] = True  # the file of -i is tried first anyway
     elif key == "hostname":
-        raise host.refusal(f"has {shown}", f"give {unquoted} as the host")
+        raise host.refusal(f"has {shown}", f"use {unquoted} as the host")
     elif key in _OF_A_SESSION:
-        host.left_out[shown] = "it is about a session of your own"
+        host.left_out[shown] = "it only affects interactive sessions"
     elif key in _OWN_WAY:
         host.left_out[shown] = _OWN_WAY[key]
     elif _SURE.get(key) == unquoted.lower():
@@ -258,8 +258,8 @@ def _checking(host: _Host, shown: str, value: str) -> None:
         host.say("host_keys", "strict")
     else:
         raise host.refusal(
-            f"has {shown}, which lets anybody between you and the host in",
-            "write accept-new to trust a host first seen, or leave it out and pin host_key",
+            f"has {shown}, which allows man-in-the-middle attacks",
+            "use accept-new to trust a new host's key, or remove it and pin host_key",
         )
 
 

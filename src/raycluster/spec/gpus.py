@@ -31,7 +31,7 @@ def lacking_gpus(models: Sequence[Model], gpus: Mapping[str, float]) -> str:
         return ""
     needed, given = sum(m.each_gpus * m.least_replicas for m in models), sum(gpus.values())
     if needed > given:
-        return f"the models need {needed:g} GPUs at least, the hosts give {given:g}"
+        return f"the models need at least {needed:g} GPUs, but the hosts have {given:g}"
     return next((lack for m in models if (lack := _lacking(m, gpus))), "")
 
 
@@ -43,7 +43,7 @@ def advice(model: Model, gpus: Mapping[str, float]) -> tuple[str, str] | None:
     hosts = f"{model.stage // most} hosts with {most} GPU{'' if most == 1 else 's'} each"
     return (
         f"{_parallel(model)} over {hosts}: every layer waits for the network between them",
-        "leave it so on fast links (InfiniBand, RoCE, two DGX Sparks); on a slower network "
+        "keep it on fast links (InfiniBand, RoCE, two DGX Sparks); on slower networks "
         f"{_sizes(model, most)} is usually faster",
     )
 
@@ -53,7 +53,10 @@ def _lacking(model: Model, gpus: Mapping[str, float]) -> str:
         return ""
     given = sum(gpus.values())
     if model.each_gpus > given:  # of which there may be no replica at first
-        return f"a replica of {model.name} needs {model.each_gpus:g} GPUs, the hosts give {given:g}"
+        return (
+            f"a replica of {model.name} needs {model.each_gpus:g} GPUs, but the hosts have "
+            f"{given:g}"
+        )
     if not spreads(model, gpus):
         return _lacking_blocks(model, gpus, model.each_gpus, model.least_replicas)
     if model.data > 1:
@@ -71,7 +74,7 @@ def _lacking_blocks(model: Model, gpus: Mapping[str, float], block: float, least
         return ""
     return (
         f"{model.name} needs {blocks:g} times {block:g} GPUs on one host; "
-        f"the hosts have room for {room:g}"
+        f"the hosts have capacity for {room:g}"
     )
 
 
@@ -100,7 +103,7 @@ def _uneven(model: Model, gpus: Mapping[str, float]) -> str:
     have = ", ".join(f"{host} has {count:g}" for host, count in gpus.items() if count)
     ways = " or ".join(_ways(model, gpus)) or "use sizes that fit on one host"
     return (
-        f"{_parallel(model)} needs a host with {model.stage} GPUs, or hosts with equal parts of "
+        f"{_parallel(model)} needs a host with {model.stage} GPUs, or hosts with equal shares of "
         f"them; {have}: {ways}"
     )
 

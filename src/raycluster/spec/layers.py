@@ -39,7 +39,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
             raise SpecError(
                 f"line {binding.original.line + blank} cannot be read",
                 where=str(path),
-                hint="write it as NAME=value, a value with spaces or quotes in quotes",
+                hint="write it as NAME=value, with quotes around a value with spaces or quotes",
             )
     found = dotenv_values(stream=io.StringIO(text))
     return {name: value for name, value in found.items() if value is not None}
@@ -106,7 +106,7 @@ class Layers(PydanticBaseSettingsSource):
         node: Any = self.document
         for part, following in zip(location, (*location[1:], None), strict=True):
             if isinstance(part, int) and part > len(node):
-                raise ValueError(f"there are {len(node)} before it, numbers begin at 0")
+                raise ValueError(f"the list has {len(node)} entries, and numbering starts at 0")
             if isinstance(part, int) and part == len(node):
                 node.append({})
             if following is None:
@@ -129,7 +129,7 @@ def _value(text: str, kind: object) -> object:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             if kind is not Any:
-                raise ValueError("a table or a list in JSON is expected") from error
+                raise ValueError("a JSON table or list is expected") from error
     return text
 
 

@@ -93,33 +93,29 @@ class ClusterSpec(BaseSettings):
     )
     cluster: Cluster = Field(description="The cluster as a whole.")
     ssh: Ssh = Field(
-        default=Ssh(), description="How hosts are reached; every host may override each of these."
+        default=Ssh(), description="How to reach the hosts; each host can override these."
     )
     runtime: Runtime = Field(
         default=Runtime(),
-        description="How processes run on hosts; every host may override each of these.",
+        description="How processes run on the hosts; each host can override these.",
     )
     head: Host = Field(
-        description="The machine that holds Ray's head, and replicas like any other."
+        description="The host that runs the Ray head; it also runs replicas, like the others."
     )
     workers: tuple[Worker, ...] = Field(default=(), description="The other machines, if any.")
-    models: tuple[Model, ...] = Field(default=(), description="Without any, Ray alone is started.")
+    models: tuple[Model, ...] = Field(default=(), description="Without any, only Ray is started.")
     gateway: Gateway | None = Field(
-        default=None, description="The way in for clients: nginx, which checks API keys."
+        default=None, description="The clients' entry point: nginx, which checks API keys."
     )
     firewall: Firewall = Field(
-        default=Firewall(), description="Who reaches the cluster's ports on its hosts."
+        default=Firewall(), description="Who can reach the cluster's ports on its hosts."
     )
-    registry: Registry | None = Field(
-        default=None, description="The login of the registry that images come from."
-    )
+    registry: Registry | None = Field(default=None, description="Login for the image registry.")
     distribution: Distribution = Field(
         default=Distribution(),
-        description="How what is large comes to many hosts.",
+        description="How large files are distributed to the hosts.",
     )
-    monitoring: Monitoring | None = Field(
-        default=None, description="What records how the cluster does."
-    )
+    monitoring: Monitoring | None = Field(default=None, description="Metrics and dashboards.")
     ports: Ports = Field(
         default=Ports(),
         description="Every port that the cluster listens on, the same on all hosts.",
@@ -131,7 +127,8 @@ class ClusterSpec(BaseSettings):
     )
     secrets: dict[EnvName, SecretSource] = Field(
         default_factory=dict,
-        description="Environment of the replicas: `env:NAME`, `file:PATH` or `cmd:COMMAND`.",
+        description="Secrets in the replicas' environment: `env:NAME`, `file:PATH` or "
+        "`cmd:COMMAND`.",
         examples=[{"HF_TOKEN": "env:HF_TOKEN"}],
     )
 
@@ -149,13 +146,13 @@ class ClusterSpec(BaseSettings):
     @classmethod
     def _models_differ(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
         if twice := _repeated(name for m in models for name in m.names):
-            raise ValueError(f"two models or adapters are called {twice!r}")
+            raise ValueError(f"two models or adapters have the name {twice!r}")
         return models
 
     @model_validator(mode="after")
     def _hosts_differ(self) -> ClusterSpec:
         if twice := _repeated(h.name for h in self.hosts):
-            raise ValueError(f"two hosts are called {twice!r}")
+            raise ValueError(f"two hosts have the name {twice!r}")
         if twice := _repeated(h.private_address for h in self.hosts if h.private_address):
             raise ValueError(f"two hosts have the private_address {twice}")
         places: dict[object, str] = {}

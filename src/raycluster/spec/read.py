@@ -78,7 +78,7 @@ def _text(path: Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise SpecError(
-            "no such file", where=str(path), hint="write one with: raycluster init"
+            "no such file", where=str(path), hint="create one with: raycluster init"
         ) from error
     except IsADirectoryError as error:
         raise SpecError("is a folder; name the TOML file in it", where=str(path)) from error

@@ -68,31 +68,33 @@ class Cluster(Part):
     """The cluster as a whole."""
 
     name: Label = Field(
-        description="Stands in every name and label on the hosts.", examples=["my-cluster"]
+        description="Used in all names and labels on the hosts.", examples=["my-cluster"]
     )
     owner: Text | None = Field(
         default=None,
-        description="Whose cluster it is: a person or a team. Others of the same name are not "
-        "touched. Default: your user name here.",
+        description="Owner of the cluster: a person or team. Clusters with the same name and "
+        "another owner are left alone. Default: your local user name.",
         examples=["ml-team"],
     )
-    parallel: AtLeastOne = Field(default=16, description="How many hosts are worked on at once.")
+    parallel: AtLeastOne = Field(
+        default=16, description="How many hosts to work on at the same time."
+    )
     node_timeout: Seconds = Field(
-        default=180, description="Seconds for a started node to join the cluster."
+        default=180, description="Seconds to wait for a started node to join the cluster."
     )
     app_timeout: Seconds = Field(
-        default=1800, description="Seconds for the models to load and answer."
+        default=1800, description="Seconds to wait for the models to load and respond."
     )
     price_per_hour: Price | None = Field(
         default=None,
-        description="What each host costs per hour; every host may override this.",
+        description="Price of a host per hour; each host can override it.",
         examples=[2.5],
     )
-    currency: Currency = Field(default="USD", description="The currency of all prices.")
+    currency: Currency = Field(default="USD", description="Currency of all prices.")
 
 
 class Ssh(Part):
-    """How hosts are reached; every host may override each of these."""
+    """How to reach the hosts; each host can override these."""
 
     user: UserName | None = Field(
         default=None, description="Default: ssh config, then your user name.", examples=["root"]
@@ -108,12 +110,12 @@ class Ssh(Part):
     )
     host_keys: HostKeys | None = Field(
         default=None,
-        description="`strict` (default), or `accept-new` to trust a host first seen.",
+        description="`strict` (default), or `accept-new` to trust the key of a new host.",
         examples=["strict"],
     )
     proxy_jump: JumpHosts | None = Field(
         default=None,
-        description="`[user@]host[:port]`, several with commas; default: ssh config.",
+        description="`[user@]host[:port]`, several separated by commas; default: ssh config.",
         examples=["me@bastion.example.org:22"],
     )
     connect_timeout: Seconds | None = Field(
@@ -121,13 +123,14 @@ class Ssh(Part):
     )
     ssh: Literal["auto", "system", "library"] | None = Field(
         default=None,
-        description="`system` is the `ssh` of this machine; `auto` (default): where it has to be.",
+        description="`system` uses this machine's `ssh`; `auto` (default) does so only where "
+        "necessary.",
         examples=["auto"],
     )
 
 
 class Runtime(Part):
-    """How processes run on hosts; every host may override each of these."""
+    """How processes run on the hosts; each host can override these."""
 
     kind: Literal["docker", "native"] | None = Field(
         default=None,
@@ -136,8 +139,8 @@ class Runtime(Part):
     )
     image: ImageName | None = Field(
         default=None,
-        description="Docker: holds an engine; Ray is added where it lacks it; "
-        f"default `{DEFAULT_IMAGE}`.",
+        description="Docker: image with an engine; Ray is added if it is "
+        f"missing; default `{DEFAULT_IMAGE}`.",
         examples=[DEFAULT_IMAGE],
     )
     pull: Literal["always", "missing", "never"] | None = Field(
@@ -153,13 +156,13 @@ class Runtime(Part):
     )
     archive: Operand | None = Field(
         default=None,
-        description="Docker: a file of `docker save` here, with `image` in it, for hosts that "
+        description="Docker: a local file from `docker save` with `image` in it, for hosts that "
         "lack it.",
         examples=["./image.tar"],
     )
     volumes: tuple[VolumeText, ...] | None = Field(
         default=None,
-        description="Docker: `SOURCE:/TARGET[:ro]` besides the cluster's own volume.",
+        description="Docker: `SOURCE:/TARGET[:ro]` in addition to the cluster's own volume.",
         examples=[["/data/models:/models:ro"]],
     )
     shm_size: Size | None = Field(
@@ -169,23 +172,23 @@ class Runtime(Part):
     )
     devices: tuple[Device, ...] | None = Field(
         default=None,
-        description="Docker: devices or folders of them for Ray's node; RDMA's are found on hosts "
-        "with GPUs.",
+        description="Docker: devices, or folders of devices, for the Ray node; default: RDMA "
+        "devices on hosts with GPUs.",
         examples=[["/dev/infiniband"]],
     )
     ulimits: dict[LimitName, Limit] | None = Field(
         default=None,
-        description="Docker: limits of Ray's node, -1 for none; default: the daemon's.",
+        description="Docker: ulimits of the Ray node, -1 for unlimited; default: the daemon's.",
         examples=[{"memlock": -1, "nofile": 1048576}],
     )
     cap_add: tuple[Capability, ...] | None = Field(
         default=None,
-        description="Docker: capabilities of Ray's node besides the six that it has.",
+        description="Docker: capabilities of the Ray node in addition to its six.",
         examples=[["IPC_LOCK"]],
     )
     ipc: Literal["host", "private", "shareable"] | None = Field(
         default=None,
-        description="Docker: `host` shares the host's /dev/shm, and `shm_size` does not count; "
+        description="Docker: `host` shares the host's /dev/shm, and `shm_size` is ignored; "
         "default: the daemon's.",
         examples=["host"],
     )
@@ -196,41 +199,43 @@ class Runtime(Part):
     )
     python: Operand | None = Field(
         default=None,
-        description="Native: an existing interpreter; without it uv makes one.",
+        description="Native: an existing Python; without it, uv creates an environment.",
         examples=["/opt/serving/bin/python"],
     )
     requirements: tuple[Operand, ...] | None = Field(
         default=None,
-        description="Native: what uv installs; default: ray and vLLM for GPU or CPU.",
+        description="Native: packages for uv to install; default: ray, and vLLM for GPU or CPU.",
         examples=[list(GPU_REQUIREMENTS)],
     )
     uv_args: tuple[Text, ...] | None = Field(
         default=None,
-        description="Native: further arguments of `uv pip install`.",
+        description="Native: extra arguments for `uv pip install`.",
         examples=[["--no-cache"]],
     )
     python_version: PythonVersion | None = Field(
         default=None,
-        description="Native: of the environment that uv makes; default: that of the other hosts' "
-        "image, where it is known, else 3.11.",
+        description="Native: Python version of the environment that uv creates; default: that of "
+        "the other hosts' image if known, else 3.11.",
         examples=["3.12"],
     )
     folder: Folder | None = Field(
         default=None,
-        description="Native: the folder that gets `.raycluster/CLUSTER`; default: the home folder, "
-        "which hosts must not share. A running cluster's stays.",
+        description="Native: the folder for `.raycluster/CLUSTER`, not shared between hosts; "
+        "default: the home folder. A running cluster keeps its folder.",
         examples=["/scratch/me"],
     )
     start_on_boot: bool | None = Field(
         default=None,
-        description="Native: start again after a reboot or a kill (systemd or cron); default true.",
+        description="Native: restart after a reboot or a kill (systemd or cron); default true.",
         examples=[True],
     )
 
     @model_validator(mode="after")
     def _archive_is_enough(self) -> Runtime:
         if self.archive and self.pull == "always":
-            raise ValueError('`archive` brings the image, and pull = "always" asks a registry: one')
+            raise ValueError(
+                '`archive` provides the image, and pull = "always" pulls it instead: use one'
+            )
         return self
 
 
@@ -245,24 +250,26 @@ class Host(Ssh):
     )
     host_key: HostKey | None = Field(
         default=None,
-        description="Pins the host's key: `SHA256:...`.",
+        description="Pinned host key: `SHA256:...`.",
         examples=["SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"],
     )
     private_address: NodeAddress | None = Field(
         default=None,
-        description="What the other nodes dial; default: the address of `host`.",
+        description="Address at which the other nodes reach this host; default: the address of "
+        "`host`.",
         examples=["10.0.0.1"],
     )
     gpus: GpuCount = Field(
         default="all",
-        description="`all`, the first so many, 0, or a list of indices or UUIDs (MIG slices too).",
+        description="`all`, a number (the first N, or 0), or a list of indices or UUIDs (MIG "
+        "slices too).",
     )
     num_cpus: Count | None = Field(
-        default=None, description="Default: what Ray counts.", examples=[8]
+        default=None, description="CPUs for Ray; default: what Ray detects.", examples=[8]
     )
     price_per_hour: Price | None = Field(
         default=None,
-        description="What this host costs per hour; default: `cluster.price_per_hour`.",
+        description="Price of this host per hour; default: `cluster.price_per_hour`.",
         examples=[2.5],
     )
     runtime: Runtime = Field(default=Runtime(), description="Overrides of `[runtime]`.")
@@ -292,24 +299,24 @@ class Replicas(Part):
     """Autoscaling of a model's replicas."""
 
     min: Count = Field(
-        default=1, description="Replicas kept without requests; 0: a request starts the first."
+        default=1, description="Minimum number of replicas; 0: the first request starts one."
     )
-    max: AtLeastOne = Field(default=1, description="Replicas at most.")
+    max: AtLeastOne = Field(default=1, description="Maximum number of replicas.")
     target_ongoing_requests: AtLeastOne = Field(
         default=64, description="Requests in flight per replica that autoscaling aims at."
     )
     upscale_delay: Delay = Field(
-        default=10, description="Seconds that more load lasts before replicas are added."
+        default=10, description="Seconds of higher load before replicas are added."
     )
     downscale_delay: Delay = Field(
-        default=300, description="Seconds that less load lasts before replicas are removed."
+        default=300, description="Seconds of lower load before replicas are removed."
     )
     to_zero_delay: Delay = Field(
         default=900, description="Seconds without requests before the last replica is removed."
     )
     policy: Function | None = Field(
         default=None,
-        description="A policy of your own for Ray Serve, which the nodes can import.",
+        description="A custom autoscaling policy for Ray Serve, importable on the nodes.",
         examples=["package.module:function"],
     )
 
@@ -329,12 +336,12 @@ ENVIRONMENT = {
 class EngineEnvironment(Part):
     """A Python environment that uv makes on the nodes for one model's vLLM."""
 
-    vllm: VllmVersion | None = Field(default=None, description="The release of vLLM.")
+    vllm: VllmVersion | None = Field(default=None, description="vLLM version.")
     requirements: tuple[Operand, ...] | None = Field(
-        default=None, description="What else is installed, or all of it."
+        default=None, description="Additional packages, or all packages if `vllm` is not set."
     )
     uv_args: tuple[Text, ...] | None = Field(
-        default=None, description="Further arguments of `uv pip install`."
+        default=None, description="Extra arguments for `uv pip install`."
     )
     python_version: PythonVersion | None = Field(
         default=None, description="Default: that of the node."
@@ -359,27 +366,28 @@ class Model(Part):
     """One model that the cluster serves."""
 
     name: ModelName = Field(
-        description="What clients ask for.", examples=["Qwen/Qwen2.5-0.5B-Instruct"]
+        description="Model name that clients use in requests.",
+        examples=["Qwen/Qwen2.5-0.5B-Instruct"],
     )
     source: Operand | None = Field(
         default=None,
-        description="Hub id, or a path on the hosts; default: name.",
+        description="Hugging Face ID, or a path on the hosts; default: the name.",
         examples=["/models/qwen2.5-0.5b"],
     )
     engine: Literal["auto", "vllm", "transformers"] = Field(
         default="auto",
-        description="`auto`: vLLM; without GPUs transformers where vLLM cannot start.",
+        description="`auto`: vLLM; on hosts without GPUs, transformers if vLLM cannot start.",
     )
     fallback: bool = Field(
         default=False,
-        description="With `auto`: transformers, much slower, where vLLM cannot start on GPUs too.",
+        description="With `auto`: use transformers (much slower) on GPUs too if vLLM cannot start.",
     )
     replicas: Annotated[
         Annotated[AtLeastOne, Tag("number")] | Annotated[Replicas, Tag("table")],
         Discriminator(_shape),
     ] = Field(
         default=1,
-        description="A number, or a table for autoscaling.",
+        description="Number of replicas, or a table for autoscaling.",
         examples=[REPLICAS],
     )
     num_cpus: Share = Field(default=1, description="CPUs per replica.")
@@ -389,20 +397,22 @@ class Model(Part):
         examples=[1],
     )
     max_ongoing_requests: AtLeastOne = Field(
-        default=256, description="Requests that a replica takes at once."
+        default=256, description="Maximum concurrent requests per replica."
     )
     max_queued_requests: AtLeastOne | None = Field(
         default=None,
-        description="Requests that wait at most; default: four times max_ongoing_requests.",
+        description="Maximum queued requests; default: four times max_ongoing_requests.",
         examples=[1024],
     )
     routing: Literal["least-busy", "sticky", "prefix"] = Field(
         default="least-busy",
-        description="Or `sticky` by the header x-session-id, or `prefix` by a prompt's beginning.",
+        description="How requests are routed: also `sticky` by the header x-session-id, or "
+        "`prefix` by the start of the prompt.",
     )
     adapters: dict[ModelName, Operand] = Field(
         default_factory=dict,
-        description="LoRA adapters by the name that clients ask for: hub id, or path on the hosts.",
+        description="LoRA adapters by the name that clients use: Hugging Face ID, or a path on "
+        "the hosts.",
         examples=[{"my-adapter": "/models/my-adapter"}],
     )
     environment: (
@@ -413,32 +423,32 @@ class Model(Part):
         | None
     ) = Field(
         default=None,
-        description="A vLLM of its own: a table of what uv installs, or the path of a Python that "
-        "is on every node.",
+        description="A separate vLLM for this model: a table of packages for uv to install, or the "
+        "path of a Python on every node.",
         examples=[ENVIRONMENT],
     )
     engine_args: EngineArgs = Field(
         default_factory=dict,
-        description="The engine's own arguments, under its own names.",
+        description="Engine arguments, under the engine's own names.",
         examples=[{"gpu_memory_utilization": 0.8, "max_model_len": 8192}],
     )
 
     @model_validator(mode="after")
     def _engine_has_adapters(self) -> Model:
         if self.adapters and self.engine == "transformers":
-            raise ValueError("adapters need vLLM: leave out `engine`, or the adapters")
+            raise ValueError("adapters need vLLM: remove `engine`, or the adapters")
         return self
 
     @model_validator(mode="after")
     def _environment_has_vllm(self) -> Model:
         if self.environment and self.engine == "transformers":
-            raise ValueError("`environment` is vLLM's: leave out `engine`, or the environment")
+            raise ValueError("`environment` is vLLM's: remove `engine`, or the environment")
         return self
 
     @model_validator(mode="after")
     def _falls_back_from_auto(self) -> Model:
         if self.fallback and self.engine != "auto":
-            raise ValueError('`fallback` is for engine = "auto": leave out one of them')
+            raise ValueError('`fallback` is for engine = "auto": remove one of them')
         return self
 
     @model_validator(mode="after")
@@ -449,8 +459,8 @@ class Model(Part):
         target = self.replicas.target_ongoing_requests
         if self.replicas.max > self.replicas.min and target >= self.max_ongoing_requests:
             raise ValueError(
-                f"replicas.target_ongoing_requests ({target}) has to be less than "
-                f"max_ongoing_requests ({self.max_ongoing_requests}), or no load adds replicas"
+                f"replicas.target_ongoing_requests ({target}) must be less than "
+                f"max_ongoing_requests ({self.max_ongoing_requests}), or replicas are never added"
             )
         return self
 
@@ -460,7 +470,7 @@ class Model(Part):
         if local != self.data:
             raise ValueError(
                 f"data_parallel_size_local is {shown(local)} of data_parallel_size {self.data}: "
-                "all engines of a replica are on its host; leave it out, and use `replicas`"
+                "all engines of a replica run on one host; remove it, and use `replicas`"
             )
         return self
 
@@ -468,8 +478,8 @@ class Model(Part):
     def _gpus_agree(self) -> Model:
         if self.world_size > 1 and self.num_gpus not in (None, 0, self.world_size):
             raise ValueError(
-                f"num_gpus is {self.num_gpus:g}, and the engine arguments need {self.world_size}: "
-                "leave out num_gpus"
+                f"num_gpus is {self.num_gpus:g}, but the engine arguments need {self.world_size}: "
+                "remove num_gpus"
             )
         return self
 
@@ -549,15 +559,15 @@ class Ports(Part):
     gateway: Port = Field(default=8080, description="The gateway, on the head.")
     prometheus: Port = Field(default=9090, description="Prometheus, on the head's loopback.")
     grafana: Port = Field(default=3000, description="Grafana, on the head's loopback.")
-    gcs: Port = Field(default=6379, description="Ray's control store, on the head.")
+    gcs: Port = Field(default=6379, description="Ray's control store (GCS), on the head.")
     node_manager: Port = Field(default=6380, description="Ray's raylet, on every node.")
-    object_manager: Port = Field(default=6381, description="Ray's objects, on every node.")
+    object_manager: Port = Field(default=6381, description="Ray's object manager, on every node.")
     dashboard_agent_grpc: Port = Field(default=6382, description="Ray's agent, on every node.")
     dashboard_agent_http: Port = Field(default=6383, description="Ray's agent, on every node.")
     runtime_env_agent: Port = Field(default=6384, description="Ray's agent, on every node.")
     metrics: Port = Field(default=6385, description="Ray's Prometheus metrics, on every node.")
     transfer: Port = Field(
-        default=6386, description="Files from host to host, while they are handed on."
+        default=6386, description="File transfers between hosts, while they run."
     )
     ray_client: Port = Field(default=10001, description="Ray's client server, on the head.")
     ingress_metrics: Port = Field(
@@ -566,7 +576,7 @@ class Ports(Part):
     ingress_stats: Port = Field(default=8404, description="Statistics of HAProxy, on the head.")
     ingress_fallback: Port = Field(
         default=8500,
-        description="Answers for models without replicas, on the head's loopback.",
+        description="Fallback for models without replicas, on the head's loopback.",
     )
     worker_min: Port = Field(default=20000, description="First port of Ray's worker processes.")
     worker_max: Port = Field(default=20999, description="Last port of Ray's worker processes.")
@@ -583,8 +593,8 @@ class Ports(Part):
                 raise ValueError(f"{name}_min ({first}) is above {name}_max")
         if self.replica_max - self.replica_min + 1 < LEAST_REPLICA_PORTS:
             raise ValueError(
-                "a replica takes three ports: replica_min to replica_max have to be "
-                f"{LEAST_REPLICA_PORTS} at least"
+                "a replica takes three ports: replica_min to replica_max must span at least "
+                f"{LEAST_REPLICA_PORTS} ports"
             )
         if self.worker_min <= self.replica_max and self.replica_min <= self.worker_max:
             raise ValueError("worker_min to worker_max and replica_min to replica_max overlap")

@@ -33,16 +33,17 @@ class Tls(Part):
 
     cert: Operand | None = Field(
         default=None,
-        description="A file on this machine: the certificate and its chain.",
+        description="Local PEM file with the certificate and its chain.",
         examples=["./gateway.pem"],
     )
     key: SecretSource | None = Field(
         default=None,
-        description="The certificate's key: `file:PATH` or `cmd:COMMAND`.",
+        description="Private key of the certificate: `file:PATH` or `cmd:COMMAND`.",
         examples=["file:./gateway.key"],
     )
     self_signed: bool = Field(
-        default=False, description="Instead of a file: one that the cluster makes for itself."
+        default=False,
+        description="Use a self-signed certificate that the cluster generates, instead of files.",
     )
 
     @model_validator(mode="after")
@@ -53,44 +54,44 @@ class Tls(Part):
 
 
 class Gateway(Part):
-    """The way in for clients: nginx, which checks API keys."""
+    """The clients' entry point: nginx, which checks API keys."""
 
     on: Literal["head", "all"] = Field(
-        default="head", description="Where it runs: `all` is every host."
+        default="head", description="Where it runs: on the head or on all hosts."
     )
     listen: IpAddress | None = Field(
         default=None,
-        description="Default: everywhere when there are keys (over IPv6 too on hosts whose "
-        "addresses are such), else loopback alone.",
+        description="Listen address; default: all interfaces if there are API keys (also IPv6 on "
+        "hosts with IPv6 addresses), else loopback only.",
         examples=["0.0.0.0"],  # noqa: S104  # an example
     )
     api_keys: dict[KeyOwner, SecretSource] = Field(
         default_factory=dict,
-        description="Owner and source of each key; the log names owners, never keys.",
+        description="Owner and source of each key; logs contain owners, never keys.",
         examples=[{"alice": "env:ALICE_KEY", "batch": "file:./batch.key"}],
     )
     tls: Tls | None = Field(
         default=None,
-        description="Without it, keys travel in the clear: reach the gateway by the tunnel then.",
+        description="TLS; without it, API keys are sent unencrypted: use the tunnel then.",
         examples=[{"cert": "./gateway.pem", "key": "file:./gateway.key", "self_signed": False}],
     )
     paths: tuple[HttpPath, ...] = Field(
         default=("/v1/", "/health"),
-        description="What may be asked for: `/v1/` is all below it; `/health` needs no key.",
+        description="Allowed paths: `/v1/` includes everything below it; `/health` needs no key.",
     )
-    max_body: Bytes = Field(default="64m", description="The largest request.")
+    max_body: Bytes = Field(default="64m", description="Maximum request size.")
     max_connections: AtLeastOne = Field(
-        default=1024, description="Requests that one address may have at once."
+        default=1024, description="Maximum concurrent requests per client address."
     )
     rate_limit: AtLeastOne | None = Field(
         default=None,
-        description="Requests a second for each key, or without keys for each address.",
+        description="Requests per second per key, or per client address without keys.",
         examples=[20],
     )
     timeout: Seconds = Field(
-        default=600, ge=1, description="Seconds that a model may be silent in an answer."
+        default=600, ge=1, description="Timeout between two parts of a response, in seconds."
     )
-    image: ImageName = Field(default="nginx:1.29-alpine", description="Docker: holds nginx.")
+    image: ImageName = Field(default="nginx:1.29-alpine", description="Docker: image with nginx.")
 
     @property
     def address(self) -> str:
@@ -113,38 +114,40 @@ class Firewall(Part):
 
     manage: bool = Field(
         default=False,
-        description="Close the hosts with nftables (root) to all but SSH, the gateway, the "
-        "cluster's hosts, and the ports of other services that listen when the rules are written.",
+        description="Block access to the hosts with nftables (needs root), except for SSH, the "
+        "gateway, the cluster's hosts, and ports of other services that listen when the rules "
+        "are written.",
     )
     allow_ports: tuple[Port, ...] = Field(
         default=(),
-        description="More ports of other services, TCP and UDP, that stay open.",
+        description="Additional TCP and UDP ports to keep open.",
         examples=[[8888, 51820]],
     )
     allow_from: tuple[IpNetwork, ...] = Field(
         default=(),
-        description="More networks that get in, such as a second one between the hosts.",
+        description="Additional networks to allow, such as a second one between the hosts.",
         examples=[["192.168.100.0/24"]],
     )
     check: Literal["public", "always", "never"] = Field(
         default="public",
-        description="After `up`, try the ports from here: of hosts with public addresses "
-        "(`public`), of all (`always`), or of none (`never`).",
+        description="After `up`, test from this machine which ports are open: on hosts with public "
+        "addresses (`public`), on all (`always`) or none (`never`).",
     )
 
 
 class Registry(Part):
-    """The login of the registry that images come from."""
+    """Login for the image registry."""
 
     server: RegistryName = Field(
-        default="docker.io", description="How the images' names begin; `docker.io` if they do not."
+        default="docker.io",
+        description="The registry's host name in image names; `docker.io` if they have none.",
     )
     username: SecretSource = Field(
         description="`env:NAME`, `file:PATH` or `cmd:COMMAND`.", examples=["env:REGISTRY_USERNAME"]
     )
     password: SecretSource = Field(
-        description="A password or token, from such a source; it goes to the hosts' Docker with "
-        "each pull and is not kept there.",
+        description="Source of the password or token; it is sent to the hosts' Docker with each "
+        "pull and not stored there.",
         examples=["env:REGISTRY_PASSWORD"],
     )
 
@@ -154,54 +157,55 @@ class Distribution(Part):
 
     models: Literal["auto", "peer", "hub"] = Field(
         default="auto",
-        description="Hosts take a model from one another (`peer`), each from the hub (`hub`), or "
-        "from one another where all their addresses are private (`auto`).",
+        description="Hosts copy models from each other (`peer`), download them from the hub "
+        "(`hub`), or copy if all their addresses are private (`auto`).",
     )
     images: Literal["registry", "peer"] = Field(
         default="registry",
-        description="Every host pulls an image (`registry`), or one does, and the others take it "
-        "from there (`peer`).",
+        description="Every host pulls images from the registry (`registry`), or one does and the "
+        "others copy them from it (`peer`).",
     )
     folder: Folder = Field(
         default="/var/tmp",  # noqa: S108  # a folder of each user's own is made in it
-        description="On Docker hosts: where an image lies on its way to Docker.",
+        description="Docker hosts: folder for images before they are loaded.",
     )
 
 
 class Monitoring(Part):
-    """What records how the cluster does."""
+    """Metrics and dashboards."""
 
     prometheus: bool = Field(
         default=True, description="Prometheus, on the head's loopback: Ray, Serve and vLLM."
     )
-    retention: Days = Field(default="15d", description="How long figures are kept.")
-    retention_size: Bytes = Field(default="10g", description="How much room they may take.")
+    retention: Days = Field(default="15d", description="How long metrics are kept.")
+    retention_size: Bytes = Field(default="10g", description="Maximum disk space for metrics.")
     alertmanagers: tuple[HostAndPort, ...] = Field(
         default=(),
-        description="Alertmanagers that alerts are sent to, as the head reaches them.",
+        description="Alertmanagers to send alerts to, at addresses that the head can reach.",
         examples=[["10.0.0.9:9093"]],
     )
     time_to_first_token: Seconds = Field(
-        default=10, description="Alert when 1 of 20 streams begins later than this many seconds."
+        default=10, description="Alert if the p95 time to first token exceeds this many seconds."
     )
     gpu_exporter_port: Port | None = Field(
         default=None,
-        description="Where each host with GPUs runs an exporter of yours, such as DCGM's.",
+        description="Port of a GPU metrics exporter that you run on each host with GPUs, such as "
+        "DCGM's.",
         examples=[9400],
     )
     image: ImageName = Field(
-        default="prom/prometheus:v3.5.0", description="Docker: holds Prometheus."
+        default="prom/prometheus:v3.5.0", description="Docker: image with Prometheus."
     )
     grafana: bool = Field(
         default=False,
-        description="Grafana, on the head's loopback: dashboards of what Prometheus has recorded.",
+        description="Grafana with dashboards, on the head's loopback.",
     )
     grafana_image: ImageName = Field(
-        default="grafana/grafana:12.4.10", description="Docker: holds Grafana."
+        default="grafana/grafana:12.4.10", description="Docker: image with Grafana."
     )
 
     @model_validator(mode="after")
     def _grafana_shows_prometheus(self) -> Monitoring:
         if self.grafana and not self.prometheus:
-            raise ValueError("`grafana = true` shows what Prometheus records: leave it on")
+            raise ValueError("`grafana = true` needs `prometheus = true`")
         return self

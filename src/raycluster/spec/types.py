@@ -23,12 +23,12 @@ from raycluster.tested import OLDEST_VLLM, startable
 from raycluster.usernames import wrong_user
 
 ENGINE_ARGS_ELSEWHERE = {
-    "model": "`source` of the model says this",
-    "served_model_name": "`name` of the model says this",
-    "host": "replicas listen where Ray Serve says",
-    "port": "replicas listen where Ray Serve says",
-    "api_key": "keys do not belong here",
-    "lora_modules": "`adapters` of the model says this",
+    "model": "set `source` of the model instead",
+    "served_model_name": "set `name` of the model instead",
+    "host": "Ray Serve decides where replicas listen",
+    "port": "Ray Serve decides where replicas listen",
+    "api_key": "use API keys of the gateway instead",
+    "lora_modules": "set `adapters` of the model instead",
 }
 MOST_GPUS = 64
 MOST_OF_A_SOCKET = 107  # bytes of a Unix socket's path
@@ -99,13 +99,13 @@ def _address(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 def _of_a_machine(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     if address.is_unspecified or address.is_multicast:
-        raise ValueError(f"{address} is no machine's own address")
+        raise ValueError(f"{address} is not a host's own address")
     return str(address)
 
 
 def _host(value: str) -> str:
     if "@" in value:
-        raise ValueError('a name or address only; put the user into `user = "..."`')
+        raise ValueError('only a name or address is allowed; set the user with `user = "..."`')
     if address := _address(value):
         return _of_a_machine(address)
     numeric = re.fullmatch(r"[0-9.]+", value)
@@ -117,7 +117,7 @@ def _host(value: str) -> str:
 def _user(value: str) -> str:
     name, at, place = value.rpartition("@")
     if at and (_address(place) or not name):
-        raise ValueError("a user name only; the address goes into `host`")
+        raise ValueError("only a user name is allowed; set the address with `host`")
     if wrong := wrong_user(_not_an_option(value)):
         raise ValueError(wrong)
     return value
@@ -158,8 +158,8 @@ def _ip(value: str) -> str:
     scoped = address.version == 6 and (address.is_link_local or address.scope_id)
     if address.is_multicast or scoped:
         raise ValueError(
-            f"{address} cannot be listened on or dialled by other programs: an address that is "
-            "not link-local or multicast is expected"
+            f"{address} cannot be used by other programs: an address that is not link-local or "
+            "multicast is expected"
         )
     return str(address)
 
@@ -226,22 +226,22 @@ def _gpus(value: object) -> object:
 
 def _named_gpus(value: list[object] | tuple[object, ...]) -> tuple[object, ...]:
     if not 0 < len(value) <= MOST_GPUS:
-        raise ValueError(f"a list names 1 to {MOST_GPUS} GPUs; for none set gpus = 0")
+        raise ValueError(f"a list needs 1 to {MOST_GPUS} GPUs; for none set gpus = 0")
     indices = all(type(each) is int and 0 <= each < MOST_INDEX for each in value)
     uuids = all(isinstance(each, str) and re.fullmatch(UUID, each) for each in value)
     if not indices and not uuids:
         raise ValueError(
-            "a list holds indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
+            "a list contains indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
             '["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], not both'
         )
     if twice := [each for each in value if value.count(each) > 1]:
-        raise ValueError(f"names {shown(twice[0])} twice")
+        raise ValueError(f"contains {shown(twice[0])} twice")
     return tuple(value)
 
 
 def _startable(value: str) -> str:
     if not startable(value):
-        raise ValueError(f"vLLM {value} cannot be started: {OLDEST_VLLM} and newer can")
+        raise ValueError(f"vLLM {value} is not supported: {OLDEST_VLLM} or newer is needed")
     return value
 
 
@@ -257,7 +257,7 @@ def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot be given to an engine: {error}") from error
+        raise ValueError(f"cannot be passed to an engine: {error}") from error
     return value
 
 

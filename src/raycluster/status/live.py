@@ -46,14 +46,14 @@ class Ages:
         from rich.text import Text
 
         age = None if self._seen is None else now - self._seen
-        parts = [f"every {self._every:g} s, Ctrl-C ends it"]
+        parts = [f"every {self._every:g} s, Ctrl-C to stop"]
         late = age is not None and age >= self._every + 2 * _TICK_S
         if late:
             parts.insert(0, f"as of {age:.0f} s ago")
         if self._error:
             parts.insert(0, f"the refresh failed: {self._error}")
         elif looking and late:
-            parts.insert(1, f"looking since {now - self._began:.0f} s")
+            parts.insert(1, f"watching for {now - self._began:.0f} s")
         style = "bold red" if self._error else "yellow" if late else "dim"
         return Text("; ".join(parts), style=style, no_wrap=True, overflow="ellipsis")
 
@@ -71,7 +71,10 @@ def watch(look: Callable[[], Standing], console: Console, every: float) -> None:
     begins = time.monotonic()
     try:
         with Live(
-            Text("looking at the cluster ..."), console=console, screen=True, auto_refresh=False
+            Text("reading the cluster's state ..."),
+            console=console,
+            screen=True,
+            auto_refresh=False,
         ) as live:
             while True:
                 now = time.monotonic()

@@ -30,18 +30,18 @@ def _model(model: ModelHealth, seen: Figures) -> Iterator[Problem]:
         return  # that is a problem already
     if app.wanted is not None and app.serving < app.wanted:
         starting = app.alive - app.serving
-        what = f"{app.serving} of {app.wanted} replicas are ready, {starting} start"
+        what = f"{app.serving} of {app.wanted} replicas are ready, {starting} are starting"
         yield Problem(model.name, what, "raycluster logs app")
     if seen.answered < app.serving:
-        what = f"its figures are those of {seen.answered} of {app.serving} replicas"
+        what = f"its metrics cover only {seen.answered} of {app.serving} replicas"
         yield Problem(model.name, what, "raycluster logs app")
     if seen.rates and seen.rates.errors:
-        what = f"{seen.rates.errors:.2g} requests/s end with an error of the server"
+        what = f"{seen.rates.errors:.2g} requests/s fail with a server error"
         yield Problem(model.name, what, "raycluster logs app")
     if seen.waiting and (seen.kv_cache_usage or 0) >= FULL:
         full = f"{seen.kv_cache_usage:.0%}"
-        what = f"{seen.waiting:.0f} requests wait, and the KV cache is {full} full"
-        yield Problem(model.name, what, "more `replicas`, or a smaller `max_model_len`")
+        what = f"{seen.waiting:.0f} requests are queued, and the KV cache is {full} full"
+        yield Problem(model.name, what, "use more `replicas`, or a smaller `max_model_len`")
 
 
 def _gpus(standing: Standing) -> Iterator[Problem]:
@@ -50,6 +50,6 @@ def _gpus(standing: Standing) -> Iterator[Problem]:
     for host, gpus in standing.gpus.items():
         for gpu in gpus:
             if gpu.errors:
-                what = f"GPU {gpu.index} had {gpu.errors} memory errors that could not be corrected"
-                hint = f"raycluster exec {host} -- nvidia-smi -q -d ECC; its reset clears them"
+                what = f"GPU {gpu.index} had {gpu.errors} uncorrectable memory errors"
+                hint = f"raycluster exec {host} -- nvidia-smi -q -d ECC; a GPU reset clears them"
                 yield Problem(host, what, hint)

@@ -42,7 +42,7 @@ def _within(timeout: float | None) -> float | None:
         return timeout
     left = _limits.end - time.monotonic()
     if left <= 0:
-        raise TimeoutError("the whole answer takes too long")
+        raise TimeoutError("the response takes too long")
     return left if timeout is None else min(left, timeout)
 
 
@@ -148,7 +148,7 @@ class _Body(httpx.SyncByteStream):
             for piece in self._response.iter_stream():
                 size += len(piece)
                 if size > ANSWER_BYTES:
-                    raise httpx.ReadError(f"the answer has more than {ANSWER_BYTES >> 20} MiB")
+                    raise httpx.ReadError(f"the response is larger than {ANSWER_BYTES >> 20} MiB")
                 yield piece
         except httpcore.TimeoutException as error:
             raise httpx.ReadTimeout(str(error)) from error
@@ -224,8 +224,8 @@ def asking_client(ask: Ask, port: int, *, token: str, timeout: float = 30.0) -> 
     """
     if token and not Secret(token).fits_header:
         raise HostError(
-            "the cluster's token as the hosts have it cannot be one",
-            hint="raycluster down, then raycluster up",
+            "the cluster token on the hosts is not valid",
+            hint="run raycluster down, then raycluster up",
         )
     who = {"Authorization": f"Bearer {token}"} if token else {}
     return _client(_AskingBackend(ask), port, {**who, "Connection": "close"}, timeout)
@@ -257,7 +257,7 @@ def whole_answer(
         for piece in answer.iter_bytes():
             body += piece
             if len(body) > ANSWER_BYTES or time.monotonic() > end:
-                raise httpx.ReadError("the answer is too long, or takes too long")
+                raise httpx.ReadError("the response is too large, or takes too long")
     kept = [(n, v) for n, v in answer.headers.multi_items() if n.lower() not in _OF_THE_BODY]
     return httpx.Response(
         answer.status_code, headers=kept, content=bytes(body), request=answer.request

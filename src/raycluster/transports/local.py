@@ -64,7 +64,7 @@ class LocalTransport:
                 child.wait(_left(end))
             except (TimeoutError, subprocess.TimeoutExpired) as error:
                 raise HostError(
-                    f"{argv[0]} did not end within {timeout:g} s", where=self._name
+                    f"{argv[0]} did not finish within {timeout:g} s", where=self._name
                 ) from error
             finally:
                 _end(child)
@@ -92,7 +92,7 @@ class LocalTransport:
                 child.wait()
             except TimeoutError as error:
                 raise HostError(
-                    f"{argv[0]} said nothing for {quiet:g} s", where=self._name
+                    f"{argv[0]} had no output for {quiet:g} s", where=self._name
                 ) from error
             finally:
                 _end(child)
@@ -136,10 +136,10 @@ class LocalTransport:
             raise HostError(
                 f"the home folder {home} does not exist",
                 where=self._name,
-                hint="set HOME to a folder of yours",
+                hint="set HOME to your own folder",
             )
         if any("\0" in word for word in (*argv, *(env or {}).values())):
-            raise HostError(f"cannot run {argv[0]}: it holds a NUL character", where=self._name)
+            raise HostError(f"cannot run {argv[0]}: it contains a NUL character", where=self._name)
         return subprocess.Popen(
             tuple(argv),
             executable=program,

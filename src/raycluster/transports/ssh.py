@@ -155,9 +155,9 @@ class SshTransport:
                     raise too_much(argv[0], self._name, ANSWER_BYTES)
         except queue.Empty as error:
             raise HostError(
-                f"{argv[0]} did not end within {timeout:g} s",
+                f"{argv[0]} did not finish within {timeout:g} s",
                 where=self._name,
-                hint="look at what it waits for on the host",
+                hint="check on the host what it waits for",
             ) from error
         finally:
             self._sessions.end(session)
@@ -182,9 +182,9 @@ class SshTransport:
             yield from self._own(session, argv[0], quiet=quiet)
         except queue.Empty as error:
             raise HostError(
-                f"{argv[0]} said nothing for {quiet:g} s",
+                f"{argv[0]} had no output for {quiet:g} s",
                 where=self._name,
-                hint="look at what it waits for on the host",
+                hint="check on the host what it waits for",
             ) from error
         finally:
             self._sessions.end(session)
@@ -203,7 +203,7 @@ class SshTransport:
             raise HostError(
                 f"cannot write {path}: {said[-1] if said else f'ended with {done.exit_code}'}",
                 where=self._name,
-                hint="look at the folder's owner, and at the free space there",
+                hint="check the folder's owner and the free space there",
             )
 
     def connect(self, address: Address, *, timeout: float = 10.0) -> Chan:
@@ -251,13 +251,15 @@ class SshTransport:
             session = self._sessions.begin(timeout)
         except ChannelRefusedError as error:
             raise HostError(
-                f"sshd opens no further session ({error})",
+                f"sshd does not open another session ({error})",
                 where=self._name,
-                hint="raise MaxSessions in sshd_config, or end other commands",
+                hint="raise MaxSessions in sshd_config, or stop other commands",
             ) from error
         except TimeoutError as error:
             raise HostError(
-                f"sshd did not open a session: {error}", where=self._name, hint="look at its load"
+                f"sshd did not open a session: {error}",
+                where=self._name,
+                hint="check the host's load",
             ) from error
         except OSError as error:
             raise self._lost(argv[0]) from error
@@ -334,7 +336,7 @@ class SshTransport:
             raise HostError(
                 f"sshd refused to run {program}",
                 where=self._name,
-                hint="look at ForceCommand and at the options of the key in authorized_keys",
+                hint="check ForceCommand, and the options of the key in authorized_keys",
             )
         if session.status is None and (output.begun or not self.alive):
             raise self._lost(program)
@@ -342,17 +344,17 @@ class SshTransport:
             raise output.did_not_run(self._name)
         if session.status == 0:
             raise HostError(
-                f"the output of {program} did not come whole",
+                f"the output of {program} is incomplete",
                 where=self._name,
-                hint="look at ForceCommand and at the start-up files of the login shell",
+                hint="check ForceCommand and the start-up files of the login shell",
             )
 
     def _lost(self, doing: str) -> ConnectionLostError:
         silent = self._link.connection.fell_silent
         return ConnectionLostError(
-            f"the SSH connection {'fell silent' if silent else 'broke'} during {doing}",
+            f"the SSH connection {'stopped responding' if silent else 'broke'} during {doing}",
             where=self._name,
-            hint="look at the host and the network, then run this again",
+            hint="check the host and the network, then run the command again",
         )
 
     def _open(self, address: Address, timeout: float) -> Chan:
@@ -368,7 +370,7 @@ class SshTransport:
             raise HostError(
                 f"cannot connect to {_place(address)}: {error}",
                 where=self._name,
-                hint="look whether something on the way drops packets",
+                hint="check whether a firewall or router drops packets",
             ) from error
         except OSError as error:
             raise self._lost(f"a connection to {_place(address)}") from error
@@ -394,22 +396,22 @@ class SshTransport:
                 return (
                     True,
                     "sshd forbids forwarding",
-                    "set AllowTcpForwarding yes in sshd_config, and look at PermitOpen, "
+                    "set AllowTcpForwarding yes in sshd_config, and check PermitOpen, "
                     "DisableForwarding and the key's options in authorized_keys",
                 )
-            return False, f"{error}", "look whether something listens there"
+            return False, f"{error}", "check whether something listens there"
         word = self.run(why_refused_argv(address)).text.rpartition("\n")[2]
         known = {
-            "missing": ("there is no such socket", "start the program that listens there"),
+            "missing": ("the socket does not exist", "start the program that listens there"),
             "other": ("it is not a socket", "correct the path"),
-            "denied": ("permission denied", "give the login user the right to use it"),
+            "denied": ("permission denied", "give the login user permission to use it"),
             "stale": ("nothing listens there", "start the program that listens there"),
         }.get(word)
         if known is None:
             return (
                 True,
                 "sshd forbids forwarding to Unix sockets",
-                "set AllowStreamLocalForwarding yes in sshd_config, and look at DisableForwarding "
+                "set AllowStreamLocalForwarding yes in sshd_config, and check DisableForwarding "
                 "and the key's options in authorized_keys",
             )
         return (False, *known)

@@ -73,7 +73,9 @@ def read_config(name: str, config_file: str, user: str | None = None) -> HostCon
 
 def _read(path: Path, base: Path, found: HostConfig, active: bool = True, depth: int = 0) -> None:
     if depth > _DEEPEST_INCLUDE:
-        raise UsageError(f"{path}: Include goes too deep", hint="look for a file including itself")
+        raise UsageError(
+            f"{path}: Include is nested too deeply", hint="check for a file that includes itself"
+        )
     for number, key, rest in _lines(path):
         try:
             words = [rest] if key in _RAW else _words(rest)
@@ -100,7 +102,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}",
-            hint="put a file that you may read there, or take what names it out of the ssh config",
+            hint="make the file readable, or remove the reference to it from the ssh config",
         ) from error
     for number, line in enumerate(text.split("\n"), 1):
         found = _LINE.match(line.partition("\0")[0].strip(" \t\r\f"))
@@ -229,5 +231,5 @@ def expand_home(text: str) -> str:
         return str(Path(text).expanduser())
     except RuntimeError as error:
         raise UsageError(
-            f"{text}: there is no such home folder", hint="correct the path, or set HOME"
+            f"{text}: the home folder does not exist", hint="correct the path, or set HOME"
         ) from error

@@ -111,7 +111,7 @@ def _verified(target: Target, dial: Callable[[], tuple[Wire, str]]) -> tuple[Con
     """Negotiate and verify; a pin that fits no key of the first kind is tried with the others."""
     offered = algorithms(target)
     if not offered:
-        raise _incompatible(target, "HostKeyAlgorithms of the ssh config leaves none")
+        raise _incompatible(target, "HostKeyAlgorithms in the ssh config leaves none")
     orders = [offered]
     if target.options.host_key is not None:
         kinds = dict.fromkeys(ALGORITHMS[name] for name in offered)
@@ -131,7 +131,7 @@ def _verified(target: Target, dial: Callable[[], tuple[Wire, str]]) -> tuple[Con
             mismatch = mismatch or error
         else:
             return connection, address
-    raise mismatch or _incompatible(target, "no host key of a kind that is known here")
+    raise mismatch or _incompatible(target, "no host key type in common with those known here")
 
 
 class _NoCommonKeyError(Exception):
@@ -175,26 +175,26 @@ def _not_negotiated(target: Target, connection: Connection, wire: Wire) -> Unrea
     place = f"{target.host} port {target.port}"
     if connection.spoke_ssh:
         return UnreachableError(
-            f"{place} ended the connection, or fell silent, during the key exchange",
+            f"{place} closed the connection, or stopped responding, during the key exchange",
             where=target.name,
-            hint="look at sshd's log there: MaxStartups, a firewall or a ban may be the cause",
+            hint="check sshd's log there: MaxStartups, a firewall or a ban may be the cause",
         )
-    hint = "correct the port; if it is right, look whether sshd there is overloaded"
+    hint = "correct the port; if it is correct, check whether sshd there is overloaded"
     if watched.opening:
-        why, hint = "it speaks another protocol", "correct the port"
+        why, hint = "it uses another protocol", "correct the port"
     elif watched.ended:
         why = "it closed the connection"
-        hint += ", or a ban or MaxStartups keeps this machine out"
+        hint += ", or a ban or MaxStartups blocks this machine"
     else:
         why = f"no banner within {target.patience:g} s"
     return UnreachableError(
-        f"{place} answers, but not as an SSH server ({why})", where=target.name, hint=hint
+        f"{place} responds, but not as an SSH server ({why})", where=target.name, hint=hint
     )
 
 
 def _incompatible(target: Target, why: str) -> BeyondLibraryError:
     return BeyondLibraryError(
-        f"{target.host} port {target.port} and this program share no algorithm: {why}",
+        f"{target.host} port {target.port} and this program have no algorithm in common: {why}",
         where=target.name,
         hint="update sshd there",
     )
@@ -206,10 +206,10 @@ def _nothing_in_common(
     setting, name = _ALLOWING[kind]
     return BeyondLibraryError(
         f"{target.host} port {target.port} and raycluster's SSH library have no {kind} in common: "
-        f"it offers {_listed(theirs)}; the library has {_listed(ours)}",
+        f"the host offers {_listed(theirs)}; the library supports {_listed(ours)}",
         where=target.name,
-        hint=f"allow one in sshd_config there (`{setting} +{name}`, or add it to the line "
-        f"{setting} that is there), and restart sshd",
+        hint=f"allow one in sshd_config there (`{setting} +{name}`, or add it to the existing "
+        f"{setting} line), and restart sshd",
     )
 
 
@@ -221,9 +221,9 @@ def _listed(names: tuple[str, ...]) -> str:
 def _dial(target: Target, through: Connection | None) -> tuple[Wire, str]:
     if target.passes_descriptor and through is None:
         raise BeyondLibraryError(
-            "its ProxyCommand hands over a connection (ProxyUseFdpass), which is not supported",
+            "its ProxyCommand passes a file descriptor (ProxyUseFdpass), which is not supported",
             where=target.name,
-            hint="have it carry the connection itself, and take ProxyUseFdpass out of the config",
+            hint="let it forward the connection itself, and remove ProxyUseFdpass from the config",
         )
     if through is not None:
         return _dial_through(target, through), ip_address(target.host)
@@ -240,7 +240,7 @@ def _dial_directly(target: Target) -> tuple[Wire, str]:
         raise UnreachableError(
             f"the name {target.host} cannot be resolved ({_reason(error)})",
             where=target.name,
-            hint="correct host, or give its IP address",
+            hint="correct host, or use its IP address",
         ) from error
     deadline = time.monotonic() + target.timeout
     reason = OSError("no address")
@@ -261,13 +261,13 @@ def _dial_directly(target: Target) -> tuple[Wire, str]:
 def _no_connection(target: Target, reason: OSError) -> UnreachableError:
     place = f"{target.host} port {target.port}"
     if isinstance(reason, ConnectionRefusedError):
-        what, hint = f"{place} refused the connection", "start sshd there, or correct port"
+        what, hint = f"{place} refused the connection", "start sshd there, or correct the port"
     elif isinstance(reason, TimeoutError):
-        what = f"{place} did not answer within {target.timeout:g} s"
-        hint = "look whether the host is up and a firewall lets the port through"
+        what = f"{place} did not respond within {target.timeout:g} s"
+        hint = "check whether the host is up and a firewall allows the port"
     else:
         what = f"{place} cannot be reached: {_reason(reason)}"
-        hint = "look at the network between here and the host"
+        hint = "check the network between this machine and the host"
     return UnreachableError(what, where=target.name, hint=hint)
 
 
@@ -293,9 +293,9 @@ def _dial_through(target: Target, through: Connection) -> Wire:
         ) from error
     except (TimeoutError, OSError) as error:
         raise UnreachableError(
-            f"{place} did not answer through the jump host: {_reason(error)}",
+            f"{place} did not respond through the jump host: {_reason(error)}",
             where=target.name,
-            hint="look whether the jump host reaches it",
+            hint="check whether the jump host can reach it",
         ) from error
 
 

@@ -16,7 +16,7 @@ def read_file(path: str | Path) -> bytes:
     Raises OSError, also for a pipe, a device, a name that no file can have, and above 16 MiB.
     """
     if "\0" in str(path):
-        raise OSError(errno.EINVAL, "no file can have this name")
+        raise OSError(errno.EINVAL, "this is not a valid file name")
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         mode = os.fstat(descriptor).st_mode

@@ -222,7 +222,7 @@ def verify(target: Target, key: HostKey, address: str = "") -> None:
         return
     if target.known_hosts_command:
         raise UnjudgedKeyError(
-            f"its host key {key.fingerprint} cannot be judged: KnownHostsCommand of the ssh "
+            f"its host key {key.fingerprint} cannot be verified: KnownHostsCommand in the ssh "
             "config is not supported",
             where=target.name,
             hint="compare the fingerprint with the host's own, then pin it in the spec "
@@ -266,12 +266,12 @@ def _refuse_listed(target: Target, key: HostKey) -> None:
             f"its host key {key.fingerprint} has {key.rsa_bits} bits, and RequiredRSASize is "
             f"{target.required_rsa_size}",
             where=target.name,
-            hint="give the host a longer key, or one of ed25519",
+            hint="use a longer RSA key on the host, or an ed25519 key",
         )
     if target.revoked_host_keys is None:
         return
     what = f"RevokedHostKeys {target.revoked_host_keys} of the ssh config"
-    hint = "correct that file, or the setting: without it nobody can tell which keys are revoked"
+    hint = "correct that file, or the setting: without it, revoked keys cannot be detected"
     try:
         content = read_file(target.revoked_host_keys)
     except OSError as error:
@@ -280,13 +280,13 @@ def _refuse_listed(target: Target, key: HostKey) -> None:
         raise UnjudgedKeyError(
             f"{what} is a binary list (KRL), which is not supported",
             where=target.name,
-            hint="list the revoked public keys as text there, one a line",
+            hint="list the revoked public keys there as text, one per line",
         )
     for number, words in _lines(content):
         listed = _key(words)
         if listed is None:
             raise HostKeyError(
-                f"{what}: line {number} is no public key", where=target.name, hint=hint
+                f"{what}: line {number} is not a public key", where=target.name, hint=hint
             )
         if listed == key:
             raise _revoked(target, key, f"{target.revoked_host_keys}:{number}")
@@ -306,7 +306,8 @@ def _verify_pin(target: Target, key: HostKey) -> None:
         raise HostKeyError(
             f"its host key is {key.fingerprint} ({key.kind}), but the spec pins {pin}",
             where=target.name,
-            hint="if the host was reinstalled, correct host_key; if not, somebody is in between",
+            hint="if the host was reinstalled, correct host_key; if not, this may be a "
+            "man-in-the-middle attack",
         )
 
 
@@ -317,8 +318,9 @@ def _changed(target: Target, key: HostKey, known: KnownHosts) -> HostKeyError:
         f"its host key changed: {entry.file}:{entry.line} says {entry.key.fingerprint} "
         f"({entry.key.kind}), the host presents {key.fingerprint} ({key.kind})",
         where=target.name,
-        hint="if the host was reinstalled, forget the old key with "
-        f"`ssh-keygen -R {name} -f {shlex.quote(entry.file)}`; if not, somebody is in between",
+        hint="if the host was reinstalled, remove the old key with "
+        f"`ssh-keygen -R {name} -f {shlex.quote(entry.file)}`; if not, this may be a "
+        "man-in-the-middle attack",
     )
 
 
@@ -326,7 +328,7 @@ def _unknown(target: Target, key: HostKey, known: KnownHosts) -> HostKeyError:
     what = f"its host key is unknown: {key.fingerprint} ({key.kind})"
     if known.authorities:
         line = f"{known.authorities[0].file}:{known.authorities[0].line}"
-        what += f"; {line} trusts a certificate authority, and host certificates are not supported"
+        what += f"; {line} trusts a certificate authority, but host certificates are not supported"
     if known.unreadable:
         what += f"; could not be read: {', '.join(known.unreadable[:3])}"
     file = target.known_hosts[0] if target.known_hosts else "~/.ssh/known_hosts"
@@ -338,7 +340,7 @@ def _unknown(target: Target, key: HostKey, known: KnownHosts) -> HostKeyError:
         f'(host_key = "{key.fingerprint}"), record it ({scan}), '
     )
     if target.options.host_keys == "accept-new":  # and something above forbids it
-        hint += "or correct what is named above"
+        hint += "or correct the problem named above"
     else:
         hint += 'or set host_keys = "accept-new"'
     kind = UnjudgedKeyError if known.authorities else HostKeyError
@@ -351,7 +353,7 @@ def _record(target: Target, key: HostKey) -> None:
         raise HostKeyError("no known_hosts file to record its key in", where=target.name)
     if _ODD_NAME.search(target.known_as):
         raise HostKeyError(
-            f"the name {target.known_as!r} cannot stand in a known_hosts file",
+            f"the name {target.known_as!r} is not valid in a known_hosts file",
             where=target.name,
             hint="correct host or HostKeyAlias, or pin the key in the spec (host_key)",
         )

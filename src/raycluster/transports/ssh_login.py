@@ -103,7 +103,7 @@ def _accepted_late(connection: Connection, attempt: _Attempt) -> bool:
                 return True
         for place, key, _ in attempt.rest:
             if connection.takes_key(attempt.target.user, "ssh-rsa", key.blob):
-                attempt.tried[place] += " (which the host takes with SHA-1 alone)"
+                attempt.tried[place] += " (which the host accepts only with SHA-1)"
                 attempt.hints.append(
                     "use an ed25519 key, or allow rsa-sha2-512 in PubkeyAcceptedAlgorithms of "
                     "sshd_config"
@@ -146,12 +146,13 @@ def _taken(connection: Connection, attempt: _Attempt, key: _Key, algorithm: str)
         return False
     if left and "publickey" not in left:
         raise AuthError(
-            f"the key was taken for user '{user}', but the host also asks for {', '.join(left)}",
+            f"the key was accepted for user '{user}', but the host also requires {', '.join(left)}",
             where=attempt.target.name,
-            hint="allow this key alone on the host (AuthenticationMethods in sshd_config)",
+            hint="allow login with only this key on the host (AuthenticationMethods in "
+            "sshd_config)",
         )
     if left:
-        attempt.tried[-1] += " (taken, and the host asks for one more)"
+        attempt.tried[-1] += " (accepted, but the host requires one more)"
     return not left
 
 
@@ -187,7 +188,7 @@ def _refused(attempt: _Attempt, allowed: list[str]) -> AuthError:
     )
     kind = BeyondLibraryError if attempt.for_ssh or _for_ssh(target, allowed) else AuthError
     return kind(
-        f"the host refused user '{target.user}': {tried}{accepts}",
+        f"the host rejected user '{target.user}': {tried}{accepts}",
         where=target.name,
         hint="; ".join(dict.fromkeys([*attempt.hints, usual])),
     )
@@ -203,8 +204,8 @@ def _for_ssh(target: Target, allowed: list[str]) -> bool:
 
 def _cut_off(attempt: _Attempt) -> AuthError:
     return AuthError(
-        f"the host ended the connection while user '{attempt.target.user}' logged in: "
-        f"tried {'; '.join(attempt.tried)}",
+        f"the host closed the connection while user '{attempt.target.user}' was "
+        f"logging in: tried {'; '.join(attempt.tried)}",
         where=attempt.target.name,
         hint="if these are too many keys, set identity_file and `IdentitiesOnly yes` for the host",
     )
@@ -228,7 +229,7 @@ class _Agent:
                 self._agent = Agent(wire)
             except (OSError, paramiko.SSHException, ValueError) as error:
                 wire.close()
-                why = f"no answer within {_AGENT_SECONDS:g} s"
+                why = f"no response within {_AGENT_SECONDS:g} s"
                 if not isinstance(error, TimeoutError):
                     why = getattr(error, "strerror", None) or str(error)
                 self._attempt.tried.append(f"agent {self._path} ({why})")
@@ -249,14 +250,19 @@ class _Agent:
                 if self._attempt.agent_hangs:
                     self._path = None
                 self._attempt.agent_hangs += 1
-                signature, why = None, f"the agent gave no signature within {_SIGN_SECONDS:g} s"
+                signature, why = None, f"the agent did not sign within {_SIGN_SECONDS:g} s"
             except (OSError, paramiko.SSHException) as error:
-                self._agent, why, signature = None, f"the agent broke off: {error}", None
+                self._agent, why, signature = (
+                    None,
+                    f"the agent closed the connection: {error}",
+                    None,
+                )
             else:
-                why = "the host takes it, but the agent would not sign"
+                why = "the host accepts it, but the agent did not sign"
         if signature is None:
             raise _SkippedError(
-                why, f"touch or confirm the key {name} when asked, or unlock the agent (ssh-add -X)"
+                why,
+                f"touch or confirm the key {name} when prompted, or unlock the agent (ssh-add -X)",
             )
         return signature
 
@@ -269,7 +275,7 @@ class _Agent:
             return
         text = (
             f"{self._attempt.target.name}: waiting up to {_SIGN_SECONDS:g} s for the agent to sign "
-            f"with key {name}: touch the security key, or confirm where the agent asks"
+            f"with key {name}: touch the security key, or confirm in the agent's prompt"
         )
         timer = threading.Timer(0.0 if touched else _QUIET_SECONDS, tell, (text,))
         timer.daemon = True
@@ -386,8 +392,8 @@ class _File:
         if self._on_token:
             self._attempt.for_ssh = self._path
             raise _SkippedError(
-                "the host takes it, but its security key answers OpenSSH alone",
-                f"give it to an agent: `ssh-add {self._path}`",
+                "the host accepts it, but only OpenSSH can use its security key",
+                f"add it to an agent: `ssh-add {self._path}`",
             )
         if self._key is None:
             self._key = self._unlocked()
@@ -407,8 +413,8 @@ def _parse(text: str, passphrase: str | None) -> paramiko.PKey:
     if encrypted is not None:
         raise encrypted
     raise _SkippedError(
-        "not a private key that can be read" if "PRIVATE KEY" in text else "not a private key",
-        "make one with `ssh-keygen -t ed25519`, or correct identity_file",
+        "not a readable private key" if "PRIVATE KEY" in text else "not a private key",
+        "create one with `ssh-keygen -t ed25519`, or correct identity_file",
     )
 
 
@@ -437,14 +443,14 @@ def _text(path: str) -> str:
     except FileNotFoundError:
         raise
     except IsADirectoryError as error:
-        raise _SkippedError("a directory", "name the private key in it") from error
+        raise _SkippedError("a directory", "use the private key in it") from error
     except OSError as error:
         raise _SkippedError(
-            f"cannot be read: {error.strerror}", "name a file that you may read"
+            f"cannot be read: {error.strerror}", "use a file that you can read"
         ) from error
     if text.startswith(_PUBLIC):
         private = path.removesuffix(".pub") if path.endswith(".pub") else "the file without .pub"
-        raise _SkippedError("a public key", f"name the private one: {private}")
+        raise _SkippedError("a public key", f"use the private one:  {private}")
     ours = os.name == "posix" and status.st_uid == os.getuid()
     if ours and status.st_mode & 0o077:
         raise _SkippedError("readable by others", f"chmod 600 {path}")

@@ -124,9 +124,9 @@ class Master:
                 raise self.refusal()
             if os.fstat(self._errors.fileno()).st_size > _MOST_SAID:
                 raise UnreachableError(
-                    f"says more than {_MOST_SAID >> 20} MiB before the login",
+                    f"prints more than {_MOST_SAID >> 20} MiB before the login",
                     where=self._host,
-                    hint="look at Banner in its sshd_config, and at who answers there",
+                    hint="check Banner in its sshd_config, and what responds there",
                 )
             time.sleep(_POLL)
             now = time.monotonic()
@@ -197,9 +197,9 @@ def refusal(said: str, host: str) -> HostError:
             said, where=host, hint="compare the key's fingerprint with the host's own"
         )
     if "permission denied" in said.lower() or "too many authentication" in said.lower():
-        return AuthError(said, where=host, hint="add the key to the agent, or name it in the spec")
+        return AuthError(said, where=host, hint="add the key to the agent, or set it in the spec")
     return UnreachableError(
-        said or "ssh ended without a word", where=host, hint="try `raycluster ssh`"
+        said or "ssh exited without output", where=host, hint="try `raycluster ssh`"
     )
 
 

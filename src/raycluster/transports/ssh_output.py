@@ -23,37 +23,38 @@ _CURES = tuple(
     for sign, cure in (
         (
             r"log ?in as (?:the )?user ['\"]?([a-z_][a-z0-9_.-]*)",
-            'a forced command answers for this user: set user = "{0}"',
+            'a forced command runs for this user: set user = "{0}"',
         ),
         (
             r"sftp",
-            "sshd gives this user files alone (ForceCommand internal-sftp, or Match): log in as "
+            "sshd allows this user only SFTP (ForceCommand internal-sftp, or Match): log in as "
             "another user, or allow commands",
         ),
         (
             r"(?:password|account|passwor[dt].*)\W.*(?:expired?|abgelaufen)|"
             r"change (?:your|the) password|password change required",
-            "log in once by hand and change the password, or let root there do so (passwd, chage)",
+            "log in once by hand and change the password, or have root change it (passwd, chage)",
         ),
         (
             r"not (?:currently )?available|nologin|account is (?:locked|disabled)",
-            "the login shell of this user lets nobody in: log in as another user, or set one there "
+            "this user's login shell does not allow logins:  log in as another user, or set one "
+            "there "
             "(usermod --shell /bin/sh)",
         ),
         (
             r"restricted",
-            "the login shell of this user is a restricted one: log in as another user, or set "
+            "this user's login shell is restricted:  log in as another user, or set "
             "another shell there (usermod --shell /bin/sh)",
         ),
     )
 )
 _WAITS = (
     "a start-up file of its login shell (~/.bashrc) waits for input, or starts another shell "
-    "(`read`, `exec zsh`): let it do so for terminals alone ([ -t 0 ]), or look at the host's load"
+    "(`read`, `exec zsh`): limit that to terminals ([ -t 0 ]), or check the host's load"
 )
 _ENDS = (
-    "look at the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), at "
-    "ForceCommand in sshd_config, and at command= in ~/.ssh/authorized_keys"
+    "check the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), ForceCommand in "
+    "sshd_config, and command= in ~/.ssh/authorized_keys"
 )
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _OURS = re.compile(r"(?:exec )?sh -c \S*set\S* -f.*")
@@ -139,11 +140,14 @@ class OwnOutput:
         `waited` are the seconds in which no mark came; without them the channel was closed.
         """
         words = " / ".join(filter(None, map(_words, self._sides.values())))
-        said = words or "it said nothing"
-        what = f"it let us in, but did not run our command: {said}"
+        said = words or "it printed nothing"
+        what = f"the login worked, but the host did not run the command: {said}"
         if waited is not None:
             seconds = round(waited, 1)
-            what = f"it let us in, but did not run our command within {seconds:g} s: {said}"
+            what = (
+                f"the login worked, but the host did not run the command within {seconds:g} "
+                f"s: {said}"
+            )
         return NotRunError(
             what,
             where=name,
@@ -161,7 +165,7 @@ def _words(side: _Side) -> str:
 
 def _cure(words: str, waited: bool, redirected: bool) -> str:
     if redirected:
-        return "a start-up file of its login shell redirects the error output: take that out"
+        return "a start-up file of its login shell redirects standard error: remove that"
     for sign, cure in _CURES:
         if found := sign.search(words):
             return cure.format(*found.groups())

@@ -557,7 +557,7 @@ class Connection(paramiko.Transport):
             deadline = time.monotonic() + self.auth_timeout
             while not self._may_log_in.wait(_POLL):
                 if not self.active or time.monotonic() > deadline:
-                    raise paramiko.SSHException("no login is offered")
+                    raise paramiko.SSHException("no authentication method is offered")
             self.auth_handler = _Login(self)
         return self.auth_handler
 
@@ -578,7 +578,7 @@ class Connection(paramiko.Transport):
                 raise ConnectionResetError("the SSH connection broke")
             if time.monotonic() > deadline:
                 self._late[chan.chanid] = chan
-                raise TimeoutError(f"no answer within {timeout:g} s")
+                raise TimeoutError(f"no response within {timeout:g} s")
         if chan.refusal:
             raise ChannelRefusedError(*chan.refusal)
         if not chan.active:

@@ -58,7 +58,7 @@ class ProxyCommand(socket.socket):
                 self._said = (self._said + said)[-_MOST_SAID:]
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Return some bytes, none when the command closed the line."""
+        """Return some bytes, none when the command closed the connection."""
         try:
             received = super().recv(size, flags)
         except ConnectionError:  # it closed without reading everything
@@ -103,16 +103,16 @@ class ProxyCommand(socket.socket):
         shown = self.command[:_MOST_COMMAND]
         what = f"its ProxyCommand `{shown}{'...' if shown != self.command else ''}`"
         if opening:
-            what += f" printed {_text(opening)!r}, which is no SSH server, and"
+            what += f" printed {_text(opening)!r}, which is not an SSH server, and"
         if status is None and not ended:
-            what += f" let no SSH server through within {target.patience:g} s"
+            what += f" reached no SSH server within {target.patience:g} s"
         elif status is None:
-            what += " closed the line"
+            what += " closed the connection"
         else:
-            what += f" ended with {status}" if status >= 0 else f" ended by signal {-status}"
+            what += f" ended with {status}" if status >= 0 else f" killed by signal {-status}"
         said = _text(self._said)
         return UnreachableError(
-            f"{what}: {said}" if said else f"{what}, and said nothing",
+            f"{what}: {said}" if said else f"{what}, and printed nothing",
             where=target.name,
             hint=_hint(status),
         )
@@ -120,9 +120,9 @@ class ProxyCommand(socket.socket):
 
 def _hint(status: int | None) -> str:
     if status is None:
-        return "run it by hand; if it only takes long, raise connect_timeout in the spec"
+        return "run it by hand; if it is only slow, raise connect_timeout in the spec"
     if status in (126, 127):
-        return "correct ProxyCommand in the ssh config: there is no such program"
+        return "correct ProxyCommand in the ssh config: the program does not exist"
     return "run it by hand, and correct ProxyCommand in the ssh config"
 
 

@@ -104,10 +104,10 @@ def command_text(
         raise ValueError("there is no command")
     wrong = [name for name in env or {} if not _NAME.fullmatch(name)]
     if wrong:
-        raise ValueError(f"{wrong[0]!r} is not a name for a variable")
+        raise ValueError(f"{wrong[0]!r} is not a valid variable name")
     variables = {**SET, "RAYCLUSTER_RUN": mark, **(env or {})}
     if any("\0" in word for word in (*words, *variables.values())):
-        raise ValueError("a command cannot hold a NUL character")
+        raise ValueError("a command cannot contain a NUL character")
     begin = _BEGIN.replace("KEPT", ":".join(KEPT))
     settings = " ".join(f"{name}={_quoted(value)}" for name, value in variables.items())
     run = (_MARKS + _INPUT * has_input + _RUN).replace("MARK", mark)

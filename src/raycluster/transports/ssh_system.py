@@ -74,9 +74,10 @@ def open_system(
     if options.host_key is None:
         raise first
     raise HostKeyError(
-        f"its host key is not the one that the spec pins, {options.host_key} ({first.what})",
+        f"its host key is not the one pinned in the spec, {options.host_key} ({first.what})",
         where=name,
-        hint="if the host was reinstalled, correct host_key; if not, somebody is in between",
+        hint="if the host was reinstalled, correct host_key; if not, this may be a "
+        "man-in-the-middle attack",
     ) from first
 
 
@@ -123,9 +124,9 @@ def _proxied(name: str, master: Master) -> socket.socket:
 
 def _no_orders(name: str) -> HostError:
     return UnreachableError(
-        "ssh logged in, but its master connection has no proxy mode",
+        "ssh logged in, but its master connection does not support proxy mode",
         where=name,
-        hint='OpenSSH 7.4 or newer has it; or set ssh = "library"',
+        hint='use OpenSSH 7.4 or newer, or set ssh = "library"',
     )
 
 
@@ -162,13 +163,15 @@ def _address(name: str, options: SshOptions) -> str:
         )
     except FileNotFoundError as error:
         raise UnreachableError(
-            "no `ssh` on this machine", where=name, hint="install the OpenSSH client"
+            "there is no `ssh` on this machine",
+            where=name,
+            hint="install the OpenSSH client",
         ) from error
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(
-            "ssh does not come to an end with its config",
+            "ssh does not finish reading its config",
             where=name,
-            hint="look at `Match exec` in the ssh config",
+            hint="check `Match exec` in the ssh config",
         ) from error
     if done.returncode:
         raise refusal(last_lines(done.stderr), name)

@@ -83,7 +83,7 @@ def resolve(name: str, options: SshOptions, depth: int = 0) -> Target:
     check_options(name, options)
     if depth > _MOST_HOPS:
         raise SpecError(
-            f"more than {_MOST_HOPS} jump hosts", where=name, hint="look for a ProxyJump loop"
+            f"more than {_MOST_HOPS} jump hosts", where=name, hint="check for a ProxyJump loop"
         )
     config = read_config(options.host, options.config_file, options.user)
     port = options.port or _number(name, config, "Port", 22)
@@ -195,6 +195,6 @@ def _number(name: str, config: HostConfig, key: str, default: int) -> int:
         return default
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise SpecError(
-            f"{key} {text[:40]!r} in the ssh config is wrong", where=name, hint="correct it"
+            f"{key} {text[:40]!r} in the ssh config is not valid", where=name, hint="correct it"
         )
     return int(text)

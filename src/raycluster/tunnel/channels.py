@@ -136,7 +136,7 @@ class ChannelForwarder:
         lost = isinstance(error, ConnectionLostError)
         if not known and not lost and not self._ended.is_set():
             what = error.what if isinstance(error, HostError) else str(error)
-            self._tell(f"{forward.name}: {forward.target} does not answer: {what}")
+            self._tell(f"{forward.name}: {forward.target} does not respond: {what}")
 
 
 def _listen(forward: Forward) -> socket.socket:
@@ -150,7 +150,7 @@ def _listen(forward: Forward) -> socket.socket:
         raise PortInUseError(
             f"cannot listen on {LOOPBACK}:{forward.port} for {forward.name}: {error.strerror}",
             where="this machine",
-            hint="end the program that uses this port, or ask for another local port",
+            hint="stop the program that uses this port, or choose another local port",
         ) from error
     listener.setblocking(False)
     return listener

@@ -100,7 +100,7 @@ def _through_system(route: Route, forwards: Sequence[Forward], tell: Tell, stop:
     except HostError as error:
         if loop.opened or route.open_transport is None:
             raise
-        tell(f"the system's ssh does not connect ({error.what}): trying without it")
+        tell(f"the system's ssh does not connect ({error.what}): trying the built-in client")
         return False
     return True
 

@@ -64,7 +64,7 @@ class Link:
             if self._broke.is_set():
                 raise ConnectionLostError(self._reason, where=self._host)
             if time.monotonic() > deadline:
-                raise ConnectionLostError("the host starts no command", where=self._host)
+                raise ConnectionLostError("the host does not run commands", where=self._host)
 
     def _watch(self, transport: Transport, began: Event, broke: Event) -> None:
         reason = "the session on the host ended"

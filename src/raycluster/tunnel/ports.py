@@ -61,9 +61,9 @@ def _first_free(forward: Forward, given: set[int], reserved: set[int]) -> int:
         if port not in given and port not in reserved and is_free(port):
             return port
     raise PortInUseError(
-        f"no local port from {forward.port} upwards is free for {forward.name}",
+        f"no free local port from {forward.port} up for {forward.name}",
         where="this machine",
-        hint="end one of the programs that listen on 127.0.0.1",
+        hint="stop one of the programs that listen on 127.0.0.1",
     )
 
 

@@ -64,7 +64,7 @@ def _own_folder() -> Path:
     path = folder()
     path.mkdir(mode=0o700, exist_ok=True)
     if not _is_own(path):
-        raise PermissionError(f"{path} is not ours alone")
+        raise PermissionError(f"{path} has the wrong owner or permissions")
     return path
 
 

@@ -85,7 +85,7 @@ class SystemForwarder:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise self._lost("ssh does not take orders") from error
+            raise self._lost("ssh does not accept control commands") from error
         if done.returncode == 0:
             return
         said = done.stderr.decode("utf-8", "replace").strip()
@@ -93,7 +93,7 @@ class SystemForwarder:
             raise PortInUseError(
                 f"cannot listen on {LOOPBACK}:{forward.port} for {forward.name}",
                 where="this machine",
-                hint="end the program that uses this port, or ask for another local port",
+                hint="stop the program that uses this port, or choose another local port",
             )
         raise self._lost(said)
 

@@ -35,7 +35,7 @@ def test_a_version_that_cannot_start_costs_no_request(faulty: Faulty) -> None:
                 done = faulty.cli("deploy", faulty.spec, timeout=200)
                 assert done.returncode == 1
                 assert "transformers has no argument 'max_modle_len'" in done.stderr
-                assert "the version before goes on serving" in done.stderr
+                assert "the previous version keeps serving" in done.stderr
         finally:
             faulty.spec.write_text(text)
         back = faulty.cli("deploy", faulty.spec, timeout=300)

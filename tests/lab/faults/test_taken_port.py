@@ -52,7 +52,7 @@ def held(host: Host) -> Iterator[None]:
 def test_who_holds_the_port_hears_no_token_and_is_named(faulty: Faulty) -> None:
     host = faulty.hosts[0]
     uid = host.check("id", "-u", "outsider").strip()
-    taken = f"port 8265 is held by outsider (uid {uid}), and not by the head"
+    taken = f"port 8265 is in use by outsider (uid {uid}), not by the head"
     token = host.check("docker", "exec", HEAD, "cat", "/raycluster/token")
     prompts = faulty.cli.home / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n')

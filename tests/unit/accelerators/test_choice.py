@@ -36,21 +36,23 @@ def test_what_is_chosen(
 @pytest.mark.parametrize(
     ("choice", "found", "what", "hint"),
     [
-        (4, WHOLE, "gpus = 4, and the host has 3", "correct `gpus`"),
-        ((7, 1), WHOLE, "gpus names 7, and the host has 0 (L4, GPU-0000), 1 (L4, GPU-1111), 2 (L4, "
+        (4, WHOLE, "gpus = 4, but the host has 3", "correct `gpus`"),
+        ((7, 1), WHOLE, "gpus names 7, but the host has 0 (L4, GPU-0000), 1 (L4, GPU-1111), 2 (L4, "
          "GPU-2222)", "nvidia-smi -L"),
-        (("GPU-ffff",), WHOLE, "gpus names GPU-ffff, and the host has 0 (L4", "nvidia-smi -L"),
-        ((0,), NONE, "gpus names 0, and the host has no GPU", "nvidia-smi -L"),
+        (("GPU-ffff",), WHOLE, "gpus names GPU-ffff, but the host has 0 (L4", "nvidia-smi -L"),
+        ((0,), NONE, "gpus names 0, but the host has no GPU", "nvidia-smi -L"),
         ("all", ILL, "a GPU is lost: GPU 0",
-         f'reboot the host; name those that answer: gpus = ["GPU-1111"]; {WITHOUT}'),
-        (1, ILL, "a GPU is lost: GPU 0", "reboot the host; name those"),
-        ((0,), ILL, "gpus names 0, which does not answer: a GPU is lost: GPU 0", "reboot the host"),
-        ("all", SLICED, 'MIG divides its GPUs, and gpus = "all" does not say which slices are',
+         f'reboot the host; use those that respond: gpus = ["GPU-1111"]; {WITHOUT}'),
+        (1, ILL, "a GPU is lost: GPU 0", "reboot the host; use those"),
+        ((0,), ILL, "gpus names 0, which does not respond: a GPU is lost: GPU 0",
+         "reboot the host"),
+        ("all", SLICED, 'its GPUs are divided by MIG, and gpus = "all" does not say which slices',
          'name them, each with its UUID: gpus = ["MIG-aaaa", "GPU-1111"]'),
-        (1, SLICED, "MIG divides its GPUs, and gpus = 1 does not say", "MIG-aaaa"),
-        ((0,), SLICED, "gpus names 0, which MIG divides into slices",
+        (1, SLICED, "its GPUs are divided by MIG, and gpus = 1 does not say", "MIG-aaaa"),
+        ((0,), SLICED, "gpus names 0, which is divided into MIG slices",
          'name slices: gpus = ["MIG-aaaa"]'),
-        (("GPU-0000",), SLICED, "gpus names GPU-0000, which MIG divides", "MIG-aaaa"),
+        (("GPU-0000",), SLICED, "gpus names GPU-0000, which is divided into MIG slices",
+         "MIG-aaaa"),
     ],
 )  # fmt: skip
 def test_what_is_lacking_and_the_next_step(

@@ -105,25 +105,27 @@ def test_a_line_of_another_form_is_no_gpu(line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "what", "hint"),
     [
-        ("No devices were found", 6, "an NVIDIA GPU is in the machine, and nvidia-smi finds none",
+        ("No devices were found", 6, "the machine has an NVIDIA GPU, but nvidia-smi finds none",
          "dmesg"),
-        ("", 0, "an NVIDIA GPU is in the machine, and nvidia-smi finds none", "dmesg"),
+        ("", 0, "the machine has an NVIDIA GPU, but nvidia-smi finds none", "dmesg"),
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure "
          "that the latest NVIDIA driver is installed and running.", 9,
-         "the NVIDIA driver does not answer: NVIDIA-SMI has failed because it couldn't "
+         "the NVIDIA driver does not respond: NVIDIA-SMI has failed because it couldn't "
          "communicate with the NVIDIA driver", "modprobe"),
         ("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.54",
-         18, "the NVIDIA driver was updated while it ran: Failed to initialize NVML", "reboot"),
+         18, "the NVIDIA driver was updated while it was loaded: Failed to initialize NVML",
+         "reboot"),
         (LOST, 15, "a GPU is lost: Unable to determine the device handle for GPU0000:3B:00.0",
          "reboot"),
-        ("Failed to initialize NVML: Insufficient Permissions", 4, "refuses this user", "/dev/nv"),
+        ("Failed to initialize NVML: Insufficient "
+        "Permissions", 4, "denies access to this user", "/dev/nv"),
         ("NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that "
          "the NVIDIA Display Driver is properly installed", 12, "lacks the driver's library",
          "install"),
-        ("", 137, "nvidia-smi does not answer within 10 s", "xid"),
-        ("Killed", 124, "nvidia-smi does not answer within 10 s", "xid"),
+        ("", 137, "nvidia-smi did not respond within 10 s", "xid"),
+        ("Killed", 124, "nvidia-smi did not respond within 10 s", "xid"),
         ("something new", 255, "nvidia-smi fails: something new", "nvidia-smi"),
-        ("", 255, "an NVIDIA GPU is in the machine, and nvidia-smi finds none", "dmesg"),
+        ("", 255, "the machine has an NVIDIA GPU, but nvidia-smi finds none", "dmesg"),
     ],
 )  # fmt: skip
 def test_a_driver_that_fails_is_told_in_its_own_words(
@@ -186,8 +188,11 @@ def test_windows_shows_no_hardware_and_its_program_counts() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("pci nvidia\npci other\n", "an NVIDIA GPU is in the machine, and no driver"),
-        ("pci nvidia\ndriver /dev/nvidiactl\n", "the NVIDIA driver is loaded, and there is no"),
+        ("pci nvidia\npci other\n", "the machine has an NVIDIA GPU, but no driver is loaded"),
+        (
+            "pci nvidia\ndriver /dev/nvidiactl\n",
+            "the NVIDIA driver is loaded, but nvidia-smi is not installed",
+        ),
         ("pci other\nwindows\n", ""),
         ("pci other\n", ""),
         ("", ""),
@@ -225,7 +230,7 @@ def test_a_divided_gpu_without_slices_is_said() -> None:
     found = host.read(told(PARENT, listed=LISTED.partition("\n")[0]))
     assert found.devices == ()
     assert found.problem
-    assert found.problem.what == "MIG is on for GPU 0, and it has no slices"
+    assert found.problem.what == "MIG is enabled on GPU 0, but it has no slices"
 
 
 KFD = (
@@ -282,8 +287,8 @@ def test_numbers_and_words_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("text", "code", "what"),
     [
-        ("Segmentation fault", 139, "nvidia-smi is ended by signal 11: Segmentation fault"),
-        ("", 134, "nvidia-smi is ended by signal 6"),
+        ("Segmentation fault", 139, "nvidia-smi was killed by signal 11: Segmentation fault"),
+        ("", 134, "nvidia-smi was killed by signal 6"),
         ("Failed to initialize NVML: Unknown Error", 0, "nvidia-smi fails: Failed to initialize"),
         ("ERROR: something, 1, 2, 3, 4, 5, 6, 7", 0, "nvidia-smi fails: ERROR: something"),
     ],
@@ -307,7 +312,7 @@ GOOD = f"0, {UUID}, NVIDIA A100, 81920, 4, 550.54.15, 8.0, Disabled"
         ("Persistence mode is off, which is deprecated", ""),
         ("Failed to get the state of GPU 1: Unknown Error", "nvidia-smi fails: Failed to get"),
         ("ERROR: GPU 1 has fallen off the bus", "nvidia-smi fails: ERROR: GPU 1"),
-        ("GPU 1: GPU requires reset", "a GPU has to be reset: GPU 1"),
+        ("GPU 1: GPU requires reset", "a GPU needs a reset: GPU 1"),
     ],
 )
 def test_a_line_beside_gpus_is_a_failure_where_it_says_so(line: str, what: str) -> None:
@@ -364,11 +369,11 @@ def test_no_other_gpu_is_given_the_hosts_memory() -> None:
 @pytest.mark.parametrize(
     ("text", "problem", "unseen"),
     [
-        ("pci other\nwindows\n", "", "Windows lends this machine a GPU (/dev/dxg)"),
+        ("pci other\nwindows\n", "", "Windows shares a GPU with this machine (/dev/dxg)"),
         ("pci other\npci graphics\n", "", "AMD's graphics are in the machine, and the kernel has"),
         ("kfd-there\nkfd 1 128 536870912 7 110003\n", "", "AMD's graphics here have less than 2"),
-        ("pci amd\n", "an AMD GPU is in the machine, and the kernel's KFD", ""),
-        ("kfd-there\n", "/dev/kfd is there, and no GPU in /sys/class/kfd", ""),
+        ("pci amd\n", "the machine has an AMD GPU, but the kernel's KFD", ""),
+        ("kfd-there\n", "/dev/kfd exists, but /sys/class/kfd lists no GPU", ""),
         ("pci other\n", "", ""),
         (f"pci amd\nkfd-there\nkfd 1 128 {192 << 30} 7 90402\n", "", ""),
     ],

@@ -119,7 +119,7 @@ def test_a_driver_that_hangs_is_ended(root: Path, programs: Path) -> None:
     script = host.script(str(root)).replace(f"KILL {nvidia.ASK_S} ", "KILL 0.2 ")
     problem = host.read(run(script, programs)).problem
     assert problem
-    assert problem.what == "nvidia-smi does not answer within 10 s"
+    assert problem.what == "nvidia-smi did not respond within 10 s"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_device_without_a_program_is_a_problem(root: Path, programs: Path, nam
     (root / "dev" / name).touch()
     problem = host.read(run(host.script(str(root)), programs)).problem
     assert problem
-    assert problem.what.startswith("the NVIDIA driver is loaded, and there is no nvidia-smi")
+    assert problem.what.startswith("the NVIDIA driver is loaded, but nvidia-smi is not installed")
 
 
 @pytest.mark.parametrize(
@@ -276,4 +276,4 @@ def test_a_program_that_crashes_is_a_problem(root: Path, programs: Path) -> None
     program.chmod(0o755)
     problem = host.read(run(host.script(str(root)), programs)).problem
     assert problem
-    assert problem.what.startswith("nvidia-smi is ended by signal 11")
+    assert problem.what.startswith("nvidia-smi was killed by signal 11")

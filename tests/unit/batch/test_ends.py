@@ -79,7 +79,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "the same command goes on from here" in err and "Traceback" not in err
+    assert "run the same command to continue" in err and "Traceback" not in err
     done = len(batch.results())
     assert f"{done} of 500 lines answered" in out
 
@@ -97,8 +97,8 @@ def test_lines_that_failed_make_exit_code_1_and_bad_usage_2(batch: Batch, serve:
     url = serve().url
     for more, code, said in [
         ((), 1, "--retry-errors"),
-        (("--concurrency", "0"), 2, "--concurrency: 0 is not above zero"),
-        (("--retry-errors",), 0, "1 failed lines are due again"),
+        (("--concurrency", "0"), 2, "--concurrency: 0 is not greater than zero"),
+        (("--retry-errors",), 0, "1 failed lines will be sent again"),
     ]:
         process = program(batch, url, *more)
         _, err = process.communicate(timeout=20)

@@ -281,8 +281,8 @@ def test_a_job_that_was_left_is_found_again(
     name = (folder / "job").read_text()
     box.processes[name] = Still(folder, int(job))
     summary = go(batch, box, concurrency=8)
-    how = "still runs" if runs else "is over"
-    assert f"the job of an earlier run {how}: {name}" in batch.told
+    how = "is still running" if runs else "has ended"
+    assert f"an earlier run's job {how}: {name}" in batch.told
     assert (summary.before, summary.ok) == (early, 200)
     assert sorted(r["response"]["body"]["said"] for r in batch.results()) == sorted(questions(200))
     assert len(server.finish()) <= (200 if runs else 200 + 4 * 8)
@@ -308,16 +308,16 @@ def test_a_state_that_is_damaged_is_one_error(
 def test_an_endpoint_that_stays_away_costs_no_line(batch: Batch, box: Box) -> None:
     batch.ask("one", "two")
     box.url = "http://127.0.0.1:9"
-    with pytest.raises(RayclusterError, match=r"nothing was answered for 0\.5 s") as caught:
+    with pytest.raises(RayclusterError, match=r"no response for 0\.5 s") as caught:
         go(batch, box, tries=Tries(retries=0, patience=0.5, backoff=0.01))
-    assert "goes on from here" in caught.value.hint
+    assert "run the same command to continue" in caught.value.hint
     assert batch.results() == [] and box.left() == []
 
 
 def test_a_key_that_is_wanted_fails_no_line(batch: Batch, box: Box, serve: Serve) -> None:
     batch.ask(*["always:401"] * 5)
     box.url = serve().url
-    with pytest.raises(AuthError, match="answers 401"):
+    with pytest.raises(AuthError, match="responds with 401"):
         go(batch, box)
     assert batch.results() == []
 
@@ -369,4 +369,4 @@ def test_the_cluster_asks_no_other_endpoint(tmp_path: Path) -> None:
         done = subprocess.run(
             [*argv, *more], cwd=tmp_path, capture_output=True, text=True, check=False
         )
-        assert (done.returncode, "leave out --url" in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, "omit --url" in done.stderr) == (2, True), done.stderr

@@ -55,8 +55,8 @@ def test_what_is_no_longer_measured_is_worse() -> None:
     [
         ({"verdict": "INVALID"}, "this run is INVALID"),
         ({"dataset": {"digest": "b"}}, "the prompts differ"),
-        ({"load": {"repeat": 2}}, "the load differs"),
-        ({"target": {"model": "n", "base_url": "x"}}, "the target differs"),
+        ({"load": {"repeat": 2}}, "load differs"),
+        ({"target": {"model": "n", "base_url": "x"}}, "target differs"),
         ({"target": {"model": "m", "base_url": "y"}}, None),
     ],
 )
@@ -69,11 +69,11 @@ def test_says_what_speaks_against_comparing(changes: dict[str, Any], doubt: str 
     ("content", "what"),
     [
         (b"", "not JSON"),
-        (b"[]", "not the result of a bench run"),
-        (b'{"kind": "status", "schema": 1}', "not the result of a bench run"),
-        (b'{"kind": "bench", "schema": 1}', "not the result of a bench run"),
-        (json.dumps(run(schema=2)).encode(), "its schema is 2, not 1"),
-        (json.dumps(run(levels=[])).encode(), "no level of this run"),
+        (b"[]", "not a result of raycluster bench"),
+        (b'{"kind": "status", "schema": 1}', "not a result of raycluster bench"),
+        (b'{"kind": "bench", "schema": 1}', "not a result of raycluster bench"),
+        (json.dumps(run(schema=2)).encode(), "its schema version is 2, not 1"),
+        (json.dumps(run(levels=[])).encode(), "none of this run's load levels"),
     ],
 )
 def test_refuses_what_is_no_baseline(content: bytes, what: str) -> None:

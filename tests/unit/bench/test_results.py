@@ -56,7 +56,7 @@ def test_without_a_folder_nothing_is_written() -> None:
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
     kept(tmp_path, requests(3))
     before = (tmp_path / "requests.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="results are there already"), Results(tmp_path):
+    with pytest.raises(UsageError, match="results already exist there"), Results(tmp_path):
         pass
     assert (tmp_path / "requests.jsonl").read_bytes() == before
 
@@ -81,7 +81,7 @@ def test_a_page_that_cannot_be_made_costs_nothing_else(tmp_path: Path) -> None:
         *("requests.jsonl", "summary.json", "requests.csv"),
     }
     assert len(told) == 1
-    assert told[0].startswith("report.html was not made: ValueError: ")
+    assert told[0].startswith("report.html was not written: ValueError: ")
 
 
 def test_half_characters_of_a_server_stop_nothing(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_level_may_have_no_record(tmp_path: Path) -> None:
 def test_a_level_does_not_come_back(tmp_path: Path) -> None:
     path = kept(tmp_path, requests(2), requests(1)) / "requests.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    with pytest.raises(UsageError, match="level that was over"):
+    with pytest.raises(UsageError, match="a finished level"):
         read_records(tmp_path)
 
 

@@ -39,10 +39,10 @@ def test_gives_up_where_a_probe_would_send_too_few() -> None:
     assert [rate for rate, _ in tries] == [4.0, 2.0, FEWEST / 10.0]
     end = found(["ttft_p99<1s"], tries)
     assert (end.kept, end.missed) == (None, 1.0)
-    assert str(end) == "no rate was found that keeps ttft_p99<1s"
+    assert str(end) == "found no rate that meets ttft_p99<1s"
 
 
 def test_gives_up_where_nothing_is_too_much() -> None:
     end = found(["a<1s", "b<1s"], tried(1000.0, 1e9))
     assert end.kept == 64_000 and end.missed is None
-    assert str(end) == "highest rate that keeps a<1s and b<1s: 64000 requests/s"
+    assert str(end) == "highest rate that meets a<1s and b<1s: 64000 requests/s"

@@ -64,5 +64,5 @@ def test_burstiness_is_of_the_open_loop() -> None:
     assert shape.label == "rate 5/s, burstiness 0.5"
     with pytest.raises(UsageError, match="alone"):
         load_of(Options("f", burstiness=0.5))
-    with pytest.raises(UsageError, match="above zero"):
+    with pytest.raises(UsageError, match="greater than zero"):
         check_load(load_of(Options("f", rate="5", burstiness=0.0)))

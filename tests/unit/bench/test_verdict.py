@@ -43,7 +43,7 @@ def test_a_clean_level_is_valid() -> None:
         (records(0, 200), CALM, "INVALID", "200 of 200 requests failed (200 timeout)"),
         (records(99), CALM, "SUSPECT", "too few samples for p99: 99 answers"),
         (records(19), CALM, "SUSPECT", "too few samples for p95 and p99: 19 answers"),
-        (records(200), replace(CALM, slots=256), "SUSPECT", "200 requests never fill 256 slots"),
+        (records(200), replace(CALM, slots=256), "SUSPECT", "200 requests cannot fill 256 slots"),
         (records(200), replace(CALM, repeated=7), "SUSPECT", "7 requests repeat a prompt"),
         (records(200, cached=5), CALM, "SUSPECT", "50% of the input tokens came from"),
         (records(200), replace(CALM, interrupted=True), "SUSPECT", "interrupted"),
@@ -51,13 +51,13 @@ def test_a_clean_level_is_valid() -> None:
             records(200),
             replace(CALM, client=Client(distribution([20.0]), 0.2)),
             "SUSPECT",
-            "client-bound: its event loop was late by 20.0 ms",
+            "client-bound: its event loop lagged by 20.0 ms",
         ),
         (
             records(200),
             replace(CALM, client=Client(distribution([80.0]), 0.2)),
             "INVALID",
-            "client-bound: its event loop was late by 80.0 ms",
+            "client-bound: its event loop lagged by 80.0 ms",
         ),
         (
             records(200),
@@ -75,7 +75,7 @@ def test_a_clean_level_is_valid() -> None:
             [replace(record, output_tokens=None) for record in records(200)],
             CALM,
             "SUSPECT",
-            "the server sent no usage",
+            "some responses had no usage field",
         ),
     ],
 )
@@ -156,25 +156,26 @@ def test_servers_that_did_as_expected_are_no_finding(seen: Circumstances) -> Non
         (
             hits(200),
             "SUSPECT",
-            "10% of the input tokens came from the prefix cache though this run repeats no prompt",
+            "10% of the input tokens came from the prefix cache although this run repeats no "
+            "prompt",
         ),
         (
             hits(500, repeated=7, salted=True),
             "SUSPECT",
-            "25% of the input tokens came from the prefix cache in spite of --salt",
+            "25% of the input tokens came from the prefix cache despite --salt",
         ),
         (
             hits(50, repeated=7),
             "SUSPECT",
             "2% of the input tokens came from the prefix cache: 7 requests repeat a prompt",
         ),
-        (shared(61, 40), "SUSPECT", "the load was uneven: 0:1 took 61 of 101 requests, 1:1 40"),
+        (shared(61, 40), "SUSPECT", "load was uneven: 0:1 served 61 of 101 requests, 1:1 40"),
         (moved(None, 4.0), "SUSPECT", "the number of replicas changed, between 1 and 2"),
         (moved(4.0, None), "SUSPECT", "the number of replicas changed, between 1 and 2"),
         (
             moved(9.0, 4.2),
             "INVALID",
-            "a replica ended and another began: a:1 was last seen after 4 s",
+            "a replica ended and another started: a:1 last responded after 4 s",
         ),
         (
             replace(WATCHED, server=replace(QUIET, preemptions=3)),
@@ -184,7 +185,7 @@ def test_servers_that_did_as_expected_are_no_finding(seen: Circumstances) -> Non
         (
             replace(WATCHED, generated=300),
             "SUSPECT",
-            "the servers generated 100 tokens for others meanwhile",
+            "the servers generated 100 tokens for other clients during the run",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     check_folder(path)
     path.unlink()
     path.symlink_to("nowhere")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         refuse_existing(path)
 
 

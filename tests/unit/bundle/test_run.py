@@ -178,7 +178,7 @@ def test_what_is_away_is_named_and_costs_its_part_alone(here: Here) -> None:
     files = read(here.folder / "away.tar.gz")
     failed = {f["part"]: f["error"] for f in json.loads(files["manifest.json"])["failed"]}
     assert failed["hosts/away/host"] in files["hosts/away/error.txt"].decode()
-    assert failed["plan.txt"] == "not made without away"
+    assert failed["plan.txt"] == "left out: not available: away"
 
 
 def test_secrets_that_cannot_be_read_here_are_masked_by_what_the_host_holds(here: Here) -> None:
@@ -195,7 +195,7 @@ def test_a_file_that_is_there_is_kept_without_force(here: Here) -> None:
     (here.folder / "b.tar.gz").write_text("mine")
     done = here.bundle("-o", "b.tar.gz")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert (here.folder / "b.tar.gz").read_text() == "mine"
     assert here.bundle("-o", "b.tar.gz", "--force").returncode == 0
     assert "manifest.json" in read(here.folder / "b.tar.gz")

@@ -72,7 +72,7 @@ def test_a_folder_that_is_there_is_refused_and_replaced_by_force(folder: Path) -
     assert run(folder, "compose", "-o", "out").returncode == 0
     refused = run(folder, "compose", "-o", "out")
     assert refused.returncode == 2
-    assert "out: is there already" in refused.stderr
+    assert "out: already exists" in refused.stderr
     assert run(folder, "systemd", "-o", "out", "--force").returncode == 0
     assert (folder / "out/head/install.sh").is_file()
     assert not (folder / "out/head/compose.yaml").exists()

@@ -130,10 +130,10 @@ def test_what_is_asked_for_is_shown(logs: Here, args: tuple[str, ...], lines: li
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("nothing",), "'nothing' is no host of this cluster, and no service, model or replica"),
-        (("nothing", "-f"), "'nothing' is no host of this cluster"),
-        (("--since", "soon"), "--since: 'soon' is no time"),
-        (("--grep", "("), "--grep: '(' is no regular expression"),
+        (("nothing",), "'nothing' is not a host, service, model or replica in this cluster"),
+        (("nothing", "-f"), "'nothing' is not a host, service, model or replica in this cluster"),
+        (("--since", "soon"), "--since: 'soon' is not a valid time"),
+        (("--grep", "("), "--grep: '(' is not a valid regular expression"),
         (("Org/Big#1",), "#1: Org/Big has 0 replicas"),
     ],
 )

@@ -72,7 +72,10 @@ def test_limits(text: str, miss: str) -> None:
 
 
 def test_what_never_came_misses_every_limit() -> None:
-    assert parse("recover<60s").miss(replace(REPORT, recover=None)) == "recover<60s: not in time"
+    assert (
+        parse("recover<60s").miss(replace(REPORT, recover=None))
+        == "recover<60s: not within the limit"
+    )
 
 
 @pytest.mark.parametrize("text", ["failed=0", "failed==0s", "p99<3", "speed>1", "", "recover<xs"])

@@ -95,7 +95,7 @@ def test_a_host_without_a_user_runs_it_as_one_of_its_own() -> None:
 
 
 def test_a_python_below_a_home_folder_is_refused() -> None:
-    with pytest.raises(SpecError, match="no whole path"):
+    with pytest.raises(SpecError, match="not an absolute path"):
         systemd(design_of({**PLAIN, "runtime": {"python": "~/env/bin/python"}}))
 
 

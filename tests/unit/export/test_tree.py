@@ -32,7 +32,7 @@ def test_files_have_their_modes_and_are_listed(tmp_path: Path) -> None:
 def test_an_earlier_export_is_replaced_only_by_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(TREE, out)
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         write({"b": Entry(b"")}, out)
     assert "a/token" in modes(out)
     write({"b": Entry(b"")}, out, force=True)
@@ -49,7 +49,7 @@ def test_other_folders_and_files_are_never_replaced(tmp_path: Path, force: bool)
     link.symlink_to(tmp_path / "export")
     file.write_text("f")
     for path in (mine, link, file):
-        with pytest.raises(UsageError, match="is there"):
+        with pytest.raises(UsageError, match="already exists"):
             write(TREE, path, force=force)
     assert (mine / "thesis").read_text() == "mine"
 

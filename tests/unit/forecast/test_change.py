@@ -47,10 +47,10 @@ def test_a_worker_that_restarts_takes_its_replicas_away() -> None:
     both, one = serving(spec_of({}), "n0", "n1"), serving(spec_of({}), "n1")
     worker = restart("gpu-1", "worker")
     assert told(both, worker, llama=42.4) == [
-        "llama: gpu-1 restarts: 1 of 2 replicas are away for about 42 s"
+        "llama: gpu-1 restarts: 1 of 2 replicas are unavailable for about 42 s"
     ]
     assert told(one, worker) == [
-        "llama: gpu-1 restarts: the model is away for one start of the engine"
+        "llama: gpu-1 restarts: the model is unavailable for one start of the engine"
     ]
     assert told(serving(spec_of({}), "n0"), worker) == [], "no replica is there"
 
@@ -59,35 +59,38 @@ def test_a_new_head_takes_all_away_for_the_longest_start() -> None:
     state = serving(spec_of({}), "n1")
     actions = (restart("head", "head"), restart("gpu-1", "worker"), roll(llama="it is away"))
     assert told(state, *actions, llama=90) == [
-        "head: a new head restarts every node: all models are away for about 90 s"
+        "head: a new head restarts every node: all models are unavailable for about 90 s"
     ]
 
 
 @pytest.mark.parametrize(
     ("action", "said"),
     [
-        (roll(llama="no free GPU: the model is away"), ["llama: no free GPU: the model is away"]),
+        (
+            roll(llama="no free GPU: the model is unavailable"),
+            ["llama: no free GPU: the model is unavailable"],
+        ),
         (roll(llama="changes in place: no interruption"), []),
         (Reload("head", Process("gateway", ("true",))), []),
         (
             restart("head", "gateway"),
-            ["head: the gateway restarts: clients find no connection there for some seconds"],
+            ["head: the gateway restarts: clients cannot connect to it for a few seconds"],
         ),
         (restart("gpu-1", "worker", replaces=False), []),
         (restart("head", "prometheus"), []),
         (
             Remove("head", "gateway", "not in the spec"),
-            ["head: the gateway is removed: its clients find nothing"],
+            ["head: the gateway is removed: its clients can no longer connect"],
         ),
         (
             Remove("gpu-9", None, "no longer in the spec"),
-            ["gpu-9: leaves: its replicas end their requests first, capacity falls"],
+            ["gpu-9: leaves the cluster: its replicas finish their requests first; capacity drops"],
         ),
     ],
 )
 def test_what_clients_notice_of_each_action(action: Action, said: list[str]) -> None:
     assert told(serving(spec_of({}), "n1"), action) == said
-    assert told(state_of(spec_of({})), action) == [], "nothing serves now"
+    assert told(state_of(spec_of({})), action) == [], "no replica is serving now"
 
 
 def priced(*workers: float | None, head: float | None = 2.0) -> ClusterSpec:
@@ -160,9 +163,11 @@ def test_a_change_that_works_is_not_refused_and_one_that_cannot_is() -> None:
     with pytest.raises(SpecError) as caught:
         refuse(bad, state_of(spec).hosts)
     first, weights, disk = str(caught.value).splitlines()
-    assert first == "2 things cannot work"
+    assert first == "2 problems"
     assert weights.startswith("  llama: does not fit on head: its weights take 83.8 GiB")
-    assert disk.startswith("  head: meta/llama needs 90.0 GB, and 0 MB are free in /hub; make room")
+    assert disk.startswith(
+        "  head: meta/llama needs 90.0 GB, but only 0 MB are free in /hub; free some space"
+    )
 
 
 def test_a_full_disk_is_the_hosts_and_not_the_specs_fault() -> None:

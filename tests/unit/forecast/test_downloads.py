@@ -53,9 +53,9 @@ def test_a_disk_that_is_too_small_is_a_problem() -> None:
     (problem,) = too_little_room(downloads(Seen(hosts, HUB), [LLAMA]))
     assert (problem.where, problem.what) == (
         "head",
-        "meta/llama needs 10.0 GB, and 10.0 GB are free in /hub",
+        "meta/llama needs 10.0 GB, but only 10.0 GB are free in /hub",
     )
-    assert problem.hint.startswith("make room, or set HF_HOME under [runtime.env]")
+    assert problem.hint.startswith("free some space, or set HF_HOME under [runtime.env]")
 
 
 def test_models_of_one_disk_are_added_up_and_those_of_two_are_not() -> None:
@@ -64,7 +64,9 @@ def test_models_of_one_disk_are_added_up_and_those_of_two_are_not() -> None:
     same = replace(one, models={**one.models, other: one.models[LLAMA]})
     hub = {**HUB, other: LISTED}
     (problem,) = too_little_room(downloads(Seen({"head": same}, hub), [LLAMA, other]))
-    assert problem.what.startswith("meta/llama, meta/other needs 20.0 GB, and 15.0 GB are free")
+    assert problem.what.startswith(
+        "meta/llama, meta/other needs 20.0 GB, but only 15.0 GB are free"
+    )
     disk = Disk(15_000_000_000, "9:1")
     apart = replace(one, models={**one.models, other: replace(one.models[LLAMA], disk=disk)})
     assert too_little_room(downloads(Seen({"head": apart}, hub), [LLAMA, other])) == ()
@@ -83,7 +85,10 @@ def test_an_image_has_the_size_that_it_has_on_another_host_and_may_find_no_room(
     ]
     assert too_little_room(found) == (), "a part of it may be there"
     (warning,) = tight(found)
-    assert warning.what == "image ray:1 needs up to 9.0 GB, and 8.0 GB are free in /var/lib/docker"
+    assert (
+        warning.what
+        == "image ray:1 needs up to 9.0 GB, but only 8.0 GB are free in /var/lib/docker"
+    )
 
 
 def test_an_image_that_nothing_may_bring_is_a_problem_and_no_download() -> None:
@@ -92,7 +97,7 @@ def test_an_image_that_nothing_may_bring_is_a_problem_and_no_download() -> None:
     assert downloads(seen, []) == ()
     (problem,) = withheld(seen)
     assert problem.where == "head"
-    assert 'image ray:1 is needed and is not there, and pull = "never"' in problem.what
+    assert 'image ray:1 is missing, and pull = "never"' in problem.what
     assert "docker load" in problem.hint
 
 
@@ -101,7 +106,9 @@ def test_a_registry_tells_what_a_pull_brings() -> None:
     seen = Seen({"head": host_seen(bases=(base,))}, images={"ray:1": 4_000_000_000})
     (found,) = downloads(seen, [])
     assert (found.size, found.stored, found.room) == (4_000_000_000, None, 4_000_000_000)
-    assert tight([found])[0].what.startswith("image ray:1 needs up to 4.0 GB, and 0 MB are free")
+    assert tight([found])[0].what.startswith(
+        "image ray:1 needs up to 4.0 GB, but only 0 MB are free"
+    )
 
 
 def test_an_environment_with_a_lock_is_refused_on_a_full_disk() -> None:
@@ -109,7 +116,10 @@ def test_an_environment_with_a_lock_is_refused_on_a_full_disk() -> None:
         disk = Disk(free, "8:1")
         return Base("env", there=False, folder="/home", disk=disk, download=4 * GB, stored=9 * GB)
 
-    for free, said in ((8 * GB, ["env needs 9.0 GB, and 8.0 GB are free in /home"]), (9 * GB, [])):
+    for free, said in (
+        (8 * GB, ["env needs 9.0 GB, but only 8.0 GB are free in /home"]),
+        (9 * GB, []),
+    ):
         (found,) = downloads(Seen({"head": host_seen(bases=(base(free),))}), [])
         assert (found.size, found.stored, found.certain) == (4 * GB, 9 * GB, True)
         assert [problem.what for problem in too_little_room([found])] == said
@@ -119,7 +129,9 @@ def test_what_cannot_be_looked_at_may_be_there() -> None:
     (found,) = downloads(Seen({"head": host_seen(hidden=True, free=1)}, HUB), [LLAMA])
     assert (found.size, found.certain) == (10_000_001_500, False)
     assert too_little_room([found]) == ()
-    assert tight([found])[0].what == "meta/llama needs up to 10.0 GB, and 0 MB are free in /hub"
+    assert (
+        tight([found])[0].what == "meta/llama needs up to 10.0 GB, but only 0 MB are free in /hub"
+    )
 
 
 def test_a_path_is_never_fetched_and_its_absence_is_told() -> None:
@@ -131,7 +143,7 @@ def test_a_path_is_never_fetched_and_its_absence_is_told() -> None:
     empty = seen(Placed(folder="/data/llama"))
     assert downloads(empty, [path]) == ()
     assert [(p.where, p.what) for p in absent(empty, [path])] == [
-        ("head", "the model /models/llama is not there")
+        ("head", "the model /models/llama does not exist")
     ]
     assert absent(seen(Placed(Files({"config.json": 1}), folder="/data/llama")), [path]) == ()
     assert absent(seen(Placed(hidden=True)), [path]) == (), "it may be in the image"

@@ -87,9 +87,9 @@ def test_the_room_on_a_cpu_is_that_of_the_hosts_or_the_specs_environment() -> No
 @pytest.mark.parametrize(
     ("seen", "doubt"),
     [
-        (host_seen(CARD), "its config was found neither on the hosts nor on the hub"),
-        (host_seen(CARD, hidden=True), "its folder on the hosts may not be read"),
-        (host_seen(CARD, config={"num_hidden_layers": 2}), "its config does not tell layers"),
+        (host_seen(CARD), "its config was found neither on the hosts nor on the Hugging Face Hub"),
+        (host_seen(CARD, hidden=True), "its folder on the hosts is not readable"),
+        (host_seen(CARD, config={"num_hidden_layers": 2}), "its config does not specify layers"),
     ],
 )
 def test_what_is_not_known_is_said(seen: HostSeen, doubt: str) -> None:
@@ -131,7 +131,7 @@ def test_the_smallest_gpu_that_is_used_counts() -> None:
 
 
 def test_where_a_driver_does_not_answer_nothing_is_forecast_for_the_cpu() -> None:
-    ill = Facts(Accelerators(problem=Trouble("the driver does not answer"), vendor="nvidia"))
+    ill = Facts(Accelerators(problem=Trouble("the driver does not respond"), vendor="nvidia"))
     seen = Seen(
         {"head": replace(host_seen(memory=GIB), facts=ill)}, {LLAMA: Files({}, LLAMA_31_8B)}
     )
@@ -177,6 +177,6 @@ def test_models_on_cpus_beside_hardware_that_may_be_a_gpu_are_said() -> None:
     facts = Facts(Accelerators(unseen=doubt), 2, GIB)
     (note,) = unseen_gpus(spec_of(), Seen({"head": HostSeen(facts)}))
     assert note.what == "models run on its CPUs: AMD's graphics are in the machine"
-    assert note.hint == "install the driver; or set gpus = 0 for this host to serve without"
+    assert note.hint == "install the driver; or set gpus = 0 to use this host without its GPUs"
     off = spec_of(head={"host": "h0", "gpus": 0})
     assert unseen_gpus(off, Seen({"head": HostSeen(facts)})) == ()

@@ -81,5 +81,5 @@ def test_what_was_found_is_marked_on_a_terminal() -> None:
 
 
 def test_a_wrong_expression_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--grep: '\(' is no regular expression"):
+    with pytest.raises(UsageError, match=r"--grep: '\(' is not a valid regular expression"):
         pattern("(")

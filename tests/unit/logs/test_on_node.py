@@ -92,7 +92,7 @@ def test_a_file_without_times_is_shown_and_said_to_be(logs: Path) -> None:
     file.write_text(begin + "no time\n")
     lines = ask(logs, since=30)
     assert [line for line in lines if line.startswith("!")] == [
-        "!1 no line of worker-cc-02000000-13.out has a time: it is shown from its beginning"
+        "!1 worker-cc-02000000-13.out has no timestamps: showing it from the beginning"
     ]
     assert shown(lines) == ["time"]
     past = time.time() - 60

@@ -53,7 +53,7 @@ def test_a_source_that_fails_or_ends_is_told_of_and_ends_no_other() -> None:
     assert {next(lines).text, next(lines).text} == {b"1", b"2"}
     lasting.endless = False  # it ends too, and with it all of them
     assert list(lines) == []
-    assert sorted(told) == ["a: is gone", "b: its log has ended", "c: its log has ended"]
+    assert sorted(told) == ["a: is gone", "b: end of its log", "c: end of its log"]
 
 
 def test_all_that_failed_is_told_and_the_first_error_raised() -> None:
@@ -76,7 +76,7 @@ def test_one_of_several_that_failed_is_no_error() -> None:
 def test_the_end_of_a_followed_log_is_told() -> None:
     told: list[str] = []
     assert list(read([Says("a", []), Says("b", [])], Asked(follow=True), told.append)) == []
-    assert sorted(told) == ["a: its log has ended", "b: its log has ended"]
+    assert sorted(told) == ["a: end of its log", "b: end of its log"]
 
 
 def test_readers_are_closed_when_nobody_reads_on() -> None:

@@ -28,7 +28,7 @@ SMALL_SHM = {"size": 64 << 20, "free": 0}
 
 
 def well(**changes: Any) -> Seen:
-    """Return what a host says where all is well, but for the changes."""
+    """Return what a host says where all checks passed, but for the changes."""
     table: dict[str, Any] = {
         "schema": 1,
         "failed": {},
@@ -73,14 +73,14 @@ def test_nothing_is_said_where_all_is_well() -> None:
     ("changes", "what", "hint"),
     [
         ({"failed": {"torch": "ModuleNotFoundError: No module named 'torch'"}, "torch": None},
-         "the environment holds no torch", "an image that holds vLLM"),
-        ({"failed": {"torch": "ended by signal 11: "}, "torch": None},
-         "torch cannot be loaded: the engine's process: a fault in native code (signal 11)",
+         "the environment has no torch", "an image with vLLM"),
+        ({"failed": {"torch": "killed by signal 11: "}, "torch": None},
+         "torch cannot be loaded: the engine's process: a crash in native code (signal 11)",
          "other versions of vLLM, torch or the driver"),
         ({"failed": {"torch": "OSError: libcudart.so.13: cannot open"}, "torch": None},
-         "torch cannot be loaded: OSError: libcudart.so.13", "have to fit"),
+         "torch cannot be loaded: OSError: libcudart.so.13", "must match"),
         ({"torch": CPU_TORCH, "count": 0, "gpus": []},
-         "the environment holds a torch for CPUs (2.13.0+cpu), and the cluster uses 2 GPUs",
+         "the environment has a CPU build of torch (2.13.0+cpu), but the cluster uses 2 GPUs",
          "gpus = 0"),
         ({"init": OLD, "count": 0, "gpus": []}, "the driver is too old", "580"),
         ({"init": INIT.format("802: system not yet initialized"), "gpus": []},
@@ -88,28 +88,32 @@ def test_nothing_is_said_where_all_is_well() -> None:
         ({"init": INIT.format("803: system has unsupported display driver / cuda driver"),
           "gpus": []}, "the driver is too old", "update NVIDIA's driver"),
         ({"init": "RuntimeError: Found no NVIDIA driver on your system.", "count": 0, "gpus": []},
-         "NVIDIA's driver is not to be found", "nvidia-container-toolkit"),
+         "NVIDIA's driver is not available to the engine", "nvidia-container-toolkit"),
         ({"init": "RuntimeError: something new", "count": 0, "gpus": []},
-         "CUDA does not start in the environment: RuntimeError: something new", "raycluster check"),
+         "CUDA fails to initialize in the environment: RuntimeError: something "
+         "new", "raycluster check"),
         ({"count": 1, **gpus({})}, "torch sees 1 of the 2 GPUs", "CUDA_VISIBLE_DEVICES"),
         (gpus({"error": NO_IMAGE, "capability": "6.1", "name": "GTX 1080"}, {}),
          "has compute capability 6.1", "compute capability"),
         (gpus({}, {"error": "RuntimeError: odd"}),
          "no kernel runs on GPU 1 (NVIDIA H100 80GB HBM3): RuntimeError: odd", "raycluster check"),
-        ({"failed": {"gpu 1": "did not end within 20 s"}, **gpus({})},
-         "CUDA hangs with GPU 1: a program of one sum did not end within 20 s", "dmesg"),
-        ({"failed": {"gpu 0": "ended by signal 6: terminate called"}, "gpus": []},
-         "CUDA fails with GPU 0: the engine's process: the engine ended itself", "raycluster logs"),
+        ({"failed": {"gpu 1": "did not finish within 20 s"}, **gpus({})},
+         "CUDA hangs on GPU 1: a program with a single addition did not finish within 20 "
+         "s", "dmesg"),
+        ({"failed": {"gpu 0": "killed by signal 6: terminate called"}, "gpus": []},
+         "CUDA fails on GPU 0: the engine's process: the engine aborted", "raycluster logs"),
         ({"vllm": {"found": True, "more": "", "error": "ImportError: _C.so: undefined symbol: _Z"}},
-         "vLLM's kernel library does not load: ImportError: _C.so: undefined", "have to fit"),
-        ({"vllm": {"found": False, "error": "", "more": ""}}, "the environment holds no vLLM", ""),
-        ({"failed": {"vllm": "ended by signal 4: "}, "vllm": None}, "(signal 4)", "this processor"),
+         "vLLM's kernel library does not load: ImportError: _C.so: undefined", "must match"),
+        ({"vllm": {"found": False, "error": "", "more": ""}}, "the environment has no vLLM", ""),
+        ({"failed": {"vllm": "killed by signal 4: "}, "vllm": None}, "(signal 4)",
+         "this processor"),
         (gpus({"engine": NO_IMAGE}, {}),
-         "vLLM's kernels do not run on GPU 0 (NVIDIA H100 80GB HBM3): the engine holds no code",
+         "vLLM's kernels do not run on GPU 0 (NVIDIA H100 80GB HBM3): the engine has no kernels",
          "compute capability"),
         (gpus({"free": 3 * GIB}, {"free": GIB}),
-         "held by other programs: 3.0 of 79.0 GiB are free on GPU 0", "end them"),
-        (gpus({"error": FULL}, {"error": FULL}), "there is no free memory on GPU 0", "end them"),
+         "the GPU's memory is used by other programs: 3.0 of 79.0 GiB are free on GPU "
+         "0", "stop them"),
+        (gpus({"error": FULL}, {"error": FULL}), "there is no free memory on GPU 0", "stop them"),
     ],
 )  # fmt: skip
 def test_the_first_cause(changes: dict[str, Any], what: str, hint: str) -> None:
@@ -124,18 +128,21 @@ def test_the_first_cause(changes: dict[str, Any], what: str, hint: str) -> None:
         ({"compiler": ""}, "there is no C compiler", "engine_args.enforce_eager"),
         ({"headers": False}, "Python's headers are missing", "engine_args.enforce_eager"),
         ({"nvcc": "", "ninja": ""}, "there is no nvcc and no ninja", "flashinfer-cubin"),
-        ({"nvcc": ""}, "there is no nvcc, with which FlashInfer", "CUDA toolkit"),
+        ({"nvcc": ""}, "there is no nvcc, which FlashInfer", "CUDA toolkit"),
         ({"shm": SMALL_SHM}, "shared memory (/dev/shm) has 0.06 GiB", "runtime.shm_size"),
-        ({"infiniband": True, "memlock": 65536}, "little for RDMA", "ulimit -l"),
+        ({"infiniband": True, "memlock": 65536}, "low for RDMA", "ulimit -l"),
         ({"libcuda": "no such file"}, "libcuda.so.1 does not load: no such file", "check"),
         ({"vllm": {"found": True, "error": "", "more": "ImportError: odd"}},
-         "a part of vLLM's kernels does not load, of models with experts: ImportError: odd", ""),
+         "some of vLLM's kernels do not load: those of mixture-of-experts models: ImportError: "
+         "odd", ""),
         ({"failed": {"holders": "TimeoutExpired: nvidia-smi"}},
-         "holders could not be looked at: TimeoutExpired: nvidia-smi", ""),
-        ({"failed": {"torch": "did not end within 60 s"}, "torch": None, "count": None, "gpus": []},
-         "torch could not be looked at: did not end within 60 s", ""),
-        ({"failed": {"vllm": "did not end within 30 s"}, "vllm": None, "count": None, "gpus": []},
-         "vllm could not be looked at: did not end within 30 s", ""),
+         "holders could not be checked: TimeoutExpired: nvidia-smi", ""),
+        ({"failed": {"torch": "did not finish within 60 s"}, "torch": None, "count": None,
+          "gpus": []},
+         "torch could not be checked: did not finish within 60 s", ""),
+        ({"failed": {"vllm": "did not finish within 30 s"}, "vllm": None, "count": None,
+          "gpus": []},
+         "vllm could not be checked: did not finish within 30 s", ""),
     ],
 )  # fmt: skip
 def test_what_a_person_should_know(changes: dict[str, Any], what: str, hint: str) -> None:
@@ -176,8 +183,8 @@ def test_memory_of_one_gpu_among_others_is_a_note_that_names_who_holds_it() -> N
     verdict = judge(found, ASKED)
     assert verdict.errors == ()
     assert verdict.notes[0].what == (
-        "the GPU's memory is held by python3 (pid 42, 60.0 GiB): 10.0 of 79.0 GiB are free on "
-        "GPU 0 (NVIDIA H100 80GB HBM3), and a replica takes 80%"
+        "the GPU's memory is used by python3 (pid 42, 60.0 GiB): 10.0 of 79.0 GiB are free on "
+        "GPU 0 (NVIDIA H100 80GB HBM3), but a replica takes 80%"
     )
     ours = judge(found, Asked(gpus=2, visible=2, share=0.8, ours=True))
     assert (ours.errors, ours.notes) == ((), ())

@@ -38,11 +38,11 @@ def test_an_environment_without_torch_is_told_part_by_part() -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal 11:"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11:"),
         ("import os; print('terminate called', flush=True); os._exit(3)",
-         "ended by an exit: terminate called"),
+         "exited: terminate called"),
         ("raise ImportError('libcudart.so.13: cannot open')", "ImportError: libcudart.so.13"),
-        ("import time; time.sleep(60)", "did not end within 1 s"),
+        ("import time; time.sleep(60)", "did not finish within 1 s"),
     ],
 )  # fmt: skip
 def test_a_torch_that_takes_its_process_with_it(tmp_path: Path, body: str, why: str) -> None:
@@ -109,15 +109,15 @@ def test_a_count_of_five_thousand_digits_is_not_told() -> None:
 @pytest.mark.parametrize(
     ("output", "what"),
     [
-        (b"", "it says nothing"),
+        (b"", "it printed nothing"),
         (b"sh: 1: python: not found\n", "sh: 1: python: not found"),
         (b"Traceback\nMemoryError\n\n", "MemoryError"),
         (said(count=12345)[:-9], "a warning"),
         (MARK.encode() + b"[" * 200_000, "cannot be read"),
         (MARK.encode() + b"[]", "cannot be read"),
         (said(schema=2), "a warning"),
-        (b"\xff" * 100, "it says nothing"),
-        (b"x" * 100_000_000, "more than it can have to say"),
+        (b"\xff" * 100, "it printed nothing"),
+        (b"x" * 100_000_000, "printed too much output"),
     ],
 )
 def test_output_that_is_not_the_programs_is_one_error(output: bytes, what: str) -> None:
@@ -200,4 +200,4 @@ def test_each_gpu_is_tried_until_one_hangs(tmp_path: Path) -> None:
     assert (good.free, good.total) == (5 << 30, 79 << 30)
     assert (good.error, good.engine) == ("", "RuntimeError: not for this GPU")
     assert "no kernel image is available" in bad.error
-    assert seen.failed == {"gpu 2": "did not end within 1 s"}
+    assert seen.failed == {"gpu 2": "did not finish within 1 s"}

@@ -98,7 +98,7 @@ def test_a_device_that_docker_does_not_know_is_named_with_those_it_knows() -> No
     with pytest.raises(RuntimeUnavailableError) as caught:
         options_of(DISCOVERED, CARD, (7,), "gpu-1")
     assert caught.value.what == (
-        "Docker knows no device nvidia.com/gpu=7, only nvidia.com/gpu=0, nvidia.com/gpu=1, "
+        "Docker has no device nvidia.com/gpu=7, only nvidia.com/gpu=0, nvidia.com/gpu=1, "
         "nvidia.com/gpu=GPU-aaaa, nvidia.com/gpu=all"
     )
     assert "nvidia-ctk cdi generate" in caught.value.hint
@@ -148,7 +148,7 @@ def test_amds_gpus_are_device_files_and_their_groups(gpus: Gpus, devices: list[s
 
 
 def test_amds_gpus_that_are_not_there() -> None:
-    with pytest.raises(RuntimeUnavailableError, match="gpus means 2, and the host has 0, 1"):
+    with pytest.raises(RuntimeUnavailableError, match="gpus selects 2, but the host has 0, 1"):
         options_of({}, AMD, 3, "gpu-1")
 
 

@@ -177,7 +177,7 @@ def test_an_endless_answer_is_given_up(daemon: Daemon) -> None:
     daemon.answers = lambda _: (
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(40 << 20)
     )
-    with pytest.raises(AnswerError, match="the Docker daemon says more than 32 MiB"):
+    with pytest.raises(AnswerError, match="the Docker daemon sent more than 32 MiB"):
         open_client(daemon.open).containers()
 
 
@@ -205,7 +205,7 @@ def test_an_event_of_another_kind_is_an_error_of_ours(daemon: Daemon, line: byte
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%s\n\r\n0\r\n\r\n" % (len(line) + 1, line)
     daemon.answers = lambda _: head + chunk
-    with pytest.raises(AnswerError, match="cannot be understood"):
+    with pytest.raises(AnswerError, match="cannot be parsed"):
         list(open_client(daemon.open).pull("i", "t", stream=True, decode=True))
 
 

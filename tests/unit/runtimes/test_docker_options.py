@@ -108,16 +108,17 @@ def test_only_a_low_port_brings_the_right_to_bind_it(
             RuntimeUnavailableError, "in CDI mode")),
         ("write /x: no space left on device", HostError, "the disk is full"),
         ('Conflict. The container name "/x" is already in use by container "y"', *(
-            HostError, "not ours")),
-        ("exec format error", ImageError, "another processor"),
+            HostError, "another container")),
+        ("exec format error", ImageError, "another architecture"),
         ('OCI runtime create failed: exec: "/bin/sh": stat /bin/sh: no such file', *(
             ImageError, "lacks a program")),
         ("No such image: a:1", ImageError, "No such image: a:1"),
         ('error mounting "mqueue" to rootfs at "/dev/mqueue": operation not permitted', *(
-            RuntimeUnavailableError, "as rootless Docker never can")),
+            RuntimeUnavailableError, "which rootless Docker never can")),
         ('invalid mount config for type "bind": stat /root/models: permission denied', *(
             HostError, "may not read a volume's folder")),
-        ("authorization denied by plugin opa: no host network", HostError, "a plugin of Docker's"),
+        ("authorization denied by plugin opa: no host "
+        "network", HostError, "a Docker authorization plugin"),
         ("something new", HostError, "something new"),
     ],
 )  # fmt: skip

@@ -33,16 +33,16 @@ def test_an_official_image_is_a_target() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"versions": Versions("3.12.1")}, "holds no ray and no engine"),
-        ({"versions": Versions("3.9.2", vllm="0.9")}, "Python 3.9: it has them for 3.10 to 3.14"),
-        ({"versions": Versions("3.15.0", vllm="1")}, "Python 3.15: it has them for 3.10 to 3.14"),
-        ({"versions": Versions("", vllm="1")}, "Python : it has them"),
-        ({"machine": "ppc64le"}, "ppc64le: it has them for x86_64 and aarch64"),
-        ({"libc": ""}, "without glibc, such as one made from Alpine"),
+        ({"versions": Versions("3.12.1")}, "has neither ray nor an engine"),
+        ({"versions": Versions("3.9.2", vllm="0.9")}, "Python 3.9: only for 3.10 to 3.14"),
+        ({"versions": Versions("3.15.0", vllm="1")}, "Python 3.15: only for 3.10 to 3.14"),
+        ({"versions": Versions("", vllm="1")}, "Python : only for"),
+        ({"machine": "ppc64le"}, "ppc64le: only for x86_64 and aarch64"),
+        ({"libc": ""}, "without glibc, such as one based on Alpine"),
         ({"libc": "2.12"}, r"glibc 2\.12: they need 2\.17 or newer"),
         ({"libc": "two"}, "glibc two"),
-        ({"have": ("numpy==1", "--index-url=http://x==1")}, "list of packages is none"),
-        ({"have": (7,)}, "list of packages is none"),
+        ({"have": ("numpy==1", "--index-url=http://x==1")}, "package list is not valid"),
+        ({"have": (7,)}, "package list is not valid"),
     ],
 )
 def test_what_ray_cannot_be_added_to_is_refused(change: dict[str, object], expected: str) -> None:
@@ -102,7 +102,7 @@ error: No solution found when resolving dependencies
         (OFFLINE, False, "failed to lookup address information"),
         (ABSENT, False, "Because there is no version of ray==2.60.0"),
         ("ModuleNotFoundError: No module named 'pip'", False, "ModuleNotFoundError"),
-        ("", False, "no word of why"),
+        ("", False, "no reason given"),
         ("\x1b[2Jerror: \x07bad" + "d" * 900, False, "[2Jerror: baddd"),
     ],
 )

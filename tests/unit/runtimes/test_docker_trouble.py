@@ -1,4 +1,4 @@
-"""Why a host's Docker does not answer, by what its shell saw."""
+"""Why a host's Docker does not respond, by what its shell saw."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ GROUP = "owner 999 660 root:docker\n"
 @pytest.mark.parametrize(
     ("text", "what", "hint"),
     [
-        (BASE, "Docker is not installed", "install Docker's engine"),
-        (f"{BASE}{ABSENT}", "Docker is not installed", "install Docker's engine"),
-        (f"{BASE}podman\n", "podman is, and cannot", "install Docker's engine"),
-        (f"{BASE}client\n", "command line, and no daemon", "[runtime] socket"),
+        (BASE, "Docker is not installed", "install Docker Engine"),
+        (f"{BASE}{ABSENT}", "Docker is not installed", "install Docker Engine"),
+        (f"{BASE}podman\n", "podman is, but cannot", "install Docker Engine"),
+        (f"{BASE}client\n", "docker command is installed, but not the daemon", "[runtime] socket"),
         (f"{BASE}client\n{STOPPED}", "not running", "`sudo systemctl enable --now docker`"),
         (f"{BASE}daemon /usr/bin/dockerd\n", "not running", "`sudo dockerd`"),
         (f"{BASE}client\nrootless\n", "rootless Docker is not", "`systemctl --user enable --now"),
@@ -35,46 +35,46 @@ GROUP = "owner 999 660 root:docker\n"
             "not running",
             "snap start --enable docker",
         ),
-        (f"{BASE}closed /run/secret\n", "user jane may not look into /run/secret", "log in as"),
-        (f"{BASE}exists\n", "is no socket", "name the socket"),
-        (f"{SOCKET}{GROUP}", "it is for group docker", "`sudo usermod -aG docker jane`"),
+        (f"{BASE}closed /run/secret\n", "user jane has no access to /run/secret", "log in as"),
+        (f"{BASE}exists\n", "is not a socket", "set Docker's socket"),
+        (f"{SOCKET}{GROUP}", "it is reserved for group docker", "`sudo usermod -aG docker jane`"),
         (
             f"{SOCKET}owner 990 660 root:containers\n",
-            "it is for group containers",
+            "it is reserved for group containers",
             "`sudo usermod -aG containers jane`",
         ),
         (
             f"{SOCKET}owner 990 660 root:domain users\n",
-            "it is for group domain users",
+            "it is reserved for group domain users",
             "`sudo usermod -aG 'domain users' jane`",
         ),
         (
             f"{SOCKET}owner 990 660 root:$(reboot)\n",
-            "may not use Docker",
-            "look at the socket's group",
+            "has no permission to use Docker",
+            "check the socket's group",
         ),
-        (f"{SOCKET}owner 999 600 root:docker\n", "only root may", "log in as that user"),
-        (f"{SOCKET}owner 0 660 root:root\n", "group root's", "groupadd --force docker"),
+        (f"{SOCKET}owner 999 600 root:docker\n", "only root has", "log in as that user"),
+        (f"{SOCKET}owner 0 660 root:root\n", "belongs to group root", "groupadd --force docker"),
         (
             (SOCKET + GROUP).replace("account 1000 27", "account 1000 27 999"),
-            "older than the membership of group docker",
+            "older than the membership in group docker",
             "log in again",
         ),
         (
             (SOCKET + GROUP).replace("groups 1000 27", "groups 1000 27 999"),
-            "though in its group docker",
+            "although in its group docker",
             "SELinux",
         ),
-        (f"{SOCKET}writable\ntried 1 Cannot connect\n", "nobody answers", "systemctl restart"),
+        (f"{SOCKET}writable\ntried 1 Cannot connect\n", "nothing responds", "systemctl restart"),
         (f"{SOCKET}writable\ntried 124 \n", "hangs", "systemctl restart docker"),
         (
             f"{SOCKET}writable\n{UNITS}{FAILED}tried 1 EOF\n",
-            "docker.service: exit-code); systemd alone holds",
+            "docker.service: exit-code); only systemd holds",
             "journalctl -u docker",
         ),
         (
             f"{SOCKET}writable\nselinux Enforcing\ntried 1 connect: permission denied\n",
-            "is refused: connect: permission denied",
+            "is rejected: connect: permission denied",
             "SELinux is enforcing",
         ),
     ],
@@ -84,7 +84,7 @@ def test_the_reason_and_the_next_step(text: str, what: str, hint: str) -> None:
     assert found
     assert what in found[0]
     assert hint in found[1]
-    assert "native" in found[1] or "is no socket" in what
+    assert "native" in found[1] or "is not a socket" in what
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_word_that_is_no_account_of_the_host_is_no_name() -> None:
     text = (SOCKET + GROUP).replace("user jane", "user Welcome").replace("account 1000 27\n", "")
     found = explain(seen(text), Place(DEFAULT))
     assert found
-    assert found[0].startswith("the login user may not use Docker")
+    assert found[0].startswith("the login user has no permission to use Docker")
     assert "usermod -aG docker USER`" in found[1]
 
 

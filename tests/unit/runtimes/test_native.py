@@ -179,13 +179,13 @@ def test_a_crash_is_followed_by_a_restart(runtime: NativeRuntime, root: Path) ->
     os.kill(first, signal.SIGSEGV)
     assert eventually(lambda: only(runtime).health == "restarting")
     assert eventually(lambda: only(runtime).health == "running")
-    assert only(runtime).detail == "restarts: 1; ended by signal 11"
+    assert only(runtime).detail == "restarts: 1; killed by signal 11"
     assert state(root, "sleeper")["child"][0] != first
 
 
 def test_the_last_words_are_told_without_colours(runtime: NativeRuntime) -> None:
     start(runtime, shell("p", r"sleep 0.2; printf '\033[31mno GPU\033[0m\n\n'; exit 3"))
-    assert eventually(lambda: only(runtime).detail.endswith("ended with status 3: no GPU"))
+    assert eventually(lambda: only(runtime).detail.endswith("exited with status 3: no GPU"))
 
 
 def test_orphans_of_a_crashed_process_do_not_survive_it(
@@ -473,7 +473,7 @@ def test_prepare_with_a_python_that_is_of_no_use(root: Path, python: str, messag
 def test_an_unwritable_root() -> None:
     runtime = NativeRuntime("box", "demo", LocalTransport("box"), root="/proc/no")
     with pytest.raises(
-        RuntimeUnavailableError, match="box: cannot write in /proc/no: No such file"
+        RuntimeUnavailableError, match="box: cannot write to /proc/no: No such file"
     ):
         runtime.prepare(SLEEPER, lambda _: None)
 

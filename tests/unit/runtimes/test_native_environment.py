@@ -69,7 +69,7 @@ def test_an_environment_is_made_once_and_made_again_when_it_is_not_whole(
     found = runtime.prepare(RAY, told.append)
     assert found.ray == expected.ray
     assert found.python.startswith(PYTHON)
-    assert told[0] == "making the environment ray==2.60.0"
+    assert told[0] == "creating the environment ray==2.60.0"
     (env,) = (tmp_path / "root").glob("env-*")
     assert list(env.glob("lib/*/site-packages/__pycache__/ray*.pyc"))
     told.clear()
@@ -88,7 +88,7 @@ def test_a_version_that_does_not_exist(tmp_path: Path, wheels: Path) -> None:
         _runtime(tmp_path / "root", wheels, "ray==9").prepare(RAY, lambda _: None)
     assert caught.value.where == "box"
     assert "you require ray==9" in caught.value.what
-    assert caught.value.hint == "correct the versions that the spec asks for"
+    assert caught.value.hint == "correct the versions in the spec"
 
 
 @needs_uv
@@ -119,7 +119,9 @@ def test_a_lock_takes_the_files_that_it_names_alone(tmp_path: Path, wheels: Path
     root = tmp_path / "root"
     known = _runtime(root, wheels, "ray", lock=good).outlook(RAY, ())
     assert (known.there, known.download_bytes, known.stored_bytes) == (False, 1, 2)
-    with pytest.raises(RuntimeUnavailableError, match=r"the environment cannot be made: .*[Hh]ash"):
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"the environment cannot be created: .*[Hh]ash"
+    ):
         _runtime(root, wheels, "ray", lock=bad).prepare(RAY, lambda _: None)
     assert _runtime(root, wheels, "ray", lock=good).prepare(RAY, lambda _: None).ray == "2.60.0"
     made = [path for path in root.glob("env-*") if (path / ".complete").exists()]
@@ -143,7 +145,7 @@ def test_uv_is_installed_as_it_is_locked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "what"),
     [
-        ("echo $$ >pid; echo begun; exec sleep 1000", "sh said nothing for 2 s"),
+        ("echo $$ >pid; echo begun; exec sleep 1000", "sh had no output for 2 s"),
         ("echo no way >&2; exit 3", "no way"),
     ],
 )
@@ -151,7 +153,7 @@ def test_what_makes_an_environment_fails_or_says_nothing(
     tmp_path: Path, script: str, what: str
 ) -> None:
     environment = Environment("box", LocalTransport("box"), quiet=2)
-    with pytest.raises(RuntimeUnavailableError, match=f"cannot be made: {what}"):
+    with pytest.raises(RuntimeUnavailableError, match=f"cannot be created: {what}"):
         environment._run(("sh", "-c", f"cd {tmp_path}; {script}"), {}, lambda _: None)
     for file in tmp_path.glob("pid"):
         ps = ("ps", "-o", "stat=", "-p", file.read_text().strip())
@@ -210,7 +212,7 @@ error: Failed to install: torch-2.13.0.whl
             "Because ray was not found in the provided package locations and you require ray==9",
             "correct the versions",
         ),
-        (PIP, "the package index cannot be reached", "give the host a way out"),
+        (PIP, "the package index cannot be reached", "give the host access"),
         (
             FULL,
             "Failed to install: torch-2.13.0.whl: failed to copy file: No space left on device "
@@ -218,7 +220,7 @@ error: Failed to install: torch-2.13.0.whl
             "free some space",
         ),
         ("The virtual environment was not created: ensurepip is not available", "no venv", "venv"),
-        ("", "uv said nothing", "see the host's uv or pip"),
+        ("", "uv printed nothing", "check uv or pip on the host"),
     ],
 )
 def test_root_cause(output: str, what: str, hint: str) -> None:

@@ -125,7 +125,7 @@ def test_a_crontab_that_cannot_be_used_is_told(crontab: Crontab, tmp_path: Path)
     crontab.install(REFUSES)
     runtime, told = _start(tmp_path / "root")
     assert told == [
-        "will not start by itself after a reboot or a kill: "
+        "will not restart automatically after a reboot or a kill: "
         "crontab: you are not allowed to use this program"
     ]
     assert runtime.remove()[0] == "process sleeper"
@@ -146,7 +146,7 @@ def test_a_crontab_that_cannot_be_read_is_left_as_it_is(
     crontab.table.write_bytes(b"@daily mine\n")
     crontab.install(FAILS.replace('"$SAID"', shlex.quote(said)))
     runtime, told = _start(tmp_path / "root")
-    assert told[0].startswith("will not start by itself after a reboot or a kill: crontab: ")
+    assert told[0].startswith("will not restart automatically after a reboot or a kill: crontab: ")
     runtime.remove()
     assert crontab.table.read_bytes() == b"@daily mine\n"
 
@@ -200,7 +200,7 @@ def test_a_killed_supervisor_comes_back_without_what_it_left(
     assert len(note.read_text().split()) == 2
     assert _state(tmp_path / "other") == former
     now = _state(root)
-    _cron(crontab)  # all is well: nothing is to be done
+    _cron(crontab)  # all checks passed: nothing is to be done
     assert _state(root) == now
     runtime.remove()
     assert crontab.table.read_text().count("# raycluster:") == 2

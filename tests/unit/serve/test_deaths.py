@@ -85,8 +85,8 @@ def test_a_replica_that_vanished_while_it_served_has_died(tmp_path: Path) -> Non
     one = records(tmp_path)
     abandoned(tmp_path, "a" * 56, age=5)
     (death,) = one.deaths()
-    assert death.cause == "its process vanished (probably out of memory)"
-    assert one.deaths() == (Death(death.at, "its process vanished"),)
+    assert death.cause == "its process disappeared (probably out of memory)"
+    assert one.deaths() == (Death(death.at, "its process disappeared"),)
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,17 @@ def test_one_that_is_there_is_looked_at(node: Node, monkeypatch: pytest.MonkeyPa
     ("wanted", "said", "hint"),
     [
         (Environment(requirements=("vllm==0.9",)), "vllm==0.9: error: No solution", "correct"),
-        (Environment(requirements=("other",)), "other: it holds no vLLM", "correct"),
-        (Environment(python="/no/such"), "/no/such: /no/such does not run", "name another"),
-        (Environment(python=sys.executable), f"{sys.executable}: it holds no vLLM", "correct"),
+        (Environment(requirements=("other",)), "other: it has no vLLM", "correct"),
+        (
+            Environment(python="/no/such"),
+            "/no/such: /no/such does not run",
+            "set another",
+        ),
+        (Environment(python=sys.executable), f"{sys.executable}: it has no vLLM", "correct"),
         (
             Environment(requirements=("vllm",), version="3.2"),
             "vllm: error: ",
-            "name another",
+            "set another",
         ),
     ],
 )

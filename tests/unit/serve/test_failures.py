@@ -27,30 +27,30 @@ CASES = [
     (
         ("RuntimeError: Failed to infer device type, please set the environment variable "
          "`VLLM_LOGGING_LEVEL=DEBUG` to turn on verbose logging to help debug the issue.",),
-        "NVIDIA's driver is not to be found", "nvidia-container-toolkit",
+        "NVIDIA's driver is not available to the engine", "nvidia-container-toolkit",
     ),
     (
         ("ImportError: libcuda.so.1: cannot open shared object file: No such file or directory",),
-        "NVIDIA's driver is not to be found", "nvidia-container-toolkit",
+        "NVIDIA's driver is not available to the engine", "nvidia-container-toolkit",
     ),
     (
         ("RuntimeError: The NVIDIA driver on your system is too old (found version 12040). Please "
          "update your GPU driver by downloading and installing a new version from the URL: "
          "http://www.nvidia.com/Download/index.aspx Alternatively, go to: https://pytorch.org to "
          "install a PyTorch version that has been compiled with your version of the CUDA driver.",),
-        "the driver is too old for the CUDA", "580 or newer",
+        "the driver is too old for the engine's CUDA", "580 or newer",
     ),
     (
         ("RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda "
          "functions before calling NumCudaDevices() that might have already set an "
          "error? Error 803: system has unsupported display driver / cuda driver combination",),
-        "the driver is too old for the CUDA", "580 or newer",
+        "the driver is too old for the engine's CUDA", "580 or newer",
     ),
     (
         ("RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda "
          "functions before calling NumCudaDevices() that might have already set an "
          "error? Error 802: system not yet initialized",),
-        "NVIDIA's fabric manager does not run", "nvidia-fabricmanager",
+        "NVIDIA's fabric manager is not running", "nvidia-fabricmanager",
     ),
     (
         ("RuntimeError: No CUDA GPUs are available",),
@@ -60,14 +60,14 @@ CASES = [
         ("ValueError: Free memory on device cuda:0 (3.21/79.11 GiB) on startup is less than "
          "desired GPU memory utilization (0.8, 63.29 GiB). Decrease GPU memory utilization or "
          "reduce GPU memory used by other processes.",),
-        "the GPU's memory is held by other programs: ",
+        "other programs use the GPU's memory: ",
         "nvidia-smi",
     ),
     (
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a "
          "total capacity of 79.11 GiB of which 1.21 GiB is free. Process 4711 has 70.00 GiB "
          "memory in use. Of the allocated memory 7.11 GiB is allocated by PyTorch.",),
-        "the GPU's memory does not suffice", "max_num_seqs",
+        "out of GPU memory", "max_num_seqs",
     ),
     (
         ("ValueError: To serve at least one request with the model's max seq len (131072), (16.0 "
@@ -128,7 +128,7 @@ CASES = [
     (
         ("torch.AcceleratorError: CUDA error: no kernel image is available for execution on the "
          "device", "CUDA kernel errors might be asynchronously reported at some other API call."),
-        "no code for this kind of GPU", "compute capability",
+        "no kernels for this GPU type", "compute capability",
     ),
 ]  # fmt: skip
 
@@ -164,10 +164,10 @@ def test_an_engine_that_dies_of_it_later(lines: tuple[str, ...], cause: str, ste
 @pytest.mark.parametrize(
     ("signal", "words"),
     [
-        (9, "was killed (signal 9), most often since the host's memory was full"),
-        (11, "a fault in native code (signal 11)"),
+        (9, "was killed (signal 9), usually because the host ran out of memory"),
+        (11, "a crash in native code (signal 11)"),
         (7, "(signal 7)"),
-        (4, "does not have (signal 4)"),
+        (4, "does not support it (signal 4)"),
         (6, "(signal 6)"),
         (15, "(signal 15)"),
         (31, "signal 31"),
@@ -178,7 +178,7 @@ def test_a_signal_is_told_as_what_it_is(signal: int, words: str) -> None:
     told = explain(error, "")
     assert told.startswith("the engine's process: ")
     assert words in told
-    assert ("memory was full" in told) == (signal == 9)
+    assert ("ran out of memory" in told) == (signal == 9)
     assert bool(cure(told)) == (signal in SIGNALS)
 
 

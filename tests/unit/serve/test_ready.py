@@ -58,7 +58,7 @@ def test_a_good_answer_lasts_and_a_bad_one_does_not() -> None:
     assert len(engine.asked) == 1
     now[0] += GOOD_FOR_S
     engine.status = 500
-    assert asyncio.run(twice()) == ['answered 500: {"told": 1}'] * 2
+    assert asyncio.run(twice()) == ['responded with 500: {"told": 1}'] * 2
     assert len(engine.asked) == 3
 
 
@@ -86,7 +86,7 @@ def test_an_engine_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> N
         engine.held = asyncio.Event()
         return await Readiness(engine, questions("m")).problem()
 
-    assert asyncio.run(ask()).startswith("no token came within")
+    assert asyncio.run(ask()).startswith("no token within")
     assert engine.cancelled
 
 

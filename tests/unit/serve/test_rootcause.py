@@ -82,28 +82,33 @@ def test_the_engine_process_says_why_when_the_parent_does_not() -> None:
             1,
             "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause "
             "above. Failed core proc(s): {'EngineCore': -11}",
-            "the engine's process: a fault in native code (signal 11)",
+            "the engine's process: a crash in native code (signal 11)",
         ),
-        (132, "ValueError: older", "the engine's process: an instruction that this processor"),
+        (132, "ValueError: older", "the engine's process: illegal instruction: this processor"),
         (-9, "", "the engine's process: was killed (signal 9)"),
-        (3, "nothing", "ServerEndedError: the engine's server ended with code 3"),
+        (3, "nothing", "ServerEndedError: the engine's server exited with code 3"),
         (
             1,
             "INFO 11-30 01:02:03 [a.py:1] begun\n"
             "/env/bin/python: Error while finding module specification for "
             "'vllm.entrypoints.cli.main' (ModuleNotFoundError: No module named 'vllm')\n"
             "INFO 11-30 01:02:04 [a.py:1] over\n\n",
-            "ServerEndedError: the engine's server ended with code 1: /env/bin/python: Error while "
+            "ServerEndedError: the engine's server exited with code 1: /env/bin/python: Error "
+            "while "
             "finding module specification for 'vllm.entrypoints.cli.main' (ModuleNotFoundError: "
             "No module named 'vllm')",
         ),
         (
             127,
             "vllm: error while loading shared libraries: libcuda.so.1: cannot open\n",
-            "ServerEndedError: the engine's server ended with code 127: vllm: error while loading "
+            "ServerEndedError: the engine's server exited with code 127: vllm: error while loading "
             "shared libraries: libcuda.so.1",
         ),
-        (1, "INFO all is well", "ServerEndedError: the engine's server ended with code 1: see"),
+        (
+            1,
+            "INFO all checks passed",
+            "ServerEndedError: the engine's server exited with code 1: see",
+        ),
     ],
 )
 def test_why_a_server_did_not_start(code: int, written: str, told: str) -> None:
@@ -125,7 +130,7 @@ def test_a_killed_engine_process_left_no_word() -> None:
 
 def test_nothing_captured_leaves_the_parent_s_own_words() -> None:
     parent = RuntimeError("Engine core initialization failed. See root cause above.")
-    assert explain(parent, "INFO all is well") == one_line(parent)
+    assert explain(parent, "INFO all checks passed") == one_line(parent)
 
 
 def test_an_error_of_this_process_is_its_own_explanation() -> None:
@@ -155,7 +160,7 @@ DEAD = RuntimeError("EngineCore encountered an issue. See stack trace (above) fo
 @pytest.mark.parametrize(
     ("error", "written", "cause"),
     [
-        (RuntimeError("no answer"), "", "RuntimeError: no answer"),
+        (RuntimeError("no response"), "", "RuntimeError: no response"),
         (DEAD, "", "its process ended without an error (killed?)"),
         (
             DEAD,

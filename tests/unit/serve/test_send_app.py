@@ -69,9 +69,9 @@ def test_a_refused_body_is_not_sent_again() -> None:
 
 
 def test_time_runs_out() -> None:
-    with pytest.raises(RefusedError, match="does not take the app within 0 s: refused"):
+    with pytest.raises(RefusedError, match="does not accept the app within 0 s: refused"):
         sent(OSError("refused"), ready=0)
-    with pytest.raises(RefusedError, match="do not run within 0 s"):
+    with pytest.raises(RefusedError, match="are not running within 0 s"):
         sent({}, status(a="DEPLOYING"), timeout=0)
 
 

@@ -174,7 +174,7 @@ def test_what_comes_wrong_is_taken_again_from_who_had_it_first(tmp_path: Path, p
 def test_what_is_wrong_everywhere_is_an_error_and_leaves_nothing(tmp_path: Path, port: int) -> None:
     with host(tmp_path, 1, port, holds=True) as first, host(tmp_path, 2, port) as second:
         (first.folder / "model").write_bytes(CONTENT[:-1] + b"x")
-        with pytest.raises(TransferError, match="model came with a wrong SHA-256, twice"):
+        with pytest.raises(TransferError, match="model was received with a wrong SHA-256, twice"):
             take(second, port, 1)
     assert not list(second.folder.glob("model*"))
 
@@ -195,7 +195,7 @@ def test_where_nobody_serves_the_error_says_whom_it_asked(
     monkeypatch.setattr(transfer, "PATIENCE_S", 0.4)
     with (
         host(tmp_path, 2, port) as second,
-        pytest.raises(TransferError, match=rf"no host hands on .*127\.0\.0\.9:{port}.*refused"),
+        pytest.raises(TransferError, match=rf"no host provides .*127\.0\.0\.9:{port}.*refused"),
     ):
         take(second, port, 9)
 
@@ -206,7 +206,7 @@ def test_many_files_fail_as_fast_as_one(
     monkeypatch.setattr(transfer, "PATIENCE_S", 0.3)
     shelf = Shelf([Item(tmp_path / str(n), 1, "0" * 64) for n in range(200)])
     begun = time.monotonic()
-    with pytest.raises(TransferError, match="no host hands on"):
+    with pytest.raises(TransferError, match="no host provides"):
         Taker(shelf, [("127.0.0.9", port)], TOKEN).take()
     assert time.monotonic() - begun < 15  # seconds; one after the other would take 60
 

@@ -63,7 +63,7 @@ def test_what_the_spec_takes_can_be_written_everywhere(
     [
         ("fe80::1", False, "cannot use link-local"),
         ("fe80::1%eth0", False, "cannot use link-local"),
-        ("gpu-1", True, "by the name gpu-1 alone"),
+        ("gpu-1", True, "only by the name gpu-1"),
         ("gpu-1", False, ""),
         ("10.0.0.1", True, ""),
     ],
@@ -83,9 +83,9 @@ def test_an_address_that_programs_cannot_use(address: str, manage: bool, said: s
     [
         ("fd00::1", "fd00:0:0::1", "both have fd00::1"),
         ("10.0.0.1", "::ffff:10.0.0.1", "both have 10.0.0.1"),
-        ("127.0.0.2", "10.0.0.1", "would be 127.0.0.2 for the other nodes"),
-        ("::1", "fd00::1", "would be ::1 for the other nodes"),
-        ("::ffff:127.0.0.1", "10.0.0.1", "would be 127.0.0.1 for the other nodes"),
+        ("127.0.0.2", "10.0.0.1", "other nodes would reach head at 127.0.0.2"),
+        ("::1", "fd00::1", "other nodes would reach head at ::1"),
+        ("::ffff:127.0.0.1", "10.0.0.1", "other nodes would reach head at 127.0.0.1"),
     ],
 )
 def test_addresses_are_compared_as_addresses(one: str, other: str, said: str) -> None:

@@ -60,7 +60,7 @@ def test_what_a_replica_is_told(told: object, gpus: int, expected: Environment |
         ({}, "`vllm` or `requirements` is expected"),
         ({"python_version": "3.12"}, "`vllm` or `requirements` is expected"),
         ({"vllm": "latest"}, "a release such as `0.32.0` is"),
-        ({"vllm": "0.25.1"}, f"vLLM 0.25.1 cannot be started: {OLDEST_VLLM} and newer can"),
+        ({"vllm": "0.25.1"}, f"vLLM 0.25.1 is not supported: {OLDEST_VLLM} or newer is needed"),
         ({"vllm": "0.31.0", "python": "x"}, "python"),
         ({"requirements": ["--index-url=http://x"]}, "requirements"),
         ("-x", "environment"),

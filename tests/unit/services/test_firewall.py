@@ -130,8 +130,8 @@ def test_rules_come_before_anything_starts_and_go_when_they_are_not_wanted() -> 
     assert [a.describe() for a in plan_nodes(managed, bare, WIRING)] == [
         "head: ~ write firewall rules (the cluster's ports are open)",
         "b: ~ write firewall rules (the cluster's ports are open)",
-        "head: + start head (not there)",
-        "b: + start worker (not there)",
+        "head: + start head (not running)",
+        "b: + start worker (not running)",
     ]
     digits = {h.name: wanted(managed, h, WIRING)[1] for h in managed.hosts}
     there = ClusterState(
@@ -139,8 +139,8 @@ def test_rules_come_before_anything_starts_and_go_when_they_are_not_wanted() -> 
     )
     assert not [a for a in plan_nodes(managed, there, WIRING) if "firewall" in a.describe()]
     assert [a.describe() for a in plan_nodes(free, there, WIRING)][:2] == [
-        "head: - remove firewall rules (not managed any more)",
-        "b: - remove firewall rules (not managed any more)",
+        "head: - remove firewall rules (no longer managed)",
+        "b: - remove firewall rules (no longer managed)",
     ]
 
 

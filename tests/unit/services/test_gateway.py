@@ -100,8 +100,8 @@ def test_a_host_with_an_ipv6_address_is_reached_by_it(
     [
         ({}, ""),
         ({"listen": "::1"}, ""),
-        ({"listen": "10.0.0.1"}, "asks for no key"),
-        ({"api_keys": {"a": "env:A"}}, "in the clear"),
+        ({"listen": "10.0.0.1"}, "requires no key"),
+        ({"api_keys": {"a": "env:A"}}, "unencrypted"),
         ({"api_keys": {"a": "env:A"}, "listen": "127.0.0.1"}, ""),
         ({"api_keys": {"a": "env:A"}, "tls": {"cert": "c", "key": "file:k"}}, ""),
     ],

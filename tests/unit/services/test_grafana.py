@@ -66,7 +66,7 @@ def test_it_runs_on_the_head_alone_and_only_when_asked_for() -> None:
 
 
 def test_without_prometheus_there_is_nothing_to_show() -> None:
-    with pytest.raises(ValueError, match="shows what Prometheus records"):
+    with pytest.raises(ValueError, match="needs `prometheus = true`"):
         spec_of(prometheus=False)
 
 
@@ -184,5 +184,5 @@ def test_the_password_is_read_again_by_the_command_that_people_are_told(tmp_path
 
 def test_where_it_is_not_installed_the_first_line_says_so(tmp_path: Path) -> None:
     done = start(tmp_path, installed=False)
-    assert (done.returncode, done.stderr) == (127, "grafana is not installed here\n")
+    assert (done.returncode, done.stderr) == (127, "grafana is not installed\n")
     assert not (tmp_path / "grafana" / "password").exists()

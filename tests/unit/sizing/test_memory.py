@@ -66,7 +66,7 @@ def test_without_a_share_a_replica_takes_eight_tenths_of_its_part_of_a_gpu() -> 
 def test_a_length_that_does_not_fit_names_one_that_does() -> None:
     seen = fitted(published.LLAMA_31_8B, SMALL)
     assert seen.problem == (
-        "one request of 131,072 tokens takes 16.0 GiB, and 4.2 GiB are left beside the weights"
+        "one request of 131,072 tokens takes 16.0 GiB, and 4.2 GiB remain after the weights"
     )
     assert seen.hint == ('set max_model_len = 33792 under engine_args, or kv_cache_dtype = "fp8"')
     assert fitted(published.LLAMA_31_8B, SMALL, max_model_len=33792).problem == ""
@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit_name_the_number_of_gpus() -> None:
         "its weights take 87.0 GiB on each GPU; it may take 19.2 GiB of 24.0 GiB"
     )
     assert seen.hint == (
-        "set tensor_parallel_size = 8 under engine_args, or take a smaller or a quantized model"
+        "set tensor_parallel_size = 8 under engine_args, or use a smaller or quantized model"
     )
     assert fitted(published.MIXTRAL_8X7B, SMALL, tensor_parallel_size=8).problem == ""
 
@@ -176,7 +176,7 @@ def test_a_cpu_keeps_a_fixed_room_for_requests() -> None:
     assert (seen.room, seen.request) == (GIB, 32768 * 12_288)
     seen = fitted(published.LLAMA_3_8B, SMALL, gpus=0, max_model_len=16384)
     assert seen.problem == (
-        "one request of 16,384 tokens takes 2.0 GiB, and 1.0 GiB are kept for them"
+        "one request of 16,384 tokens takes 2.0 GiB, and 1.0 GiB are reserved for them"
     )
     assert seen.hint == (
         'set max_model_len = 8192 under engine_args, or VLLM_CPU_KVCACHE_SPACE = "2" under [env]'
@@ -184,7 +184,7 @@ def test_a_cpu_keeps_a_fixed_room_for_requests() -> None:
     more = {"VLLM_CPU_KVCACHE_SPACE": "2"}
     assert not fitted(published.LLAMA_3_8B, SMALL, gpus=0, max_model_len=16384, env=more).problem
     assert fitted(published.LLAMA_3_8B, 16 * GIB, gpus=0, env=more).problem == (
-        "its weights take 15.0 GiB of memory, and 2.0 GiB are kept for requests; "
+        "its weights take 15.0 GiB of memory, and 2.0 GiB are reserved for requests; "
         "the host has 16.0 GiB"
     )
 

@@ -128,7 +128,7 @@ def test_what_transformers_fills_in_for_gemma() -> None:
     told = read_shape({**config, "sliding_window": 1024})
     assert told.values == 2 * 8 * 256, "not 3840 / 16"
     assert [layer.kind for layer in told.layers].count("full") == 8
-    assert read_shape(config).doubts == ("its config does not tell its sliding window",)
+    assert read_shape(config).doubts == ("its config does not specify the sliding window",)
 
 
 @pytest.mark.parametrize(
@@ -158,20 +158,20 @@ def test_a_model_with_images_is_read_by_its_language_part() -> None:
 @pytest.mark.parametrize(
     ("config", "doubt"),
     [
-        ({}, "its config does not tell layers and heads"),
-        ({"num_hidden_layers": "32", "num_attention_heads": True}, "does not tell layers"),
-        ({**published.LLAMA_3_8B, "layer_types": [{}] * 32}, "its layers keep something else"),
+        ({}, "its config does not specify layers and heads"),
+        ({"num_hidden_layers": "32", "num_attention_heads": True}, "does not specify layers"),
+        ({**published.LLAMA_3_8B, "layer_types": [{}] * 32}, "its layers cache something other"),
         ({**published.LLAMA_3_8B, "ssm_state_size": 128}, "its config has ssm_state_size"),
         ({**published.LLAMA_3_8B, "num_kv_shared_layers": 15}, "has num_kv_shared_layers"),
-        ({**published.LLAMA_3_8B, "v_head_dim": 64}, "its keys and its values differ"),
+        ({**published.LLAMA_3_8B, "v_head_dim": 64}, "its keys and values differ"),
         (
             {**published.LLAMA_3_8B, "sliding_window": 4096},
-            "does not tell which layers have its sliding window",
+            "does not specify which layers use the sliding window",
         ),
         ({**published.DEEPSEEK_V3, "index_topk": 2048}, "its config has index_topk"),
         (
             {**published.LLAMA_3_8B, "layer_types": ["linear_attention"] * 32},
-            "its layers keep something else than keys and values",
+            "its layers cache something other than keys and values",
         ),
     ],
 )

@@ -74,28 +74,28 @@ def test_which_replicas_need_several_hosts(
         (
             model(4),
             {"head": 1, "gpu-1": 2, "gpu-2": 2},
-            "tensor parallel 4 needs a host with 4 GPUs, or hosts with equal parts of them; "
+            "tensor parallel 4 needs a host with 4 GPUs, or hosts with equal shares of them; "
             "head has 1, gpu-1 has 2, gpu-2 has 2: use tensor_parallel_size = 2, "
             "pipeline_parallel_size = 2 or set gpus = 2 for 2 hosts and gpus = 0 for others",
         ),
         (
             model(4),
             {"a": 3, "b": 3},
-            "tensor parallel 4 needs a host with 4 GPUs, or hosts with equal parts of them; "
+            "tensor parallel 4 needs a host with 4 GPUs, or hosts with equal shares of them; "
             "a has 3, b has 3: use tensor_parallel_size = 2, "
             "pipeline_parallel_size = 2 or set gpus = 2 for 2 hosts and gpus = 0 for others",
         ),
         (
             model(3, 2),
             {"a": 2, "b": 2, "c": 2},
-            "tensor parallel 3 needs a host with 3 GPUs, or hosts with equal parts of them; "
+            "tensor parallel 3 needs a host with 3 GPUs, or hosts with equal shares of them; "
             "a has 2, b has 2, c has 2: use tensor_parallel_size = 1, pipeline_parallel_size = 6",
         ),
         (
             model(2, prefill=3),
             {"a": 4, "b": 2},
             "tensor parallel 2 x prefill context 3 needs a host with 6 GPUs, or hosts with equal "
-            "parts of them; a has 4, b has 2: use sizes that fit on one host",
+            "shares of them; a has 4, b has 2: use sizes that fit on one host",
         ),
         (
             model(2, data=4),
@@ -112,29 +112,33 @@ def test_which_replicas_need_several_hosts(
         (
             model(2, data=2, replicas=2),
             {"a": 6, "b": 2},
-            "big needs 2 times 4 GPUs on one host; the hosts have room for 1",
+            "big needs 2 times 4 GPUs on one host; the hosts have capacity for 1",
         ),
         (
             model(num_gpus=4),
             {"a": 2, "b": 2},
-            "big needs 1 times 4 GPUs on one host; the hosts have room for 0",
+            "big needs 1 times 4 GPUs on one host; the hosts have capacity for 0",
         ),
         (
             model(2, 2),
             {"a": 2, "b": 1, "c": 1},
-            "big needs 2 times 2 GPUs on one host; the hosts have room for 1",
+            "big needs 2 times 2 GPUs on one host; the hosts have capacity for 1",
         ),
         (
             model(2, replicas=3),
             {"a": 3, "b": 3},
-            "big needs 3 times 2 GPUs on one host; the hosts have room for 2",
+            "big needs 3 times 2 GPUs on one host; the hosts have capacity for 2",
         ),
         (
             model(8, replicas={"min": 0, "max": 1}),
             {"a": 2, "b": 2},
-            "a replica of big needs 8 GPUs, the hosts give 4",
+            "a replica of big needs 8 GPUs, but the hosts have 4",
         ),
-        (model(replicas=3), {"a": 1, "b": 1}, "the models need 3 GPUs at least, the hosts give 2"),
+        (
+            model(replicas=3),
+            {"a": 1, "b": 1},
+            "the models need at least 3 GPUs, but the hosts have 2",
+        ),
     ],
 )
 def test_what_the_gpus_lack(made: Model, gpus: dict[str, float], lack: str) -> None:

@@ -23,33 +23,33 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
         ("max_queued_requests = 0", "max_queued_requests: 1 or more is expected, not 0"),
         (
             'adapters = { a = "/a" }\nengine = "transformers"',
-            "adapters need vLLM: leave out `engine`, or the adapters",
+            "adapters need vLLM: remove `engine`, or the adapters",
         ),
         (
             'fallback = true\nengine = "vllm"',
-            '`fallback` is for engine = "auto": leave out one of them',
+            '`fallback` is for engine = "auto": remove one of them',
         ),
         (
             "max_ongoing_requests = 64\nreplicas = { max = 2 }",
-            "replicas.target_ongoing_requests (64) has to be less than max_ongoing_requests (64)",
+            "replicas.target_ongoing_requests (64) must be less than max_ongoing_requests (64)",
         ),
-        ('adapters = { m = "/a" }', "two models or adapters are called 'm'"),
+        ('adapters = { m = "/a" }', "two models or adapters have the name 'm'"),
         (
             'engine_args.lora_modules = ["a=b"]',
-            "engine_args: `lora_modules` cannot be set: `adapters` of the model says this",
+            "engine_args: `lora_modules` cannot be set: set `adapters` of the model instead",
         ),
         (
             "num_gpus = 1\nengine_args.tensor_parallel_size = 2",
-            "num_gpus is 1, and the engine arguments need 2: leave out num_gpus",
+            "num_gpus is 1, but the engine arguments need 2: remove num_gpus",
         ),
         (
             "num_gpus = 2\nengine_args = { tensor_parallel_size = 2, data_parallel_size = 4 }",
-            "num_gpus is 2, and the engine arguments need 8: leave out num_gpus",
+            "num_gpus is 2, but the engine arguments need 8: remove num_gpus",
         ),
         (
             "engine_args = { data_parallel_size = 4, data_parallel_size_local = 2 }",
-            "data_parallel_size_local is 2 of data_parallel_size 4: all engines of a replica are "
-            "on its host; leave it out, and use `replicas`",
+            "data_parallel_size_local is 2 of data_parallel_size 4: all engines of a replica run "
+            "on one host; remove it, and use `replicas`",
         ),
         (
             "engine_args.data_parallel_size_local = 0",
@@ -80,7 +80,7 @@ def test_what_changes_a_replica_by_its_own_server_is_refused(
 
 def test_an_adapter_may_not_have_the_name_of_another_model(refusal: Refusal) -> None:
     more = '[[models]]\nname = "n"\nadapters = { m = "/a" }\n'
-    assert "two models or adapters are called 'm'" in refusal(MODEL + more)
+    assert "two models or adapters have the name 'm'" in refusal(MODEL + more)
 
 
 def test_a_model_has_its_own_name_and_those_of_its_adapters(read: Read) -> None:

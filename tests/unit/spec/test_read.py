@@ -14,12 +14,11 @@ from tests.unit.spec.conftest import MINIMAL, Read, Refusal
 HEAD = '[head]\nhost = "10.0.0.1"\n'
 SOME_GPUS = '"all", a whole number from 0 to 64 or a list of GPUs is expected'
 NAMED_GPUS = (
-    "a list holds indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
+    "a list contains indices, as [0, 2], or UUIDs of `nvidia-smi -L`, as "
     '["GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"], not both'
 )
 UNUSABLE = (
-    "cannot be listened on or dialled by other programs: an address that is not link-local or "
-    "multicast is expected"
+    "cannot be used by other programs: an address that is not link-local or multicast is expected"
 )
 NAMED = '[cluster]\nname = "q"\n'
 
@@ -63,7 +62,7 @@ def test_a_file_that_is_no_spec_is_refused(refusal: Refusal, content: bytes, sai
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"no such file\n  next: write one with: raycluster init"):
+    with pytest.raises(SpecError, match=r"no such file\n  next: create one with: raycluster init"):
         read_spec(tmp_path / "none.toml", {})
     with pytest.raises(SpecError, match="is a folder; name the TOML file in it"):
         read_spec(tmp_path, {})
@@ -79,6 +78,7 @@ def test_the_spec_is_named_by_argument_then_variable_then_default() -> None:
 LABEL = "lower-case letters, digits and hyphens between them, at most 40, are expected"
 PLACE = "a host name, an SSH alias, an IPv4 or an IPv6 address is expected"
 OPTION = "must not begin with `-`, which other programs read as an option"
+OWN_USER = "user: only a user name is allowed; set the address with `host`"
 SOCKET = (
     "a Unix socket's absolute path is expected, such as `/run/user/1000/docker.sock`, of 107 bytes "
     "at most"
@@ -102,9 +102,9 @@ LINE = "line breaks and control characters are not allowed"
         ("user = 5", "user: text in quotes is expected, not 5"),
         ('user = ""', "user: must not be empty"),
         ('user = "-oProxyCommand=x"', f"user: {OPTION}"),
-        ('user = "root@10.0.0.1"', "user: a user name only; the address goes into `host`"),
+        ('user = "root@10.0.0.1"', OWN_USER),
         ('user = "$(id)"', "user: a user name without quotes and shell signs is expected"),
-        ('user = "jane@"', "user: a user name only; the address goes into `host`"),
+        ('user = "jane@"', OWN_USER),
         ('user = "root:secret"', "user: a user name without quotes and shell signs is expected"),
         ('user = "jane -oX"',
          "user: a user name without spaces at an end or before a `-` is expected"),
@@ -128,7 +128,7 @@ LINE = "line breaks and control characters are not allowed"
         ('private_address = "gpu-1"',
          "private_address: an IPv4 or IPv6 address is expected, not 'gpu-1'"),
         ('private_address = "::ffff:0.0.0.0"',
-         "private_address: 0.0.0.0 is no machine's own address"),
+         "private_address: 0.0.0.0 is not a host's own address"),
         ('private_address = "fe80::1%eth0"', f"private_address: fe80::1%eth0 {UNUSABLE}"),
         ('private_address = "fd00::1%0"', f"private_address: fd00::1%0 {UNUSABLE}"),
         ('private_address = "fe80::1"', f"private_address: fe80::1 {UNUSABLE}"),
@@ -137,9 +137,9 @@ LINE = "line breaks and control characters are not allowed"
         ("gpus = true", f"gpus: {SOME_GPUS}, not True"),
         ("gpus = -1", f"gpus: {SOME_GPUS}, not -1"),
         ("gpus = 0.5", f"gpus: {SOME_GPUS}, not 0.5"),
-        ("gpus = []", "gpus: a list names 1 to 64 GPUs; for none set gpus = 0"),
-        ("gpus = [0, 2, 0]", "gpus: names 0 twice"),
-        ('gpus = ["GPU-aaaa", "GPU-aaaa"]', "gpus: names 'GPU-aaaa' twice"),
+        ("gpus = []", "gpus: a list needs 1 to 64 GPUs; for none set gpus = 0"),
+        ("gpus = [0, 2, 0]", "gpus: contains 0 twice"),
+        ('gpus = ["GPU-aaaa", "GPU-aaaa"]', "gpus: contains 'GPU-aaaa' twice"),
         ('gpus = [0, "GPU-aaaa"]', f"gpus: {NAMED_GPUS}"),
         ("gpus = [true]", f"gpus: {NAMED_GPUS}"),
         ("gpus = [-1]", f"gpus: {NAMED_GPUS}"),
@@ -226,7 +226,7 @@ def test_hosts_and_addresses_are_kept(read: Read, host: str, kept: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0"])
 def test_what_is_no_machine_is_refused(refusal: Refusal, host: str) -> None:
-    assert refusal(f'{NAMED}[head]\nhost = "{host}"\n').endswith("is no machine's own address")
+    assert refusal(f'{NAMED}[head]\nhost = "{host}"\n').endswith("is not a host's own address")
 
 
 @pytest.mark.parametrize(
@@ -299,8 +299,8 @@ def test_an_environment_value_may_be_any_line(read: Read, value: str) -> None:
         ('[[workers]]\nhost = "a"\n[[workers]]\nhost = "A."\n',
          "worker-1 and worker-2 are the same machine"),
         ('[[workers]]\nhost = "a"\nname = "worker-2"\n[[workers]]\nhost = "b"\n',
-         "two hosts are called 'worker-2'"),
-        ('[[workers]]\nhost = "a"\nname = "head"\n', "two hosts are called 'head'"),
+         "two hosts have the name 'worker-2'"),
+        ('[[workers]]\nhost = "a"\nname = "head"\n', "two hosts have the name 'head'"),
         ('[[workers]]\nhost = "a"\nprivate_address = "10.1.0.1"\n'
          '[[workers]]\nhost = "b"\nprivate_address = "10.1.0.1"\n',
          "two hosts have the private_address 10.1.0.1"),
@@ -308,16 +308,17 @@ def test_an_environment_value_may_be_any_line(read: Read, value: str) -> None:
          '(or set `transport = "local"` for this machine)'),
         ("[workers]\n", "line 5: workers: a list is expected: `[[workers]]` for tables"),
         ('[[models]]\nname = "m"\n[[models]]\nname = "m"\n',
-         "line 5: models: two models or adapters are called 'm'"),
+         "line 5: models: two models or adapters have the name 'm'"),
         ("[ports]\napi = 8265\n", "line 5: ports: api and dashboard are both 8265"),
         ("[ports]\napi = 20001\n",
          "line 5: ports: api (20001) lies between worker_min and worker_max"),
         ("[ports]\nworker_min = 30000\n",
          "line 5: ports: worker_min (30000) is above worker_max"),
         ("[ports]\nreplica_max = 30004\n",
-         "line 5: ports: a replica takes three ports: replica_min to replica_max have to be 6"),
+         "line 5: ports: a replica takes three ports: replica_min to replica_max must span at "
+         "least 6"),
         ('[worker]\nhost = "a"\n', "line 5: worker: unknown key; did you mean `workers`?"),
-        ("[nonsense]\n", "line 5: nonsense: unknown key; known here: "),
+        ("[nonsense]\n", "line 5: nonsense: unknown key; allowed here: "),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_together(refusal: Refusal, more: str, said: str) -> None:
@@ -357,10 +358,11 @@ def test_one_head_is_needed(refusal: Refusal) -> None:
         ("engine_args.max-model-len = 1",
          "engine_args: names such as `max_model_len` are expected, not 'max-model-len'"),
         ('engine_args.model = "x"',
-         "engine_args: `model` cannot be set: `source` of the model says this"),
+         "engine_args: `model` cannot be set: set `source` of the model instead"),
         ("engine_args.a = 1979-05-27",
-         "engine_args: cannot be given to an engine: Object of type date is not JSON serializable"),
-        ("engine_args.a = nan", "engine_args: cannot be given to an engine: "
+         "engine_args: cannot be passed to an engine: Object of type date is not JSON "
+         "serializable"),
+        ("engine_args.a = nan", "engine_args: cannot be passed to an engine: "
          "Out of range float values are not JSON compliant"),
         ('source = "-x"', f"source: {OPTION}"),
     ],
@@ -373,9 +375,9 @@ def test_a_wrong_model_is_named_with_its_line(refusal: Refusal, line: str, said:
 def test_gpus_must_suffice_where_all_are_counted(read: Read, refusal: Refusal) -> None:
     model = '[[models]]\nname = "m"\nreplicas = 2\nengine_args.tensor_parallel_size = 2\n'
     said = refusal(f"{MINIMAL}gpus = 3\n{model}")
-    assert said == "cluster.toml: the models need 4 GPUs at least, the hosts give 3"
+    assert said == "cluster.toml: the models need at least 4 GPUs, but the hosts have 3"
     said = refusal(f"{MINIMAL}gpus = [0, 1, 5]\n{model}")
-    assert said == "cluster.toml: the models need 4 GPUs at least, the hosts give 3"
+    assert said == "cluster.toml: the models need at least 4 GPUs, but the hosts have 3"
     for gpus in ('"all"', "4", "0", "[0, 1, 4, 5]"):
         assert read(f"{MINIMAL}gpus = {gpus}\n{model}").models[0].each_gpus == 2
 
@@ -391,7 +393,7 @@ def test_every_problem_is_listed_in_the_files_order(refusal: Refusal) -> None:
     assert said.splitlines() == [
         "cluster.toml: 3 problems",
         "  line 2: head.port: 1 or more is expected, not 0",
-        '  line 3: head.host: a name or address only; put the user into `user = "..."`',
+        '  line 3: head.host: only a name or address is allowed; set the user with `user = "..."`',
         f"  line 5: cluster.name: {LABEL}, not 'Q'",
     ]
 

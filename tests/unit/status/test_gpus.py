@@ -40,11 +40,11 @@ def test_reads_what_nvidia_smi_prints() -> None:
         ("No devices were found", 6, "nvidia-smi finds none"),
         (
             "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
-            *(9, "the NVIDIA driver does not answer: NVIDIA-SMI has failed"),
+            *(9, "the NVIDIA driver does not respond: NVIDIA-SMI has failed"),
         ),
         ('Field "power.draw" is not a valid field to query.', 2, "nvidia-smi fails: Field"),
         ("0" * 310, 0, "nvidia-smi fails: 0000"),
-        ("", 137, "does not answer within"),
+        ("", 137, "did not respond within"),
     ],
 )
 def test_an_error_is_no_gpu_and_is_told(text: str, code: int, what: str) -> None:

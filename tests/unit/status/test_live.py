@@ -20,11 +20,11 @@ def test_the_age_is_told_as_soon_as_a_look_is_late() -> None:
     ages = Ages(2.0)
     ages.begins(100.0)
     ages.seen()
-    assert str(ages.line(101.0, looking=False)) == "every 2 s, Ctrl-C ends it"
+    assert str(ages.line(101.0, looking=False)) == "every 2 s, Ctrl-C to stop"
     ages.begins(102.0)
-    assert str(ages.line(103.0, looking=True)) == "every 2 s, Ctrl-C ends it"
+    assert str(ages.line(103.0, looking=True)) == "every 2 s, Ctrl-C to stop"
     late = str(ages.line(107.0, looking=True))
-    assert late == "as of 7 s ago; looking since 5 s; every 2 s, Ctrl-C ends it"
+    assert late == "as of 7 s ago; watching for 5 s; every 2 s, Ctrl-C to stop"
 
 
 def test_a_failed_look_is_told_with_the_age_of_what_is_shown() -> None:

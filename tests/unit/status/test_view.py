@@ -123,6 +123,6 @@ def test_what_could_become_a_problem_is_told_with_the_next_step() -> None:
     failing = replace(FIGURES, rates=Rates("replicas", 10, 1, 0.5, 1))
     lines = shown(whole(gpus={"head": (gpu,)}, figures={MODEL: failing}), 200)
     assert lines[0] == "q is healthy"
-    assert f"  ~ {MODEL}: 0.5 requests/s end with an error of the server" in lines
-    at = lines.index("  ~ head: GPU 3 had 2 memory errors that could not be corrected")
+    assert f"  ~ {MODEL}: 0.5 requests/s fail with a server error" in lines
+    at = lines.index("  ~ head: GPU 3 had 2 uncorrectable memory errors")
     assert lines[at + 1].startswith("      next: raycluster exec head -- nvidia-smi")

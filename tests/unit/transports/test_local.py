@@ -63,7 +63,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(
     here: LocalTransport, tmp_path: Path
 ) -> None:
     note = tmp_path / "pid"
-    with pytest.raises(HostError, match="laptop: sh did not end within 2 s"):
+    with pytest.raises(HostError, match="laptop: sh did not finish within 2 s"):
         here.run(("sh", "-c", f"sleep 60 & echo $! > {note}; wait"), timeout=2)
     assert _gone(int(note.read_text()))
 

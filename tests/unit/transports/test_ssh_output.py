@@ -92,4 +92,4 @@ def test_a_host_that_waits_is_told_from_one_that_ends() -> None:
     assert "waits for input" in OwnOutput(MARK).did_not_run("gpu-1", 10.0).hint
     redirected = OwnOutput(MARK)
     redirected.feed("stdout", BEGIN)
-    assert "redirects the error output" in redirected.did_not_run("gpu-1", 10.0).hint
+    assert "redirects standard error" in redirected.did_not_run("gpu-1", 10.0).hint

@@ -64,7 +64,7 @@ def test_a_port_whose_connections_linger_is_free(run_of_ports: tuple[int, ...]) 
 
 
 def test_no_port_left_says_what_to_do() -> None:
-    with pytest.raises(PortInUseError, match="upwards is free for API"):
+    with pytest.raises(PortInUseError, match="up for API"):
         choose_ports([Forward("API", ("127.0.0.1", 65535), 65536)])
 
 

@@ -29,7 +29,7 @@ class NoEntryError(Exception):
     """The endpoint serves nothing with this key; `status` is its answer."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"the endpoint answers {status} to this key")
+        super().__init__(f"the endpoint responds with {status} to this key")
         self.status = status
 
 
@@ -99,9 +99,7 @@ class Asker:
             patience = min(patience, _FIRST_PATIENCE_SECONDS)
         since = self._away_since
         if since is not None and time.monotonic() - since > patience:
-            raise AwayError(
-                f"nothing was answered for {patience:g} s; the last failure: {self.trouble}"
-            )
+            raise AwayError(f"no response for {patience:g} s; the last failure: {self.trouble}")
 
     async def _attempt(self, post: Post, job: Job) -> Result | Again:
         async with self._gate:

@@ -53,7 +53,7 @@ class Sender:
                 await self._exchange(wire, path, content, reply)
         except TimeoutError as error:
             self.close()
-            text = f"no whole answer after {self._timeout:g} s"
+            text = f"no complete response after {self._timeout:g} s"
             raise UnansweredError("timeout", text, reached=True) from error
         except (OSError, EOFError, h11.ProtocolError) as error:
             self.close()
@@ -138,7 +138,7 @@ class _Reply:
             self._parts.append(bytes(event.data))
             self._size += len(event.data)
             if self._size > _MAX_BODY_BYTES:
-                raise EOFError(f"the answer is longer than {_MAX_BODY_BYTES >> 20} MiB")
+                raise EOFError(f"the response is longer than {_MAX_BODY_BYTES >> 20} MiB")
         elif isinstance(event, h11.ConnectionClosed):
             raise EOFError("the connection was closed")
 

@@ -40,7 +40,7 @@ def judge(job: Job, reply: Reply, epoch_seconds: float) -> Result | Again:
         body = _json(reply.body)
         if body is not None:
             return Result(job.line, job.custom_id, reply.status, _request_id(reply), body)
-        text = f"the answer is not a JSON object: {reply.body[:80]!r}"
+        text = f"the response is not a JSON object: {reply.body[:80]!r}"
         return Again("protocol", printable(text))
     if reply.status in AGAIN:
         return Again(
@@ -66,7 +66,7 @@ def unanswered(error: UnansweredError) -> Again:
 
 def failed(job: Job, last: Again, tries: int = 1) -> Result:
     """Return the result of a line that is not tried again."""
-    message = last.detail if tries == 1 else f"{last.detail} (tried {tries} times)"
+    message = last.detail if tries == 1 else f"{last.detail} (after {tries} attempts)"
     error = (last.code, message)
     if last.reply is None:
         return Result(job.line, job.custom_id, error=error)

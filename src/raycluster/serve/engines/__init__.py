@@ -69,4 +69,4 @@ def make(name: str, place: Place) -> Engine:
         from raycluster.serve.engines.transformers import TransformersEngine
 
         return TransformersEngine()
-    raise EngineError(f"no engine is called {name!r}")
+    raise EngineError(f"there is no engine {name!r}")

@@ -84,7 +84,7 @@ def _ended_by_itself(leader: int, pipe: int) -> bool:
         if pipe in ready:
             return False
         if dead := [pid for pid, end in engines.items() if end in ready]:
-            sys.stderr.write(f"raycluster: process {dead[0]} of the engine has ended\n")
+            sys.stderr.write(f"raycluster: process {dead[0]} of the engine has exited\n")
             return False
 
 

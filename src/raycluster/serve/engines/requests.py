@@ -68,7 +68,7 @@ class Reader:
         except BadRequestError:
             raise
         except Exception as error:  # the model's template raises what it likes
-            raise BadRequestError(f"the chat template refuses the messages: {error}") from error
+            raise BadRequestError(f"the chat template rejects the messages: {error}") from error
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._asked(body, ids, default_tokens=self.context)
 
@@ -81,7 +81,7 @@ class Reader:
         room = self.context - len(ids)
         if not ids or room < 1:
             raise BadRequestError(
-                f"the prompt has {len(ids)} tokens; between 1 and {self.context - 1} are possible"
+                f"the prompt has {len(ids)} tokens; between 1 and {self.context - 1} are allowed"
             )
         wanted = _number(body, "max_completion_tokens", 1, 10**9, int)
         wanted = _number(body, "max_tokens", 1, 10**9, int) if wanted is None else wanted

@@ -167,7 +167,7 @@ def keeper() -> tuple[str, ...]:
 
 def _how(code: int) -> str:
     if code <= 128:
-        return f"ended with code {code}"
+        return f"exited with code {code}"
     with suppress(ValueError):
-        return f"was ended by {signal.Signals(code - 128).name}"
-    return f"was ended by signal {code - 128}"
+        return f"was killed by {signal.Signals(code - 128).name}"
+    return f"was killed by signal {code - 128}"

@@ -41,7 +41,7 @@ class TransformersEngine:
 
     async def start(self, settings: ModelSettings, count: Count) -> ASGI:
         if settings.adapters:
-            raise EngineError("adapters need vLLM: transformers serves the model alone")
+            raise EngineError("adapters need vLLM: transformers serves only the base model")
         args = understood(settings)
         began = time.monotonic()
         from raycluster.serve.engines.openai import Api
@@ -69,7 +69,7 @@ class TransformersEngine:
 
     def _ok(self) -> None:
         if self._generator is not None and self._generator.broken is not None:
-            raise RuntimeError("the GPU is in error") from self._generator.broken
+            raise RuntimeError("the GPU is in an error state") from self._generator.broken
 
 
 def understood(settings: ModelSettings) -> dict[str, Any]:
@@ -81,9 +81,7 @@ def understood(settings: ModelSettings) -> dict[str, Any]:
     strange = sorted(given.keys() - ARGUMENTS)
     if strange and settings.engine == "transformers":
         close = difflib.get_close_matches(strange[0], sorted(ARGUMENTS), n=1)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(ARGUMENTS))}"
-        )
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(ARGUMENTS))}"
         raise EngineError(f"engine_args: transformers has no argument {strange[0]!r}: {hint}")
     if strange:
         logger.warning("raycluster: transformers ignores engine_args %s", ", ".join(strange))

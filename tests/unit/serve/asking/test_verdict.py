@@ -119,4 +119,4 @@ def test_no_answer(code: str, reached: bool, away: bool, overloaded: bool) -> No
     assert (outcome.away, outcome.overloaded) == (away, overloaded)
     line = written(failed(JOB, outcome, 3))
     assert line["response"] is None
-    assert line["error"] == {"code": code, "message": "it broke (tried 3 times)", "line": 7}
+    assert line["error"] == {"code": code, "message": "it broke (after 3 attempts)", "line": 7}
