@@ -82,7 +82,7 @@ class Asking:
             with closing(spoken(shell, argv, self.work.spec.env)) as lines:
                 return _carried_out(self.work, name, lines)
         except CommandError as error:
-            what = f"the model files cannot be listed:  {error.what}"
+            what = f"the model files cannot be listed: {error.what}"
             raise HostError(what, where=name) from error
 
     def order(self, wanted: Wanted, listed: object = None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _plan(
     health: Health | None,
 ) -> None:
     if isinstance(secrets, Exception):
-        raise ValueError(f"left out: the secrets to remove are not known:  {secrets}")
+        raise ValueError(f"left out: the secrets to remove are not known: {secrets}")
     hosts = health.state.hosts if health else {}
     if unseen := [name for name, host in hosts.items() if host.problem]:
         raise ValueError(f"left out: not available: {', '.join(unseen)}")

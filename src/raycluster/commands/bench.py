@@ -93,7 +93,7 @@ WarmUp = Annotated[
     ),
 ]
 Timeout = Annotated[float, typer.Option(help="Timeout of one request, in seconds.")]
-Seed = Annotated[int, typer.Option(help="Random seed of the arrival times (open loop).")]
+Seed = Annotated[int, typer.Option(help="Random seed of arrival times and --synthetic prompts.")]
 Salt = Annotated[bool, typer.Option(help="Make each prompt unique, to avoid prefix cache hits.")]
 Endpoint = Annotated[
     Literal["chat", "completions"], typer.Option(help="API for prompts that do not name one.")

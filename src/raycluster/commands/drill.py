@@ -21,7 +21,7 @@ Fault = Annotated[
     typer.Option(
         "--fault",
         "-f",
-        help="Fault to inject: Fault to inject: replica, hang, worker, head, gateway or partition.",
+        help="Fault to inject: replica, hang, worker, head, gateway or partition.",
     ),
 ]
 Host = Annotated[

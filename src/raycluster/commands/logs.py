@@ -25,9 +25,9 @@ Targets = Annotated[
     typer.Argument(
         metavar="[TARGET]...",
         help=(
-            "`app` for all replicas (the default), a model, MODEL#NUMBER or a replica's id for"
-            " some of them; a host's name for its Ray; `gateway` or another service for all of"
-            " its kind, HOST/gateway for one; `all`."
+            "`app` (default): all replicas; a model, MODEL#NUMBER or a replica's ID: some of them;"
+            " a host's name: its Ray logs; `gateway` or another service: on all hosts;"
+            " HOST/gateway: on one host; `all`: everything."
         ),
         autocompletion=complete_targets,
         show_default=False,

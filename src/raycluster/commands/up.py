@@ -11,7 +11,7 @@ from raycluster.commands.options import OnlyOption, only_part
 from raycluster.session import Json, SpecOption, SpecPath
 
 Verify = Annotated[
-    bool, typer.Option(help="Verify the checksums of the model files on all hosts again.")
+    bool, typer.Option(help="Read and verify the model files on all hosts again.")
 ]
 
 

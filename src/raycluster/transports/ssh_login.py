@@ -450,7 +450,7 @@ def _text(path: str) -> str:
         ) from error
     if text.startswith(_PUBLIC):
         private = path.removesuffix(".pub") if path.endswith(".pub") else "the file without .pub"
-        raise _SkippedError("a public key", f"use the private one:  {private}")
+        raise _SkippedError("a public key", f"use the private one: {private}")
     ours = os.name == "posix" and status.st_uid == os.getuid()
     if ours and status.st_mode & 0o077:
         raise _SkippedError("readable by others", f"chmod 600 {path}")

@@ -37,13 +37,13 @@ _CURES = tuple(
         ),
         (
             r"not (?:currently )?available|nologin|account is (?:locked|disabled)",
-            "this user's login shell does not allow logins:  log in as another user, or set one "
+            "this user's login shell does not allow logins: log in as another user, or set one "
             "there "
             "(usermod --shell /bin/sh)",
         ),
         (
             r"restricted",
-            "this user's login shell is restricted:  log in as another user, or set "
+            "this user's login shell is restricted: log in as another user, or set "
             "another shell there (usermod --shell /bin/sh)",
         ),
     )
