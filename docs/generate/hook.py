@@ -46,6 +46,8 @@ ADDED: Mapping[str, str] = {
     "README.md": "index.md",
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security-policy.md",
     "LICENSE": "LICENSE.txt",
     "benchmarks/README.md": "benchmarks/index.md",
     **{
