@@ -63,4 +63,4 @@ def error_classes() -> str:
 def engine_failures() -> str:
     """Return the table of the failures of engines that are told in words, with their cures."""
     rows = [(cell(f.cause), cell(f.cure)) for f in (*KNOWN, *SIGNALS.values())]
-    return table(("cause", "cure"), rows)
+    return table(("cause", "solution"), rows)
