@@ -11,17 +11,17 @@ from raycluster.serve.failures import KNOWN, SIGNALS
 
 BESIDE = {
     0: "done, or healthy",
-    INTERRUPTED: "interrupted (Ctrl-C); the next `up` or `down` goes on from there",
+    INTERRUPTED: "interrupted (Ctrl-C); the next `up` or `down` continues from there",
 }
 """What the program ends with when there is no error of ours."""
 
 MEANINGS = {
     1: "an operation failed",
     2: "the command line, the spec or a secret's source is wrong; nothing was started",
-    3: "`status` or `check` found something wrong, or `up` did: another engine than the one that "
-    "was asked for, ports that strangers reach, records that could not be read",
+    3: "`status` or `check` found a problem, or `up` did: another engine than the one asked "
+    "for, ports that anyone can reach, records that could not be read",
     4: "`bench` or `drill`: a figure missed its limit",
-    5: "another run holds the cluster; it is named",
+    5: "another run has locked the cluster; it is named",
 }
 
 

@@ -173,7 +173,7 @@ def _gpus_answer(host: ResolvedHost, facts: Facts) -> HostError | None:
 
 
 def check_nodes_gpus(work: Work, state: ClusterState) -> None:
-    """Raise HostError where Ray counts fewer GPUs than the cluster shall use; tell of ill ones."""
+    """Raise HostError where Ray counts fewer GPUs than the cluster should use; tell of ill ones."""
     nodes = {h.name: n for h in work.spec.hosts if h.gpus != 0 and (n := state.node(h))}
 
     def compare(connected: Connected) -> None:

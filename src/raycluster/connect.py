@@ -111,9 +111,9 @@ def _native(host: ResolvedHost, cluster: str, transport: Transport) -> Runtime:
 def _engine(
     host: ResolvedHost, transport: Transport
 ) -> tuple[tuple[str, ...], tuple[str, ...], Lock]:
-    """Return what uv shall install, with what arguments and lock, for the host's GPUs or for none.
+    """Return what uv should install, with what arguments and lock, for the host's GPUs or for none.
 
-    GPUs whose driver does not answer count: with it mended, they are what is meant.
+    GPUs whose driver does not answer count: once it is fixed, they are what is meant.
     """
     from raycluster.requirements import cpu_lock, gpu_lock
 
@@ -144,7 +144,7 @@ def slow_imports(spec: ClusterSpec) -> tuple[str, ...]:
 
 
 def ssh_options(host: ResolvedHost) -> SshOptions:
-    """Return how the ssh transport shall reach this host."""
+    """Return how the ssh transport should reach this host."""
     from raycluster.transports.ssh import SshOptions
 
     ssh = host.ssh

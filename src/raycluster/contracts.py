@@ -192,7 +192,7 @@ class RegistryLogin:
 
 @dataclass(frozen=True)
 class Process:
-    """Something that shall run on a host, whatever runs it there.
+    """Something that should run on a host, whatever runs it there.
 
     It works in a folder of its own with a short path, for sockets, that is gone with the process.
     `argv` and `env` may hold ROOT. What changes `fingerprint` makes a running one

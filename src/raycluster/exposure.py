@@ -30,7 +30,7 @@ class Open:
 
 
 def exposed(spec: ClusterSpec, fleet: Fleet) -> tuple[DegradedError, ...]:
-    """Return an error where strangers get further than SSH and the gateway."""
+    """Return an error if more than SSH and the gateway is reachable from outside."""
     if spec.firewall.check == "never":
         return ()
     found = fleet.each((h.name for h in spec.hosts), lambda c: open_ports(spec, c))

@@ -38,7 +38,7 @@ def look(
 ) -> Health:
     """Observe the cluster and judge it.
 
-    `met` is called with each host as soon as it is connected and shall return at once; `asking`
+    `met` is called with each host as soon as it is connected and should return at once; `asking`
     before the models are asked for a token.
     """
     state = observe(spec, fleet, met)

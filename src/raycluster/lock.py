@@ -317,7 +317,7 @@ def holding(
     """Hold the cluster's lock for this process. Raises LockedError, also when it is lost midway.
 
     `docker` is the socket whose users may change the cluster as well.
-    `transport` should be a connection of its own: beats shall not wait for what the run does.
+    `transport` should be a connection of its own: beats must not wait for what the run does.
     """
     with _waking() as wake:
         lock = Lock(transport, cluster, _this_run(command), wake=wake, tell=tell, docker=docker)

@@ -158,7 +158,7 @@ def refuse_strangers(work: Work, actions: Sequence[Action], addresses: Mapping[s
 
 
 def _concerned(name: str, addresses: Mapping[str, str], about: Collection[str]) -> dict[str, str]:
-    """Return the addresses that a host shall try."""
+    """Return the addresses that a host should try."""
     return {n: address for n, address in addresses.items() if name in about or n in about}
 
 

@@ -71,7 +71,7 @@ def observe(
 ) -> ClusterState:
     """Return what is there now; a host that cannot be seen carries its problem.
 
-    `met` is called with each host as soon as it is connected, and shall return at once.
+    `met` is called with each host as soon as it is connected, and should return at once.
     """
 
     def see(connected: Connected) -> HostState:

@@ -1,4 +1,4 @@
-"""From a spec and what was seen to what shall be done: decisions only."""
+"""From a spec and what was seen to what should be done: decisions only."""
 
 from __future__ import annotations
 
@@ -193,12 +193,12 @@ def plan_nodes(
 
 
 def desired(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[Process, ...]:
-    """Return all that shall run on the host, Ray first."""
+    """Return all that should run on the host, Ray first."""
     return tuple(p for service in SERVICES if (p := service(spec, host, wiring)))
 
 
 def roles(spec: ClusterSpec, host: ResolvedHost) -> tuple[str, ...]:
-    """Return the roles of all that shall run on the host, Ray's first."""
+    """Return the roles of all that should run on the host, Ray's first."""
     anywhere = Wiring({h.name: "" for h in spec.hosts}, Secret(""))
     return tuple(process.role for process in desired(spec, host, anywhere))
 

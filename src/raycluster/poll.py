@@ -1,4 +1,4 @@
-"""Waiting for a condition, and which errors waiting does not mend."""
+"""Waiting for a condition, and which errors waiting does not cure."""
 
 from __future__ import annotations
 

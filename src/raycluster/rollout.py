@@ -140,7 +140,7 @@ def _demand(application: Body) -> Demand:
 
 
 def _count(want: Body, here: int) -> int:
-    """Return how many replicas an application shall have, given those that it has."""
+    """Return how many replicas an application should have, given those that it has."""
     deployment = _deployment(want)
     scaling = deployment.get("autoscaling_config")
     if not scaling:
@@ -190,7 +190,7 @@ def _hold(applications: Iterable[Body], running: Mapping[str, App]) -> list[Body
 
 
 def _keep_routes(applications: Iterable[Body], running: Mapping[str, App]) -> list[Body]:
-    """Leave running models at their routes until all that shall run does.
+    """Leave running models at their routes until all that should run does.
 
     A router takes seconds to start. Were "/" given to it at once, or taken from the one that
     leaves before the last model has it, requests would find nothing there.

@@ -37,13 +37,13 @@ _FIND_S = 10.0
 _GPU_S = 5.0  # Ray's own period
 _TIMEOUT_S = 4.0
 _LEAVE_S = 10.0
-_THREADS = 2  # a look shall take nothing from the loop that measures
+_THREADS = 2  # a look should take nothing from the loop that measures
 
 
 class Watcher:
     """Looks every few seconds from a thread of its own; see bench.server.Watch.
 
-    `look` is told whether it shall look closely; the first and the last time it is.
+    `look` is told whether it should look closely; the first and the last time it is.
     """
 
     def __init__(self, look: Callable[[bool], Look], tell: Tell) -> None:

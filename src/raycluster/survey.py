@@ -226,7 +226,7 @@ def _archived(spec: ClusterSpec) -> dict[str, int]:
 
 
 def _from_hub(work: Work, models: Sequence[Wanted]) -> dict[Wanted, Files]:
-    """Return what the hub tells; nothing where it does not answer, or shall not be asked."""
+    """Return what the hub tells; nothing where it does not answer, or must not be asked."""
     runtime = work.head.runtime.env or {}
     env = {**os.environ, **runtime, **work.spec.env}
     asked = [m for m in models if not is_path(m.source)]

@@ -10,9 +10,7 @@ from raycluster import session
 from raycluster.commands.options import OnlyOption, only_part
 from raycluster.session import Json, SpecOption, SpecPath
 
-Verify = Annotated[
-    bool, typer.Option(help="Read and verify the model files on all hosts again.")
-]
+Verify = Annotated[bool, typer.Option(help="Read and verify the model files on all hosts again.")]
 
 
 def up(

@@ -29,7 +29,7 @@ class Replicas:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What shall be read: processes as host and role, and replicas."""
+    """What should be read: processes as host and role, and replicas."""
 
     processes: tuple[tuple[ResolvedHost, str], ...] = ()
     replicas: tuple[Replicas, ...] = ()

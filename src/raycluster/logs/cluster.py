@@ -19,7 +19,7 @@ from raycluster.state import ClusterState
 
 @dataclass(frozen=True)
 class Found:
-    """What shall be read; `state` was seen for it, where replicas are meant."""
+    """What should be read; `state` was seen for it, where replicas are meant."""
 
     chosen: Chosen
     sources: tuple[Source, ...]

@@ -45,7 +45,7 @@ QUIET_S = 60.0
 """Seconds for the next piece of a log that is read to its end."""
 
 _PART = 'tail -c "$1" "$2" | head -c "$0"'  # what is written meanwhile belongs to the next look
-# A line on stderr every second: the reader notices that it shall end, and this that nobody reads.
+# A line on stderr every second: the reader notices that it should end, and this that nobody reads.
 _FOLLOW = 'tail -c "$0" -F "$1" 2>/dev/null & while sleep 1; do echo >&2 || exit; done'
 
 _Output = Generator[tuple[Channel, bytes], None, None]

@@ -1,6 +1,6 @@
 """Runs on the hosts: the lines of the user's crontab that start a cluster's processes.
 
-At boot, and every minute what shall run and has lost its supervisor. A crontab is written only
+At boot, and every minute what should run and has lost its supervisor. A crontab is written only
 after it was read: a failure of `crontab -l` is not an empty one.
 
 Standard library alone, Python 3.8.

@@ -186,7 +186,7 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark_stopped(folder: Path, *, stopped: bool) -> None:
-    """Say whether a role shall run, before it is stopped or started: cron looks every minute."""
+    """Say whether a role should run, before it is stopped or started: cron looks every minute."""
     with contextlib.suppress(OSError):  # there is no such role, or the disk is full
         if stopped:
             (folder / STOPPED).touch(mode=0o600)

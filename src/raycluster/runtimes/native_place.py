@@ -17,7 +17,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 STOPPED = "stopped"
-"""The file in a role's folder that says that it shall not run, whatever else lies there."""
+"""The file in a role's folder that says that it must not run, whatever else lies there."""
 
 
 class ProblemError(Exception):

@@ -54,7 +54,7 @@ except OSError as error:
 def entering(launch: str, argv: Sequence[str]) -> tuple[str, ...]:
     """Return the command that runs `argv` with the environment in a launch.json, read there.
 
-    What any user of a host can read, the words of a command, shall hold none of it.
+    What any user of a host can read, the words of a command, should hold none of it.
     """
     return ("sh", "-c", _FIND_PYTHON, "raycluster", "-c", _ENTER, launch, *argv)
 

@@ -2,7 +2,7 @@
 
     supervisor.py FOLDER        detach, then keep running what FOLDER/launch.json describes
     supervisor.py --here FOLDER the same without detaching: what systemd runs
-    supervisor.py --all ROOT    the same for every role under ROOT that shall run and does not: what
+    supervisor.py --all ROOT    the same for every role under ROOT that should run and does not: what
                                 cron runs after a reboot and every minute
 
 Standard library alone, Python 3.8. What runs, or ran last, is told by FOLDER/state.json.
@@ -299,7 +299,7 @@ def _become(folder: Path) -> NoReturn:
 
 
 def keep(folder: Path) -> None:
-    """Be the one supervisor of a folder; return at once where there is another, or shall be none.
+    """Be the one supervisor of a folder; return at once where there is another, or should be none.
 
     Whoever stops the role says so in a file first, and looks for processes then: this one is either
     seen there, or sees the file.

@@ -295,7 +295,7 @@ class Watch:
         self._capture = Capture()
 
     def verdict(self) -> str:
-        """Return why vLLM shall not be tried now, or ""."""
+        """Return why vLLM must not be tried now, or ""."""
         return verdict(self._records.deaths(), time.time())
 
     async def check(self, engine: Engine) -> None:
@@ -317,7 +317,7 @@ async def start(
 ) -> tuple[Engine, ASGI, str]:
     """Return a started engine, its application, and why it is not the one that comes first.
 
-    `died` is why vLLM shall not come first, or ""; `count` takes an engine's name and tokens.
+    `died` is why vLLM must not come first, or ""; `count` takes an engine's name and tokens.
     Raises RuntimeError, whose only line is the marked root cause.
     """
     for source in (settings.source, *settings.adapters.values()):

@@ -49,7 +49,7 @@ def incidents(deaths: Sequence[Death], now: float) -> tuple[Death, ...]:
 
 
 def verdict(deaths: Sequence[Death], now: float) -> str:
-    """Return why the engine shall not be tried again now, or ""."""
+    """Return why the engine must not be tried again now, or ""."""
     counted = incidents(deaths, now)
     if len(counted) < MOST:
         return ""

@@ -25,7 +25,7 @@ TOLD = "RAYCLUSTER_HAPROXY"
 """The variable that names a file of JSON: what `settings.haproxy_of` returns."""
 
 RETRY_S = 1
-"""Seconds after which a client shall come back when no replica could take its request."""
+"""Seconds after which a client should come back when no replica could take its request."""
 
 UNANSWERED = {
     502: ("BadGatewayError", "the replica ended before it responded"),

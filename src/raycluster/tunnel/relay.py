@@ -54,7 +54,7 @@ class Relay:
     def abort(self) -> None:
         """End both directions; the local client will see a reset."""
         self._broken = True
-        # wakes our own reads; SHUT_WR here would send the clean end that a reset shall replace
+        # wakes our own reads; SHUT_WR here would send the clean end that a reset should replace
         with suppress(OSError):
             self._local.shutdown(socket.SHUT_RD)
         with suppress(*BROKEN):

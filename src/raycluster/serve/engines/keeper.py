@@ -65,7 +65,7 @@ def _code(status: int) -> int:
 
 
 def _ended_by_itself(leader: int, pipe: int) -> bool:
-    """Wait until the leader has ended, or shall be: True or False."""
+    """Wait until the leader has ended, or should be: True or False."""
     watched = os.pidfd_open(leader)
     ready, _, _ = select.select([pipe, watched], [], [])
     if watched in ready:

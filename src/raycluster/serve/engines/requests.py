@@ -1,4 +1,4 @@
-"""Reads the bodies of OpenAI's completion requests into what transformers shall generate."""
+"""Reads the bodies of OpenAI's completion requests into what transformers should generate."""
 
 from __future__ import annotations
 
