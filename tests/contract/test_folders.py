@@ -47,7 +47,7 @@ def checked(spec: ClusterSpec, *names: str) -> None:
 def test_hosts_with_one_home_are_refused_and_keep_nothing_of_the_look(
     sshds: tuple[Sshd, Sshd],
 ) -> None:
-    with pytest.raises(HostError, match=r"head: its folder .raycluster is that of w too"):
+    with pytest.raises(HostError, match=r"head: its folder .raycluster is shared with w"):
         checked(spec_of(sshds, None, None))
     assert not list(Path.home().glob(".raycluster-*"))
     assert not list(Path.home().glob(".raycluster/.raycluster-*"))
@@ -56,7 +56,7 @@ def test_hosts_with_one_home_are_refused_and_keep_nothing_of_the_look(
 def test_so_are_hosts_with_another_folder_in_common(
     sshds: tuple[Sshd, Sshd], tmp_path: Path
 ) -> None:
-    with pytest.raises(HostError, match="is that of w too"):
+    with pytest.raises(HostError, match="is shared with w"):
         checked(spec_of(sshds, tmp_path / "not there yet", tmp_path / "not there yet"))
     assert not list(tmp_path.iterdir())
 

@@ -240,7 +240,7 @@ def test_a_paused_holder_begins_nothing_more(
     assert process.returncode == 5, said
     assert re.fullmatch(
         rf"error: {cluster}: this run was suspended for \d+ s; "
-        r"it has ended, and changes nothing more\n  next: .*\n",
+        r"it has stopped and changes nothing more\n  next: .*\n",
         said,
     )
 

@@ -88,7 +88,7 @@ def test_a_file_that_is_no_archive_is_refused(
 def test_an_archive_of_another_image_names_what_it_holds(dockerd: str, tmp_path: Path) -> None:
     file = tmp_path / "image.tar"
     docker_cli(dockerd, "save", "-o", str(file), IMAGE)
-    with pytest.raises(ImageError, match=f"holds {IMAGE}, and not acme/spooled:1"):
+    with pytest.raises(ImageError, match=f"contains {IMAGE}, not acme/spooled:1"):
         archived_layers(file, NAME)
 
 

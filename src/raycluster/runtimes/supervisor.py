@@ -2,8 +2,8 @@
 
     supervisor.py FOLDER        detach, then keep running what FOLDER/launch.json describes
     supervisor.py --here FOLDER the same without detaching: what systemd runs
-    supervisor.py --all ROOT    the same for every role under ROOT that should run and does not: what
-                                cron runs after a reboot and every minute
+    supervisor.py --all ROOT    the same for every role under ROOT that should run and does not:
+                                what cron runs after a reboot and every minute
 
 Standard library alone, Python 3.8. What runs, or ran last, is told by FOLDER/state.json.
 """
