@@ -63,6 +63,7 @@ class Options:
     timeout: float = 300.0
     seed: int = 0
     salt: bool = False
+    column: str = ""
     endpoint: str = "chat"
     max_tokens: int | None = 256
     ignore_eos: bool = False
@@ -188,7 +189,7 @@ def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
             "give either one", where="--prompts, --synthetic", hint="--prompts FILE, or - for stdin"
         )
     if options.prompts:
-        return read_dataset(options.prompts, defaults, stdin=stdin)
+        return read_dataset(options.prompts, defaults, stdin=stdin, column=options.column)
     lines = lines_of(parse_synthetic(options.synthetic), options.seed)
     return parse_dataset(lines, defaults, where="--synthetic")
 

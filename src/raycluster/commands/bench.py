@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raycluster.bench.run import Reached
 
 Prompts = Annotated[
-    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSONL, text or .gz; - for stdin.")
+    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSON, CSV or text; - for stdin.")
 ]
 Synthetic = Annotated[
     str, typer.Option(help="Instead: random tokens, prompt=512,output=128; also prefix=, count=.")
@@ -58,6 +58,7 @@ Salt = Annotated[bool, typer.Option(help="Keep repeats out of vLLM's prefix cach
 Endpoint = Annotated[
     Literal["chat", "completions"], typer.Option(help="Where bare prompts are sent.")
 ]
+Column = Annotated[str, typer.Option(help="The field or column of FILE that holds the prompts.")]
 MaxTokens = Annotated[
     int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
 ]
@@ -103,6 +104,7 @@ def bench(
     timeout: Timeout = 300.0,
     seed: Seed = 0,
     salt: Salt = False,
+    column: Column = "",
     endpoint: Endpoint = "chat",
     max_tokens: MaxTokens = 256,
     ignore_eos: IgnoreEos = False,
@@ -142,6 +144,7 @@ def bench(
         timeout=timeout,
         seed=seed,
         salt=salt,
+        column=column,
         endpoint=endpoint,
         max_tokens=max_tokens or None,
         ignore_eos=ignore_eos,
