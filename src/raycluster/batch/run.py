@@ -143,6 +143,12 @@ def _check(options: Options) -> None:
     if tries.retries < 0:
         raise UsageError("less than zero", where="--max-retries", hint="0 tries each line once")
     source, output = options.input, options.output
+    if str(output) == "-":
+        raise UsageError(
+            "a batch goes on from its output, so that is a file",
+            where="--output",
+            hint="-o FILE; then cat FILE",
+        )
     if str(source) == "-" or (source.exists() and not source.is_file()):
         raise UsageError(
             "is no file that can be read again",

@@ -8,12 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from raycluster.errors import UsageError
 from raycluster.openai_wire.files import AS_LINES, PromptFile
-from raycluster.openai_wire.lines import RefusedError, parse_line
+from raycluster.openai_wire.lines import EVERY, RefusedError, parse_line
 from raycluster.openai_wire.prompts import Defaults, Prompt, to_prompt
 
 _SHOWN = 5
@@ -62,36 +63,54 @@ class Dataset:
     census: Census
 
 
-def read_dataset(source: str, defaults: Defaults, *, stdin: BinaryIO, column: str = "") -> Dataset:
+def read_dataset(
+    source: str,
+    defaults: Defaults,
+    *,
+    stdin: BinaryIO,
+    column: str = "",
+    multi_turn: bool = False,
+) -> Dataset:
     """Return the prompts in a file, or in standard input for `-`; raises UsageError."""
     where = "standard input" if source == "-" else source
     content = _read(source, stdin, where)
     name = "" if source == "-" else Path(source).name
-    return parse_dataset(content, defaults, where=where, name=name, column=column)
+    file = PromptFile(lambda: io.BytesIO(content), where=where, name=name, column=column)
+    return _dataset(file, defaults, multi_turn=multi_turn)
 
 
 def parse_dataset(
-    content: bytes, defaults: Defaults, *, where: str, name: str = "", column: str = ""
+    content: bytes, defaults: Defaults, *, where: str, multi_turn: bool = False
 ) -> Dataset:
-    """Return the prompts in the content of a file; raises UsageError when there is none."""
-    file = PromptFile(lambda: io.BytesIO(content), where=where, name=name, column=column)
-    prompts: list[Prompt] = []
+    """Return the prompts in the content of a file; raises UsageError when there is none.
+
+    With `multi_turn` a conversation is a prompt for each of its answers; all first ones come
+    first, then all second ones, so that each finds what was said before it answered.
+    """
+    file = PromptFile(lambda: io.BytesIO(content), where=where)
+    return _dataset(file, defaults, multi_turn=multi_turn)
+
+
+def _dataset(file: PromptFile, defaults: Defaults, *, multi_turn: bool) -> Dataset:
+    turns: list[tuple[int, Prompt]] = []
     refused: list[tuple[int, str]] = []
     formats: Counter[str] = Counter()
     unsent: Counter[str] = Counter()
     for number, item in file.items():
         try:
-            request = parse_line(item, column=file.column)
+            request = parse_line(item, EVERY, file.column)
         except RefusedError as error:
             refused.append((number, str(error)))
             continue
         formats["text" if file.kind == "text" else request.format] += 1
         unsent.update(request.unsent)
-        prompts.append(to_prompt(number, request, defaults))
-    lines = len(prompts) + len(refused)
+        each = request.turns() if multi_turn else [request]
+        turns += enumerate(to_prompt(number, turn, defaults) for turn in each)
+    prompts = [prompt for _, prompt in sorted(turns, key=itemgetter(0))]
+    lines = sum(formats.values()) + len(refused)
     if not prompts:
         hint = f"{AS_LINES}; --column NAME where the prompts are"
-        raise UsageError(_nothing(lines, refused), where=where, hint=hint)
+        raise UsageError(_nothing(lines, refused), where=file.where, hint=hint)
     census = Census(lines, dict(formats), tuple(refused), dict(unsent), _digest(prompts))
     return Dataset(tuple(prompts), census)
 

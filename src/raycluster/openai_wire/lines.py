@@ -6,7 +6,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,7 +93,8 @@ class BadIdError(RefusedError):
 class Request:
     """A line, understood. Without `path` the body holds a bare `prompt`.
 
-    `at` is the line's timestamp in seconds, where it has one.
+    `at` is the line's timestamp in seconds, where it has one; `conversation` all turns, where the
+    body has the first alone.
     """
 
     format: str
@@ -101,7 +102,24 @@ class Request:
     path: str = ""
     id: str = ""
     unsent: tuple[str, ...] = ()
+    conversation: list[dict[str, str]] | None = None
     at: float | None = None
+
+    def turns(self) -> Iterator[Request]:
+        """Yield a request for each answer that a conversation holds, and for the one to come.
+
+        Each has what was said before, as the file has it. What is no conversation is one request.
+        """
+        messages = self.conversation or self.body.get("messages")
+        if not isinstance(messages, list) or self.path not in {CHAT, MESSAGES}:
+            yield self
+            return
+        ends = [i for i, said in enumerate(messages) if said["role"] == "assistant" and i]
+        if messages[-1]["role"] != "assistant":
+            ends.append(len(messages))
+        for number, end in enumerate(ends or [len(messages)]):
+            name = f"{self.id}#{number + 1}" if self.id and number else self.id
+            yield replace(self, id=name, body={**self.body, "messages": messages[:end]})
 
 
 def parse_line(line: bytes, urls: tuple[str, ...] = GENERATING, column: str = "") -> Request:
@@ -266,16 +284,13 @@ def _sharegpt(item: Mapping[str, Any], name: str) -> Request:
     turns = item[name]
     if not isinstance(turns, list):
         raise RefusedError(f"{name} is not a list")
-    messages: list[dict[str, str]] = []
-    for turn in turns:
-        role, text = _turn(turn)
-        if role == "assistant" and messages:
-            break
-        if role != "assistant":
-            messages.append({"role": role, "content": text})
-    if not any(message["role"] == "user" for message in messages):
+    said = [{"role": role, "content": text} for role, text in map(_turn, turns)]
+    while said and said[0]["role"] == "assistant":
+        said.pop(0)
+    first = next((i for i, turn in enumerate(said) if turn["role"] == "assistant"), len(said))
+    if not any(message["role"] == "user" for message in said[:first]):
         raise RefusedError(f"{name} has no turn of a person")
-    return Request("sharegpt", {"messages": messages}, CHAT)
+    return Request("sharegpt", {"messages": said[:first]}, CHAT, conversation=said)
 
 
 def _turn(turn: object) -> tuple[str, str]:

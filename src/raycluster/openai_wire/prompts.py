@@ -17,6 +17,9 @@ from raycluster.openai_wire.lines import (
     Request,
 )
 
+ENDPOINTS = ("chat", "completions", "responses", "messages", "embeddings")
+"""Where bare prompts may go."""
+
 
 @dataclass(frozen=True)
 class Prompt:

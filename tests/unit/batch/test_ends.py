@@ -106,6 +106,32 @@ def test_lines_that_failed_make_exit_code_1_and_bad_usage_2(batch: Batch, serve:
         assert said in err
 
 
+def test_the_output_is_a_file_and_a_mixture_is_refused_before_anything(
+    batch: Batch, tmp_path: Path
+) -> None:
+    batch.ask("one")
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"prompt": "a"}\nplain\n')
+    for args, said in [
+        ((batch.input, "-o", "-"), "--output: a batch goes on from its output"),
+        ((mixed, "-o", "out"), f"{mixed}: line 2 is plain text"),
+        ((mixed, "-o", "out", "--column", "absent"), "line 2 is plain text"),
+    ]:
+        argv = [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            "batch",
+            *map(str, args),
+            "--url",
+            "http://127.0.0.1:9",
+        ]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 2 and said in done.stderr and "next: " in done.stderr
+        assert done.stdout == "" and "Traceback" not in done.stderr
+    assert not [name for name in ("-", "out") if (tmp_path / name).exists()]
+
+
 MEMORY = """
 import asyncio, json, resource, sys
 from pathlib import Path
