@@ -191,10 +191,11 @@ class PromptFile:
 
     def _document(self, first: bytes = b"") -> list[object] | None:
         """Return the values of JSON that goes over lines as it likes; None where it is not that."""
+        opens = first.strip() in {b"[", b"{"} or first.lstrip().startswith(b"[{")
         with self._unpacked() as file:
             content = file.read(MAX_DOCUMENT_BYTES + 1)
         if len(content) > MAX_DOCUMENT_BYTES:
-            if first.strip() not in {b"[", b"{", b"[{"}:
+            if not opens:
                 return None
             self._refuse(
                 f"is JSON over several lines, and more than {MAX_DOCUMENT_BYTES >> 20} MiB",
@@ -206,7 +207,11 @@ class PromptFile:
             while (place := _past_space(text, place)) < len(text):
                 value, place = decoder.raw_decode(text, place)
                 values.append(value)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            if opens:
+                self._refuse(
+                    f"is JSON over several lines, and not valid: {error}", f"jq . {self.where}"
+                )
             return None
         whole = len(values) == 1 and isinstance(values[0], list)
         return cast(list[object], values[0]) if whole else values
