@@ -2,7 +2,8 @@
 
     python -m tests.local.fallback_server PORT MODEL ENGINE_ARGS
 
-Prints "ready" when it answers. `/tokens` tells the tokens that were counted: of prompts, generated.
+Prints "ready" when it answers. `/counts` tells the tokens that were counted, of prompts and
+generated, and how many requests transformers has.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ async def main(port: int, model: str, args: dict[str, Any]) -> None:
         counted[1] += generated
 
     settings = ModelSettings("fallback", model, engine="transformers", engine_args=args)
-    app = await TransformersEngine().start(settings, count)
+    engine = TransformersEngine()
+    app = await engine.start(settings, count)
+    batching: Any = engine._generator._runner  # type: ignore[union-attr]
+    scheduler = batching._manager.batch_processor.scheduler
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] != "/tokens":
+        if scope["type"] != "http" or scope["path"] != "/counts":
             await app(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": json.dumps(counted).encode()})
+        now = len(scheduler.active_requests) + len(scheduler.waiting_requests)
+        body = json.dumps([*counted, now]).encode()
+        await send({"type": "http.response.body", "body": body})
 
     config = uvicorn.Config(serve, port=port, lifespan="off", log_level="warning")
     server = uvicorn.Server(config)

@@ -311,7 +311,7 @@ class Reader:
             seed=None if read.seed == -1 else read.seed,
             bias={t: min(100.0, max(-100.0, b)) for t, b in (read.logit_bias or {}).items()},
             allowed=tuple(dict.fromkeys(read.allowed_token_ids or ())),
-            bad_words=tuple(self._bad_words(read.bad_words or ())),
+            bad_words=tuple(dict.fromkeys(self._bad_words(read.bad_words or ()))),
         )
 
     def _bad_words(self, words: Iterable[str]) -> Iterable[tuple[int, ...]]:
@@ -319,11 +319,8 @@ class Reader:
         for word in dict.fromkeys(words):
             if not word.strip():
                 raise BadRequestError("bad_words must not be empty", "bad_words")
-            plain = self._ids(word.lstrip(), special=False)
-            spaced = self._ids(f" {word.lstrip()}", special=False)
-            yield tuple(plain)
-            if spaced[0] != plain[0] and len(spaced) == len(plain):
-                yield tuple(spaced)
+            for text in (word.lstrip(), f" {word.lstrip()}"):
+                yield tuple(self._ids(text, special=False))
 
     def _in_vocabulary(self, name: str, tokens: Iterable[int]) -> None:
         for token in tokens:

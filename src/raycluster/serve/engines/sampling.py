@@ -58,7 +58,7 @@ class Sampler:
         greedy = self._sampling.temperature < GREEDY
         token = int(scores.argmax()) if greedy else self._draw(scores)
         if not scores[token].isfinite():
-            raise ValueError("no token is left to choose from")
+            raise ValueError("the model's scores are no numbers")
         self._made.append(token)
         self._count(token)
         return token
@@ -73,7 +73,9 @@ class Sampler:
         if len(made) < self._min_tokens:
             banned += self._ends
         if banned:
-            scores[banned] = -float("inf")
+            left = scores.clone()
+            left[banned] = -float("inf")
+            scores = left if left.max().isfinite() else scores  # one has to come
         for token, bias in sampling.bias.items():
             scores[token] += bias
         return scores
