@@ -30,14 +30,14 @@ async def main(port: int, model: str, args: dict[str, Any]) -> None:
     settings = ModelSettings("fallback", model, engine="transformers", engine_args=args)
     engine = TransformersEngine()
     app = await engine.start(settings, count)
-    batching: Any = engine._generator._runner  # type: ignore[union-attr]
-    scheduler = batching._manager.batch_processor.scheduler
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/counts":
             await app(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        batching: Any = engine._generator._runner  # type: ignore[union-attr]
+        scheduler = batching._manager.batch_processor.scheduler
         now = len(scheduler.active_requests) + len(scheduler.waiting_requests)
         body = json.dumps([*counted, now]).encode()
         await send({"type": "http.response.body", "body": body})

@@ -49,7 +49,7 @@ def serve(**args: Any) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    with serve(max_model_len=CONTEXT, max_num_seqs=4) as client:
+    with serve(max_model_len=CONTEXT, max_num_seqs=4, dtype="float32") as client:
         yield client
 
 
@@ -118,12 +118,14 @@ def test_several_prompts_and_choices(client: httpx.Client) -> None:
     assert sorted(c["index"] for c in choices if c["finish_reason"]) == [0, 1]
 
 
-def test_requests_are_generated_side_by_side(client: httpx.Client) -> None:
-    """More than there are places; each has its own parameters, and none waits for ever."""
+def test_requests_side_by_side_are_answered_as_alone(client: httpx.Client) -> None:
+    """There are more than places, and each has parameters of its own."""
     bodies = [{"temperature": 0.1 * n, "seed": n, "max_tokens": 20 + n} for n in range(12)]
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda body: ask(client, ignore_eos=True, **body), bodies))
     assert [each["usage"]["completion_tokens"] for each in found] == [20 + n for n in range(12)]
+    for body, answer in zip(bodies, found, strict=True):
+        assert ask(client, ignore_eos=True, **body)["choices"] == answer["choices"]
 
 
 BODIES = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4)

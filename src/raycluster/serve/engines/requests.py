@@ -17,7 +17,8 @@ from raycluster.serve.engines.sampling import GREEDY, Foreign, Sampling
 WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("logprobs", "echo", "watermarking", "use_beam_search"), (None, False)),
     **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), (None, False)),
-    "return_prompt_text": (None, False),
+    **dict.fromkeys(("return_prompt_text", "return_weight_versions"), (None, False)),
+    "return_assistant_tokens_mask": (None, False),
     **dict.fromkeys(("prompt_logprobs", "truncate_prompt_tokens", "truncation_side"), (None,)),
     **dict.fromkeys(("prompt_embeds", "cache_salt", "structured_outputs"), (None,)),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), (None,)),

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from raycluster.serve.engines.generation import Ask, Deliver, Runner
@@ -20,8 +19,8 @@ PAGE = 32
 PREFILL = 512
 """Tokens of prompts in one step: what a request that has begun waits for at most."""
 
-KV_BYTES = 1 << 30
-"""Keys and values of all requests on a CPU, where one of full length does not need more."""
+KV_BYTES = (1 << 30, 4 << 30)
+"""Keys and values of all requests: on a CPU, as with vLLM's default there, and on a GPU."""
 
 
 class BrokenError(RuntimeError):
@@ -65,9 +64,6 @@ class Batching:
         chosen.tensors_required = 1
         self._manager.logit_processor = chosen
         self._manager.warmup()  # makes the cache, or raises
-        cache = self._manager.batch_processor.cache
-        if (room := cache.num_blocks * PAGE) < context + PAGE:
-            raise ValueError(f"the memory has room for {room} tokens, a request may have {context}")
         self._manager.start()
         self._thread = threading.Thread(target=self._pass_on, name="tokens", daemon=True)
         self._thread.start()
@@ -210,15 +206,13 @@ class OneByOne:
         )
 
 
-def _blocks(model: Foreign, context: int, seqs: int) -> int | None:
-    """Return the blocks of the cache on a CPU; on a GPU transformers takes what is free."""
-    if model.device.type != "cpu":
-        return None
+def _blocks(model: Foreign, context: int, seqs: int) -> int:
+    """Return how large the cache is; raises ValueError where it has no room for one request."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    with suppress(AttributeError):
-        heads = config.num_key_value_heads or heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     of_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    tokens: int = min(context * seqs, max(context, KV_BYTES // of_token))
-    return -(-tokens // PAGE) + 2
+    room: int = KV_BYTES[model.device.type == "cuda"] // of_token
+    if room < context:
+        raise ValueError(f"max_model_len = {context}; up to {room} are batched")
+    return -(-min(context * seqs, room) // PAGE) + 2
