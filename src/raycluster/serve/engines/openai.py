@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 READERS = 2
 """Requests that are read and turned into tokens at a time."""
 
+GONE = "the client closed the request"
 ERRORS = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
 
 
@@ -222,9 +223,12 @@ class Api:
 async def _body(request: Request, most: int) -> bytes | None:
     """Return the body, or None where it is larger; what is too much is read and not kept."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        parts.append(part) if size <= most else parts.clear()
+    try:
+        async for part in request.stream():
+            size += len(part)
+            parts.append(part) if size <= most else parts.clear()
+    except ClientDisconnect:
+        raise HTTPException(499, GONE) from None
     return b"".join(parts) if size <= most else None
 
 
@@ -235,7 +239,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise HTTPException(499, "the client closed the request")
+            raise HTTPException(499, GONE)
         return task.result()
     finally:
         task.cancel()
