@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from raycluster.serve.engines.generation import Ask, Deliver, Runner
@@ -21,6 +22,8 @@ PREFILL = 512
 
 KV_BYTES = (1 << 30, 4 << 30)
 """Keys and values of all requests: on a CPU, as with vLLM's default there, and on a GPU."""
+
+CLOSE_S = 5.0
 
 
 class BrokenError(RuntimeError):
@@ -90,11 +93,12 @@ class Batching:
             raise BrokenError(f"transformers' batching has ended: {why}")
 
     def close(self) -> None:
-        self._manager.stop(block=False, hard_stop=True)
+        self._manager.stop(block=True, timeout=CLOSE_S, hard_stop=True)
 
     def _pass_on(self) -> None:
-        for output in self._manager:
-            self._pass_one(output)
+        with suppress(AttributeError):  # it forgets its thread when it is stopped
+            for output in self._manager:
+                self._pass_one(output)
         while output := self._manager.get_result(timeout=0.1):  # the last ones, with errors
             self._pass_one(output)
 

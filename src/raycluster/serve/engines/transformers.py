@@ -83,7 +83,7 @@ class TransformersEngine:
 
     async def stop(self) -> None:
         if self._generator is not None:
-            self._generator.close()
+            await asyncio.to_thread(self._generator.close)
 
 
 def understood(settings: ModelSettings) -> dict[str, Any]:
