@@ -8,7 +8,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
     """The model on vLLM, on transformers, and as one that makes vectors."""
     cluster.put(
         ModelSettings(VLLM, model, engine_args=ARGS | TOOLS_ARGS),
-        ModelSettings(PLAIN, model, engine="transformers"),
+        ModelSettings(PLAIN, model, engine="transformers", engine_args={"max_model_len": 1024}),
         ModelSettings(VECTORS, model, engine_args=POOLING),
     )
     until(cluster.running, seconds=240, what="not running")
@@ -279,6 +279,84 @@ def test_the_router_s_errors_have_openai_s_form(served: Cluster, path: str) -> N
     answer = served.http.post(path, content=b'{"model": ')
     assert answer.status_code == 404
     assert has_openai_s_form(answer), answer.text
+
+
+def each(name: str, *values: Any) -> list[dict[str, Any]]:
+    return [{name: value} for value in values]
+
+
+REFUSED = [
+    *each("max_tokens", 0, -1, 10**9, 1.5, "x", float("inf"), []),
+    *each("min_tokens", -1, 9, "x", float("nan")),
+    *each("temperature", -1, 2.5, float("nan"), float("inf"), "x"),
+    *each("top_p", 0, 1.5, float("nan")),
+    *each("top_k", -2, 0.5),
+    *each("min_p", -1, 2),
+    *each("repetition_penalty", 0, -1, float("inf")),
+    *[{name: 2.5} for name in ("frequency_penalty", "presence_penalty")],
+    *each("seed", 2**64, 2**63, 0.5, "x"),
+    *each("n", 0, -1, "x"),
+    {"n": 2, "temperature": 0},
+    *each("stop", [""], [1], 5, ["a"] * 5),
+    *each("stop_token_ids", "x", [10**6], [-1]),
+    *each("allowed_token_ids", [], [-1], [10**6]),
+    *each("logit_bias", {"x": 1}, {"1": "x"}, {"1000000": 1}, {"-1": 1}),
+    *each("stream_options", "x", {"include_usage": True}),
+    *[{name: "x"} for name in ("stream", "ignore_eos", "skip_special_tokens")],
+    *each("prompt", None, [], 5, [-1], [10**6], [1.5], {}, "a " * 5000),
+]
+TAKEN = [
+    *each("max_tokens", 1, "2", 2.0, None),
+    *each("n", 1, 2),
+    *each("stop", None, [], "x", ["x", "y"]),
+    *each("prompt", ["a", "b"], [5, 6], [[5], [6, 7]]),
+    *each("stream", None, False),
+    *each("model", None),
+    *each("seed", -1, 2**63 - 1),
+    *each("stop_token_ids", None, [5]),
+    *each("logit_bias", {"5": 200}),
+    *each("min_tokens", 2),
+    *each("allowed_token_ids", [5, 6]),
+    *each("bad_words", ["a", "b c"]),
+    *each("top_k", -1, 0, 5),
+    *each("frequency_penalty", 1, -2),
+    *each("presence_penalty", -1),
+    *each("repetition_penalty", 1.5),
+    *each("response_format", None, {"type": "text"}),
+    *each("best_of", 1),
+    *each("priority", 0),
+    *each("logprobs", None),
+    *each("echo", False),
+    *each("user", "me"),
+    *each("another_field", 1),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("wanted", [200, 400])
+def test_both_engines_take_and_refuse_the_same(served: Cluster, name: str, wanted: int) -> None:
+    other = []
+    for change in TAKEN if wanted == 200 else REFUSED:
+        body = {"prompt": "Once", "max_tokens": 4, **change}
+        answer = served.http.post(f"/m/{name}/v1/completions", content=json.dumps(body))
+        if answer.status_code != wanted or (wanted == 400 and not has_openai_s_form(answer)):
+            other.append((str(change)[:60], answer.status_code, answer.text[:200]))
+    assert other == []
+
+
+def marks(pids: Iterable[int]) -> set[str]:
+    """Return how early the kernel ends these processes, of those that live."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/proc/{pid}/oom_score_adj").read_text().strip())
+    return found
+
+
+def test_replicas_and_engines_end_first_where_memory_is_used_up(served: Cluster) -> None:
+    replicas = set(served.replicas())
+    assert marks(replicas) == {"1000"}
+    assert marks(set(descendants(served.process.pid)) - replicas) == marks([os.getpid()])
 
 
 @BOTH
