@@ -61,12 +61,11 @@ LOG = (
 """What Serve's HAProxy would log of a request, without its query string but with its id."""
 
 MALFORMED = {
-    400: ("BadRequestError", "the request is not HTTP as it should be, or its head is too long"),
+    400: ("BadRequestError", "the request is not HTTP as it should be"),
     408: ("RequestTimeoutError", "the request did not arrive in time"),
     500: ("InternalServerError", "the request cannot be passed on"),
-    501: ("NotImplementedError", "the request cannot be passed on"),
 }
-"""What HAProxy says in HTML by itself."""
+"""What HAProxy says in HTML by itself. Of what is no HTTP at all it says 400 so whatever is set."""
 
 UNNAMED = (
     "no model here has this name: name one of /v1/models in the URL, as in /v1/realtime?model=NAME"
