@@ -25,7 +25,7 @@ from tests.local.cluster import ROOT, Cluster, descendants, until
 pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
 VLLM, PLAIN, VECTORS = "small", "plain", "vectors"
-ALIAS = "gpt-4o"
+ALIAS, PLAIN_ALIAS = "gpt-4o", "org/plain"
 KEEPS = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 ARGS = {"max_model_len": 1024, "enforce_eager": True}
 TOOLS_ARGS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
@@ -52,7 +52,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
     """The model on vLLM, on transformers, and as one that makes vectors."""
     cluster.put(
         ModelSettings(VLLM, model, engine_args=ARGS | TOOLS_ARGS, aliases=(ALIAS,), env=KEEPS),
-        ModelSettings(PLAIN, model, engine="transformers"),
+        ModelSettings(PLAIN, model, engine="transformers", aliases=(PLAIN_ALIAS,)),
         ModelSettings(VECTORS, model, engine_args=POOLING),
     )
     until(cluster.running, seconds=240, what="not running")
@@ -67,7 +67,7 @@ def client(served: Cluster) -> Iterator[openai.OpenAI]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    names = [VLLM, ALIAS, PLAIN, VECTORS]
+    names = [VLLM, ALIAS, PLAIN, PLAIN_ALIAS, VECTORS]
     assert [card.id for card in client.models.list()] == names
     assert [client.models.retrieve(name).id for name in names] == names
     with pytest.raises(openai.NotFoundError, match="does not exist"):
@@ -82,6 +82,8 @@ def test_a_model_answers_to_its_alias(client: openai.OpenAI) -> None:
         )  # fmt: skip
         assert (answer.choices[0].text, answer.model) == (" Paris", VLLM)
         assert answer.id == "cmpl-mine"
+    plain = client.completions.create(model=PLAIN_ALIAS, prompt="The", max_tokens=1)
+    assert plain.model == PLAIN
 
 
 def test_an_answer_is_found_again_and_gone_on_from(client: openai.OpenAI) -> None:

@@ -58,7 +58,9 @@ class TransformersEngine:
         longest = getattr(model.config, "max_position_embeddings", DEFAULT_CONTEXT)
         context = min(longest, int(args.get("max_model_len") or longest))
         reader = Reader(tokenizer, context)
-        return Api(settings.name, self._generator, reader, self._ok, count).application()
+        return Api(settings.name, self._generator, reader, self._ok, count).application(
+            *settings.aliases
+        )
 
     async def check(self) -> None:
         self._ok()
