@@ -87,8 +87,9 @@ class Api:
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._created = int(time.time())
 
-    def application(self) -> ASGI:
-        """Return the ASGI application."""
+    def application(self, *aliases: str) -> ASGI:
+        """Return the ASGI application of the model, which has further names."""
+        self._names = (self._name, *aliases)
         routes = [
             Route("/health", self.health),
             Route("/metrics", self.metrics),
@@ -109,11 +110,11 @@ class Api:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [*map(self._card, self._names)]})
 
     async def model(self, request: Request) -> Response:
         self._known(request.path_params["name"])
-        return JSONResponse(self._card())
+        return JSONResponse(self._card(request.path_params["name"]))
 
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, COMPLETION, self._reader.completion)
@@ -209,14 +210,14 @@ class Api:
         yield b"data: [DONE]\n\n"
 
     def _known(self, name: object) -> None:
-        if name != self._name:
+        if name not in self._names:
             raise BadRequestError(
                 f"The model `{name}` does not exist. There is: {self._name}.", "model", 404
             )
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
         limit = self._reader.context
-        card = {"id": self._name, "object": "model", "created": self._created}
+        card = {"id": name, "object": "model", "created": self._created}
         return {**card, "owned_by": "raycluster", "max_model_len": limit}
 
 

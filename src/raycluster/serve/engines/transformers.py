@@ -75,7 +75,8 @@ class TransformersEngine:
             defaults=_defaults(model.generation_config),
         )
         check = self._generator.check
-        return Api(settings.name, self._generator, reader, check, count).application()
+        api = Api(settings.name, self._generator, reader, check, count)
+        return api.application(*settings.aliases)
 
     async def check(self) -> None:
         if self._generator is not None:
