@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from raycluster.openai_wire.target import Target
 
 Input = Annotated[
-    Path,
-    typer.Argument(
-        metavar="INPUT", help="Requests in OpenAI's batch format, or prompts: JSONL, may be .gz."
-    ),
+    Path, typer.Argument(metavar="INPUT", help="Requests or prompts: JSON, CSV or text.")
 ]
 Output = Annotated[
     Path,
@@ -54,10 +51,13 @@ Slots = Annotated[
 Timeout = Annotated[float, typer.Option(help="Timeout of one attempt, in seconds.")]
 Retries = Annotated[int, typer.Option("--max-retries", help="Retries per line.")]
 LineTime = Annotated[float, typer.Option(help="Seconds after which to give up on a failing line.")]
-Patience = Annotated[float, typer.Option(help="Stop after this many seconds without any response.")]
+Patience = Annotated[
+    float, typer.Option(help="Stop after this many seconds without any response.")
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first N lines.")]
 Strict = Annotated[bool, typer.Option(help="Send nothing if any line is invalid.")]
 Order = Annotated[bool, typer.Option(help="Sort FILE in the order of INPUT at the end.")]
+Column = Annotated[str, typer.Option(help="The field or column of INPUT that holds the prompts.")]
 RetryErrors = Annotated[bool, typer.Option(help="Retry the lines that ended in an error.")]
 Offline = Annotated[
     bool,
@@ -66,7 +66,7 @@ Offline = Annotated[
     ),
 ]
 Endpoint = Annotated[
-    Literal["chat", "completions", "embeddings"],
+    Literal["chat", "completions", "responses", "messages", "embeddings"],
     typer.Option(help="API for prompts that do not name one."),
 ]
 MaxTokens = Annotated[
@@ -94,6 +94,7 @@ def batch(
     strict: Strict = False,
     order: Order = False,
     retry_errors: RetryErrors = False,
+    column: Column = "",
     endpoint: Endpoint = "chat",
     max_tokens: MaxTokens = 0,
     as_json: Json = False,
@@ -118,7 +119,7 @@ def batch(
     options = Options(
         input_,
         output,
-        shape=Shape(endpoint, max_tokens or None, model, own),
+        shape=Shape(endpoint, max_tokens or None, model, own, column),
         concurrency=concurrency,
         tries=Tries(timeout, max_retries, line_time, patience),
         limit=limit,

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
     from raycluster.bench.run import Reached
 
 Prompts = Annotated[
-    str,
-    typer.Option(
-        "--prompts",
-        "-p",
-        metavar="FILE",
-        help="Prompts to send: JSONL or text, may be .gz; - for stdin.",
-    ),
+    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSON, CSV or text; - for stdin.")
 ]
 Synthetic = Annotated[
     str,
@@ -96,7 +90,12 @@ Timeout = Annotated[float, typer.Option(help="Timeout of one request, in seconds
 Seed = Annotated[int, typer.Option(help="Random seed of arrival times and --synthetic prompts.")]
 Salt = Annotated[bool, typer.Option(help="Make each prompt unique, to avoid prefix cache hits.")]
 Endpoint = Annotated[
-    Literal["chat", "completions"], typer.Option(help="API for prompts that do not name one.")
+    Literal["chat", "completions", "responses", "messages", "embeddings"],
+    typer.Option(help="API for prompts that do not name one."),
+]
+Column = Annotated[str, typer.Option(help="The field or column of FILE that holds the prompts.")]
+MultiTurn = Annotated[
+    bool, typer.Option(help="Send each turn of a conversation, with what was said before it.")
 ]
 MaxTokens = Annotated[
     int,
@@ -165,6 +164,8 @@ def bench(
     timeout: Timeout = 300.0,
     seed: Seed = 0,
     salt: Salt = False,
+    column: Column = "",
+    multi_turn: MultiTurn = False,
     endpoint: Endpoint = "chat",
     max_tokens: MaxTokens = 256,
     ignore_eos: IgnoreEos = False,
@@ -204,6 +205,8 @@ def bench(
         timeout=timeout,
         seed=seed,
         salt=salt,
+        column=column,
+        multi_turn=multi_turn,
         endpoint=endpoint,
         max_tokens=max_tokens or None,
         ignore_eos=ignore_eos,

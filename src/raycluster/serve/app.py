@@ -28,6 +28,7 @@ from raycluster.serve.deaths import Records, folder, verdict
 from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive, Send
 from raycluster.serve.engines.server import Place
 from raycluster.serve.figures import ours, parsed, written
+from raycluster.serve.first_to_go import go_first
 from raycluster.serve.front import Front, refuse
 from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import (
@@ -77,6 +78,7 @@ class Model:
     """One replica."""
 
     async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        go_first()
         self._told = told
         self._settings = ModelSettings.from_json(told)
         self._offset = int(os.environ.get(OFFSET, DEFAULT_OFFSET))

@@ -146,7 +146,7 @@ class ClusterSpec(BaseSettings):
     @classmethod
     def _models_differ(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
         if twice := _repeated(name for m in models for name in m.names):
-            raise ValueError(f"two models or adapters have the name {twice!r}")
+            raise ValueError(f"two models, aliases or adapters are called {twice!r}")
         return models
 
     @model_validator(mode="after")

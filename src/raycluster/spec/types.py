@@ -24,7 +24,7 @@ from raycluster.usernames import wrong_user
 
 ENGINE_ARGS_ELSEWHERE = {
     "model": "set `source` of the model instead",
-    "served_model_name": "set `name` of the model instead",
+    "served_model_name": "`name` and `aliases` of the model say this",
     "host": "Ray Serve decides where replicas listen",
     "port": "Ray Serve decides where replicas listen",
     "api_key": "use API keys of the gateway instead",
