@@ -123,7 +123,9 @@ def run(
         raise UsageError(what, where="--resume", hint="omit --format")
     if options.endpoint not in ENDPOINTS:
         raise UsageError(
-            f"{options.endpoint!r} is not an endpoint", where="--endpoint", hint=", ".join(ENDPOINTS)
+            f"{options.endpoint!r} is not an endpoint",
+            where="--endpoint",
+            hint=", ".join(ENDPOINTS),
         )
     if options.output is not None and str(options.output) == "-":
         raise UsageError(

@@ -51,9 +51,7 @@ Slots = Annotated[
 Timeout = Annotated[float, typer.Option(help="Timeout of one attempt, in seconds.")]
 Retries = Annotated[int, typer.Option("--max-retries", help="Retries per line.")]
 LineTime = Annotated[float, typer.Option(help="Seconds after which to give up on a failing line.")]
-Patience = Annotated[
-    float, typer.Option(help="Stop after this many seconds without any response.")
-]
+Patience = Annotated[float, typer.Option(help="Stop after this many seconds without any response.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N lines.")]
 Strict = Annotated[bool, typer.Option(help="Send nothing if any line is invalid.")]
 Order = Annotated[bool, typer.Option(help="Sort FILE in the order of INPUT at the end.")]

@@ -354,7 +354,7 @@ def test_a_table_is_sent_by_its_column_and_goes_on_by_it(batch: Batch, serve: Se
     shape = Shape(column="instruction")
     with pytest.raises(RayclusterError, match="1 of 3 lines failed"):
         batch.run(server.url, shape=shape)
-    with pytest.raises(UsageError, match="another --model, --endpoint"):
+    with pytest.raises(UsageError, match="a different --model, --endpoint"):
         batch.run(nowhere, shape=Shape(column="custom_id"))
     batch.run(server.url, shape=shape, retry_errors=True)
     assert {r["custom_id"]: said(r) for r in batch.results()} == {

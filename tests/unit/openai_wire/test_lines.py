@@ -124,9 +124,9 @@ def test_urls_that_people_have(url: str | None, body: object, path: str, model: 
         ("/v1/responses", {}, "input is empty"),
         ("/v1/embeddings", {"input": []}, "input is empty"),
         ("/v1/rerank", {"query": "a"}, "documents is empty"),
-        ("/v1/messages", {"max_tokens": 4}, "messages is not a list"),
+        ("/v1/messages", {"max_tokens": 4}, "messages is not a non-empty list"),
         ("/v1/completions", {"prompt": []}, "prompt is empty"),
-        ("/v1/completions", {"prompt": ["a", 1]}, "prompt is not a text"),
+        ("/v1/completions", {"prompt": ["a", 1]}, "prompt is not a string"),
     ],
 )
 def test_what_is_no_request_is_said(url: object, body: object, reason: str) -> None:
