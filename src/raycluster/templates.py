@@ -56,6 +56,17 @@ def pattern(value: str) -> Escaped:
     return Escaped("".join(s if s in plain else f"\\\\x{ord(s):02x}" for s in signs))
 
 
+def quoted(value: object) -> Escaped:
+    """Return JSON as a word of nginx, in which nothing stands for something else.
+
+    Raises ValueError for what nginx would read in another way.
+    """
+    plain = json.dumps(value, separators=(",", ":"))
+    if re.search(r"['\\$]", plain):
+        raise ValueError("quotes, backslashes and dollar signs cannot stand here")
+    return Escaped(f"'{plain}'")
+
+
 def as_json(value: object) -> Escaped:
     """Return JSON, which is YAML as well."""
     return Escaped(json.dumps(value))
@@ -103,7 +114,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {"number": number, "word": word, "pattern": pattern, "json": as_json}
-    made.filters |= {"line": line, "shell": shell}
+    made.filters |= {"line": line, "shell": shell, "quoted": quoted}
     made.filters |= {"text": text, "data": data, "code": code}
     return made
 

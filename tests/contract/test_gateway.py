@@ -66,6 +66,9 @@ class Api(BaseHTTPRequestHandler):
         self.send_response(int(said[1]) if said else 200)
         if said and said[2]:
             self.send_header("Retry-After", said[2])
+        if self.path == "/v1/browser":
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.send_header("Access-Control-Allow-Credentials", "true")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from ipaddress import ip_address
 
 from raycluster import templates
@@ -49,6 +50,31 @@ done
 echo "nginx started no new processes within 10 s" >&2
 exit 1
 """
+
+ANTHROPIC = {
+    **{401: "authentication_error", 404: "not_found_error", 413: "request_too_large"},
+    **{429: "rate_limit_error", 500: "api_error", 503: "overloaded_error", 504: "timeout_error"},
+}
+"""How the errors of a status are called in Anthropic's API."""
+
+CORS = tuple(
+    f"Access-Control-{name}"
+    for name in (
+        *("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials"),
+        *("Allow-Private-Network", "Expose-Headers", "Max-Age"),
+    )
+)
+"""What the gateway alone says to browsers, whatever a server behind it says."""
+
+EXPOSED = (
+    *("X-Request-Id", "Retry-After", "X-Raycluster-Retried"),
+    *(
+        f"X-RateLimit-{what}-{of}"
+        for of in ("Requests", "Tokens")
+        for what in ("Limit", "Remaining", "Reset")
+    ),
+)
+"""The headers that pages of allowed origins may read."""
 
 KEYS_FILE = "keys.conf"
 """Where the keys stand when they are apart from the configuration."""
@@ -151,6 +177,11 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         ingresses=_ingresses(spec, host, wiring),
         keys_file=KEYS_FILE if wiring.apart else "",
         guarded=bool(gate.api_keys),
+        allowed_origins=gate.allowed_origins,
+        cors=CORS,
+        exposed=EXPOSED,
+        errors=list(_errors(gate)),
+        malformed=_error("The request is not HTTP as it should be.", code="malformed"),
         api_keys=[(name, keys[name].reveal()) for name in sorted(gate.api_keys) if name in keys],
         tls=gate.tls is not None,
         figures_path=FIGURES_PATH,
@@ -162,3 +193,32 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         rate_limit=gate.rate_limit,
         timeout=math.ceil(gate.timeout),
     )
+
+
+def _errors(gate: Gateway) -> Iterator[dict[str, object]]:
+    """Yield what the gateway says by itself: location, status, and the two forms of the error."""
+    many = f"at most {gate.max_connections} at once from one address"
+    many += f" and {gate.rate_limit} a second" if gate.rate_limit else ""
+    wrong, server = "invalid_request_error", "server_error"
+    known = (
+        ("unauthorized", 401, "Incorrect API key provided.", wrong, "invalid_api_key"),
+        ("unknown", 404, "There is nothing at this path.", wrong, "not_found"),
+        ("too_large", 413, f"The request is larger than {in_bytes(gate.max_body)} bytes.", wrong,
+         "request_too_large"),
+        ("too_many", 429, f"Too many requests: {many}.", "requests", "rate_limit_exceeded"),
+        ("broken", 500, "The gateway failed.", server, "gateway"),
+        ("unavailable", 503, "No replica answers at the moment.", server, "unavailable"),
+        ("late", 504, f"No answer within {math.ceil(gate.timeout)} seconds.", server, "timeout"),
+    )  # fmt: skip
+    for name, status, message, kind, code in known:
+        told = {"type": ANTHROPIC[status], "message": message}
+        yield {
+            "name": name,
+            "status": status,
+            "openai": _error(message, kind, code),
+            "anthropic": {"type": "error", "error": told},
+        }
+
+
+def _error(message: str, kind: str = "invalid_request_error", code: str = "") -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -23,6 +23,7 @@ from raycluster.spec.types import (
     RegistryName,
     Seconds,
     SecretSource,
+    WebOrigin,
 )
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  # the gateway is meant to be reached
@@ -73,6 +74,11 @@ class Gateway(Part):
         default=None,
         description="Without it, keys travel in the clear: reach the gateway by the tunnel then.",
         examples=[{"cert": "./gateway.pem", "key": "file:./gateway.key", "self_signed": False}],
+    )
+    allowed_origins: tuple[WebOrigin, ...] = Field(
+        default=(),
+        description="Web pages that may ask with a key, as browsers name them; `*` is all.",
+        examples=[["https://chat.example.com"]],
     )
     paths: tuple[HttpPath, ...] = Field(
         default=("/v1/", "/health"),

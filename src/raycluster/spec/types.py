@@ -357,6 +357,15 @@ HttpPath = Annotated[
         "a path such as `/health`, or `/v1/` for all below it, is",
     ),
 ]
+WebOrigin = Annotated[
+    Text,
+    Worded(
+        r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9_.-]*)"
+        r"(:[0-9]{1,5})?",
+        "an origin such as `https://chat.example.com` or `http://localhost:3000`, without a path, "
+        "or `*` for all, is",
+    ),
+]
 Device = Annotated[
     Operand,
     Worded(

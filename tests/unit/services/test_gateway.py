@@ -46,6 +46,7 @@ def process(spec: ClusterSpec, wiring: Wiring) -> Process:
 
 
 ALL = {
+    "allowed_origins": ["https://a.example", "http://[::1]:3000", "app://obsidian.md"],
     "listen": "::1",
     "api_keys": {"alice": "env:A", "bob": "env:B"},
     "paths": ["/", "/v1/", "/health", "/v1/models"],
@@ -55,7 +56,10 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("gate", [{}, {"api_keys": ALL["api_keys"]}, {"rate_limit": 2}, ALL])
+@pytest.mark.parametrize(
+    "gate",
+    [{}, {"api_keys": ALL["api_keys"]}, {"rate_limit": 2}, {"allowed_origins": ["*"]}, ALL],
+)
 def test_nginx_accepts_it(gate: dict[str, Any], tmp_path: Path) -> None:
     nginx = shutil.which("nginx", path=SBIN)
     if not nginx:
@@ -186,6 +190,7 @@ def directives(conf: str) -> list[str]:
             "api_keys": st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=2),
             "paths": st.lists(st.text(max_size=20) | st.from_regex(r"/[ -~]*"), max_size=1),
             "rate_limit": st.integers() | st.text(max_size=5),
+            "allowed_origins": st.lists(st.text(max_size=20) | st.from_regex(r"a://[ -~]*")),
         },
     )
 )
@@ -215,3 +220,15 @@ def test_what_is_no_plain_path_is_refused(path: str) -> None:
 def test_what_is_no_plain_name_of_a_key_is_refused(owner: str) -> None:
     with pytest.raises(ValidationError):
         Gateway.model_validate({"api_keys": {owner: "env:A"}})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("https://a.example/", "https://a.example/x", "a.example", "https://", "https://a b"),
+        *("https://*.a.example", "https://a.example:x", "https://a@b", '"', "https://a;}", "**"),
+    ],
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match=r"an origin such as|at least 1 char"):
+        Gateway.model_validate({"allowed_origins": [origin]})
