@@ -46,6 +46,11 @@ OURS = frozenset(
 )
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
 
+JSON_LISTS = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
+REPEATED = frozenset({"middleware"})
+COMMAS = frozenset({"device_ids", "disable_access_log_for_endpoints"})
+"""Lists that vLLM's parser takes otherwise than as words after the argument's name."""
+
 NO_DOMAIN = "none.invalid"
 """vLLM takes an empty list of media domains for "all"; this reserved name never resolves."""
 
@@ -328,7 +333,10 @@ def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
 
 
 def flags(dest: str, value: object) -> list[str]:
-    """Return the words of vLLM's command line for one argument; None leaves vLLM's default."""
+    """Return the words of vLLM's command line for one argument; None leaves vLLM's default.
+
+    Raises EngineError for a value that no words of vLLM's stand for.
+    """
     flag = "--" + dest.replace("_", "-")
     if value is None:
         return []
@@ -336,11 +344,26 @@ def flags(dest: str, value: object) -> list[str]:
         return [flag]
     if value is False:
         return ["--no-" + dest.replace("_", "-")]
-    if isinstance(value, Mapping):
-        return [f"{flag}={json.dumps(value)}"]
     if isinstance(value, (list, tuple)):
-        return [flag, *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value)]
-    return [f"{flag}={value}"]
+        return _several(dest, flag, value)
+    if dest in JSON_LISTS:
+        raise EngineError(f"engine_args: {dest}: a list is expected, not {value!r}")
+    return [f"{flag}={_word(value)}"]
+
+
+def _several(dest: str, flag: str, values: Sequence[object]) -> list[str]:
+    if dest in JSON_LISTS:
+        return [f"{flag}={json.dumps(values)}"]
+    if dest in REPEATED:
+        return [f"{flag}={value}" for value in values]
+    if not values:
+        raise EngineError(f"engine_args: {dest}: vLLM takes no empty list here: leave it out")
+    words = [_word(value) for value in values]
+    return [f"{flag}={','.join(words)}"] if dest in COMMAS else [flag, *words]
+
+
+def _word(value: object) -> str:
+    return json.dumps(value) if isinstance(value, (Mapping, list, tuple)) else str(value)
 
 
 def _own_folder() -> str | None:
