@@ -174,7 +174,7 @@ def test_a_key_may_come_as_anthropic_s_clients_send_it(
     mine = answer.headers["x-request-id"]
     wait_for(lambda: mine in log.read_text().rpartition("\n")[0], "the request's line")
     [line] = [json.loads(line) for line in log.read_text().splitlines() if mine in line]
-    assert line["key"] == owner
+    assert line["owner"] == owner
     assert BOB not in log.read_text()
     if status == 200:
         assert not {"X-Api-Key", "Authorization"} & set(answer.json()["headers"])

