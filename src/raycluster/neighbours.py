@@ -108,7 +108,7 @@ def try_neighbours(
     With `about`, only what concerns one of those hosts is tried.
     """
     about = addresses.keys() if about is None else about
-    ports, tokens = shared_ports(spec), {name: secrets.token_hex(8) for name in addresses}
+    ports, tokens = shared_ports(spec), new_tokens(addresses)
     listening: dict[str, _Listening] = {}
     with ExitStack() as stack:
         begun = fleet.each(
@@ -131,6 +131,11 @@ def try_neighbours(
         else:
             found[name] = tuple(_judged(spec, name, addresses, listening, way))
     return found
+
+
+def new_tokens(names: Collection[str]) -> dict[str, str]:
+    """Return for each host what it alone answers with."""
+    return {name: secrets.token_hex(8) for name in names}
 
 
 def refuse_strangers(work: Work, actions: Sequence[Action], addresses: Mapping[str, str]) -> None:

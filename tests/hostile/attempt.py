@@ -26,8 +26,16 @@ import typer.main
 
 import raycluster.poll
 import raycluster.spec
-from raycluster import cli, connect, deploy, exchange
-from tests.hostile.host import FINGERPRINT, Answers, FakeHost, Spoil, ray_token, recorded
+from raycluster import cli, connect, deploy, exchange, neighbours
+from tests.hostile.host import (
+    FINGERPRINT,
+    Answers,
+    FakeHost,
+    Spoil,
+    neighbours_tokens,
+    ray_token,
+    recorded,
+)
 
 REAL_S = 20
 """Seconds that a run may take in truth."""
@@ -187,6 +195,11 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(threading, "excepthook", crash),
         mock.patch.object(cli, "_end", _end),
+        mock.patch.object(
+            neighbours,
+            "new_tokens",
+            lambda names: dict.fromkeys(names, "0") | neighbours_tokens(command),
+        ),
         mock.patch.object(deploy, "app_fingerprint", lambda *_: FINGERPRINT),
         _in_time(),
     ):

@@ -56,6 +56,13 @@ def ray_token() -> str:
     return next(match[1].decode() for each in said if (match := answer.search(each)))
 
 
+@cache
+def neighbours_tokens(command: str) -> dict[str, str]:
+    """Return what each host answered the others with while a command ran."""
+    asked = ((line["host"], line["asked"]) for line in recorded().told[command])
+    return {host: json.loads(a[-1])["token"] for host, a in asked if a[-2:-1] == ["listen"]}
+
+
 def bytes_of(text: str) -> bytes:
     """Return what `record.text` made a text of."""
     return base64.b64decode(text)

@@ -15,6 +15,8 @@ import pytest
 from tests.local.hub import LARGE, Hub, open_hub
 
 PROGRAM = Path(sys.executable).with_name("raycluster")
+NODE = Path(__file__).parents[2] / ".node" / "bin" / "python"
+"""A Python with Ray, which `up` looks for before anything else."""
 CONFIG = {
     **{"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152},
     **{"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30},
@@ -71,7 +73,7 @@ def refused(tmp_path: Path) -> Any:  # a function of this file
         )
 
     def refused(source: str, hub: str, code: int) -> tuple[dict[str, Any], str]:
-        spec.write_text(SPEC.format(python=sys.executable, source=source, hub=hub))
+        spec.write_text(SPEC.format(python=NODE, source=source, hub=hub))
         planned = run("plan", "--json")
         assert planned.returncode == 0, planned.stderr
         done = run("up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -249,8 +250,13 @@ def test_the_rules_tell_whose_they_are(lab: Lab, name: str) -> None:
 
 
 def put(lab: Lab, text: str) -> str:
-    lab.host.sh(try_script(CLUSTER, "t"), text)
-    return lab.host.sh(confirm_script(CLUSTER, "t"))
+    tag = next(TAGS)
+    lab.host.sh(try_script(CLUSTER, tag), text)
+    return lab.host.sh(confirm_script(CLUSTER, tag))
+
+
+TAGS = (f"trial-{number}" for number in itertools.count())
+"""One for each trial: what watches an earlier one looks once a second whether it goes on."""
 
 
 OWN, FOREIGN, LATER, SSHD = 45425, 9999, 9998, 20022
@@ -306,20 +312,22 @@ def test_another_cluster_on_the_same_host_goes_on_to_work(lab: Lab) -> None:
 
 
 def test_rules_that_nobody_confirms_are_taken_back(lab: Lab) -> None:
-    lab.host.sh(try_script(CLUSTER, "a", 1), rules())
+    lab.host.sh(try_script(CLUSTER, (tag := next(TAGS)), 1), rules())
     assert "chain id_" in lab.table()
     assert digits(lab) == ""
     wait_for(lambda: not lab.table())
-    assert lab.host.run(("sh", "-c", confirm_script(CLUSTER, "a"))).exit_code == 1
+    assert lab.host.run(("sh", "-c", confirm_script(CLUSTER, tag))).exit_code == 1
     assert not lab.table()
     put(lab, rules())
     former = digits(lab)
-    lab.host.sh(try_script(CLUSTER, "b", 1), rules(spec_of(firewall={"allow_ports": [1]})))
+    lab.host.sh(try_script(CLUSTER, next(TAGS), 1), rules(spec_of(firewall={"allow_ports": [1]})))
     assert digits(lab) == ""
     wait_for(lambda: digits(lab))
     assert digits(lab) == former
-    lab.host.sh(try_script(CLUSTER, "c"), rules(spec_of(firewall={"allow_ports": [1]})))
-    lab.host.sh(take_back_script(CLUSTER, "c"))
+    lab.host.sh(
+        try_script(CLUSTER, (tag := next(TAGS))), rules(spec_of(firewall={"allow_ports": [1]}))
+    )
+    lab.host.sh(take_back_script(CLUSTER, tag))
     assert digits(lab) == former
 
 
@@ -376,13 +384,13 @@ def test_roots_crontab_loses_the_line_of_earlier_releases_and_no_other(lab: Lab)
     lab.host.sh("mkdir /run/bin; cat >/run/bin/crontab; chmod +x /run/bin/crontab", CRONTAB)
     lab.host.sh("cat >/run/crontab; touch /run/refuses", lines)
     path = f"/run/bin:{os.environ['PATH']}"
-    for tag, script in (("a", confirm_script(CLUSTER, "a")), ("b", remove_script(CLUSTER))):
-        lab.host.sh(try_script(CLUSTER, tag), rules())
-        lab.host.sh(script, PATH=path)
+    for script in (confirm_script, lambda cluster, _: remove_script(cluster)):
+        lab.host.sh(try_script(CLUSTER, (tag := next(TAGS))), rules())
+        lab.host.sh(script(CLUSTER, tag), PATH=path)
         assert lab.host.sh("cat /run/crontab") == lines.strip()
     lab.host.sh("rm /run/refuses")
-    lab.host.sh(try_script(CLUSTER, "c"), rules())  # what watched the others may still be there
-    lab.host.sh(confirm_script(CLUSTER, "c"), PATH=path)
+    lab.host.sh(try_script(CLUSTER, (tag := next(TAGS))), rules())
+    lab.host.sh(confirm_script(CLUSTER, tag), PATH=path)
     assert lab.host.sh("cat /run/crontab") == "0 1 * * * backup"
 
 
