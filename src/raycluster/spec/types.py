@@ -263,6 +263,11 @@ def _startable(value: str) -> str:
 
 
 def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
+    if value.get("enable_auto_tool_choice") and not value.get("tool_call_parser"):
+        raise ValueError(
+            "`enable_auto_tool_choice` needs `tool_call_parser`, the name of vLLM's parser for the "
+            'model\'s family, such as "hermes" for Qwen'
+        )
     for key, given in value.items():
         if key in ENGINE_ARGS_ELSEWHERE:
             raise ValueError(f"`{key}` cannot be set: {ENGINE_ARGS_ELSEWHERE[key]}")
