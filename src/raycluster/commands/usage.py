@@ -16,8 +16,6 @@ from raycluster.session import Json, SpecOption, SpecPath
 if TYPE_CHECKING:
     from raycluster.status.usage import Row, Usage
 
-_TIMEOUT_S = 60.0
-
 Since = Annotated[
     str, typer.Option(help="From when: a duration such as 12h or 7d, or a moment.", metavar="WHEN")
 ]
@@ -61,25 +59,13 @@ def usage(
 
 
 def _ask(opened: session.Session, seconds: int, by: Literal["key", "model"] | None) -> Usage:
-    import httpx
-
-    from raycluster.errors import HostError
     from raycluster.inside import ours
-    from raycluster.status.usage import ask
-    from raycluster.transports.http import http_client
+    from raycluster.status.usage import asked_at
 
     spec = opened.spec
     with opened.fleet() as fleet:
         head = ours(spec, fleet.open(spec.hosts[0]))
-        with http_client(head.transport, spec.ports.prometheus, timeout=_TIMEOUT_S) as client:
-            try:
-                return ask(client, spec, seconds, by)
-            except httpx.HTTPError as error:
-                raise HostError(
-                    f"Prometheus does not answer: {error or type(error).__name__}",
-                    where=spec.hosts[0].name,
-                    hint="raycluster status",
-                ) from error
+        return asked_at(head.transport, spec, seconds, by)
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from raycluster.errors import HostError
+from raycluster.transports.http import http_client
 from raycluster.untrusted import Told, number_of, read_json
 
 if TYPE_CHECKING:
     import httpx
 
+    from raycluster.contracts import Transport
     from raycluster.spec import ClusterSpec
 
 By = Literal["key", "model"]
@@ -23,6 +26,8 @@ TOKENS = "ray_raycluster_usage_tokens_total"
 REQUESTS = "ray_raycluster_usage_requests_total"
 LOOK_BACK = "1d"
 """How long before a time a counter's value is still taken for the one at that time."""
+
+_TIMEOUT_S = 60.0
 
 SCRAPE_S = 10.0
 """Seconds from one look of Prometheus at a node to the next; the same as in its configuration."""
@@ -68,6 +73,21 @@ class Usage:
         """What a million of tokens cost that engines had work with; None where that is unknown."""
         worked = self.total.worked
         return None if self.cost is None or not worked else self.cost / worked * 1e6
+
+
+def asked_at(transport: Transport, spec: ClusterSpec, seconds: int, by: By | None = None) -> Usage:
+    """Return what the head's Prometheus says. Raises HostError and AnswerError."""
+    import httpx
+
+    with http_client(transport, spec.ports.prometheus, timeout=_TIMEOUT_S) as client:
+        try:
+            return ask(client, spec, seconds, by)
+        except httpx.HTTPError as error:
+            raise HostError(
+                f"Prometheus does not answer: {error or type(error).__name__}",
+                where=spec.hosts[0].name,
+                hint="raycluster status",
+            ) from error
 
 
 def ask(client: httpx.Client, spec: ClusterSpec, seconds: int, by: By | None = None) -> Usage:

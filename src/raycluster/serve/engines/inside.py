@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
 
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -193,17 +195,19 @@ class Rewritten:
 class Usage:
     """Requests and tokens by model and owner, in prometheus_client's registry."""
 
-    def __init__(self) -> None:
-        from prometheus_client import Counter
-
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._tokens = Counter(
             "raycluster_usage_tokens",
             "Tokens of requests that have ended or were given up; kind: prompt (cached included),"
             " cached, generation.",
             ("model", "owner", "kind"),
+            registry=registry,
         )
         self._requests = Counter(
-            "raycluster_usage_requests", "Requests that the engine was asked.", ("model", "owner")
+            "raycluster_usage_requests",
+            "Requests that the engine was asked.",
+            ("model", "owner"),
+            registry=registry,
         )
         self._owners: set[str] = set()
 
