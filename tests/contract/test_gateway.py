@@ -523,7 +523,7 @@ def test_who_shall_come_back_is_told_when(root: Path, api: int) -> None:
     assert all(a.json()["error"]["message"] for a in answers[:4])
 
 
-@pytest.mark.parametrize("request_line", [b"TRACE /v1/x HTTP/1.1", b"GET /" + b"x" * 9000, b"x"])
+@pytest.mark.parametrize("request_line", [b"TRACE /v1/x HTTP/1.1", b"GET /" + b"x" * 40_000, b"x"])
 def test_what_is_no_request_is_told_in_openai_s_form(
     guarded: httpx.Client, request_line: bytes
 ) -> None:
@@ -532,6 +532,33 @@ def test_what_is_no_request_is_told_in_openai_s_form(
         answer = HTTPResponse(one)
         answer.begin()
         assert (answer.status, json.load(answer)["error"]["code"]) == (400, "malformed")
+
+
+@pytest.mark.parametrize("more", [b"X-More: " + b"x" * 40_000, b"Authorization: Bearer x"])
+def test_a_head_that_is_refused_is_told_in_openai_s_form(
+    guarded: httpx.Client, more: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", guarded.base_url.port or 0), timeout=20) as one:
+        first = b"GET /v1/x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer y\r\n"
+        one.sendall(first + more + b"\r\nConnection: close\r\n\r\n")
+        answer = HTTPResponse(one)
+        answer.begin()
+        assert answer.status in (400, 401)
+        assert json.load(answer)["error"]["message"]
+
+
+def test_twenty_kilobytes_of_url_or_header_come_through(guarded: httpx.Client) -> None:
+    long = "x" * 20_000
+    assert guarded.get(f"/v1/x?a={long}", headers=bearer(ALICE)).status_code == 200
+    assert guarded.get("/v1/x", headers={**bearer(ALICE), "X-More": long}).status_code == 200
+
+
+def test_an_id_is_kept_and_a_bad_one_replaced(guarded: httpx.Client) -> None:
+    for given in ("my-id-1", "b" * 129, "a b", ""):
+        answer = guarded.get("/v1/x", headers={**bearer(ALICE), "X-Request-Id": given})
+        [told] = answer.headers.get_list("x-request-id")
+        assert (told == given) == (given == "my-id-1")
+        assert answer.json()["headers"]["X-Request-Id"] == told
 
 
 def test_adapters_are_not_changed_at_run_time(guarded: httpx.Client) -> None:

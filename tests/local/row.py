@@ -2,7 +2,8 @@
 
 HAProxy with the configuration that Serve writes and our program edits; the router; for each model a
 replica's own application, and a server like the engine's at the engine's port. Each of these tells
-in the header `x-read` which path it has read.
+in the header `x-read` which path it has read. With `names` (slug -> model) the servers have vLLM's
+endpoints, else they answer everything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 from urllib.parse import quote
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from prometheus_client import make_asgi_app
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -75,6 +77,75 @@ def engine(slug: str) -> FastAPI:
     return app
 
 
+POSTS = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses"),
+    *("/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings", "/v1/score", "/v1/rerank"),
+    *("/v2/rerank", "/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank"),
+    *("/invocations", "/v1/completions/render", "/v1/responses/render", "/inference/v1/generate"),
+)
+FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+
+
+def like_vllm(slug: str, name: str) -> FastAPI:
+    """Return an application with the paths, methods and refusals of vLLM's; it keeps answers."""
+    app = FastAPI(root_path=f"/m/{slug}")
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"])
+    kept: set[str] = set()
+
+    async def wrong(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": {"message": error.detail}}, error.status_code)
+
+    def answer(request: Request, told: Any) -> JSONResponse:
+        if told.get("model") not in (None, name):
+            raise HTTPException(404, f"The model `{told['model']}` does not exist.")
+        if (before := told.get("previous_response_id")) and before not in kept:
+            raise HTTPException(404, f"{before} is not kept")
+        number = f"resp_{request.headers['x-request-id']}"
+        kept.update({number} if request.url.path.endswith("/responses") else ())
+        return JSONResponse({"model": name, "id": number, "query": request.url.query})
+
+    async def of_json(request: Request) -> JSONResponse:
+        try:
+            told = await request.json()
+        except ValueError as error:
+            raise HTTPException(400, "not JSON") from error
+        if not isinstance(told, dict):
+            raise HTTPException(400, "no object")
+        return answer(request, told)
+
+    async def of_form(request: Request) -> JSONResponse:
+        async with request.form() as form:
+            found = form["file"]
+            size = 0 if isinstance(found, str) else len(await found.read())
+            told = answer(request, {"model": form.get("model")})
+            return JSONResponse({"size": size, "body": json.loads(bytes(told.body))})
+
+    async def of_kept(request: Request, number: str) -> JSONResponse:
+        if number not in kept:
+            raise HTTPException(404, f"{number} is not kept")
+        return JSONResponse({"model": name, "id": number})
+
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_json({"model": name})
+        await socket.close()
+
+    app.add_exception_handler(HTTPException, wrong)
+    for path in POSTS:
+        app.add_api_route(path, of_json, methods=["POST"])
+    for path in FORMS:
+        app.add_api_route(path, of_form, methods=["POST"])
+    app.add_api_route("/v1/responses/{number}", of_kept, methods=["GET"])
+    app.add_api_route("/v1/responses/{number}/cancel", of_kept, methods=["POST"])
+    app.add_api_route("/v1/models", lambda: {"object": "list", "data": [{"id": name}]})
+    app.add_api_route("/health", lambda: {})
+    app.add_api_route("/ping", lambda: {}, methods=["GET", "POST"])
+    app.add_api_route("/version", lambda: {"version": "1"})
+    app.add_api_route("/load", lambda: {"server_load": 0})
+    app.add_api_websocket_route("/v1/realtime", talk)
+    return app
+
+
 async def serve(app: Any, port: int) -> None:
     await uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
@@ -113,22 +184,23 @@ async def main() -> None:
     own = dict(zip(slugs, ports[5:], strict=False))
     offset = told["offset"]
     backends = {s: ("/" if len(slugs) == 1 else f"/m/{s}", own[s]) for s in slugs}
+    names = told.get("names", {})
+    routes = {names.get(slug, slug): f"/m/{slug}" for slug in slugs} if len(slugs) > 1 else {}
     running = []
     metrics = Metrics("row")
     for slug, at in own.items():
-        running.append(serve(telling(engine(slug), "engine", f"/m/{slug}"), at + offset))
+        one_of_all = like_vllm(slug, names[slug]) if names else engine(slug)
+        running.append(serve(telling(one_of_all, "engine", f"/m/{slug}"), at + offset))
         relay = Relay(Server((), {}, Place("127.0.0.1", at + offset)))
         front = Front(relay, {"engine": "vllm"}, metrics, None, None)  # type: ignore[arg-type]
         running.append(serve(telling(front, "replica"), at))
     if len(slugs) > 1:
         backends[ROUTER] = ("/", router)
-        routes = {slug: f"/m/{slug}" for slug in slugs}
         one = Router(routes, f"http://127.0.0.1:{port}")
         running.append(serve(telling(one, "router"), router))
     tasks = [asyncio.ensure_future(each) for each in running]
     for at in (*own.values(), *(p + offset for p in own.values()), *([router] * (len(slugs) > 1))):
         await listened(at)
-    routes = {slug: f"/m/{slug}" for slug in slugs} if len(slugs) > 1 else {}
     limits = dict.fromkeys(slugs, (256, 1024))
     straight = offset if told["straight"] else 0
     text = edited(config(folder, port, stats, backends), routes, {}, limits, offset=straight)

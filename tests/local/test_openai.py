@@ -8,7 +8,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import pytest
 
 from raycluster.readings import read_service
 from raycluster.serve.settings import ModelSettings
+from tests.contract.nginx import running as running_gateway
 from tests.local.cluster import ROOT, Cluster, descendants, until
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
 VLLM, PLAIN, VECTORS = "small", "plain", "vectors"
+ALIAS, PLAIN_ALIAS = "gpt-4o", "org/plain"
+KEEPS = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 ARGS = {"max_model_len": 1024, "enforce_eager": True}
 TOOLS_ARGS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 POOLING = {"runner": "pooling", "convert": "embed", "max_model_len": 512, "enforce_eager": True}
@@ -47,8 +51,14 @@ WEATHER: Any = {
 def served(cluster: Cluster, model: str) -> Cluster:
     """The model on vLLM, on transformers, and as one that makes vectors."""
     cluster.put(
-        ModelSettings(VLLM, model, engine_args=ARGS | TOOLS_ARGS),
-        ModelSettings(PLAIN, model, engine="transformers"),
+        ModelSettings(VLLM, model, engine_args=ARGS | TOOLS_ARGS, aliases=(ALIAS,), env=KEEPS),
+        ModelSettings(
+            PLAIN,
+            model,
+            engine="transformers",
+            engine_args={"max_model_len": 1024},
+            aliases=(PLAIN_ALIAS,),
+        ),
         ModelSettings(VECTORS, model, engine_args=POOLING),
     )
     until(cluster.running, seconds=240, what="not running")
@@ -63,11 +73,38 @@ def client(served: Cluster) -> Iterator[openai.OpenAI]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [card.id for card in client.models.list()] == [VLLM, PLAIN, VECTORS]
-    assert client.models.retrieve(PLAIN).id == PLAIN
-    for name in ("nope", VLLM):  # vLLM's own server lists models, and has no path for a single one
-        with pytest.raises(openai.NotFoundError):
-            client.models.retrieve(name)
+    names = [VLLM, ALIAS, PLAIN, PLAIN_ALIAS, VECTORS]
+    assert [card.id for card in client.models.list()] == names
+    assert [client.models.retrieve(name).id for name in names] == names
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.models.retrieve("nope")
+
+
+def test_a_model_answers_to_its_alias(client: openai.OpenAI) -> None:
+    for pad in ("", "x" * 70_000):  # of which the second one passes the router
+        answer = client.completions.create(
+            model=ALIAS, prompt="The capital of France is", max_tokens=1, temperature=0,
+            extra_headers={"x-request-id": "mine"}, extra_body={"user": pad},
+        )  # fmt: skip
+        assert (answer.choices[0].text, answer.model) == (" Paris", VLLM)
+        assert answer.id == "cmpl-mine"
+    plain = client.completions.create(model=PLAIN_ALIAS, prompt="The", max_tokens=1)
+    assert plain.model == PLAIN
+
+
+def test_an_answer_is_found_again_and_gone_on_from(client: openai.OpenAI) -> None:
+    first = client.responses.create(
+        model=VLLM, input="Once upon a time", max_output_tokens=900, background=True,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    assert client.responses.retrieve(first.id).status in ("queued", "in_progress")
+    assert client.responses.cancel(first.id).status == "cancelled"
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve("resp_nope")
+    said = client.responses.create(model=VLLM, input="Hello", max_output_tokens=4)
+    client.responses.create(
+        model=VLLM, input="Go on", previous_response_id=said.id, max_output_tokens=4
+    )
 
 
 def test_completions_with_choices_and_logprobs(client: openai.OpenAI) -> None:
@@ -277,8 +314,86 @@ def test_errors_have_openai_s_form(
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/nothing"])
 def test_the_router_s_errors_have_openai_s_form(served: Cluster, path: str) -> None:
     answer = served.http.post(path, content=b'{"model": ')
-    assert answer.status_code == 404
+    assert answer.status_code == 400
     assert has_openai_s_form(answer), answer.text
+
+
+def each(name: str, *values: Any) -> list[dict[str, Any]]:
+    return [{name: value} for value in values]
+
+
+REFUSED = [
+    *each("max_tokens", 0, -1, 10**9, 1.5, "x", float("inf"), []),
+    *each("min_tokens", -1, 9, "x", float("nan")),
+    *each("temperature", -1, 2.5, float("nan"), float("inf"), "x"),
+    *each("top_p", 0, 1.5, float("nan")),
+    *each("top_k", -2, 0.5),
+    *each("min_p", -1, 2),
+    *each("repetition_penalty", 0, -1, float("inf")),
+    *[{name: 2.5} for name in ("frequency_penalty", "presence_penalty")],
+    *each("seed", 2**64, 2**63, 0.5, "x"),
+    *each("n", 0, -1, "x"),
+    {"n": 2, "temperature": 0},
+    *each("stop", [""], [1], 5, ["a"] * 5),
+    *each("stop_token_ids", "x", [10**6], [-1]),
+    *each("allowed_token_ids", [], [-1], [10**6]),
+    *each("logit_bias", {"x": 1}, {"1": "x"}, {"1000000": 1}, {"-1": 1}),
+    *each("stream_options", "x", {"include_usage": True}),
+    *[{name: "x"} for name in ("stream", "ignore_eos", "skip_special_tokens")],
+    *each("prompt", None, [], 5, [-1], [10**6], [1.5], {}, "a " * 5000),
+]
+TAKEN = [
+    *each("max_tokens", 1, "2", 2.0, None),
+    *each("n", 1, 2),
+    *each("stop", None, [], "x", ["x", "y"]),
+    *each("prompt", ["a", "b"], [5, 6], [[5], [6, 7]]),
+    *each("stream", None, False),
+    *each("model", None),
+    *each("seed", -1, 2**63 - 1),
+    *each("stop_token_ids", None, [5]),
+    *each("logit_bias", {"5": 200}),
+    *each("min_tokens", 2),
+    *each("allowed_token_ids", [5, 6]),
+    *each("bad_words", ["a", "b c"]),
+    *each("top_k", -1, 0, 5),
+    *each("frequency_penalty", 1, -2),
+    *each("presence_penalty", -1),
+    *each("repetition_penalty", 1.5),
+    *each("response_format", None, {"type": "text"}),
+    *each("best_of", 1),
+    *each("priority", 0),
+    *each("logprobs", None),
+    *each("echo", False),
+    *each("user", "me"),
+    *each("another_field", 1),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("wanted", [200, 400])
+def test_both_engines_take_and_refuse_the_same(served: Cluster, name: str, wanted: int) -> None:
+    other = []
+    for change in TAKEN if wanted == 200 else REFUSED:
+        body = {"prompt": "Once", "max_tokens": 4, **change}
+        answer = served.http.post(f"/m/{name}/v1/completions", content=json.dumps(body))
+        if answer.status_code != wanted or (wanted == 400 and not has_openai_s_form(answer)):
+            other.append((str(change)[:60], answer.status_code, answer.text[:200]))
+    assert other == []
+
+
+def marks(pids: Iterable[int]) -> set[str]:
+    """Return how early the kernel ends these processes, of those that live."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/proc/{pid}/oom_score_adj").read_text().strip())
+    return found
+
+
+def test_replicas_and_engines_end_first_where_memory_is_used_up(served: Cluster) -> None:
+    replicas = set(served.replicas())
+    assert marks(replicas) == {"1000"}
+    assert marks(set(descendants(served.process.pid)) - replicas) == marks([os.getpid()])
 
 
 @BOTH
@@ -353,10 +468,15 @@ def test_a_replica_tells_what_it_had_counted_before(served: Cluster, name: str) 
     assert before.tokens < now.tokens
 
 
-def running(cluster: Cluster) -> float:
+def figure(cluster: Cluster, *names: str) -> float:
+    """Return the sum of figures of vLLM's."""
     lines = cluster.http.get(f"/m/{VLLM}/metrics").text.splitlines()
-    (line,) = (line for line in lines if line.startswith("vllm:num_requests_running{"))
-    return float(line.rpartition(" ")[2])
+    begins = tuple(f"vllm:{name}{{" for name in names)
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(begins))
+
+
+def running(cluster: Cluster) -> float:
+    return figure(cluster, "num_requests_running", "num_requests_waiting")
 
 
 async def hang_up(url: str, name: str, count: int) -> None:
@@ -380,6 +500,55 @@ async def hang_up(url: str, name: str, count: int) -> None:
 def test_two_hundred_that_hang_up_leave_no_request_in_vllm(served: Cluster) -> None:
     asyncio.run(hang_up(str(served.http.base_url), VLLM, 200))
     until(lambda: running(served) == 0, seconds=5, what="requests still run")
+
+
+LONG = {"max_tokens": 900, "ignore_eos": True}
+CHAT = {"messages": FRANCE, **LONG}
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    *(("/v1/completions", {"prompt": "a", "n": 8, "stream": s, **LONG}) for s in (False, True)),
+    *(("/v1/chat/completions", {**CHAT, "stream": s}) for s in (False, True)),
+    *(("/v1/messages", {**CHAT, "stream": s}) for s in (False, True)),
+    *(
+        ("/v1/responses", {"input": "a", "max_output_tokens": 900, **LONG, "stream": s})
+        for s in (False, True)
+    ),
+]
+"""Of the first four vLLM makes 18 sequences, which end at no other time."""
+
+
+@pytest.mark.parametrize("way", ["haproxy", "router", "replica", "engine", "gateway"])
+def test_who_hangs_up_lets_go_of_the_engine(served: Cluster, way: str, tmp_path: Path) -> None:
+    """Whole answers as well as streams: no token is made for nobody."""
+    [engine, own] = ports_of(served, VLLM)
+    with contextlib.ExitStack() as opened:
+        port, before = served.http.base_url.port or 0, ""
+        if way == "gateway":
+            gateway = opened.enter_context(running_gateway(tmp_path, port, paths=["/"]))
+            port = gateway.base_url.port or 0
+        elif way in ("replica", "engine"):
+            port, before = {"replica": own, "engine": engine}[way], f"/m/{VLLM}"
+        made = figure(served, "generation_tokens_total")
+        for path, told in ASKED:
+            body = {"pad": "x" * 70_000 * (way == "router"), "model": VLLM, **told}
+            left = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+            left.sendall(post(before + path, json.dumps(body).encode()))
+        until(lambda: running(served) >= 18, seconds=30, what="not all are at work")
+    until(lambda: running(served) == 0, seconds=5, what="they are at work for nobody")
+    made = figure(served, "generation_tokens_total") - made
+    assert made < 18 * 900 / 2
+
+
+def post(path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def ports_of(cluster: Cluster, app: str) -> tuple[int, int]:
+    """Return where HAProxy asks the engine of an application's only replica, and the replica."""
+    [path] = (cluster.folder / "h").rglob("haproxy.cfg")
+    section = path.read_text().partition(f"backend http-{app}\n")[2].partition("\nbackend ")[0]
+    [found] = re.findall(r"server \S+ \S+:(\d+) check addr \S+ port (\d+) ", section)
+    return int(found[0]), int(found[1])
 
 
 def test_one_that_hangs_up_frees_transformers(served: Cluster) -> None:

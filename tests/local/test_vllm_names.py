@@ -18,7 +18,7 @@ import pytest
 
 from raycluster import readings, tested
 from raycluster.serve import figures
-from raycluster.serve.engines import inside, keeper, server, vllm
+from raycluster.serve.engines import inside, keeper, requests, server, vllm
 from raycluster.serve.engines.vllm_log import LOGGED
 from raycluster.serve.ready import questions
 from raycluster.serve.settings import SHUT, ModelSettings
@@ -121,6 +121,26 @@ def test_the_command_has_the_arguments(build: str) -> None:
     ours = set(passed())
     assert {"served_model_name", "lora_modules", "root_path", "max_loras"} <= ours
     assert ours - arguments(build) == set()
+
+
+WITHOUT_MEANING = frozenset(
+    {"user", "session_id", "mm_payload", "return_mm_kwargs", "return_token_offsets"}
+    | {"include_reasoning", "parallel_tool_calls"}
+)
+"""Fields that change no answer: of images, other endpoints, and what our engine does not make."""
+
+
+@each_build
+@pytest.mark.parametrize("body", ["CompletionRequest", "ChatCompletionRequest"])
+def test_transformers_honours_or_refuses_each_field_of_a_request(build: str, body: str) -> None:
+    """A field of vLLM's that our engine does not know would be ignored without a word."""
+    text = source(build, "entrypoints/openai/**/protocol.py")
+    tree = ast.parse(text.replace("from __future__ import annotations", ""))
+    (kind,) = (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == body)
+    fields = {n.target.id for n in kind.body if _is_field(n)}  # type: ignore[attr-defined]
+    ours = {*requests.CompletionBody.model_fields, *requests.ChatBody.model_fields}
+    known = ours | requests.WITHOUT_EFFECT.keys() | WITHOUT_MEANING
+    assert {name for name in fields if not name.startswith("_")} - known == set()
 
 
 @each_build

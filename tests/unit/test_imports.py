@@ -154,7 +154,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
 # What the laptop reads of the code that runs on the cluster.
 SHARED = {
     *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
-    *("serve.asking.said", "serve.adding", "serve.environment", "serve.peer"),
+    *(
+        "serve.asking.said",
+        "serve.asking.coding",
+        "serve.adding",
+        "serve.environment",
+        "serve.peer",
+    ),
     *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from array import array
 from dataclasses import dataclass
-from pathlib import Path
 
 from raycluster.batch.job import id_of
-from raycluster.batch.source import check_no_array, items, raw_lines, strip
 from raycluster.contracts import Tell
 from raycluster.errors import UsageError
+from raycluster.openai_wire.files import PromptFile
 
 _SHOWN = 5
 _TOLD_EVERY = 1_000_000
@@ -45,45 +44,62 @@ class Refusals:
         return notes
 
 
-def take_census(path: Path, limit: int | None = None) -> Census:
+def take_census(file: PromptFile, limit: int | None = None) -> Census:
     """Read the whole file; only the first `limit` lines are to be sent. Raises UsageError."""
     digest = hashlib.sha256()
+    for chunk in file.chunks():
+        digest.update(chunk)
     total = last = 0
-    for number, line in raw_lines(path):
-        digest.update(line)
-        if strip(number, line):
-            total += 1
-            last = number if limit is None or total <= limit else last
+    for number, _ in file.items():
+        total += 1
+        last = number if limit is None or total <= limit else last
     if not total:
-        raise UsageError("holds no line", where=str(path), hint='a line is {"prompt": "..."}')
+        raise UsageError("holds no line", where=file.where, hint='a line is {"prompt": "..."}')
     return Census(digest.hexdigest()[:12], total, min(total, limit or total), last)
 
 
-def check_lines(path: Path, tell: Tell) -> Refusals:
+def check_lines(file: PromptFile, tell: Tell) -> Refusals:
     """Read all lines as requests, and say which are none.
 
-    Raises UsageError for a JSON array, and for a custom_id that two lines have. Holds 8 bytes per
+    Raises UsageError for an id that is none, and for one that two lines have. Holds 8 bytes per
     line in memory meanwhile.
     """
     seen = [array("Q") for _ in range(_BUCKETS)]
     count = 0
     first: list[tuple[int, str]] = []
-    for checked, (number, item) in enumerate(items(path)):
-        if not checked:
-            check_no_array(item, path)
-        custom_id, reason = id_of(number, item)
-        if reason:
+    bad: list[tuple[int, str]] = []
+    bad_count = 0
+    for checked, (number, item) in enumerate(file.items()):
+        named = id_of(number, item, file.column)
+        if named.refused:
             count += 1
             if len(first) < _SHOWN:
-                first.append((number, reason))
-        key = _key(custom_id)
+                first.append((number, named.refused))
+        if named.bad_id:
+            bad_count += 1
+            if len(bad) < _SHOWN:
+                bad.append((number, named.bad_id))
+        key = _key(named.id)
         seen[key % _BUCKETS].append(key)
         if checked and checked % _TOLD_EVERY == 0:
             tell(f"{checked:,} lines checked")
+    if bad:
+        raise _bad_ids(file.where, bad, bad_count)
     twice = {key for bucket in seen for key in _repeated(bucket)}
     if twice:
-        raise _duplicates(path, twice)
+        raise _duplicates(file, twice)
     return Refusals(count, tuple(first))
+
+
+def _bad_ids(where: str, first: list[tuple[int, str]], count: int) -> UsageError:
+    notes = [f"line {line}: {reason}" for line, reason in first]
+    if count > len(first):
+        notes.append(f"... and {count - len(first)} more lines")
+    return UsageError(
+        "\n".join(notes),
+        where=where,
+        hint='results are told apart by it: write it in quotes ("1.0"), or leave it out',
+    )
 
 
 def _key(custom_id: str) -> int:
@@ -98,11 +114,11 @@ def _repeated(bucket: array[int]) -> set[int]:
     return {key for key in bucket if key in seen or seen.add(key)}  # type: ignore[func-returns-value]
 
 
-def _duplicates(path: Path, twice: set[int]) -> UsageError:
+def _duplicates(file: PromptFile, twice: set[int]) -> UsageError:
     """Return the error that names the lines; read again, for it holds only what is shown."""
     lines: dict[str, list[int]] = {}
-    for number, item in items(path):
-        custom_id, _ = id_of(number, item)
+    for number, item in file.items():
+        custom_id = id_of(number, item, file.column).id
         if _key(custom_id) in twice and (custom_id in lines or len(lines) < _SHOWN):
             lines.setdefault(custom_id, []).append(number)
     named = "; ".join(
@@ -111,6 +127,6 @@ def _duplicates(path: Path, twice: set[int]) -> UsageError:
     )
     return UsageError(
         f"{len(twice)} custom_id{'s' * (len(twice) > 1)} more than once: {named}",
-        where=str(path),
+        where=file.where,
         hint="results are told apart by custom_id: give each line its own, or leave it out",
     )

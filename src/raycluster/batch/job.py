@@ -6,24 +6,29 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from raycluster.openai_wire.lines import EVERY, RefusedError, parse_line
+from raycluster.openai_wire.lines import EVERY, BadIdError, RefusedError, parse_line
 from raycluster.openai_wire.prompts import Defaults, to_prompt
 from raycluster.serve.asking.result import Job, Result
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How lines become requests: `model` stands above a line's own, `default_model` below it."""
+    """How lines become requests: `model` stands above a line's own, `default_model` below it.
+
+    `column` is the field that holds a line's prompt.
+    """
 
     endpoint: str = "chat"
     max_tokens: int | None = None
     model: str = ""
     default_model: str = ""
+    column: str = ""
 
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits over everything above: equal ones make equal requests."""
         facts = [self.endpoint, self.max_tokens, self.model, self.default_model]
+        facts += [self.column] if self.column else []  # so outputs of before it stay what they are
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
@@ -43,11 +48,11 @@ class Refused:
 
 
 def to_job(line: int, item: bytes, shape: Shape) -> Job | Refused:
-    """Return the request of a line; it asks for one whole answer, never for a stream."""
+    """Return the request of an item; it asks for one whole answer, never for a stream."""
     try:
-        request = parse_line(item, EVERY)
+        request = parse_line(item, EVERY, shape.column)
     except RefusedError as error:
-        return Refused(line, f"line-{line}", str(error))
+        return Refused(line, error.id or f"line-{line}", str(error))
     prompt = to_prompt(line, request, Defaults(shape.endpoint, shape.max_tokens))
     body = {key: v for key, v in prompt.body.items() if key not in {"stream", "stream_options"}}
     model = shape.model or prompt.model or shape.default_model
@@ -57,10 +62,21 @@ def to_job(line: int, item: bytes, shape: Shape) -> Job | Refused:
     return Job(line, prompt.id, prompt.path, content)
 
 
-def id_of(line: int, item: bytes) -> tuple[str, str]:
-    """Return a line's custom_id and, when it is no request, why."""
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An item's id, and why it is no request, or why what it has for an id is none."""
+
+    id: str
+    refused: str = ""
+    bad_id: str = ""
+
+
+def id_of(line: int, item: bytes, column: str = "") -> Named:
+    """Return how the result of an item will be called."""
+    own = f"line-{line}"
     try:
-        request = parse_line(item, EVERY)
+        return Named(parse_line(item, EVERY, column).id or own)
+    except BadIdError as error:
+        return Named(own, bad_id=str(error))
     except RefusedError as error:
-        return f"line-{line}", str(error)
-    return request.id or f"line-{line}", ""
+        return Named(error.id or own, str(error))

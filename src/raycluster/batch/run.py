@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -12,9 +12,10 @@ from raycluster.batch.census import Census, check_lines, take_census
 from raycluster.batch.job import Refused, Shape, to_job
 from raycluster.batch.ledger import Ledger
 from raycluster.batch.report import Summary
-from raycluster.batch.source import items
+from raycluster.batch.source import prompt_file
 from raycluster.contracts import Tell
 from raycluster.errors import RayclusterError, UsageError
+from raycluster.openai_wire.files import AS_LINES, PromptFile
 from raycluster.serve.asking.asker import Tries
 from raycluster.serve.asking.result import Job, Stamp
 
@@ -52,6 +53,7 @@ class Task:
     """What a way has to do: bring each line that is due to a result in the ledger."""
 
     options: Options
+    file: PromptFile
     stamp: Stamp
     census: Census
     ledger: Ledger
@@ -64,11 +66,12 @@ class Task:
 
     def due(self) -> Iterator[Job | Refused]:
         """Yield what is without a result at that moment."""
-        for number, item in items(self.options.input):
+        shape = replace(self.options.shape, column=self.file.column)
+        for number, item in self.file.items():
             if number > self.census.last:
                 return
             if not self.ledger.has(number):
-                yield to_job(number, item, self.options.shape)
+                yield to_job(number, item, shape)
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,15 @@ def run(options: Options, way: Way, voice: Voice) -> Summary:
     """
     _check(options)
     before = _identity(options.input)
-    census = take_census(options.input, options.limit)
+    file = prompt_file(options.input, options.shape.column)
+    census = take_census(file, options.limit)
     stamp = Stamp(census.digest, options.shape.digest)
     with Ledger(options.output, stamp, census.last) as ledger:
         if options.strict or not ledger.ok + ledger.failed:
-            _check_input(options, census, voice.tell)
+            _check_input(options, file, census, voice.tell)
         if options.retry_errors:
             voice.tell(f"{ledger.drop_errors():,} failed lines are due again")
-        summary = _go(way, Task(options, stamp, census, ledger, voice))
+        summary = _go(way, Task(options, file, stamp, census, ledger, voice))
         if options.order and not summary.left:
             ledger.put_in_order()
     voice.out.write((json.dumps(summary.to_json()) if options.json else summary.text()) + "\n")
@@ -139,6 +143,12 @@ def _check(options: Options) -> None:
     if tries.retries < 0:
         raise UsageError("less than zero", where="--max-retries", hint="0 tries each line once")
     source, output = options.input, options.output
+    if str(output) == "-":
+        raise UsageError(
+            "a batch goes on from its output, so that is a file",
+            where="--output",
+            hint="-o FILE; then cat FILE",
+        )
     if str(source) == "-" or (source.exists() and not source.is_file()):
         raise UsageError(
             "is no file that can be read again",
@@ -159,15 +169,15 @@ def _identity(path: Path) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _check_input(options: Options, census: Census, tell: Tell) -> None:
+def _check_input(options: Options, file: PromptFile, census: Census, tell: Tell) -> None:
     """Look at every line before the first is sent, whatever the limit; raises UsageError."""
-    refusals = check_lines(options.input, tell)
+    refusals = check_lines(file, tell)
     if refusals.count == census.total:
         line, reason = refusals.first[0]
         raise UsageError(
             f"none of its {census.total} lines is a request; line {line}: {reason}",
             where=str(options.input),
-            hint='a line is {"prompt": "..."} or {"custom_id": ..., "url": ..., "body": ...}',
+            hint=f'{AS_LINES}, or with "url" and "body"; --column NAME where the prompts are',
         )
     if refusals.count and options.strict:
         raise UsageError(

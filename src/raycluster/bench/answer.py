@@ -1,4 +1,7 @@
-"""Reads the events of one streamed answer; knows the OpenAI API, no sockets and no clock."""
+"""Reads one answer: the events of a stream of OpenAI's APIs or Anthropic's, or a whole object.
+
+Knows no sockets and no clock.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from typing import Any
 
 from raycluster.bench.record import Failure
 from raycluster.bench.sse import Event
-from raycluster.openai_wire.said import error_text, printable
+from raycluster.openai_wire.said import error_text, failure_in, printable
 
 MOST_TOKENS = 10**12
 """No answer has more tokens: what says so cannot count."""
+_ENDS = {"response.completed", "response.incomplete", "message_stop"}
 _TEXT = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 
 
@@ -51,44 +55,106 @@ class Answer:
             raise AnswerError("protocol", f"an event is not JSON: {event.data[:80]!r}") from error
         if not isinstance(message, dict):
             raise AnswerError("protocol", f"an event is not an object: {event.data[:80]!r}")
-        if message.get("error") or event.name == b"error":
+        kind = message.get("type")
+        failed = event.name == b"error" or "error" in (kind, message.get("object"))
+        if failed or message.get("error"):
             raise AnswerError("stream_error", error_text(message))
+        if isinstance(kind, str):
+            self._typed(kind, message, now)
+            return
         self._usage(message.get("usage"))
         choices = message.get("choices")
         if choices and isinstance(choices, list):
             self._choices(choices, now)
 
+    def take_whole(self, content: bytes, now: float) -> None:
+        """Take in an answer that is no stream, read at `now`; raises AnswerError."""
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise AnswerError("protocol", f"not JSON: {content[:80]!r}") from error
+        if not isinstance(body, dict):
+            raise AnswerError("protocol", f"not an object: {content[:80]!r}")
+        if failure := failure_in(body):
+            raise AnswerError("stream_error", error_text(failure))
+        usage = body.get("usage")
+        self._usage(usage)
+        if self.input_tokens is None and isinstance(usage, dict):
+            self.input_tokens = _count(usage.get("total_tokens"), None)  # as rerankers say it
+        if self.input_tokens is not None and self.output_tokens is None:
+            self.output_tokens = 0
+        self.last_event = now
+
     def finish(self) -> None:
         """Check that the answer is complete; raises AnswerError."""
         if not self.done:
-            raise AnswerError("truncated", "the stream ended without [DONE]")
+            raise AnswerError("truncated", "the stream ended without [DONE] or another end")
         if self.first_event is None:
             raise AnswerError("protocol", "the stream held no token")
 
-    def _choices(self, choices: list[Any], now: float) -> None:
+    def _typed(self, kind: str, message: Mapping[str, Any], now: float) -> None:
+        """Take in an event of responses or of Anthropic's messages, where deltas carry tokens."""
+        delta = message.get("delta")
+        if kind.endswith(".delta") or kind == "content_block_delta":
+            self._tokens(now)
+            if delta:
+                self._text(now)
+            return
+        whole = message.get("response", message.get("message", message))
+        whole = whole if isinstance(whole, dict) else {}
+        self._usage(whole.get("usage"))
+        if kind == "response.failed":
+            raise AnswerError("stream_error", error_text(whole))
+        if isinstance(delta, dict):
+            self._reason(delta.get("stop_reason"))
+        if kind.startswith("response.") and kind in _ENDS:
+            details = whole.get("incomplete_details")
+            self._reason(details.get("reason") if isinstance(details, dict) else "stop")
+        self.done = self.done or kind in _ENDS
+
+    def _tokens(self, now: float) -> None:
         if self.last_event is None:
             self.first_event = now
         else:
             self.gaps.append(now - self.last_event)
         self.last_event = now
+
+    def _text(self, now: float) -> None:
+        self.last_token = now
+        self.first_token = now if self.first_token is None else self.first_token
+
+    def _reason(self, reason: object) -> None:
+        if isinstance(reason, str) and reason:
+            self.finish_reason = printable(reason[:100])
+
+    def _choices(self, choices: list[Any], now: float) -> None:
+        self._tokens(now)
         for choice in choices:
             if not isinstance(choice, dict):
                 raise AnswerError("protocol", "a choice is not an object")
             if has_text(choice):
-                self.last_token = now
-                self.first_token = now if self.first_token is None else self.first_token
+                self._text(now)
             reason = choice.get("finish_reason")
-            if isinstance(reason, str) and reason:
-                self.finish_reason = printable(reason[:100])
+            if choice.get("error") or reason == "error":
+                raise AnswerError("stream_error", error_text(choice))
+            self._reason(reason)
 
     def _usage(self, usage: object) -> None:
         if not isinstance(usage, dict):
             return
-        self.input_tokens = _count(usage.get("prompt_tokens"), self.input_tokens)
-        self.output_tokens = _count(usage.get("completion_tokens"), self.output_tokens)
-        details = usage.get("prompt_tokens_details")
-        if isinstance(details, dict):
-            self.cached_tokens = _count(details.get("cached_tokens"), self.cached_tokens)
+        for name in ("prompt_tokens", "input_tokens"):
+            self.input_tokens = _count(usage.get(name), self.input_tokens)
+        for name in ("completion_tokens", "output_tokens"):
+            self.output_tokens = _count(usage.get(name), self.output_tokens)
+        for name in ("prompt_tokens_details", "input_tokens_details"):
+            details = usage.get(name)
+            if isinstance(details, dict):
+                self.cached_tokens = _count(details.get("cached_tokens"), self.cached_tokens)
+        cached = _count(usage.get("cache_read_input_tokens"), None)
+        if cached is not None:  # Anthropic's input_tokens are the others
+            self.cached_tokens = cached
+            written = _count(usage.get("cache_creation_input_tokens"), 0) or 0
+            self.input_tokens = (_count(usage.get("input_tokens"), 0) or 0) + cached + written
 
 
 def has_text(choice: Mapping[str, Any]) -> bool:

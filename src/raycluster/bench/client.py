@@ -6,12 +6,14 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
 
 from raycluster.bench.answer import Answer, AnswerError
 from raycluster.bench.jobs import Job
 from raycluster.bench.record import Record
 from raycluster.bench.sse import SseParser
-from raycluster.openai_wire.said import error_text
+from raycluster.openai_wire.lines import CHAT, COMPLETIONS, GENERATING
+from raycluster.openai_wire.said import error_text, failure_in
 from raycluster.openai_wire.target import Target
 from raycluster.openai_wire.wire import (
     CONNECT_SECONDS,
@@ -20,18 +22,26 @@ from raycluster.openai_wire.wire import (
     EarlyEndError,
     Wire,
 )
+from raycluster.serve.asking.coding import CodingError, Unpacker
 
 _ERROR_BODY_BYTES = 64 * 1024
+_WHOLE_BODY_BYTES = 64 * 1024 * 1024
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def encode(job: Job, model: str, *, salt: bool) -> bytes:
-    """Return a job's body as JSON that asks for a stream with usage at its end."""
-    body = dict(job.prompt.body)
-    options = body.get("stream_options")
-    options = options if isinstance(options, dict) else {}
-    body |= {"model": model or job.prompt.model, "stream": True}
-    body["stream_options"] = {**options, "include_usage": True}
-    if salt and job.repeat:
+    """Return a job's body as JSON that asks for a stream with usage, where there are streams."""
+    body = dict(job.prompt.body) | {"model": model or job.prompt.model}
+    path = job.prompt.path
+    if path in GENERATING:
+        body["stream"] = True
+    if path in {CHAT, COMPLETIONS}:  # the others always tell their usage
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        body["stream_options"] = {**options, "include_usage": True}
+    if salt and job.repeat and path in GENERATING:
         body["cache_salt"] = f"repeat-{job.repeat}"
     return json.dumps(body, separators=(",", ":")).encode()
 
@@ -60,7 +70,7 @@ class Sender:
 
     async def send(self, job: Job, intended: float, origin: float) -> Record:
         """Send once, never again; times in the record count from `origin` on the clock."""
-        exchange = _Exchange(self._clock, origin)
+        exchange = _Exchange(self._clock, origin, streams=job.prompt.path in GENERATING)
         content = encode(job, self._target.model, salt=self._salt)
         sent = self._clock() - origin
         failure: AnswerError | None = None
@@ -85,7 +95,7 @@ class Sender:
 class _Exchange:
     """One answer, as far as it has come."""
 
-    def __init__(self, clock: Callable[[], float], origin: float) -> None:
+    def __init__(self, clock: Callable[[], float], origin: float, *, streams: bool) -> None:
         self._clock = clock
         self._origin = origin
         self._answer = Answer()
@@ -93,19 +103,26 @@ class _Exchange:
         self._headers: float | None = None
         self._status: int | None = None
         self._kind = ""
-        self._refusal: bytearray | None = None
+        self._streams = streams
+        self._unpacker = Unpacker("")
+        self._whole: bytearray | None = None
+        """An answer that is no stream, or what stands in the place of one."""
 
     def begun(self, status: int, headers: Mapping[str, str]) -> None:
         self._headers = self._now()
         self._status = status
         self._kind = headers.get("content-type", "")
-        if status != 200 or not self._kind.startswith("text/event-stream"):
-            self._refusal = bytearray()
+        self._unpacker = _reading(Unpacker, headers.get("content-encoding", ""))
+        stream = self._kind.strip().lower().startswith("text/event-stream")
+        if status != 200 or not self._streams or not stream:
+            self._whole = bytearray()
 
     def data(self, chunk: bytes) -> None:
-        if self._refusal is not None:
-            self._refusal += chunk
-            if len(self._refusal) > _ERROR_BODY_BYTES:
+        chunk = _reading(self._unpacker.feed, chunk)
+        if self._whole is not None:
+            self._whole += chunk
+            good = self._status == 200 and not self._streams
+            if len(self._whole) > (_WHOLE_BODY_BYTES if good else _ERROR_BODY_BYTES):
                 raise self._refused()
             return
         now = self._now()
@@ -117,8 +134,12 @@ class _Exchange:
 
     def finish(self) -> None:
         """Check that the answer is complete, at its end; raises AnswerError."""
-        if self._refusal is not None:
-            raise self._refused()
+        _reading(self._unpacker.close)
+        if self._whole is not None:
+            if self._status != 200 or self._streams:
+                raise self._refused()
+            self._answer.take_whole(bytes(self._whole), self._now())
+            return
         for event in self._parser.close():
             self._answer.done = self._answer.done or event.data == b"[DONE]"
         self._answer.finish()
@@ -156,15 +177,26 @@ class _Exchange:
         )
 
     def _refused(self) -> AnswerError:
-        text = _body_text(bytes(self._refusal or b""))
+        body = bytes(self._whole or b"")[:_ERROR_BODY_BYTES]
+        text = _body_text(body)
         if self._status != 200:
             return AnswerError("http_status", f"{self._status}: {text}")
+        if _is_error(body):
+            return AnswerError("stream_error", text)
+        wanted = "a stream" if self._streams else "an answer of at most 64 MiB"
         return AnswerError(
-            "protocol", f"{self._kind or 'no content type'} in place of a stream: {text}"
+            "protocol", f"{self._kind or 'no content type'} in place of {wanted}: {text}"
         )
 
     def _now(self) -> float:
         return self._clock() - self._origin
+
+
+def _reading(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return step(*args, **kwargs)
+    except CodingError as error:
+        raise AnswerError("protocol", str(error)) from error
 
 
 def _body_text(body: bytes) -> str:
@@ -172,3 +204,11 @@ def _body_text(body: bytes) -> str:
         return error_text(json.loads(body))
     except (ValueError, RecursionError):
         return body[:200].decode("utf-8", "replace").strip()
+
+
+def _is_error(body: bytes) -> bool:
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and failure_in(said) is not None

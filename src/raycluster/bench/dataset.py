@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from raycluster.errors import UsageError
-from raycluster.openai_wire.lines import RefusedError, parse_line, parse_object
+from raycluster.openai_wire.files import AS_LINES, PromptFile
+from raycluster.openai_wire.lines import EVERY, RefusedError, parse_line
 from raycluster.openai_wire.prompts import Defaults, Prompt, to_prompt
 
 _SHOWN = 5
@@ -62,31 +63,54 @@ class Dataset:
     census: Census
 
 
-def read_dataset(source: str, defaults: Defaults, *, stdin: BinaryIO) -> Dataset:
+def read_dataset(
+    source: str,
+    defaults: Defaults,
+    *,
+    stdin: BinaryIO,
+    column: str = "",
+    multi_turn: bool = False,
+) -> Dataset:
     """Return the prompts in a file, or in standard input for `-`; raises UsageError."""
     where = "standard input" if source == "-" else source
-    content = _plain(_read(source, stdin, where), where)
-    return parse_dataset(content, defaults, where=where)
+    content = _read(source, stdin, where)
+    name = "" if source == "-" else Path(source).name
+    file = PromptFile(lambda: io.BytesIO(content), where=where, name=name, column=column)
+    return _dataset(file, defaults, multi_turn=multi_turn)
 
 
-def parse_dataset(content: bytes, defaults: Defaults, *, where: str) -> Dataset:
-    """Return the prompts in the content of a file; raises UsageError when there is none."""
-    prompts: list[Prompt] = []
+def parse_dataset(
+    content: bytes, defaults: Defaults, *, where: str, multi_turn: bool = False
+) -> Dataset:
+    """Return the prompts in the content of a file; raises UsageError when there is none.
+
+    With `multi_turn` a conversation is a prompt for each of its answers; all first ones come
+    first, then all second ones, so that each finds what was said before it answered.
+    """
+    file = PromptFile(lambda: io.BytesIO(content), where=where)
+    return _dataset(file, defaults, multi_turn=multi_turn)
+
+
+def _dataset(file: PromptFile, defaults: Defaults, *, multi_turn: bool) -> Dataset:
+    turns: list[tuple[int, Prompt]] = []
     refused: list[tuple[int, str]] = []
     formats: Counter[str] = Counter()
     unsent: Counter[str] = Counter()
-    for number, item in _items(content.removeprefix(b"\xef\xbb\xbf")):
+    for number, item in file.items():
         try:
-            request = parse_line(item) if isinstance(item, bytes) else parse_object(item)
+            request = parse_line(item, EVERY, file.column)
         except RefusedError as error:
             refused.append((number, str(error)))
             continue
-        formats[request.format] += 1
+        formats["text" if file.kind == "text" else request.format] += 1
         unsent.update(request.unsent)
-        prompts.append(to_prompt(number, request, defaults))
-    lines = len(prompts) + len(refused)
+        each = request.turns() if multi_turn else [request]
+        turns += enumerate(to_prompt(number, turn, defaults) for turn in each)
+    prompts = [prompt for _, prompt in sorted(turns, key=itemgetter(0))]
+    lines = sum(formats.values()) + len(refused)
     if not prompts:
-        raise UsageError(_nothing(lines, refused), where=where, hint='a line is {"prompt": "..."}')
+        hint = f"{AS_LINES}; --column NAME where the prompts are"
+        raise UsageError(_nothing(lines, refused), where=file.where, hint=hint)
     census = Census(lines, dict(formats), tuple(refused), dict(unsent), _digest(prompts))
     return Dataset(tuple(prompts), census)
 
@@ -98,21 +122,6 @@ def _digest(prompts: list[Prompt]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _items(content: bytes) -> Iterator[tuple[int, bytes | object]]:
-    """Yield the file's items with their line, or their place in it where it is a JSON array."""
-    if content.lstrip().startswith(b"["):
-        try:
-            whole = json.loads(content)
-        except (ValueError, RecursionError):
-            whole = None
-        if isinstance(whole, list):
-            yield from enumerate(whole, start=1)
-            return
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            yield number, line.strip(b"\r")
-
-
 def _read(source: str, stdin: BinaryIO, where: str) -> bytes:
     try:
         return stdin.read() if source == "-" else Path(source).expanduser().read_bytes()
@@ -120,17 +129,6 @@ def _read(source: str, stdin: BinaryIO, where: str) -> bytes:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(
             f"cannot read the prompts: {reason}", where=where, hint="give a readable file, or -"
-        ) from error
-
-
-def _plain(content: bytes, where: str) -> bytes:
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(
-            f"the gzip data is damaged: {error}", where=where, hint="compress the file again"
         ) from error
 
 

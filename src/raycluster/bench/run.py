@@ -25,7 +25,8 @@ from raycluster.bench.summary import SCHEMA, Summary
 from raycluster.bench.synthetic import lines_of, parse_synthetic
 from raycluster.contracts import Tell
 from raycluster.errors import UsageError
-from raycluster.openai_wire.prompts import Defaults, Prompt
+from raycluster.openai_wire.lines import MESSAGES
+from raycluster.openai_wire.prompts import ENDPOINTS, Defaults, Prompt
 from raycluster.openai_wire.target import Target
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Options:
     timeout: float = 300.0
     seed: int = 0
     salt: bool = False
+    column: str = ""
+    multi_turn: bool = False
     endpoint: str = "chat"
     max_tokens: int | None = 256
     ignore_eos: bool = False
@@ -118,9 +121,15 @@ def run(
     if options.resume and options.format == "vllm":
         what = "vLLM's format holds the requests of this run alone"
         raise UsageError(what, where="--resume", hint="leave --format out")
-    if options.endpoint not in {"chat", "completions"}:
+    if options.endpoint not in ENDPOINTS:
         raise UsageError(
-            f"{options.endpoint!r} is no endpoint", where="--endpoint", hint="chat or completions"
+            f"{options.endpoint!r} is no endpoint", where="--endpoint", hint=", ".join(ENDPOINTS)
+        )
+    if options.output is not None and str(options.output) == "-":
+        raise UsageError(
+            "is a folder's name here, and - is none",
+            where="--output",
+            hint="--json prints the summary, --format vllm what vLLM's own client saves",
         )
     load = load_of(options)
     check_load(load)
@@ -132,7 +141,10 @@ def run(
     dataset = _dataset(options, defaults, stdin)
     for line in dataset.census.notes():
         tell(line)
-    if "mooncake" in dataset.census.formats:  # its lines share blocks
+    if options.ignore_eos and any(prompt.path == MESSAGES for prompt in dataset.prompts):
+        what = f"{MESSAGES} knows no such parameter"
+        raise UsageError(what, where="--ignore-eos", hint="leave it out, or use another endpoint")
+    if options.multi_turn or "mooncake" in dataset.census.formats:  # its lines share blocks
         conditions = replace(conditions, prefix_expected=True)
     conditions = _resumed(options, load, conditions, dataset.census.digest)
     records: dict[int, list[Record]] = {}
@@ -188,7 +200,13 @@ def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
             "give either one", where="--prompts, --synthetic", hint="--prompts FILE, or - for stdin"
         )
     if options.prompts:
-        return read_dataset(options.prompts, defaults, stdin=stdin)
+        return read_dataset(
+            options.prompts,
+            defaults,
+            stdin=stdin,
+            column=options.column,
+            multi_turn=options.multi_turn,
+        )
     lines = lines_of(parse_synthetic(options.synthetic), options.seed)
     return parse_dataset(lines, defaults, where="--synthetic")
 

@@ -10,12 +10,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from raycluster.bench.client import Sender
 from raycluster.bench.jobs import Job, Jobs
 from raycluster.bench.loops import Done, Senders, Timing, closed_loop, open_loop, watch_lag
 from raycluster.bench.record import Record
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, arrivals, ramped, recorded
+from raycluster.openai_wire.lines import (
+    COMPLETIONS,
+    EMBEDDINGS,
+    RERANK,
+    RERANK_2,
+    RESPONSES,
+    SCORE,
+)
 from raycluster.openai_wire.prompts import Prompt
 from raycluster.openai_wire.target import Target, tls_context
 
@@ -137,6 +146,14 @@ class Worker:
 
 def _warm_up_job(like: Prompt) -> Job:
     text = f"{secrets.token_hex(4)} is a warm-up request. Count from one to ten."
-    chat = {"messages": [{"role": "user", "content": text}]}
-    body = chat if like.path.endswith("chat/completions") else {"prompt": text}
-    return Job(Prompt("warm-up", 0, like.path, {**body, "max_tokens": 8}, like.model), 0)
+    bodies: dict[str, dict[str, Any]] = {
+        RESPONSES: {"input": text, "max_output_tokens": 8},
+        COMPLETIONS: {"prompt": text, "max_tokens": 8},
+        EMBEDDINGS: {"input": text},
+        SCORE: {"text_1": text, "text_2": text},
+        RERANK: {"query": text, "documents": [text]},
+        RERANK_2: {"query": text, "documents": [text]},
+    }
+    chat = {"messages": [{"role": "user", "content": text}], "max_tokens": 8}
+    body = bodies.get(like.path, chat)
+    return Job(Prompt("warm-up", 0, like.path, body, like.model), 0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raycluster.openai_wire.target import Target
 
 Input = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="OpenAI batch lines or prompts, JSONL or .gz.")
+    Path, typer.Argument(metavar="INPUT", help="Requests or prompts: JSON, CSV or text.")
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="Gets one line per line of INPUT.")
@@ -49,13 +49,15 @@ Patience = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Only the first so many lines.")]
 Strict = Annotated[bool, typer.Option(help="Send nothing when a line is no request.")]
 Order = Annotated[bool, typer.Option(help="At the end, bring FILE into the order of INPUT.")]
+Column = Annotated[str, typer.Option(help="The field or column of INPUT that holds the prompts.")]
 RetryErrors = Annotated[bool, typer.Option(help="Send lines again that ended as errors.")]
 Offline = Annotated[
     bool,
     typer.Option("--offline", help="Let a job on the cluster send the lines, not this machine."),
 ]
 Endpoint = Annotated[
-    Literal["chat", "completions", "embeddings"], typer.Option(help="Where bare prompts are sent.")
+    Literal["chat", "completions", "responses", "messages", "embeddings"],
+    typer.Option(help="Where bare prompts are sent."),
 ]
 MaxTokens = Annotated[
     int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
@@ -81,6 +83,7 @@ def batch(
     strict: Strict = False,
     order: Order = False,
     retry_errors: RetryErrors = False,
+    column: Column = "",
     endpoint: Endpoint = "chat",
     max_tokens: MaxTokens = 0,
     as_json: Json = False,
@@ -105,7 +108,7 @@ def batch(
     options = Options(
         input_,
         output,
-        shape=Shape(endpoint, max_tokens or None, model, own),
+        shape=Shape(endpoint, max_tokens or None, model, own, column),
         concurrency=concurrency,
         tries=Tries(timeout, max_retries, line_time, patience),
         limit=limit,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raycluster.bench.run import Reached
 
 Prompts = Annotated[
-    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSONL, text or .gz; - for stdin.")
+    str, typer.Option("--prompts", "-p", metavar="FILE", help="JSON, CSV or text; - for stdin.")
 ]
 Synthetic = Annotated[
     str, typer.Option(help="Instead: random tokens, prompt=512,output=128; also prefix=, count=.")
@@ -56,7 +56,12 @@ Timeout = Annotated[float, typer.Option(help="Seconds that one request may take.
 Seed = Annotated[int, typer.Option(help="Of the arrivals in the open loop.")]
 Salt = Annotated[bool, typer.Option(help="Keep repeats out of vLLM's prefix cache.")]
 Endpoint = Annotated[
-    Literal["chat", "completions"], typer.Option(help="Where bare prompts are sent.")
+    Literal["chat", "completions", "responses", "messages", "embeddings"],
+    typer.Option(help="Where bare prompts are sent."),
+]
+Column = Annotated[str, typer.Option(help="The field or column of FILE that holds the prompts.")]
+MultiTurn = Annotated[
+    bool, typer.Option(help="Send each turn of a conversation, with what was said before it.")
 ]
 MaxTokens = Annotated[
     int, typer.Option(help="For lines that say nothing; 0: the server's limit.", min=0)
@@ -103,6 +108,8 @@ def bench(
     timeout: Timeout = 300.0,
     seed: Seed = 0,
     salt: Salt = False,
+    column: Column = "",
+    multi_turn: MultiTurn = False,
     endpoint: Endpoint = "chat",
     max_tokens: MaxTokens = 256,
     ignore_eos: IgnoreEos = False,
@@ -142,6 +149,8 @@ def bench(
         timeout=timeout,
         seed=seed,
         salt=salt,
+        column=column,
+        multi_turn=multi_turn,
         endpoint=endpoint,
         max_tokens=max_tokens or None,
         ignore_eos=ignore_eos,

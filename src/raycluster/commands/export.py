@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raycluster import session
+from raycluster.errors import UsageError
 from raycluster.session import SpecOption, SpecPath
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def export(  # noqa: PLR0917  # typer calls it by keyword
     with_secrets: WithSecrets = False,
 ) -> None:
     """Write the cluster as files that work without raycluster."""
+    if str(output) == "-":
+        what = "is a folder's name here, and - is none"
+        raise UsageError(what, where="--output", hint="-o DIR; then tar -c DIR")
     opened = session.open_session(spec, named)
     folder = output or Path(f"{opened.spec.cluster.name}-{format}")
     from raycluster.export.formats import FORMATS

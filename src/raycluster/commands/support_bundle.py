@@ -40,10 +40,14 @@ def support_bundle(
 
     What cannot be had costs nothing else, and is named in it.
     """
+    from raycluster.errors import SecretError, UsageError
+
+    if str(output) == "-":
+        what = "the archive goes into a file, which its owner alone can read"
+        raise UsageError(what, where="--output", hint="-o FILE; then cat FILE")
     opened = session.open_session(spec, named)
     from raycluster.bundle.archive import check_folder, refuse_existing
     from raycluster.bundle.run import bundle, default_path, megabytes
-    from raycluster.errors import SecretError
 
     path = output or default_path(opened.spec, time.time())
     (check_folder if force else refuse_existing)(path)

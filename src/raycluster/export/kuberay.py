@@ -31,7 +31,10 @@ SERVE_PORT = 8000
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that a zip file can hold
 
-_OURS = ("RAY_worker_niceness", "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+_OURS = (
+    *("RAY_worker_niceness", "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"),
+    *("RAY_memory_monitor_refresh_ms", "RAY_worker_oom_score_adjustment"),
+)
 """What the pods keep of the nodes' environment, besides caches and the spec's own."""
 
 

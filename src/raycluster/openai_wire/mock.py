@@ -1,4 +1,4 @@
-"""A scripted OpenAI endpoint, to test what a client makes of good and bad answers.
+"""A scripted endpoint of OpenAI's APIs and Anthropic's, to test what a client makes of answers.
 
 It runs in a thread of its own and notes when it received and sent, on `time.monotonic`.
 """
@@ -13,6 +13,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+
+from raycluster.openai_wire.lines import MESSAGES, RESPONSES
+
+_ENDS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    RESPONSES: lambda tokens: [
+        {
+            "type": "response.completed",
+            "response": {
+                "status": "completed",
+                "error": None,
+                "usage": {
+                    "input_tokens": 7,
+                    "output_tokens": tokens,
+                    "input_tokens_details": {"cached_tokens": 4},
+                },
+            },
+        }
+    ],
+    MESSAGES: lambda tokens: [
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {"output_tokens": tokens},
+        },
+        {"type": "message_stop"},
+    ],
+}
+"""What ends a stream, where it is not [DONE]."""
 
 _REASONS = {200: "OK", 429: "Too Many Requests", 500: "Internal Server Error"}
 
@@ -193,7 +221,7 @@ async def _answer(
         await reader.read(1)  # comes back when the client has closed
     if script.ending in {"hang", "cut"}:
         return False
-    await _write(writer, _ending(script), script.piece)
+    await _write(writer, _ending(call, script), script.piece)
     writer.write(b"0\r\n\r\n")
     await writer.drain()
     return True
@@ -216,6 +244,15 @@ async def _events(call: Call, script: Script, writer: asyncio.StreamWriter) -> N
 
 def _token_events(call: Call, script: Script) -> Iterator[bytes]:
     chat = call.path.endswith("chat/completions")
+    delta = {
+        RESPONSES: {"type": "response.output_text.delta"},
+        MESSAGES: {"type": "content_block_delta"},
+    }.get(call.path)
+    if call.path == RESPONSES:
+        yield _event(script, {"type": "response.created", "response": {"status": "queued"}})
+    if call.path == MESSAGES:
+        usage = {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 0}
+        yield _event(script, {"type": "message_start", "message": {"usage": usage}})
     if chat and script.role_event:
         yield _event(script, {"choices": [{"index": 0, "delta": {"role": "assistant"}}]})
     left = script.tokens
@@ -225,13 +262,20 @@ def _token_events(call: Call, script: Script) -> Iterator[bytes]:
         text = script.text * now
         said: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
         finish = None if left else "stop"
+        if delta is not None:
+            said = {"delta": text if call.path == RESPONSES else {"text": text}}
+            yield _event(script, delta | said)
+            continue
         yield _event(script, {"choices": [{"index": 0, "finish_reason": finish, **said}]})
 
 
-def _ending(script: Script) -> bytes:
+def _ending(call: Call, script: Script) -> bytes:
     last = b""
     if script.ending == "error":
         last = _event(script, {"error": {"message": "scripted failure", "code": 500}})
+    elif call.path in _ENDS:
+        ends = _ENDS[call.path](script.tokens) if script.ending == "done" else []
+        return b"".join(_event(script, end) for end in ends)
     elif script.usage:
         usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": script.tokens}
         if script.cached_tokens is not None:

@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raycluster.openai_wire.lines import CHAT, COMPLETIONS, EMBEDDINGS, Request
+from raycluster.openai_wire.lines import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    GENERATING,
+    LIMITS,
+    MESSAGES,
+    RESPONSES,
+    Request,
+)
+
+ENDPOINTS = ("chat", "completions", "responses", "messages", "embeddings")
+"""Where bare prompts may go."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,9 @@ class Prompt:
 class Defaults:
     """How lines become requests where they do not say so themselves.
 
-    `endpoint` is where bare prompts go: chat, completions or embeddings; `max_tokens` is the limit
-    of lines that have none (None: the server's own); `ignore_eos` makes vLLM generate up to the
-    limit.
+    `endpoint` is where bare prompts go: chat, completions, responses, messages or embeddings;
+    `max_tokens` is the limit of lines that have none (None: the server's own); `ignore_eos` makes
+    vLLM generate up to the limit.
     """
 
     endpoint: str = "chat"
@@ -45,10 +57,10 @@ def to_prompt(number: int, request: Request, defaults: Defaults) -> Prompt:
     if not path:
         path, body = _bare(body, defaults.endpoint)
     model = body.pop("model", "")
-    if path != EMBEDDINGS:
-        limited = "max_tokens" in body or "max_completion_tokens" in body
-        if defaults.max_tokens is not None and not limited:
-            body["max_tokens"] = defaults.max_tokens
+    if path in GENERATING:
+        limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+        if defaults.max_tokens is not None and not any(name in body for name in LIMITS):
+            body[limit] = defaults.max_tokens
         if defaults.ignore_eos:
             body["ignore_eos"] = True
     model = model if isinstance(model, str) else ""
@@ -62,4 +74,9 @@ def _bare(body: dict[str, Any], endpoint: str) -> tuple[str, dict[str, Any]]:
     if endpoint == "completions" or not isinstance(body["prompt"], str):
         return COMPLETIONS, body
     text = body.pop("prompt")
-    return CHAT, {"messages": [{"role": "user", "content": text}], **body}
+    if endpoint == "responses":
+        if "max_tokens" in body:
+            body["max_output_tokens"] = body.pop("max_tokens")
+        return RESPONSES, {"input": text, **body}
+    path = MESSAGES if endpoint == "messages" else CHAT
+    return path, {"messages": [{"role": "user", "content": text}], **body}

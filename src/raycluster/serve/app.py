@@ -29,6 +29,7 @@ from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive
 from raycluster.serve.engines.inside import OWNER, Guard, usage
 from raycluster.serve.engines.server import Place
 from raycluster.serve.figures import ours, parsed, written
+from raycluster.serve.first_to_go import go_first
 from raycluster.serve.front import Front, refuse
 from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import (
@@ -78,6 +79,7 @@ class Model:
     """One replica."""
 
     async def __init__(self, told: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        go_first()
         self._told = told
         self._settings = ModelSettings.from_json(told)
         self._offset = int(os.environ.get(OFFSET, DEFAULT_OFFSET))

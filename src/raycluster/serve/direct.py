@@ -24,15 +24,23 @@ ENGINE = "vllm"
 """What has a server of its own; another engine, in a replica, says its name itself."""
 
 OWN = "-own"
-OWN_PATHS = r"^(/m/[^/]+)?/(raycluster/.*|metrics/?)$"
+OWN_PATHS = r"^(/m/[^/]+)?/(raycluster/.*|metrics/?|v1/models/.+)$"
 """What replicas answer, and not the servers of their engines."""
+
+KEPT = "raycluster-kept"
+RESPONSES = r"^(/m/[^/]+)?/v1/responses"
+BODY_S = 10
+"""Seconds for a request's body to arrive before nobody looks which answer it goes on from."""
 
 RETRY_S = 1
 QUEUE_S = 600
 """Seconds that a request waits for a free place; HAProxy's own default is that of a connection."""
 
 FULL = ("RateLimitError", "too many requests wait for this model: try again later")
-BARE = {404: (22, "Not Found"), 405: (31, "Method Not Allowed")}
+BARE = {
+    404: ("NotFoundError", 22, "Not Found"),
+    405: ("BadRequestError", 31, "Method Not Allowed"),
+}
 """The length of what FastAPI says for paths that it does not have, and its words."""
 
 PROBE_S = 1.0
@@ -40,6 +48,7 @@ PROBE_S = 1.0
 
 Address = tuple[str, int]
 _SERVER = re.compile(r"(?m)^(\s*server )(\S+) (\S+):(\d+) check(.*)$")
+_DIRECT = re.compile(r"(?m)^(\s*server )(\S+) (\S+):(\d+) check addr .*$")
 
 
 def refusing(addresses: Iterable[Address]) -> frozenset[Address]:
@@ -90,20 +99,22 @@ def straight(
         return config
     sections = re.split(r"(?m)^(?=\S)", config)
     names = {f"http-{app}": limit for app, limit in limits.items()}
-    made: list[str] = []
     models = [s for s in sections if _name(s) in names and _SERVER.search(s)]
     engines = {e for s in models for m in _replicas(s) for e in _engines(m, offset, address)}
     without = absent(engines)
+    direct = {_name(s): _direct(s, names[_name(s)], offset, address, without) for s in models}
+    kept = _kept(direct)
+    made: list[str] = []
     for section in sections:
         name = _name(section)
         if section in models:
-            direct = _direct(section, names[name], offset, address, without)
-            made += [direct, _own(section, name)]
+            made += [direct[name], _own(section, name)]
         elif section.startswith("frontend http_frontend\n"):
-            made.append(_divided(section, [n for n in names if f"backend {n}\n" in config]))
+            known = [n for n in names if f"backend {n}\n" in config]
+            made.append(_divided(_keeping(section) if kept else section, known))
         else:
             made.append(section)
-    return "".join(made)
+    return "".join([*made, kept])
 
 
 def _name(section: str) -> str:
@@ -141,6 +152,15 @@ def _divided(frontend: str, names: Sequence[str]) -> str:
     return frontend
 
 
+def _bare() -> list[str]:
+    """Return the lines that say in OpenAI's form what FastAPI says of itself."""
+    return [
+        f"http-response return {_error(status, kind, words)} hdr {ENGINE_HEADER} {ENGINE}"
+        f" if {{ status {status} }} {{ res.hdr(content-length) -m int {length} }}"
+        for status, (kind, length, words) in BARE.items()
+    ]
+
+
 def _direct(
     backend: str,
     limit: Sequence[int],
@@ -157,12 +177,7 @@ def _direct(
         added.append(
             f"http-request return {told} hdr retry-after {RETRY_S} if {{ queue ge {most} }}"
         )
-    for status, (length, words) in BARE.items():
-        kind = "NotFoundError" if status == 404 else "BadRequestError"
-        added.append(
-            f"http-response return {_error(status, kind, words)} hdr {ENGINE_HEADER} {ENGINE}"
-            f" if {{ status {status} }} {{ res.hdr(content-length) -m int {length} }}"
-        )
+    added += _bare()
     added.append(
         f"http-response set-header {ENGINE_HEADER} {ENGINE} if !{{ res.hdr({ENGINE_HEADER})"
         " -m found } !{ res.hdr(content-type) -m beg text/plain }"
@@ -179,6 +194,41 @@ def _direct(
 
     head, _, rest = _SERVER.sub(moved, backend).partition("\n")
     return head + "\n" + "".join(f"    {line}\n" for line in added) + rest
+
+
+def _keeping(frontend: str) -> str:
+    """Return the section that asks the engines of all models for what one of them keeps."""
+    goes_on = f"if METH_POST {{ path_reg {RESPONSES}$ }}"
+    rules = (
+        f"    http-request wait-for-body time {BODY_S}s {goes_on}\n"
+        "    http-request set-var(txn.raycluster_previous)"
+        f" req.body,json_query('$.previous_response_id') {goes_on}\n"
+        f"    use_backend {KEPT} if {{ path_reg {RESPONSES}/resp[^/]*(/cancel)?$ }}\n"
+        f"    use_backend {KEPT} if {{ var(txn.raycluster_previous) -m len gt 0 }}\n"
+    )
+    return re.sub(r"(?m)^    use_backend ", lambda first: rules + first[0], frontend, count=1)
+
+
+def _kept(backends: Mapping[str, str]) -> str:
+    """Return the section in which all engines are asked in turns until one has what it is asked.
+
+    An engine keeps the answers of /v1/responses to itself, and says 404 to all others; which has
+    one is known by nobody else, and would be forgotten at every reload.
+    """
+    servers = [
+        f"    server {name}-{server[2]} {server[3]}:{server[4]} track {name}/{server[2]}\n"
+        for name, backend in backends.items()
+        for server in _DIRECT.finditer(backend)
+    ]
+    if not servers:
+        return ""
+    lines = (
+        *("http-reuse always", "balance roundrobin", "option redispatch 1"),
+        *(f"retries {2 * len(servers)}", "retry-on 404 conn-failure empty-response"),
+        *_bare(),
+        f"http-response set-header {ENGINE_HEADER} {ENGINE}",
+    )
+    return f"backend {KEPT}\n" + "".join([*(f"    {line}\n" for line in lines), *servers])
 
 
 def _own(backend: str, name: str) -> str:

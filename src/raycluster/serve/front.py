@@ -6,18 +6,20 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from raycluster.serve.engines import ASGI, Message, Receive, Send
 from raycluster.serve.metrics import Metrics
-from raycluster.serve.ready import Readiness
+from raycluster.serve.ready import Readiness, call
 from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH, ENGINE_HEADER, ENGINE_PATH
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 METRICS_PATHS = ("/metrics", "/metrics/")
 READY_PATH = "/raycluster/ready"
+MODELS_PATH = "/v1/models"
+CARD_PATH = f"{MODELS_PATH}/"
 READY = b'{"ready": true}'
 TEXT = b"text/plain; version=0.0.4"
 
@@ -78,6 +80,9 @@ class Front:
         self._figures = figures
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # HAProxy takes these to the engine's own server
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -91,6 +96,8 @@ class Front:
             await self._ready(exchange.send)
         elif scope["method"] == "GET" and path == EARLIER_PATH:
             await self._earlier(exchange.send)
+        elif scope["method"] == "GET" and path.startswith(CARD_PATH):
+            await self._card(path.removeprefix(CARD_PATH), exchange.send)
         elif self._figures and scope["method"] == "GET" and path in METRICS_PATHS:
             text = (await self._figures()).encode()
             await respond(exchange.send, 200, text, kind=TEXT)
@@ -115,6 +122,18 @@ class Front:
             await refuse(send, 503, f"the engine is not ready: {problem}")
         else:
             await respond(send, 200, READY)
+
+    async def _card(self, name: str, send: Send) -> None:
+        """Answer for a single model, for which vLLM has no path, from the engine's own list."""
+        status, body = await call(self._app, MODELS_PATH)
+        if status != 200:
+            await respond(send, status, body)
+            return
+        cards = {card["id"]: card for card in json.loads(body)["data"]}
+        if name in cards:
+            await respond(send, 200, json.dumps(cards[name]).encode())
+        else:
+            await refuse(send, 404, unknown(name, cards), "model")
 
     async def _earlier(self, send: Send) -> None:
         if kept := self._recent.earliest():
@@ -180,6 +199,11 @@ class Exchange:
             return
         status = self.status if self._whole else unfinished
         self._metrics.ended(*self._labels, status, time.perf_counter() - self._began)
+
+
+def unknown(name: object, there: Iterable[str]) -> str:
+    """Return what is said of a model that is not among those that are there."""
+    return f"The model `{name}` does not exist. There are: {', '.join(sorted(there))}."
 
 
 def endpoint_of(path: str) -> str:

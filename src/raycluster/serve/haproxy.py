@@ -54,8 +54,28 @@ KEEPALIVE = f"""\
     srvtcpka-cnt 3
 """
 
-LOG = 'log-format "%ci:%cp [%tr] %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %tsc %HM %HPO"'
-"""What Serve's HAProxy would log of a request, without its query string."""
+LOG = (
+    'log-format "%ci:%cp [%tr] %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %tsc %HM %HPO'
+    ' %[var(txn.raycluster_id)]"'
+)
+"""What Serve's HAProxy would log of a request, without its query string but with its id."""
+
+MALFORMED = {
+    400: ("BadRequestError", "the request is not HTTP as it should be"),
+    408: ("RequestTimeoutError", "the request did not arrive in time"),
+    500: ("InternalServerError", "the request cannot be passed on"),
+}
+"""What HAProxy says in HTML by itself. Of what is no HTTP at all it says 400 so whatever is set."""
+
+UNNAMED = (
+    "no model here has this name: name one of /v1/models in the URL, as in /v1/realtime?model=NAME"
+)
+"""What is said to websockets for no model of several."""
+
+ENCODED = (
+    "UnsupportedMediaTypeError",
+    "a compressed body is not read here: send it without content-encoding",
+)
 
 BODY_S = 10
 """Seconds for a request's body to arrive before it is routed without its model's name."""
@@ -116,9 +136,9 @@ def edited(
     config = _placed(straight(config, limits or {}, offset, address=address))
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind \S+:(\d+)\n")
-    added = "".join([*model_rules(routes), *refusals()])
+    added = "".join([*ALIKE, *model_rules(routes), *refusals()])
     config = frontend.sub(lambda m: m[0] + _bind(address, m[1]) + added, config, count=1)
-    config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}", config, count=1)
+    config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}{malformed()}", config, count=1)
     config = re.sub(r"(?m)^(\s*)option httplog$", rf"\1{LOG}", config)
     config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)
     config = re.sub(r"(?m)^(\s*nbthread) \d+$", rf"\1 {threads()}", config)
@@ -171,11 +191,20 @@ def model_rules(routes: Mapping[str, str]) -> Sequence[str]:
         f"    http-request wait-for-body time {BODY_S}s if METH_POST\n",
         "    http-request set-var(txn.raycluster_model) "
         "req.body,json_query('$.model') if METH_POST !{ path_beg /m/ }\n",
+        "    http-request set-var(txn.raycluster_model) "
+        "url_param(model),url_dec if !METH_POST !{ path_beg /m/ }\n",
         *(
             f"    http-request set-path {route}%[path] if {name % model}\n"
             for model, route in known
         ),
+        f"    http-request return {_error(400, 'BadRequestError', UNNAMED)}"
+        " if { req.hdr(upgrade) -m str -i websocket } !{ path_beg /m/ }\n",
     )
+
+
+def malformed() -> str:
+    """Return the lines that say in OpenAI's form what HAProxy itself refuses."""
+    return "".join(f"    http-error {_error(s, *told)}\n" for s, told in MALFORMED.items())
 
 
 def refusals() -> Sequence[str]:
@@ -217,6 +246,25 @@ def plain(name: str, route: str) -> bool:
         re.fullmatch(r"[A-Za-z0-9._:/@+-]+", name) and re.fullmatch(r"/m/[a-z0-9.-]+", route)
     )
 
+
+_ID = "var(txn.raycluster_id)"
+ALIKE = (
+    "    # raycluster: one id from the client to the engine and back, a new one for a bad one\n",
+    "    http-request set-var(txn.raycluster_id) req.fhdr(x-request-id)"
+    " if { req.fhdr_cnt(x-request-id) eq 1 }"
+    " { req.fhdr(x-request-id) -m reg ^[\\w.:=+/@-]{1,128}$ }\n",
+    f"    http-request set-var(txn.raycluster_id) uuid if !{{ {_ID} -m found }}\n",
+    f"    http-request set-header x-request-id %[{_ID}]\n",
+    f"    http-after-response set-header x-request-id %[{_ID}] if {{ {_ID} -m found }}\n",
+    "    # raycluster: what engines do not know, one model or several\n",
+    f"    http-request return {_error(415, *ENCODED)}"
+    " if { req.hdr(content-encoding) -m found } !{ req.hdr(content-encoding) -i identity }\n",
+    "    http-request return status 204 hdr allow 'GET, HEAD, POST, OPTIONS'"
+    " if METH_OPTIONS !{ req.hdr(access-control-request-method) -m found }\n",
+    "    http-request set-method GET if METH_HEAD\n",
+    "    http-request set-path %[path,regsub(/+$,)] if { path_end / } !{ path_reg ^/+$ }\n",
+)
+"""What is done with every request before its model is looked for."""
 
 if __name__ == "__main__":
     main()

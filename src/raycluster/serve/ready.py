@@ -80,9 +80,9 @@ class Readiness:
         return status, body
 
 
-async def call(app: ASGI, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
-    """POST to an ASGI application in this process; return the status and the body."""
-    sent = json.dumps(body).encode()
+async def call(app: ASGI, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+    """POST to an ASGI application in this process, or GET; return the status and the body."""
+    sent = json.dumps(body).encode() if body is not None else b""
     requests: list[Message] = [{"type": "http.request", "body": sent, "more_body": False}]
     answers: list[Message] = []
 
@@ -92,15 +92,15 @@ async def call(app: ASGI, path: str, body: Mapping[str, Any]) -> tuple[int, byte
     async def send(message: Message) -> None:
         answers.append(message)
 
-    await app(_scope(path, len(sent)), receive, send)
+    await app(_scope("GET" if body is None else "POST", path, len(sent)), receive, send)
     status = next(int(m["status"]) for m in answers if m["type"] == "http.response.start")
     return status, b"".join(m.get("body", b"") for m in answers)
 
 
-def _scope(path: str, length: int) -> Message:
+def _scope(method: str, path: str, length: int) -> Message:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
     return {
-        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"},
+        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method},
         **{"scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b""},
         **{"root_path": "", "headers": [(b"host", b"replica"), *headers]},
         **{"client": ("127.0.0.1", 0), "server": ("replica", 80)},

@@ -10,23 +10,38 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 import aiohttp
 
 from raycluster.serve.engines import Message, Receive, Send
-from raycluster.serve.front import READY, READY_PATH, refuse, respond
+from raycluster.serve.front import (
+    CARD_PATH,
+    MODELS_PATH,
+    READY,
+    READY_PATH,
+    refuse,
+    respond,
+    unknown,
+)
 from raycluster.serve.relay import exchange, located, while_awaited
 from raycluster.serve.settings import ENGINE_PATH, WAITING_ROUTE
 
 MOST_BODY = 64 * 1024 * 1024
 READY_S = 15.0
 
+OF_ONE = frozenset({"/metrics", "/load", "/server_info", "/tokenizer_info"})
+"""What engines tell of their own model, so that the first one's answer would mislead."""
+
+HEALTH = ("/health", "/ping", "/-/healthz")
+HOW = "name it in the body, or as `?model=NAME` in the URL"
+
 
 class Router:
     """An ASGI application over `routes` (name -> path prefix) at the URL `upstream`.
 
-    `adapters` tells which names are further ones of a model (adapter -> model). What lists models
-    asks none of those `asleep`: that would start their replicas.
+    `adapters` tells which names are further ones of a model (adapter or alias -> model). What lists
+    models asks none of those `asleep`: that would start their replicas.
     """
 
     def __init__(
@@ -45,36 +60,28 @@ class Router:
         self._created = int(time.time())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # HAProxy lets none come here
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await _lifespan(scope, receive, send)
             return
-        path = str(scope["path"])
-        if scope["method"] == "GET":
-            await self._get(path.removeprefix(WAITING_ROUTE), receive, send, scope)
-            return
-        if path.startswith("/m/"):  # no model has this route now: it would come back here for ever
+        path = str(scope["path"]).removeprefix(WAITING_ROUTE)
+        if path in HEALTH:
+            await respond(send, 200, b"{}")
+        elif path.startswith("/m/"):  # no model has it now: it would come back here for ever
             await refuse(send, 404, f"there is no model at {path}")
-            return
-        body = await _body(receive)
-        if body is None:
-            await refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")
-            return
-        model = _model(body)
-        if model not in self._routes:
-            await refuse(send, 404, self._unknown(model), "model")
-            return
-        await self._pass_on(scope, receive, send, self._routes[model] + path, body)
+        elif scope["method"] != "GET" or not await self._told(path, send):
+            await self._by_model(path, scope, receive, send)
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
-    async def _get(self, path: str, receive: Receive, send: Send, scope: Message) -> None:
-        named = path.removeprefix("/v1/models/")
-        if path in ("/health", "/-/healthz"):
-            await respond(send, 200, b"{}")
-        elif path == "/v1/models":
+    async def _told(self, path: str, send: Send) -> bool:
+        """Answer for all models, and tell whether that was asked."""
+        if path == MODELS_PATH:
             cards = await asyncio.gather(*map(self._cards, self._models))
             await _json(send, 200, {"object": "list", "data": [c for part in cards for c in part]})
         elif path == READY_PATH:
@@ -82,12 +89,35 @@ class Router:
         elif path == ENGINE_PATH:
             reports = await asyncio.gather(*(self._fetch(n, path) for n in self._models))
             await _json(send, 200, {"models": dict(zip(self._models, reports, strict=True))})
-        elif path != named and named in self._routes:
-            await self._pass_on(scope, receive, send, self._routes[named] + path, b"")
-        elif path != named:
-            await refuse(send, 404, self._unknown(named), "model")
         else:
-            await refuse(send, 404, f"there is nothing at {path}")
+            return False
+        return True
+
+    async def _by_model(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on to the model that it names.
+
+        Where none need be named, all models answer alike, and the first that is awake does.
+        """
+        body = await _body(receive)
+        if body is None:
+            await refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")
+            return
+        try:
+            model = await named(path, scope, body)
+        except ValueError as error:
+            await refuse(send, 400, str(error))
+            return
+        awake = next((name for name in self._models if name not in self._asleep), None)
+        if model is None and awake and scope["method"] != "POST" and path not in OF_ONE:
+            model = awake
+        if model is None:
+            there = ", ".join(sorted(self._routes))
+            told = f"The request names no model: {HOW}. There are: {there}."
+            await refuse(send, 400, told, "model")
+        elif model not in self._routes:
+            await refuse(send, 404, unknown(model, self._routes), "model")
+        else:
+            await self._pass_on(scope, receive, send, self._routes[model] + path, body)
 
     async def _ready(self, send: Send) -> None:
         """Answer 200 when every model can answer; one that may sleep is not woken to be asked."""
@@ -137,10 +167,6 @@ class Router:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self._session
 
-    def _unknown(self, model: object) -> str:
-        there = ", ".join(sorted(self._routes))
-        return f"The model `{model}` does not exist. There are: {there}."
-
 
 async def _body(receive: Receive) -> bytes | None:
     parts: list[bytes] = []
@@ -155,12 +181,42 @@ async def _body(receive: Receive) -> bytes | None:
     return b"".join(parts)
 
 
-def _model(body: bytes) -> str | None:
+async def named(path: str, scope: Message, body: bytes) -> str | None:
+    """Return the model that a request names: in its path, its query, a form, or JSON.
+
+    Raises ValueError for a form that cannot be read.
+    """
+    if path.startswith(CARD_PATH):
+        return path.removeprefix(CARD_PATH)
+    headers = {name.lower(): value for name, value in scope["headers"]}
+    if headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data"):
+        model = await _in_form(scope, body)
+    else:
+        model = _in_json(body)
+    query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+    return model or query.get("model", [None])[0]
+
+
+def _in_json(body: bytes) -> str | None:
     try:
         told = json.loads(body)
-    except ValueError:
+    except ValueError:  # there may be none at all
         return None
     model = told.get("model") if isinstance(told, dict) else None
+    return model if isinstance(model, str) else None
+
+
+async def _in_form(scope: Message, body: bytes) -> str | None:
+    from starlette.requests import Request
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    try:
+        async with Request(scope, receive).form() as form:
+            model = form.get("model")
+    except Exception as error:  # its parsers raise errors of three packages
+        raise ValueError(f"the form cannot be read: {error!r}") from error
     return model if isinstance(model, str) else None
 
 

@@ -80,7 +80,8 @@ class ModelSettings:
     `secrets_path` names a JSON file (name -> value) on every node, read into the environment of
     the replica before its engine starts; it may hold variables of the node's environment ($NAME).
     `env` is no place for secrets.
-    `adapters` are LoRA adapters, name -> hub id or path. `spread` is not 0 where a replica needs
+    `aliases` are further names of the model; `adapters` are LoRA adapters, name -> hub id or path.
+    `spread` is not 0 where a replica needs
     several hosts: it is the number of its equal parts then, each with its GPUs on one host.
     `environment` is the one of vLLM, where that is not the node's own.
     `routing` is for HAProxy, which reads it when replicas change: see `balance`.
@@ -98,9 +99,15 @@ class ModelSettings:
     max_ongoing_requests: int = DEFAULT_ONGOING
     max_queued_requests: int | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
     spread: int = 0
     routing: Routing = "least-busy"
     environment: Environment | None = None
+
+    @property
+    def further_names(self) -> tuple[str, ...]:
+        """What clients may ask for but its own name."""
+        return (*self.aliases, *self.adapters)
 
     @property
     def sleeps(self) -> bool:
@@ -113,6 +120,7 @@ class ModelSettings:
         plain["engine_args"] = dict(self.engine_args)
         plain["env"] = dict(self.env)
         plain["adapters"] = dict(self.adapters)
+        plain["aliases"] = list(self.aliases)
         plain["environment"] = self.environment.to_json() if self.environment else None
         if isinstance(self.replicas, Autoscale):
             plain["replicas"] = {f.name: getattr(self.replicas, f.name) for f in fields(Autoscale)}
@@ -121,7 +129,7 @@ class ModelSettings:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> ModelSettings:
         """Return what `to_json` was called on; unknown keys raise TypeError."""
-        values = dict(plain)
+        values = {**plain, "aliases": tuple(plain.get("aliases", ()))}
         replicas = values.get("replicas")
         if isinstance(replicas, Mapping):
             values["replicas"] = Autoscale(**replicas)
@@ -177,9 +185,9 @@ def applications(
             "routes": {
                 name: f"/m/{slug[model.name]}"
                 for model in models
-                for name in (model.name, *model.adapters)
+                for name in (model.name, *model.further_names)
             },
-            "adapters": {name: model.name for model in models for name in model.adapters},
+            "adapters": {name: model.name for model in models for name in model.further_names},
             "asleep": [model.name for model in models if model.sleeps],
         }
         apps.append(_router_application(told, (upstream, port), code_path, fingerprint))

@@ -44,6 +44,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
         adapters=model.adapters,
+        aliases=model.aliases,
         routing=model.routing,
         spread=parts(model, gpus),
         environment=_environment(model.environment, needed),

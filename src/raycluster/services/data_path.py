@@ -50,6 +50,10 @@ _FIXED: Mapping[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Ray makes its workers nice (15), and with them the engines and HAProxy.
     "RAY_worker_niceness": "0",
+    # Without memory the kernel ends the largest replica or engine (serve/first_to_go.py), and none
+    # of Serve's own processes. Ray's guard would end Serve's controller first, by either policy.
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_worker_oom_score_adjustment": "0",
     "RAYCLUSTER_HAPROXY": f"{ROOT}/{HAPROXY_TOLD}",
     "RAY_SERVE_HAPROXY_BINARY_PATH": f"{ROOT}/{HAPROXY_FILE}",
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{_FOLDER}/haproxy.cfg",

@@ -400,6 +400,11 @@ class Model(Part):
         default="least-busy",
         description="Or `sticky` by the header x-session-id, or `prefix` by a prompt's beginning.",
     )
+    aliases: tuple[ModelName, ...] = Field(
+        default=(),
+        description="Further names by which clients may ask for it.",
+        examples=[["gpt-4o", "claude-sonnet-4"]],
+    )
     adapters: dict[ModelName, Operand] = Field(
         default_factory=dict,
         description="LoRA adapters by the name that clients ask for: hub id, or path on the hosts.",
@@ -485,8 +490,8 @@ class Model(Part):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What clients may ask for: the model, then its adapters."""
-        return (self.name, *self.adapters)
+        """What clients may ask for: the model, by its aliases too, then its adapters."""
+        return (self.name, *self.aliases, *self.adapters)
 
     @property
     def tensor(self) -> int:

@@ -25,7 +25,7 @@ from raycluster.usernames import wrong_user
 
 ENGINE_ARGS_ELSEWHERE = {
     "model": "`source` of the model says this",
-    "served_model_name": "`name` of the model says this",
+    "served_model_name": "`name` and `aliases` of the model say this",
     "host": "replicas listen where Ray Serve says",
     "port": "replicas listen where Ray Serve says",
     "api_key": "keys do not belong here",

@@ -106,13 +106,39 @@ def test_lines_that_failed_make_exit_code_1_and_bad_usage_2(batch: Batch, serve:
         assert said in err
 
 
+def test_the_output_is_a_file_and_a_mixture_is_refused_before_anything(
+    batch: Batch, tmp_path: Path
+) -> None:
+    batch.ask("one")
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"prompt": "a"}\nplain\n')
+    for args, said in [
+        ((batch.input, "-o", "-"), "--output: a batch goes on from its output"),
+        ((mixed, "-o", "out"), f"{mixed}: line 2 is plain text"),
+        ((mixed, "-o", "out", "--column", "absent"), "line 2 is plain text"),
+    ]:
+        argv = [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            "batch",
+            *map(str, args),
+            "--url",
+            "http://127.0.0.1:9",
+        ]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 2 and said in done.stderr and "next: " in done.stderr
+        assert done.stdout == "" and "Traceback" not in done.stderr
+    assert not [name for name in ("-", "out") if (tmp_path / name).exists()]
+
+
 MEMORY = """
 import asyncio, json, resource, sys
 from pathlib import Path
 from raycluster.batch.census import check_lines, take_census
 from raycluster.batch.job import Shape, to_job
 from raycluster.batch.ledger import Ledger
-from raycluster.batch.source import items
+from raycluster.batch.source import prompt_file
 from raycluster.batch.work import Work
 from raycluster.serve.asking.asker import Tries
 from raycluster.serve.asking.result import Reply, Stamp
@@ -129,7 +155,7 @@ def rss():
     return pages * resource.getpagesize()
 
 def jobs(path, ledger, marks):
-    for number, item in items(path):
+    for number, item in prompt_file(path).items():
         if number in marks:
             marks[number] = rss()
         if not ledger.has(number):
@@ -137,8 +163,8 @@ def jobs(path, ledger, marks):
 
 path, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 marks = {first: 0, last: 0}
-census = take_census(path)
-checked = rss(), check_lines(path, print), rss()
+census = take_census(prompt_file(path))
+checked = rss(), check_lines(prompt_file(path), print), rss()
 with Ledger(Path(sys.argv[4]), Stamp(census.digest, Shape().digest), census.last) as ledger:
     work = Work(
         jobs(path, ledger, marks), ledger, Null, where="nowhere", slots=64, tries=Tries(),

@@ -199,7 +199,7 @@ def test_results_are_those_that_the_online_way_writes(
             {"custom_id": "b", "url": "/v1/embeddings", "body": {"input": ["x"]}},
             '{"prompt": "torn',
             {"custom_id": "d", "prompt": "always:400", "max_tokens": 3},
-            "five",
+            '"five"',
             {"prompt": "six", "temperature": 0.5},
         ]
     )

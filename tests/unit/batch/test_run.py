@@ -320,13 +320,67 @@ def test_a_custom_id_on_two_lines_is_refused(batch: Batch) -> None:
     assert "'line-2' on lines 2, 4" in caught.value.what
 
 
+def test_a_refused_line_keeps_its_id_and_counts_among_the_duplicates(
+    batch: Batch, serve: Serve
+) -> None:
+    bad = {"custom_id": "mine", "prompt": ""}
+    batch.write([bad, '{"custom_id": "torn", "prompt": "x', {"custom_id": "fine", "prompt": "1"}])
+    with pytest.raises(RayclusterError, match="2 of 3 lines failed"):
+        batch.run(serve().url)
+    failed = {r["custom_id"]: bool(r["error"]) for r in batch.results()}
+    assert failed == {"mine": True, "torn": True, "fine": False}
+    batch.output.unlink()
+    batch.write([bad, {"custom_id": "mine", "prompt": "1"}])
+    with pytest.raises(UsageError, match="'mine' on lines 1, 2"):
+        batch.run(nowhere)
+
+
+def test_what_is_no_id_is_refused_before_anything_is_sent(batch: Batch) -> None:
+    values = (1.0, 1.5, None, True, "", ["a"], {"a": 1})
+    batch.write([{"custom_id": value, "prompt": "1"} for value in values])
+    with pytest.raises(UsageError) as caught:
+        batch.run(nowhere)
+    assert "line 1: custom_id is 1.0" in caught.value.what
+    assert "line 3: custom_id is null" in caught.value.what
+    assert "2 more lines" in caught.value.what
+    assert not batch.results()
+
+
+def test_a_table_is_sent_by_its_column_and_goes_on_by_it(batch: Batch, serve: Serve) -> None:
+    batch.write(["custom_id,instruction,max_tokens", "a,once:400,4", 'b,"two, please",', "c,3,"])
+    with pytest.raises(UsageError, match="like that of a table"):
+        batch.run(nowhere, shape=Shape())
+    server = serve()
+    shape = Shape(column="instruction")
+    with pytest.raises(RayclusterError, match="1 of 3 lines failed"):
+        batch.run(server.url, shape=shape)
+    with pytest.raises(UsageError, match="another --model, --endpoint"):
+        batch.run(nowhere, shape=Shape(column="custom_id"))
+    batch.run(server.url, shape=shape, retry_errors=True)
+    assert {r["custom_id"]: said(r) for r in batch.results()} == {
+        "a": "once:400",
+        "b": "two, please",
+        "c": "3",
+    }
+    bodies = {call["text"]: call["body"] for call in server.finish()}
+    assert bodies["once:400"]["max_tokens"] == 4 and "max_tokens" not in bodies["3"]
+
+
+@pytest.mark.parametrize("content", ["{}\n{}\n", "[\n  {},\n  {}\n]", "{}{}"])
+def test_json_in_any_layout_is_sent_once(batch: Batch, serve: Serve, content: str) -> None:
+    items = [json.dumps({"custom_id": name, "prompt": name}, indent=1) for name in ("a", "b")]
+    batch.input.write_bytes(content.replace("{}", "%s").__mod__(tuple(items)).encode("utf-16"))
+    batch.run(serve().url, order=True)
+    assert [(r["custom_id"], said(r)) for r in batch.results()] == [("a", "a"), ("b", "b")]
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [
         (b"", "holds no line"),
         (b"\n\n", "holds no line"),
-        (b'[{"prompt": "a"}]\n', "JSON array"),
-        (b'[\n{"prompt": "a"}\n]\n', "JSON array"),
+        (b"[]", "holds no line"),
+        (b"prompt\n", "like that of a table"),
         (b'{"x": 1}\n', "none of its 1 lines"),
         (gzip.compress(b"one\n" * 999, mtime=0)[:-9], "cannot be read"),
     ],
@@ -338,7 +392,9 @@ def test_an_input_that_cannot_be_is_refused(batch: Batch, content: bytes, what: 
 
 
 def test_gzip_blank_lines_and_marks_of_other_systems(batch: Batch, serve: Serve) -> None:
-    batch.input.write_bytes(gzip.compress(b'\xef\xbb\xbf{"prompt": "one"}\r\n\r\ntwo\n\n\nlast'))
+    batch.input.write_bytes(
+        gzip.compress(b'\xef\xbb\xbf{"prompt": "one"}\r\n\r\n"two"\n\n\n"last"')
+    )
     batch.run(serve().url)
     assert {r["custom_id"]: said(r) for r in batch.results()} == {
         "line-1": "one",

@@ -100,31 +100,32 @@ def test_a_json_array_is_a_file_of_its_items() -> None:
     [
         (b'{"prompt": "a"', "not valid JSON"),
         (b'{"prompt": ""}', "prompt is empty"),
-        (b'{"prompt": "  "}', "prompt is not a text"),
+        (b'{"prompt": "  "}', "prompt is empty"),
         (b'{"prompt": 7}', "prompt is not a text"),
-        (b'{"prompt": ["a", "b"]}', "prompt is not a text"),
+        (b'{"prompt": ["a", 2]}', "prompt is not a text"),
+        (b'{"prompt": "a", "custom_id": 1.5}', "custom_id is 1.5"),
         (b'{"prompt": "a", "output_tokens": 0}', "output_tokens is 0"),
         (b'{"prompt": "a", "output_tokens": true}', "output_tokens is True"),
         (b'{"prompt": "a", "max_tokens": -1}', "max_tokens is -1"),
         (b'{"prompt": "a", "max_tokens": 1.5}', "max_tokens is 1.5"),
         (b'{"messages": [{"role": "user"}], "max_completion_tokens": -1}', "tokens is -1"),
-        (b'{"body": {"messages": [{"role": "user"}], "max_tokens": "9"}}', "max_tokens is '9'"),
+        (b'{"body": {"messages": [{"role": "user"}], "max_tokens": "few"}}', "is 'few'"),
         (b'{"messages": []}', "messages is not a list"),
         (b'{"messages": ["a"]}', "a message has no role"),
         (b'{"body": 3, "custom_id": "a"}', "body is not an object"),
         (b'{"body": {}, "url": "/v1/chat/completions"}', "messages is not a list"),
-        (b'{"body": {"input": "a"}, "url": "/v1/embeddings"}', "does not generate text"),
+        (b'{"body": {"input": "a"}, "url": "/v1/files"}', "is not served"),
         (b'{"body": {"messages": [{"role": "user"}]}, "method": "GET"}', "is not POST"),
         (b'{"conversations": []}', "no turn of a person"),
         (b'{"conversations": [{"from": "tool", "value": "x"}]}', "a turn lacks"),
         (b'{"other": 1}', "no field that holds a prompt"),
         (b"[1, 2]", "a JSON list is not a prompt"),
-        (b"\xff\xfe", "not UTF-8 at byte 1"),
+        (b'{"prompt": "\xff\xfe"}', "not UTF-8 at byte 13"),
         (b'{"a":' * 5000, "not valid JSON"),
     ],
 )
 def test_refuses_a_line_with_its_number_and_goes_on(line: bytes, reason: str) -> None:
-    dataset = parse(b"first\n\n" + line + b"\nlast\n")
+    dataset = parse(b'"first"\n\n' + line + b'\n"last"\n')
     ((number, why),) = dataset.census.refused
     assert (number, dataset.census.lines) == (3, 3)
     assert reason in why
@@ -132,7 +133,7 @@ def test_refuses_a_line_with_its_number_and_goes_on(line: bytes, reason: str) ->
 
 
 def test_line_ends_and_marks_of_other_systems() -> None:
-    dataset = parse(b'\xef\xbb\xbf{"prompt": "a"}\r\nb\xe2\x80\xa8c\r\n\r\n')
+    dataset = parse(b"\xef\xbb\xbfa\r\nb\xe2\x80\xa8c\r\n\r\n")
     texts = [prompt.body["messages"][0]["content"] for prompt in dataset.prompts]
     assert texts == ["a", "b\u2028c"]
 
@@ -251,7 +252,7 @@ def test_a_trace_of_mooncakes_becomes_prompts_of_its_lengths_and_shared_prefixes
 def test_refuses_a_line_of_a_trace_that_lacks_something(
     line: dict[str, object], reason: str
 ) -> None:
-    dataset = parse(json.dumps(line) + "\nplain")
+    dataset = parse(json.dumps(line) + '\n"plain"')
     ((number, said),) = dataset.census.refused
     assert number == 1 and reason in said
 

@@ -90,3 +90,15 @@ def test_what_the_spec_leaves_open_is_read_from_the_host(folder: Path) -> None:
     done = run(folder, "compose")
     assert done.returncode == 0, done.stderr
     assert "--node-ip-address=127.0.0.1" in (folder / "one-compose/head/compose.yaml").read_text()
+
+
+@pytest.mark.parametrize("command", [("export", "compose"), ("support-bundle",)])
+def test_what_makes_a_folder_or_an_archive_does_not_call_it_a_dash(
+    folder: Path, command: tuple[str, ...]
+) -> None:
+    program = Path(sys.executable).with_name("raycluster")
+    done = subprocess.run(
+        [program, *command, "-o", "-"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "--output: " in done.stderr and "next: " in done.stderr
+    assert not (folder / "-").exists()

@@ -82,6 +82,26 @@ def test_replicas_answer_for_themselves() -> None:
     assert lines[own + 1] == "use_backend http-a if is_http-a"
 
 
+def test_all_engines_are_asked_in_turns_for_what_one_of_them_keeps() -> None:
+    edited = straight(CONFIG, {"a": [8, 16]}, 333)
+    lines = section(edited, "backend raycluster-kept")
+    assert [line for line in lines if line.startswith(("server", "retr"))] == [
+        "retries 4",
+        "retry-on 404 conn-failure empty-response",
+        "server http-a-ONE 127.0.0.1:30333 track http-a/ONE",
+        "server http-a-TWO 10.0.0.2:30334 track http-a/TWO",
+    ]
+    ways = [x for x in section(edited, "frontend http_frontend") if x.startswith("use_backend")]
+    assert [way.split()[1] for way in ways[:3]] == ["raycluster-kept"] * 2 + ["http-a-own"]
+
+
+def test_without_engines_nobody_is_asked() -> None:
+    def absent(addresses: Iterable[Address]) -> frozenset[Address]:
+        return frozenset(addresses)
+
+    assert "raycluster-kept" not in edited_by(CONFIG, {"a": [8, 16]}, 333, absent=absent)
+
+
 def test_what_is_no_model_stays_as_serve_wrote_it() -> None:
     edited = straight(CONFIG, {"a": [8, 16]}, 333)
     assert section(edited, "backend http-router") == section(CONFIG, "backend http-router")

@@ -93,18 +93,35 @@ def test_what_the_parser_refused(program: str) -> None:
 
 
 def test_the_command_is_that_of_vllm_s_own_server() -> None:
-    settings = ModelSettings("a", "/m", adapters={"x": "/y"}, engine_args={"max-model-len": 5})
+    args = {"max-model-len": 5}
+    settings = ModelSettings("a", "/m", adapters={"x": "/y"}, aliases=("b",), engine_args=args)
     argv = vllm.command(settings, Place("10.0.0.1", 30333, "/m/a"), cpu=True)
     at = argv.index("serve")
-    assert argv[at + 1 : at + 6] == [
-        *("/m", "--served-model-name=a", "--host=10.0.0.1", "--port=30333", "--root-path=/m/a")
+    assert argv[at + 1 : at + 8] == [
+        *(
+            "/m",
+            "--served-model-name",
+            "a",
+            "b",
+            "--host=10.0.0.1",
+            "--port=30333",
+            "--root-path=/m/a",
+        )
     ]
     assert argv[-4:-1] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
     assert argv[-1] == "--middleware=raycluster_inside.Inside"
     share = vllm.Share(1, 2, "10.0.0.1", 30700)
     part = vllm.command(settings, Place("h", 1), share, cpu=True)
-    assert part[at + 1 : at + 8] == [
-        *("/m", "--served-model-name=a", "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1"),
+    assert part[at + 1 : at + 10] == [
+        *(
+            "/m",
+            "--served-model-name",
+            "a",
+            "b",
+            "--nnodes=2",
+            "--node-rank=1",
+            "--master-addr=10.0.0.1",
+        ),
         *("--master-port=30700", "--headless"),
     ]
     without = ("--host", "--port", "--root-path", "--middleware")

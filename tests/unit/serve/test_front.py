@@ -195,3 +195,29 @@ def test_a_model_alone_answers_at_its_own_route_too(
 )
 def test_the_report_is_there_by_every_way(path: str, root_path: str) -> None:
     assert Asked(echo).ask(path, "GET", root_path).body == {"engine": "vllm"}
+
+
+@pytest.mark.parametrize(("name", "status"), [("org/a", 200), ("b", 200), ("c", 404)])
+def test_a_single_model_is_told_from_the_engine_s_list(name: str, status: int) -> None:
+    cards = [{"id": "org/a", "x": 1}, {"id": "b"}]
+    asked = Asked(engine(json.dumps({"data": cards}).encode()))
+    asked.ask(f"/m/x/v1/models/{name}", "GET", root="/m/x")
+    assert asked.status == status
+    assert asked.body in cards if status == 200 else "org/a" in asked.body["error"]["message"]
+
+
+def test_a_list_that_fails_is_told_as_it_is() -> None:
+    async def full(scope: Message, receive: Receive, send: Send) -> None:
+        await respond(send, 503, b'{"error": {}}')
+
+    assert Asked(full).ask("/v1/models/a", "GET").status == 503
+
+
+def test_a_websocket_is_closed() -> None:
+    asked = Asked(engine())
+
+    async def send(message: Message) -> None:
+        asked.sent.append(message)
+
+    asyncio.run(asked.front({"type": "websocket", "path": "/v1/realtime"}, send, send))  # type: ignore[arg-type]
+    assert asked.sent == [{"type": "websocket.close"}]

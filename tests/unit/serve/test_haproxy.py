@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.payload import haproxy_file
-from raycluster.serve.haproxy import edited, metrics_relay, refusals, told
+from raycluster.serve.haproxy import ALIKE, edited, metrics_relay, refusals, told
 from raycluster.serve.members import own_address
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
@@ -24,7 +24,7 @@ listen stats
   bind *:8404
   stats enable
 """
-REFUSALS = "".join(refusals())
+REFUSALS = "".join([*ALIKE, *refusals()])
 
 
 def test_metrics_and_statistics_are_for_this_host_alone() -> None:
@@ -43,16 +43,19 @@ def test_haproxy_takes_half_of_the_cores(
 def test_a_model_s_requests_go_to_its_own_application() -> None:
     lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}, {}).splitlines()
     at = lines.index("    bind 127.0.0.1:8000")
-    added = lines[at + 1 : lines.index("    log global")][: -len(refusals())]
-    assert added == [
+    added = lines[at + 1 : lines.index("    log global")][len(ALIKE) : -len(refusals())]
+    assert added[:-1] == [
         "    # raycluster: to the application of the model that the body names",
         "    http-request wait-for-body time 10s if METH_POST",
         "    http-request set-var(txn.raycluster_model) req.body,json_query('$.model')"
         " if METH_POST !{ path_beg /m/ }",
+        "    http-request set-var(txn.raycluster_model) url_param(model),url_dec"
+        " if !METH_POST !{ path_beg /m/ }",
         "    http-request set-path /m/org-first%[path]"
         " if { var(txn.raycluster_model) -m str org/first }",
         "    http-request set-path /m/second%[path] if { var(txn.raycluster_model) -m str second }",
     ]
+    assert added[-1].endswith("if { req.hdr(upgrade) -m str -i websocket } !{ path_beg /m/ }")
 
 
 @pytest.mark.parametrize(

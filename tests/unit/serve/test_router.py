@@ -25,7 +25,13 @@ class Upstream:
         app.router.add_get("/m/{model}/v1/models", self.models)
         app.router.add_get("/m/{model}/raycluster/engine", self.engine)
         app.router.add_post("/m/{model}/v1/completions", self.completions)
+        app.router.add_route("*", "/m/{model}/{path:.*}", self.other)
         return app
+
+    async def other(self, request: web.Request) -> web.Response:
+        model, path = request.match_info["model"], request.match_info["path"]
+        self.seen.append({"at": model, "path": f"/{path}"})
+        return web.Response()
 
     async def models(self, request: web.Request) -> web.Response:
         if request.match_info["model"] == "down":
@@ -126,18 +132,73 @@ def test_a_request_goes_to_its_model() -> None:
     on(test)
 
 
-@pytest.mark.parametrize("body", [asking("nope"), asking(None), asking(3), b"[]", b"{", b""])
-def test_an_unknown_model_is_refused_with_what_there_is(body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(asking("nope"), 404), *((b, 400) for b in (asking(None), asking(3), b"[]", b"{", b""))],
+)
+def test_an_unknown_model_is_refused_with_what_there_is(body: bytes, status: int) -> None:
     async def test(_: Upstream, router: Router) -> None:
-        status, _headers, answer = await Call(router, "POST", "/v1/completions", body).whole()
+        found, _headers, answer = await Call(router, "POST", "/v1/completions", body).whole()
         error = json.loads(answer)["error"]
-        assert (status, error["code"], error["type"], error["param"]) == (
-            404,
-            404,
-            "NotFoundError",
-            "model",
-        )
+        assert (found, error["code"], error["param"]) == (status, status, "model")
         assert "a/b, c" in error["message"]
+
+    on(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "at"),
+    [
+        ("GET", "/version", b"", "one"),
+        ("OPTIONS", "/v1/completions", b"", "one"),
+        ("DELETE", "/v1/completions", b"", "one"),
+        ("GET", "/v1/models/c", b"", "two"),
+        ("GET", "/metrics", b"model=c", "two"),
+        ("POST", "/v1/start", b"model=a%2Fb", "one"),
+    ],
+)
+def test_what_names_no_model_goes_to_the_first(
+    method: str, path: str, query: bytes, at: str
+) -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        status, *_ = await Call(router, method, path, b"", query).whole()
+        assert (status, upstream.seen) == (200, [{"at": at, "path": path}])
+
+    on(test)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/load"])
+def test_the_figures_of_one_are_not_those_of_all(path: str) -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        status, _headers, answer = await Call(router, "GET", path).whole()
+        assert (status, json.loads(answer)["error"]["param"]) == (400, "model")
+        assert upstream.seen == []
+
+    on(test)
+
+
+def test_who_sleeps_is_not_woken_for_what_names_no_model() -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        routes = {"a": "/m/one", "b": "/m/two"}
+        for asleep, status in ((["a"], 200), (["a", "b"], 400)):
+            drowsy = Router(routes, router._upstream, asleep=asleep)
+            found, *_ = await Call(drowsy, "GET", "/version").whole()
+            await drowsy.close()
+            assert found == status
+        assert [seen["at"] for seen in upstream.seen] == ["two"]
+
+    on(test)
+
+
+def test_a_websocket_that_names_no_model_is_closed() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await router({"type": "websocket", "path": "/v1/realtime"}, asyncio.Queue().get, send)
+        assert sent == [{"type": "websocket.close"}]
 
     on(test)
 

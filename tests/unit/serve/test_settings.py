@@ -22,6 +22,7 @@ BIG = ModelSettings(
     engine_args={"max_num_seqs": 64, "compilation_config": {"mode": 0}},
     replicas=Autoscale(1, 4, 32.0, policy="a.b:c"),
     adapters={"tuned": "/models/tuned"},
+    aliases=("gpt-4o",),
     max_queued_requests=7,
     num_cpus=2,
     num_gpus=1,
@@ -62,8 +63,11 @@ def test_several_models_have_a_router_that_knows_their_routes() -> None:
     assert router["route_prefix"] == "/"
     assert router["args"]["upstream"] == "http://127.0.0.1:9000"
     big = apps["qwen-qwen2.5-0.5b-instruct"]["route_prefix"]
-    assert router["args"]["routes"] == {"smol": "/m/smol", BIG.name: big, "tuned": big}
-    assert router["args"]["adapters"] == {"tuned": BIG.name}
+    assert router["args"]["routes"] == {
+        "smol": "/m/smol",
+        **dict.fromkeys((BIG.name, "gpt-4o", "tuned"), big),
+    }
+    assert router["args"]["adapters"] == {"gpt-4o": BIG.name, "tuned": BIG.name}
     assert router["args"]["asleep"] == []
 
 

@@ -41,3 +41,9 @@ def test_all_of_haproxy_s_files_lie_in_each_node_s_own_working_folder() -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE",
     }
+
+
+def test_the_kernel_chooses_what_ends_where_memory_is_used_up() -> None:
+    """Ray's own guard ends the newest actors, Serve's controller before all."""
+    told = data_path(Ports())
+    assert told["RAY_memory_monitor_refresh_ms"] == told["RAY_worker_oom_score_adjustment"] == "0"

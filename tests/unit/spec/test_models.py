@@ -33,7 +33,10 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
             "max_ongoing_requests = 64\nreplicas = { max = 2 }",
             "replicas.target_ongoing_requests (64) has to be less than max_ongoing_requests (64)",
         ),
-        ('adapters = { m = "/a" }', "two models or adapters are called 'm'"),
+        ('aliases = ["m"]', "two models, aliases or adapters are called 'm'"),
+        ('aliases = ["a", "a"]', "two models, aliases or adapters are called 'a'"),
+        ('aliases = ["-a"]', "aliases"),
+        ('adapters = { m = "/a" }', "two models, aliases or adapters are called 'm'"),
         (
             "engine_args.enable_auto_tool_choice = true",
             "engine_args: `enable_auto_tool_choice` needs `tool_call_parser`, the name of vLLM's "
@@ -85,12 +88,13 @@ def test_what_changes_a_replica_by_its_own_server_is_refused(
 
 def test_an_adapter_may_not_have_the_name_of_another_model(refusal: Refusal) -> None:
     more = '[[models]]\nname = "n"\nadapters = { m = "/a" }\n'
-    assert "two models or adapters are called 'm'" in refusal(MODEL + more)
+    assert "two models, aliases or adapters are called 'm'" in refusal(MODEL + more)
 
 
-def test_a_model_has_its_own_name_and_those_of_its_adapters(read: Read) -> None:
-    (model,) = read(f'{MODEL}adapters = {{ a = "/a", "org/b" = "org/b" }}\n').models
-    assert model.names == ("m", "a", "org/b")
+def test_a_model_has_its_own_name_its_aliases_and_those_of_its_adapters(read: Read) -> None:
+    told = 'aliases = ["gpt-4o"]\nadapters = { a = "/a", "org/b" = "org/b" }\n'
+    (model,) = read(f"{MODEL}{told}").models
+    assert model.names == ("m", "gpt-4o", "a", "org/b")
 
 
 @pytest.mark.parametrize(("replicas", "least"), [("3", 3), ("{ min = 0, max = 2 }", 0)])

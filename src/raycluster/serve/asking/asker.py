@@ -11,6 +11,7 @@ from typing import Protocol
 
 from raycluster.serve.asking.gate import Gate
 from raycluster.serve.asking.pace import Pace
+from raycluster.serve.asking.rate import Rate
 from raycluster.serve.asking.result import Job, Reply, Result, UnansweredError
 from raycluster.serve.asking.verdict import NO_ENTRY, Again, failed, judge, unanswered
 
@@ -69,9 +70,10 @@ class Asker:
     def __init__(self, tries: Tries, limit: int) -> None:
         self.counts = Counts()
         self.pace = Pace(limit)
+        self.rate = Rate(1 / tries.backoff, min(1 / tries.backoff, 1 / _AWAY_BACKOFF_SECONDS))
         self.trouble = ""
         self._tries = tries
-        self._gate = Gate(self.pace)
+        self._gate = Gate(self.pace, self.rate)
         self._away_since: float | None = None
 
     async def result(self, post: Post, job: Job) -> Result:
@@ -105,7 +107,7 @@ class Asker:
 
     async def _attempt(self, post: Post, job: Job) -> Result | Again:
         async with self._gate:
-            epoch = self.pace.epoch
+            epoch, rate_epoch = self.pace.epoch, self.rate.epoch
             self.counts.sent += 1
             try:
                 reply = await post.post(job.path, job.content)
@@ -118,8 +120,12 @@ class Asker:
             if isinstance(outcome, Result):
                 self.counts.answered += 1
                 self.pace.answered(epoch)
+                self.rate.answered()
             elif outcome.overloaded:
                 self.pace.overloaded(epoch)
+            if isinstance(outcome, Again) and outcome.too_often:
+                self.rate.refused(rate_epoch)
+                self._gate.pause(self.rate.gap)
             self._note(outcome, time.monotonic())
         return outcome
 
@@ -135,7 +141,7 @@ class Asker:
 
     async def _rest(self, outcome: Again, tried: int) -> None:
         """Wait before the next attempt: what the server asked for, or longer each time."""
-        if outcome.wait and outcome.away:
+        if outcome.too_often or (outcome.wait and outcome.away):
             return  # the gate is closed for as long
         if outcome.wait:
             await asyncio.sleep(outcome.wait)

@@ -1,4 +1,4 @@
-"""Lets as many requests pass as the pace allows, in turn, and none during a pause."""
+"""Lets as many requests pass as pace and rate allow, in turn, and none during a pause."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 from collections import deque
 
 from raycluster.serve.asking.pace import Pace
+from raycluster.serve.asking.rate import Rate
 
 
 class Gate:
     """An async context manager around one attempt; lives in one event loop."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, rate: Rate) -> None:
         self.in_flight = 0
         self._pace = pace
+        self._rate = rate
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed_until = 0.0
 
@@ -44,10 +46,13 @@ class Gate:
         self._admit()
 
     def _admit(self) -> None:
-        if asyncio.get_running_loop().time() < self._closed_until:
-            return
+        now = asyncio.get_running_loop().time()
         while self._waiting and self.in_flight < int(self._pace.limit):
+            if now < self._closed_until:
+                return
             turn = self._waiting.popleft()
             if not turn.done():
                 self.in_flight += 1
                 turn.set_result(None)
+                if gap := self._rate.gap:
+                    self.pause(gap)

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import h11
 
+from raycluster.serve.asking.coding import CodingError, Unpacker
 from raycluster.serve.asking.result import Reply, UnansweredError
 
 _CONNECT_SECONDS = 10.0
@@ -55,6 +56,9 @@ class Sender:
             self.close()
             text = f"no whole answer after {self._timeout:g} s"
             raise UnansweredError("timeout", text, reached=True) from error
+        except CodingError as error:
+            self.close()
+            raise UnansweredError("protocol", str(error), reached=True) from error
         except (OSError, EOFError, h11.ProtocolError) as error:
             self.close()
             code = "truncated" if reply.begun else "connection"
@@ -107,6 +111,7 @@ class Sender:
             if event is h11.NEED_DATA:
                 http.receive_data(await reader.read(_READ_BYTES))
             elif isinstance(event, h11.EndOfMessage):
+                reply.end()
                 return
             else:
                 reply.take(event)
@@ -124,6 +129,7 @@ class _Reply:
 
     def __init__(self) -> None:
         self._head: h11.Response | None = None
+        self._unpacker = Unpacker("")
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -134,13 +140,18 @@ class _Reply:
     def take(self, event: object) -> None:
         if isinstance(event, h11.Response):
             self._head = event
+            coding = next((v for n, v in event.headers if n == b"content-encoding"), b"")
+            self._unpacker = Unpacker(coding.decode("latin-1"))
         elif isinstance(event, h11.Data):
-            self._parts.append(bytes(event.data))
-            self._size += len(event.data)
+            self._parts.append(self._unpacker.feed(bytes(event.data)))
+            self._size += len(self._parts[-1])
             if self._size > _MAX_BODY_BYTES:
                 raise EOFError(f"the answer is longer than {_MAX_BODY_BYTES >> 20} MiB")
         elif isinstance(event, h11.ConnectionClosed):
             raise EOFError("the connection was closed")
+
+    def end(self) -> None:
+        self._unpacker.close()
 
     def whole(self) -> Reply:
         assert self._head is not None  # noqa: S101  # an answer ends only after it began

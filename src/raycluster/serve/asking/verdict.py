@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from raycluster.serve.asking.result import Job, Reply, Result, UnansweredError
-from raycluster.serve.asking.said import error_text, printable
+from raycluster.serve.asking.said import error_text, failure_in, printable, status_in
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 AWAY = frozenset({429, 502, 503, 504})
@@ -21,7 +22,10 @@ _MAX_WAIT = 3600.0
 
 @dataclass(frozen=True)
 class Again:
-    """To be tried again. `away`: the endpoint as a whole is not there or takes no more.
+    """To be tried again.
+
+    `away`: the endpoint as a whole is not there or takes no more; `too_often`: requests came too
+    fast for it.
 
     `wait` is what Retry-After asked for, in seconds; `reply` is the answer, if there was one.
     """
@@ -30,6 +34,7 @@ class Again:
     detail: str
     away: bool = False
     overloaded: bool = False
+    too_often: bool = False
     wait: float | None = None
     reply: Reply | None = None
 
@@ -37,21 +42,30 @@ class Again:
 def judge(job: Job, reply: Reply, epoch_seconds: float) -> Result | Again:
     """Return what a whole answer means."""
     if 200 <= reply.status < 300:
-        body = _json(reply.body)
-        if body is not None:
+        value = _object(reply.body)
+        if value is None:
+            text = f"the answer is not a JSON object: {reply.body[:80]!r}"
+            return Again("protocol", printable(text))
+        failure = failure_in(value)
+        if failure is None:
+            body = _one_line(reply.body, value)
             return Result(job.line, job.custom_id, reply.status, _request_id(reply), body)
-        text = f"the answer is not a JSON object: {reply.body[:80]!r}"
-        return Again("protocol", printable(text))
-    if reply.status in AGAIN:
+        status, code = status_in(failure) or reply.status, "error_in_answer"
+        said = printable(f"{reply.status}, and yet: {error_text(failure)}")
+    else:
+        status, code, said = reply.status, f"http_{reply.status}", _said(reply)
+    if status in AGAIN:
+        wait = _retry_after(reply.headers, epoch_seconds)
         return Again(
-            f"http_{reply.status}",
-            _said(reply),
-            away=reply.status in AWAY,
-            overloaded=reply.status in AWAY or reply.status == 408,
-            wait=_retry_after(reply.headers, epoch_seconds),
+            f"http_{status}",
+            said,
+            away=status in AWAY,
+            overloaded=status in AWAY or status == 408,
+            too_often=status == 429 and wait != 0,
+            wait=wait,
             reply=reply,
         )
-    return failed(job, Again(f"http_{reply.status}", _said(reply), reply=reply))
+    return failed(job, Again(code, said, reply=reply))
 
 
 def unanswered(error: UnansweredError) -> Again:
@@ -70,19 +84,23 @@ def failed(job: Job, last: Again, tries: int = 1) -> Result:
     error = (last.code, message)
     if last.reply is None:
         return Result(job.line, job.custom_id, error=error)
-    body = _json(last.reply.body) or b"null"
+    value = _object(last.reply.body)
+    body = b"null" if value is None else _one_line(last.reply.body, value)
     return Result(job.line, job.custom_id, last.reply.status, _request_id(last.reply), body, error)
 
 
-def _json(content: bytes) -> bytes | None:
-    """Return a JSON object as one line, or nothing when it is none."""
+def _object(content: bytes) -> dict[str, Any] | None:
+    """Return a JSON object; None for what is none."""
     try:
         content.decode()
         value = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
-        return None
+    return value if isinstance(value, dict) else None
+
+
+def _one_line(content: bytes, value: dict[str, Any]) -> bytes:
+    """Return an object as it was sent, or as it would be on one line."""
     content = content.strip()
     return json.dumps(value).encode() if b"\n" in content or b"\r" in content else content
 

@@ -1,29 +1,46 @@
-"""One generation with transformers: text that comes as it is made, stop strings, cancelling."""
+"""Generations: text that comes as it is made, stop strings, cancelling."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
-Foreign = Any
-"""A value of torch or transformers, whose types are not here."""
+from raycluster.serve.engines.sampling import Sampler, Sampling
 
 REPLACEMENT = "\ufffd"
+
+MOST_PER_CHARACTER = 8
+"""Tokens after which half a character is shown as it is."""
+
+Decode = Callable[[list[int], bool], str]
+"""Turns token ids into text; the second says whether special tokens are left out."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What to generate after `prompt` (token ids); `options` are transformers' own names."""
+    """What to generate after `prompt` (token ids), until one of the ends or a `stop`.
+
+    `ends` are the model's own, `stop_ids` the request's.
+    """
 
     prompt: Sequence[int]
     max_tokens: int
+    min_tokens: int = 0
+    ends: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
-    seed: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    include_stop: bool = False
+    skip_special: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def all_ends(self) -> tuple[int, ...]:
+        """All tokens that end it."""
+        return self.ends + self.stop_ids
 
 
 @dataclass(frozen=True)
@@ -33,129 +50,145 @@ class Piece:
     text: str
     tokens: int
     finish: str = ""
+    reason: int | str | None = None
+
+
+class Runner(Protocol):
+    """Runs generations side by side; hands each token, or an error, to `deliver`."""
+
+    def add(self, number: str, ask: Ask, sampler: Sampler) -> None:
+        """Begin one; raises when it is broken."""
+        ...
+
+    def cancel(self, number: str) -> None:
+        """End one that nobody waits for any more."""
+        ...
+
+    def check(self) -> None:
+        """Raise when it cannot generate any more."""
+        ...
+
+    def close(self) -> None:
+        """Take no more work."""
+        ...
+
+
+Deliver = Callable[[str, "int | BaseException"], None]
 
 
 class Detokenizer:
     """Turns tokens into text that may be shown: no half characters, no (beginning of a) stop."""
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str]) -> None:
+    def __init__(
+        self, decode: Callable[[list[int]], str], stop: Sequence[str], *, include_stop: bool = False
+    ) -> None:
         self._decode = decode
-        self._stop = tuple(filter(None, stop))
+        self._stop = tuple(stop)
+        self._include = include_stop
         self._ids: list[int] = []
-        self._shown = 0
-        self.tokens = 0
-        self.stopped = False
+        self._from = self._to = 0  # what was read last: the next text depends on no more
+        self._held = ""
+        self.stopped: str | None = None
 
-    def add(self, token: int) -> str:
+    def add(self, token: int, *, may_stop: bool = True) -> str:
         """Return what can be shown now."""
-        self.tokens += 1
         self._ids.append(token)
-        text = self._decode(self._ids)
-        at = min((i for s in self._stop if (i := text.find(s, self._from(s))) >= 0), default=-1)
-        if at >= 0:
-            self.stopped = True
-            return self._show(text, at)
-        return self._show(text, len(text) - self._held_back(text))
+        self._held += self._new()
+        found = [(at, s) for s in self._stop if may_stop and (at := self._held.find(s)) >= 0]
+        if found:
+            at, self.stopped = min(found)
+            return self._held[: at + len(self.stopped) * self._include]
+        return self._show(len(self._held) - self._held_back())
 
     def rest(self) -> str:
         """Return what was held back, at the end."""
-        text = "" if self.stopped else self._decode(self._ids)
-        return self._show(text, len(text))
+        if self.stopped is not None:
+            return ""
+        self._held += self._new(whole=True)
+        return self._show(len(self._held))
 
-    def _from(self, stop: str) -> int:
-        return max(0, self._shown - len(stop) + 1)
+    def _new(self, *, whole: bool = False) -> str:
+        before = self._decode(self._ids[self._from : self._to])
+        now = self._decode(self._ids[self._from :])
+        half = now.endswith(REPLACEMENT) and len(self._ids) - self._to < MOST_PER_CHARACTER
+        if (half and not whole) or len(now) <= len(before):
+            return ""
+        self._from, self._to = self._to, len(self._ids)
+        return now[len(before) :]
 
-    def _show(self, text: str, end: int) -> str:
-        new, self._shown = text[self._shown : end], max(self._shown, end)
-        return new
+    def _show(self, end: int) -> str:
+        shown, self._held = self._held[:end], self._held[end:]
+        return shown
 
-    def _held_back(self, text: str) -> int:
-        if text.endswith(REPLACEMENT):
-            return len(text) - len(text.rstrip(REPLACEMENT))
-        longest = max(map(len, self._stop), default=1) - 1
-        ends = (
-            n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)
-        )
-        return min(next(ends, 0), len(text))
+    def _held_back(self) -> int:
+        longest = min(max(map(len, self._stop), default=1) - 1, len(self._held))
+        ends = (n for n in range(longest, 0, -1) if self._begins_stop(self._held[-n:]))
+        return next(ends, 0)
+
+    def _begins_stop(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stop)
 
 
 class Generator:
-    """Runs one generation after the other in a thread of its own."""
+    """Streams what a runner generates."""
 
-    def __init__(self, model: Foreign, tokenizer: Foreign) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
-        self.broken: BaseException | None = None
+    def __init__(self, make: Callable[[Deliver], Runner], decode: Decode) -> None:
+        self._decode = decode
+        self._numbers = itertools.count()
+        self._waiting: dict[
+            str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[int | BaseException]]
+        ] = {}
+        self._runner = make(self._deliver)
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Piece]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """Yield the pieces, the last with its reason; closing the iterator ends the generation."""
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
-        cancelled = threading.Event()
-
-        def emit(item: Piece | BaseException) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, item)
-
-        self._thread.submit(self._run, ask, emit, cancelled)
+        number, tokens = str(next(self._numbers)), asyncio.Queue[int | BaseException]()
+        sampler = Sampler(ask.sampling, ask.prompt, ask.all_ends, ask.min_tokens)
+        self._waiting[number] = asyncio.get_running_loop(), tokens
+        text = Detokenizer(
+            lambda ids: self._decode(ids, ask.skip_special), ask.stop, include_stop=ask.include_stop
+        )
         try:
-            while True:
-                item = await pieces.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.finish:
+            self._runner.add(number, ask, sampler)
+            for made in itertools.count(1):
+                token = await tokens.get()
+                if error := sampler.error or (token if isinstance(token, BaseException) else None):
+                    raise error
+                assert isinstance(token, int)  # noqa: S101  # errors are raised
+                piece = _piece(ask, text, token, made)
+                if piece.text or piece.finish:
+                    yield piece
+                if piece.finish:
                     return
         finally:
-            cancelled.set()
+            del self._waiting[number]
+            self._runner.cancel(number)
+
+    def check(self) -> None:
+        """Raise when nothing can be generated any more."""
+        self._runner.check()
 
     def close(self) -> None:
         """Take no more work."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._runner.close()
 
-    def _run(
-        self, ask: Ask, emit: Callable[[Piece | BaseException], None], cancelled: threading.Event
-    ) -> None:
-        if cancelled.is_set():
-            return
-        try:
-            emit(self._generate(ask, emit, cancelled))
-        except Exception as error:  # handed to the request that waits for it
-            if "CUDA error" in str(error):
-                self.broken = error
-            emit(error)
+    def _deliver(self, number: str, item: int | BaseException) -> None:
+        if waits := self._waiting.get(number):
+            loop, tokens = waits
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(tokens.put_nowait, item)
 
-    def _generate(
-        self, ask: Ask, emit: Callable[[Piece | BaseException], None], cancelled: threading.Event
-    ) -> Piece:
-        import torch
-        from transformers import StoppingCriteriaList
 
-        def decode(ids: list[int]) -> str:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-        detokenizer = Detokenizer(decode, ask.stop)
-        if ask.seed is not None:
-            torch.manual_seed(ask.seed)
-        prompt = torch.tensor([list(ask.prompt)], device=self._model.device)
-
-        def done(ids: Foreign, _scores: Foreign, **_: object) -> Foreign:
-            text = detokenizer.add(int(ids[0, -1]))
-            if text:
-                emit(Piece(text, detokenizer.tokens))
-            end = detokenizer.stopped or cancelled.is_set()
-            return torch.full((ids.shape[0],), end, device=ids.device, dtype=torch.bool)
-
-        result = self._model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=ask.max_tokens,
-            stopping_criteria=StoppingCriteriaList([done]),
-            **ask.options,
-        )
-        ended = detokenizer.stopped or int(result[0, -1]) in self._ends()
-        return Piece(detokenizer.rest(), detokenizer.tokens, "stop" if ended else "length")
-
-    def _ends(self) -> set[int]:
-        ends = self._model.generation_config.eos_token_id
-        return set(ends) if isinstance(ends, list) else {ends}
+def _piece(ask: Ask, text: Detokenizer, token: int, made: int) -> Piece:
+    """Return what a token brings."""
+    ended = token in ask.all_ends
+    new = ""
+    if not ended or ask.include_stop:
+        new = text.add(token, may_stop=made > ask.min_tokens)
+    if text.stopped is not None:
+        return Piece(new, made, "stop", text.stopped)
+    if ended:
+        return Piece(new + text.rest(), made, "stop", None if token in ask.ends else token)
+    if made >= ask.max_tokens:
+        return Piece(new + text.rest(), made, "length")
+    return Piece(new, made)

@@ -6,15 +6,16 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -22,6 +23,12 @@ from raycluster.serve.engines import ASGI, Count
 from raycluster.serve.engines.generation import Ask, Generator, Piece
 from raycluster.serve.engines.requests import Asked, BadRequestError, Reader
 
+Result = TypeVar("Result")
+
+READERS = 2
+"""Requests that are read and turned into tokens at a time."""
+
+GONE = "the client closed the request"
 ERRORS = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
 
 
@@ -34,17 +41,27 @@ class Kind:
     part: str
     chat: bool
 
-    def choice(self, text: str, finish: str | None) -> dict[str, Any]:
-        """Return the choice of a whole answer."""
+    def choice(self, index: int, text: str, last: Piece) -> dict[str, Any]:
+        """Return a choice of a whole answer."""
         body = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {"index": 0, **body, "logprobs": None, "finish_reason": finish}
+        return {"index": index, **body, **_end(last)}
 
-    def delta(self, text: str, finish: str | None, *, first: bool = False) -> dict[str, Any]:
+    def first(self, index: int) -> dict[str, Any]:
+        """Return the choice of the event that begins a stream."""
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, **_end(Piece("", 0))}
+
+    def delta(self, index: int, piece: Piece) -> dict[str, Any]:
         """Return the choice of one event of a stream."""
         if not self.chat:
-            return self.choice(text, finish)
-        delta = {"role": "assistant", "content": ""} if first else {"content": text}
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+            return self.choice(index, piece.text, piece)
+        return {"index": index, "delta": {"content": piece.text}, **_end(piece)}
+
+
+def _end(piece: Piece) -> dict[str, Any]:
+    return {
+        **{"logprobs": None, "finish_reason": piece.finish or None},
+        "stop_reason": piece.reason,
+    }
 
 
 CHAT = Kind("chatcmpl-", "chat.completion", "chat.completion.chunk", True)
@@ -67,10 +84,12 @@ class Api:
         self._reader = reader
         self._healthy = healthy
         self._count = count
+        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._created = int(time.time())
 
-    def application(self) -> ASGI:
-        """Return the ASGI application."""
+    def application(self, *aliases: str) -> ASGI:
+        """Return the ASGI application of the model, which has further names."""
+        self._names = (self._name, *aliases)
         routes = [
             Route("/health", self.health),
             Route("/metrics", self.metrics),
@@ -91,11 +110,11 @@ class Api:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [*map(self._card, self._names)]})
 
     async def model(self, request: Request) -> Response:
         self._known(request.path_params["name"])
-        return JSONResponse(self._card())
+        return JSONResponse(self._card(request.path_params["name"]))
 
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, COMPLETION, self._reader.completion)
@@ -104,13 +123,18 @@ class Api:
         return await self._answer(request, CHAT, self._reader.chat)
 
     async def _answer(
-        self, request: Request, kind: Kind, read: Callable[[Mapping[str, Any]], Asked]
+        self, request: Request, kind: Kind, read: Callable[[bytes], Asked]
     ) -> Response:
-        body = await _body(request)
-        self._known(body.get("model", self._name))
-        asked = read(body)
+        body = await _body(request, self._reader.largest_body)
+        if body is None:
+            raise BadRequestError(
+                f"the request has more than {self._reader.largest_body} bytes, which is more than"
+                f" the {self._reader.context} tokens of this model's context can be"
+            )
+        asked = await asyncio.get_running_loop().run_in_executor(self._reading, read, body)
+        self._known(asked.model or self._name)
         head = {
-            "id": f"{kind.prefix}{uuid.uuid4().hex}",
+            "id": f"{kind.prefix}{asked.request_id or uuid.uuid4().hex}",
             "object": kind.part if asked.stream else kind.whole,
             "created": int(time.time()),
             "model": self._name,
@@ -118,72 +142,105 @@ class Api:
         if asked.stream:
             events = self._events(kind, head, asked)
             return StreamingResponse(events, media_type="text/event-stream")
-        text, last = await _unless_gone(request, self._whole(asked.ask))
-        usage = _usage(asked.ask, last.tokens)
-        return JSONResponse({**head, "choices": [kind.choice(text, last.finish)], "usage": usage})
+        choices, tokens = await _unless_gone(request, self._whole(kind, asked))
+        return JSONResponse({**head, "choices": choices, "usage": _usage(asked, tokens)})
 
-    async def _whole(self, ask: Ask) -> tuple[str, Piece]:
-        text, last = "", Piece("", 0)
+    async def _whole(self, kind: Kind, asked: Asked) -> tuple[list[dict[str, Any]], int]:
+        texts = [""] * len(asked.asks)
+        last = [Piece("", 0)] * len(asked.asks)
+        async with aclosing(self._pieces(asked)) as pieces:
+            async for index, piece in pieces:
+                texts[index] += piece.text
+                last[index] = piece
+        choices = [
+            kind.choice(index, text, piece)
+            for index, (text, piece) in enumerate(zip(texts, last, strict=True))
+        ]
+        return choices, sum(piece.tokens for piece in last)
+
+    async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Yield the pieces of all choices with their choice's index, and count them at the end."""
+        made = [0] * len(asked.asks)
+        queue = asyncio.Queue[tuple[int, Piece | Exception | None]]()
+
+        async def follow(index: int, ask: Ask) -> None:
+            try:
+                async with aclosing(self._generator.stream(ask)) as pieces:
+                    async for piece in pieces:
+                        queue.put_nowait((index, piece))
+                queue.put_nowait((index, None))
+            except Exception as error:
+                queue.put_nowait((index, error))
+
+        tasks = [asyncio.ensure_future(follow(*each)) for each in enumerate(asked.asks)]
         try:
-            async with aclosing(self._generator.stream(ask)) as pieces:  # type: ignore[type-var]
-                async for last in pieces:
-                    text += last.text
+            left = len(tasks)
+            while left:
+                index, piece = await queue.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                if piece is None:
+                    left -= 1
+                    continue
+                made[index] = piece.tokens
+                yield index, piece
         finally:
-            self._count(len(ask.prompt), last.tokens)
-        return text, last
+            for task in tasks:
+                task.cancel()
+            self._count(asked.prompt_tokens, sum(made))
 
     async def _events(
         self, kind: Kind, head: Mapping[str, Any], asked: Asked
     ) -> AsyncIterator[bytes]:
-        tokens = 0
+        made = [0] * len(asked.asks)
         try:
-            async with aclosing(self._generator.stream(asked.ask)) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    if kind.chat and not tokens:
-                        yield _event({**head, "choices": [kind.delta("", None, first=True)]})
-                    tokens = piece.tokens
-                    choice = kind.delta(piece.text, piece.finish or None)
-                    yield _event({**head, "choices": [choice]})
+            async with aclosing(self._pieces(asked)) as pieces:
+                async for index, piece in pieces:
+                    if kind.chat and not made[index]:
+                        yield _event({**head, "choices": [kind.first(index)]})
+                    made[index] = piece.tokens
+                    told = {**head, "choices": [kind.delta(index, piece)]}
+                    if asked.continuous_usage:
+                        told["usage"] = _usage(asked, sum(made))
+                    yield _event(told)
             if asked.include_usage:
-                yield _event({**head, "choices": [], "usage": _usage(asked.ask, tokens)})
+                yield _event({**head, "choices": [], "usage": _usage(asked, sum(made))})
         except Exception as error:  # the status line has gone out: the stream has to say it
             yield _event(_error(500, str(error)))
-        finally:
-            self._count(len(asked.ask.prompt), tokens)
         yield b"data: [DONE]\n\n"
 
     def _known(self, name: object) -> None:
-        if name != self._name:
+        if name not in self._names:
             raise BadRequestError(
                 f"The model `{name}` does not exist. There is: {self._name}.", "model", 404
             )
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
         limit = self._reader.context
-        card = {"id": self._name, "object": "model", "created": self._created}
+        card = {"id": name, "object": "model", "created": self._created}
         return {**card, "owned_by": "raycluster", "max_model_len": limit}
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request, most: int) -> bytes | None:
+    """Return the body, or None where it is larger; what is too much is read and not kept."""
+    parts, size = [], 0
     try:
-        body = await request.json()
-    except ValueError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise BadRequestError("the body is not a JSON object")
-    return body
+        async for part in request.stream():
+            size += len(part)
+            parts.append(part) if size <= most else parts.clear()
+    except ClientDisconnect:
+        raise HTTPException(499, GONE) from None
+    return b"".join(parts) if size <= most else None
 
 
-async def _unless_gone(
-    request: Request, work: Coroutine[Any, Any, tuple[str, Piece]]
-) -> tuple[str, Piece]:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await `work`, and cancel it when the client goes away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise HTTPException(499, "the client closed the request")
+            raise HTTPException(499, GONE)
         return task.result()
     finally:
         task.cancel()
@@ -195,11 +252,10 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _usage(ask: Ask, tokens: int) -> dict[str, int]:
-    prompt = len(ask.prompt)
+def _usage(asked: Asked, tokens: int) -> dict[str, int]:
     return {
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + tokens,
+        "prompt_tokens": asked.prompt_tokens,
+        "total_tokens": asked.prompt_tokens + tokens,
         "completion_tokens": tokens,
     }
 

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raycluster.serve.engines.server import Place
 from raycluster.serve.engines.vllm import Share, VllmEngine
+from raycluster.serve.first_to_go import go_first
 from raycluster.serve.listen import GRPC_PORTS
 from raycluster.serve.members import ADDRESS
 from raycluster.serve.rootcause import one_line
@@ -42,6 +43,7 @@ class Part:
 
     async def run(self, told: Mapping[str, Any], share: Share) -> str:
         """Serve it until it ends, and return why it did."""
+        go_first()
         settings = ModelSettings.from_json(told)
         load_secrets(settings.secrets_path)
         why = await VllmEngine(Place(here(), 0)).serve_part(settings, share)

@@ -1,4 +1,4 @@
-"""transformers, for hardware on which vLLM cannot start: one request after the other."""
+"""transformers, for hardware on which vLLM cannot start."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import difflib
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from raycluster.serve.engines import ASGI, Count, EngineError
-from raycluster.serve.engines.generation import Foreign, Generator
+from raycluster.serve.engines.generation import Decode, Generator
+from raycluster.serve.engines.sampling import Foreign
 from raycluster.serve.settings import ModelSettings
 
 ARGUMENTS = frozenset(
     {"dtype", "revision", "tokenizer", "trust_remote_code", "max_model_len", "attn_implementation"}
+    | {"max_num_seqs"}
 )
 """Names of vLLM's that transformers can follow, and one of its own."""
 
 DEFAULT_CONTEXT = 2048
+DEFAULT_SEQS = 32
+"""Requests that are generated side by side."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,30 +51,40 @@ class TransformersEngine:
         began = time.monotonic()
         from raycluster.serve.engines.openai import Api
         from raycluster.serve.engines.requests import Reader
+        from raycluster.serve.engines.runners import make_runner
 
         upstream = await asyncio.to_thread(_import)
         self.phases["import"] = time.monotonic() - began
 
         began = time.monotonic()
         model, tokenizer = await asyncio.to_thread(_load, upstream, settings.source, args)
-        self._generator = Generator(model, tokenizer)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+        longest = longest or DEFAULT_CONTEXT
+        context = min(longest, int(args.get("max_model_len") or longest))
+        seqs = int(args.get("max_num_seqs") or DEFAULT_SEQS)
+        make = partial(make_runner, model, context, seqs)
+        self._generator = await asyncio.to_thread(Generator, make, _decoding(tokenizer))
         self.phases["engine"] = time.monotonic() - began
 
-        longest = getattr(model.config, "max_position_embeddings", DEFAULT_CONTEXT)
-        context = min(longest, int(args.get("max_model_len") or longest))
-        reader = Reader(tokenizer, context)
-        return Api(settings.name, self._generator, reader, self._ok, count).application()
+        reader = Reader(
+            tokenizer,
+            context,
+            vocabulary=max(model.config.get_text_config().vocab_size, len(tokenizer)),
+            longest=max(map(len, tokenizer.get_vocab())),
+            ends=_ends(model, tokenizer),
+            defaults=_defaults(model.generation_config),
+        )
+        check = self._generator.check
+        api = Api(settings.name, self._generator, reader, check, count)
+        return api.application(*settings.aliases)
 
     async def check(self) -> None:
-        self._ok()
+        if self._generator is not None:
+            self._generator.check()
 
     async def stop(self) -> None:
         if self._generator is not None:
-            self._generator.close()
-
-    def _ok(self) -> None:
-        if self._generator is not None and self._generator.broken is not None:
-            raise RuntimeError("the GPU is in error") from self._generator.broken
+            await asyncio.to_thread(self._generator.close)
 
 
 def understood(settings: ModelSettings) -> dict[str, Any]:
@@ -117,6 +132,27 @@ def _load(transformers: Foreign, source: str, args: Mapping[str, Any]) -> tuple[
     if not several:
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval(), tokenizer
+
+
+def _decoding(tokenizer: Foreign) -> Decode:
+    def decode(ids: list[int], skip_special: bool) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=skip_special))
+
+    return decode
+
+
+def _ends(model: Foreign, tokenizer: Foreign) -> tuple[int, ...]:
+    """Return the tokens that end a text."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+
+
+def _defaults(config: Foreign) -> dict[str, float]:
+    """Return the sampling parameters that the model's makers recommend, as vLLM takes them."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    found = {name: getattr(config, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _version(package: str) -> str:

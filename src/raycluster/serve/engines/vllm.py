@@ -268,7 +268,7 @@ def command(
     chosen = arguments(settings, cpu=cpu)
     if ours := next((name for name in chosen if name in OURS), ""):
         raise EngineError(f"engine_args: {ours!r} is set by raycluster: remove it")
-    argv = ["serve", settings.source, f"--served-model-name={settings.name}"]
+    argv = ["serve", settings.source, "--served-model-name", settings.name, *settings.aliases]
     if share is not None:
         argv += [f"--nnodes={share.of}", f"--node-rank={share.rank}"]
         argv += [f"--master-addr={share.address}", f"--master-port={share.port}"]

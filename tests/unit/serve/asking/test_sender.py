@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -102,6 +104,34 @@ def test_an_answer_that_is_not_whole_is_none(answer: bytes, code: str, reached: 
         assert isinstance(outcome, UnansweredError)
         assert (outcome.code, outcome.reached) == (code, reached)
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "deflate", "identity", ""])
+def test_a_body_that_is_packed_in_spite_of_all_is_unpacked(coding: str) -> None:
+    body = b'{"a": "' + b"x" * 100_000 + b'"}'
+    packed = body if coding in {"identity", ""} else gzip.compress(body)
+    packed = zlib.compress(body) if coding == "deflate" else packed
+    head = f"content-encoding: {coding}\r\ncontent-length: {len(packed)}\r\n\r\n"
+    server = Server(OK + head.encode() + packed)
+    for reply in posts(server, 2):
+        assert isinstance(reply, Reply) and reply.body == body
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("coding", "packed", "what"),
+    [
+        ("br", b"\x0b\x02\x80{}\x03", "packed by br, which nobody asked for"),
+        ("gzip", b"{}", "is damaged"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-9], "ends too early"),
+        ("gzip", gzip.compress(bytes(80 << 20), 9, mtime=0), "is too large"),
+    ],
+)
+def test_a_packed_body_that_cannot_be_read_is_said(coding: str, packed: bytes, what: str) -> None:
+    head = f"content-encoding: {coding}\r\ncontent-length: {len(packed)}\r\n\r\n"
+    (outcome,) = posts(Server(OK + head.encode() + packed))
+    assert isinstance(outcome, UnansweredError)
+    assert (outcome.code, outcome.reached) == ("protocol", True) and what in outcome.detail
 
 
 def test_an_answer_that_hangs_times_out() -> None:

@@ -71,6 +71,62 @@ def test_an_answer_that_is_no_json_object_is_due_again(body: bytes) -> None:
     assert (outcome.code, outcome.away) == ("protocol", False)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "no"}},
+        {"error": "no", "choices": []},
+        {"error": None},
+        {"error": {}},
+        {"object": "error", "message": "no", "type": "BadRequestError", "code": 400},
+        {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}},
+        {"object": "response", "status": "failed", "error": {"code": "x", "message": "no"}},
+        {"object": "response", "status": "cancelled", "error": None, "output": []},
+        {"object": "chat.completion", "choices": [{"error": {"message": "no"}}]},
+        {"choices": [{"finish_reason": "stop"}, {"finish_reason": "error", "text": ""}]},
+        {"error": {"message": "no", "code": "422"}},
+    ],
+)
+def test_an_error_with_status_200_is_no_answer(body: dict[str, Any]) -> None:
+    result = judge(JOB, Reply(200, json.dumps(body).encode()), NOW)
+    assert isinstance(result, Result)
+    line = written(result)
+    assert line["error"]["code"] == "error_in_answer"
+    assert line["response"]["status_code"] == 200 and line["response"]["body"] == body
+
+
+@pytest.mark.parametrize(
+    ("body", "away"),
+    [
+        ({"error": {"message": "slow down", "code": 429}}, True),
+        ({"object": "error", "message": "no", "code": 503}, True),
+        ({"error": {"message": "no", "status": "500"}}, False),
+    ],
+)
+def test_an_error_with_status_200_is_due_again_where_its_code_says_so(
+    body: dict[str, Any], away: bool
+) -> None:
+    outcome = judge(JOB, Reply(200, json.dumps(body).encode()), NOW)
+    assert isinstance(outcome, Again)
+    assert outcome.away == away and outcome.detail.startswith("200, and yet: ")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": None, "object": "response", "status": "completed", "output": []},
+        {"object": "response", "status": "incomplete", "error": None},
+        {"object": "chat.completion", "choices": [{"finish_reason": "length"}]},
+        {"object": "list", "data": [], "error": ""},
+        {"choices": None},
+        {"type": "message", "content": []},
+    ],
+)
+def test_a_field_called_error_makes_no_error(body: dict[str, Any]) -> None:
+    result = judge(JOB, Reply(200, json.dumps(body).encode()), NOW)
+    assert isinstance(result, Result) and result.error is None
+
+
 @pytest.mark.parametrize("status", [301, 400, 404, 405, 413, 422])
 def test_is_an_error_for_good(status: int) -> None:
     body = b'{"error": {"message": "too\\nlong"}}'
