@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 
 from raycluster import templates
@@ -208,7 +208,7 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         max_connections=gate.max_connections,
         owner_header=OWNER_HEADER,
         models_header=MODELS_HEADER,
-        keys_models=[(n, key.models) for n, key in limited if key.models],
+        keys_models=[(n, _names(spec, key.models)) for n, key in limited if key.models],
         keys_expire=[(n, math.ceil(key.expires.timestamp())) for n, key in limited if key.expires],
         keys_rates=[(n, key.requests_per_minute) for n, key in limited if key.requests_per_minute],
         rates={rate: per_minute(rate) for rate in sorted(_rates(gate))},
@@ -245,6 +245,11 @@ def _both(status: int, message: str, kind: str, code: str) -> dict[str, object]:
         "openai": _error(message, kind, code),
         "anthropic": {"type": "error", "error": told},
     }
+
+
+def _names(spec: ClusterSpec, models: Collection[str]) -> list[str]:
+    """Return all names of models: their adapters and aliases too, for lists."""
+    return [name for m in spec.models if m.name in models for name in m.names]
 
 
 def _rates(gate: Gateway) -> set[int]:

@@ -168,14 +168,14 @@ class ClusterSpec(BaseSettings):
     @model_validator(mode="after")
     def _keys_name_models(self) -> ClusterSpec:
         known = {model.name for model in self.models}
-        adapters = {adapter: m.name for m in self.models for adapter in m.adapters}
+        further = {name: m.name for m in self.models for name in m.names if name != m.name}
         for owner, key in self.gateway.keys.items() if self.gateway else ():
             for name in key.models or ():
                 where = f"gateway.keys.{owner}.models: {name!r}"
-                if name in adapters:
+                if name in further:
                     raise ValueError(
-                        f"{where} is an adapter: name its model, {adapters[name]!r}, with which "
-                        "come all its adapters"
+                        f"{where} is a further name: name the model itself, {further[name]!r}, "
+                        "with which come its adapters and aliases"
                     )
                 if name not in known:
                     raise ValueError(f"{where} is no model of the spec")

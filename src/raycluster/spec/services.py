@@ -64,7 +64,7 @@ class Key(Part):
     models: tuple[ModelName, ...] | None = Field(
         default=None,
         min_length=1,
-        description="The models that it is for, each with its adapters; left out: all.",
+        description="The models that it is for, each with its adapters and aliases; left out: all.",
         examples=[["org/model"]],
     )
     requests_per_minute: AtLeastOne | None = Field(

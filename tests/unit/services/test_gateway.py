@@ -264,7 +264,7 @@ def keyed(**key: Any) -> ClusterSpec:
     ("key", "said"),
     [
         ({"models": ["c"]}, r"gateway\.keys\.alice\.models: 'c' is no model of the spec"),
-        ({"models": ["a-law"]}, "'a-law' is an adapter: name its model, 'a'"),
+        ({"models": ["a-law"]}, "'a-law' is a further name: name the model itself, 'a'"),
         ({"models": []}, "at least 1"),
         ({"requests_per_minute": 0}, "greater than or equal to 1"),
         ({"requests_per_minute": True}, "a number is expected"),
