@@ -25,6 +25,8 @@ HOP_BY_HOP = frozenset(
 )
 OWN = HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 """What is not passed back: Serve and its HTTP server say it of an answer too."""
+TWICE = frozenset({b"date", b"server", b"x-request-id"})
+"""What the server around this application adds to each answer by itself."""
 
 
 class Relay:
