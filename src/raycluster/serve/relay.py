@@ -25,8 +25,6 @@ HOP_BY_HOP = frozenset(
 )
 OWN = HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 """What is not passed back: Serve and its HTTP server say it of an answer too."""
-TWICE = frozenset({b"date", b"server", b"x-request-id"})
-"""What the server around this application adds to each answer by itself."""
 
 
 class Relay:
@@ -75,9 +73,7 @@ async def exchange(
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         auto_decompress=False,
     ) as answer:
-        told = [
-            (k.lower(), v) for k, v in answer.raw_headers if k.lower() not in HOP_BY_HOP | TWICE
-        ]
+        told = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in OWN]
         await send({"type": "http.response.start", "status": answer.status, "headers": told})
         async for chunk in answer.content.iter_any():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
