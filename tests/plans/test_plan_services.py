@@ -136,7 +136,7 @@ def test_only_the_gateway_is_touched(on: str) -> None:
     later = described(spec_of("a", **changed), running(spec), part, key="sk-other-0123456789")
     assert sorted(later) == [f"{host}: ~ reload gateway (its files changed)" for host in hosts]
     first = described(spec, nothing(spec), part)
-    assert sorted(first) == [f"{host}: + start gateway (not there)" for host in hosts]
+    assert sorted(first) == [f"{host}: + start gateway (not running)" for host in hosts]
     without = spec_of("a", monitoring={})
     gone = described(without, running(spec), Only("gateway"))
     assert sorted(gone) == [
@@ -145,7 +145,7 @@ def test_only_the_gateway_is_touched(on: str) -> None:
 
 
 def test_without_a_gateway_there_is_no_such_part() -> None:
-    with pytest.raises(UsageError, match="'gateway' is no part of this cluster"):
+    with pytest.raises(UsageError, match="'gateway' is not a part of this cluster"):
         only_part(spec_of("a"), "gateway")
 
 

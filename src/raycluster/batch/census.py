@@ -98,7 +98,7 @@ def _bad_ids(where: str, first: list[tuple[int, str]], count: int) -> UsageError
     return UsageError(
         "\n".join(notes),
         where=where,
-        hint='results are told apart by it: write it in quotes ("1.0"), or remove it',
+        hint='results are matched by it: write it in quotes ("1.0"), or remove it',
     )
 
 

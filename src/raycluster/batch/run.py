@@ -179,7 +179,7 @@ def _check_input(options: Options, file: PromptFile, census: Census, tell: Tell)
         raise UsageError(
             f"none of its {census.total} lines is a request; line {line}: {reason}",
             where=str(options.input),
-            hint=f'{AS_LINES}, or with "url" and "body"; --column NAME where the prompts are',
+            hint=f'{AS_LINES}, or with "url" and "body"; --column NAME for their column',
         )
     if refusals.count and options.strict:
         raise UsageError(

@@ -109,7 +109,7 @@ def _dataset(file: PromptFile, defaults: Defaults, *, multi_turn: bool) -> Datas
     prompts = [prompt for _, prompt in sorted(turns, key=itemgetter(0))]
     lines = sum(formats.values()) + len(refused)
     if not prompts:
-        hint = f"{AS_LINES}; --column NAME where the prompts are"
+        hint = f"{AS_LINES}; --column NAME for the column with the prompts"
         raise UsageError(_nothing(lines, refused), where=file.where, hint=hint)
     census = Census(lines, dict(formats), tuple(refused), dict(unsent), _digest(prompts))
     return Dataset(tuple(prompts), census)

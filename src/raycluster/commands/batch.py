@@ -55,7 +55,7 @@ Patience = Annotated[float, typer.Option(help="Stop after this many seconds with
 Limit = Annotated[int | None, typer.Option(help="Only the first N lines.")]
 Strict = Annotated[bool, typer.Option(help="Send nothing if any line is invalid.")]
 Order = Annotated[bool, typer.Option(help="Sort FILE in the order of INPUT at the end.")]
-Column = Annotated[str, typer.Option(help="The field or column of INPUT that holds the prompts.")]
+Column = Annotated[str, typer.Option(help="Field or column of INPUT with the prompts.")]
 RetryErrors = Annotated[bool, typer.Option(help="Retry the lines that ended in an error.")]
 Offline = Annotated[
     bool,

@@ -93,7 +93,7 @@ Endpoint = Annotated[
     Literal["chat", "completions", "responses", "messages", "embeddings"],
     typer.Option(help="API for prompts that do not name one."),
 ]
-Column = Annotated[str, typer.Option(help="The field or column of FILE that holds the prompts.")]
+Column = Annotated[str, typer.Option(help="Field or column of FILE with the prompts.")]
 MultiTurn = Annotated[
     bool, typer.Option(help="Send each turn of a conversation, with what was said before it.")
 ]

@@ -113,9 +113,9 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
         if keys:
             if not (owner := gate.unlimited):
                 raise UsageError(
-                    "every key has limits, which a drill would meet",
+                    "every key has limits, which a drill would exceed",
                     where="gateway.keys",
-                    hint="add one without: api_keys",
+                    hint="add a key without limits under api_keys",
                 )
             headers = bearer(f"the key of {owner}", keys[owner])
         remote, scheme = (gate.near, spec.ports.gateway), gate.scheme

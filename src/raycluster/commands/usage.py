@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from raycluster.status.usage import Row, Usage
 
 Since = Annotated[
-    str, typer.Option(help="From when: a duration such as 12h or 7d, or a moment.", metavar="WHEN")
+    str,
+    typer.Option(
+        help="Start of the period: a duration such as 12h or 7d, or a time.", metavar="WHEN"
+    ),
 ]
 By = Annotated[
     Literal["key", "model"] | None,
-    typer.Option(help="Sum over the other; default: a row for each key and model."),
+    typer.Option(help="Sum by key or by model. Default: a row for each key and model."),
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
 
@@ -40,7 +43,7 @@ def usage(
     from raycluster.logs.when import seconds_ago
 
     if as_json and as_csv:
-        raise UsageError("--json and --csv: which one?", hint="name one of them")
+        raise UsageError("--json and --csv: choose one", hint="name one of them")
     seconds = max(1, round(seconds_ago(since, time.time())))
     opened = session.open_session(spec, named)
     if opened.spec.monitoring is None or not opened.spec.monitoring.prometheus:
@@ -126,8 +129,8 @@ def _show(found: Usage, by: Literal["key", "model"] | None) -> None:
     console.print(table)
     if (price := found.per_million) is not None:
         console.print(
-            f"{price:.2f} {found.currency} for a million tokens, of prompts without cached ones"
-            " and generated"
+            f"{price:.2f} {found.currency} per million tokens (uncached prompt tokens and "
+            "generated ones)"
         )
 
 

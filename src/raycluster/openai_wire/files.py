@@ -40,7 +40,7 @@ _OTHERS = (
     ("Arrow", _PANDAS.format("feather"), (b"ARROW1",), (".arrow", ".feather")),
     (
         "a zip file or a spreadsheet",
-        "save what is in it as CSV or JSON lines",
+        "save its content as CSV or JSON lines",
         (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"),
         (".zip", ".xlsx", ".xls", ".ods"),
     ),
@@ -111,7 +111,7 @@ class PromptFile:
         head = self._head()
         for what, cure, begins, suffixes in _OTHERS:
             if self._suffix in suffixes or head.startswith(begins) or _lower(head, begins):
-                self._refuse(f"is {what}, which is not read here", cure)
+                self._refuse(f"is {what}, which is not supported", cure)
         self._encoding = self._encoding_of(head)
         number, first = next(self._lines(), (1, b""))
         if self._suffix in _TABLES or (self.column and not first.lstrip().startswith((b"{", b"["))):
@@ -129,8 +129,8 @@ class PromptFile:
             return "text"
         if _like_a_table([line for _, line in islice(self._lines(), 2)]):
             self._refuse(
-                f"line {number} is like that of a table",
-                f"--column NAME where its first line names columns; otherwise {AS_LINES}",
+                f"line {number} looks like a table row",
+                f"--column NAME if its first line names the columns; otherwise {AS_LINES}",
             )
         return "text"
 
@@ -233,7 +233,7 @@ class PromptFile:
                         continue
                     if len(fields) != len(names):
                         what = f"line {begun} has {len(fields)} fields, and the header {len(names)}"
-                        self._refuse(what, 'fields with a delimiter in them stand in "quotes"')
+                        self._refuse(what, 'put fields that contain a delimiter in "quotes"')
                     yield begun, _row(dict(zip(names, fields, strict=True)), self.column)
             except csv.Error as error:
                 self._refuse(f"line {reader.line_num} is not CSV: {error}", f"give {AS_LINES}")
@@ -247,8 +247,8 @@ class PromptFile:
             if len(found) != 1:
                 shown = ", ".join(map(repr, names[:20]))
                 self._refuse(
-                    f"which column holds the prompts? There {'are' if names[1:] else 'is'} {shown}",
-                    "--column NAME; the first line has to name the columns",
+                    f"which column has the prompts? There {'are' if names[1:] else 'is'} {shown}",
+                    "--column NAME; the first line must name the columns",
                 )
             self.column = found[0]
         if self.column and names.count(self.column) != 1:

@@ -146,7 +146,7 @@ class ClusterSpec(BaseSettings):
     @classmethod
     def _models_differ(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
         if twice := _repeated(name for m in models for name in m.names):
-            raise ValueError(f"two models, aliases or adapters are called {twice!r}")
+            raise ValueError(f"two models, aliases or adapters have the name {twice!r}")
         return models
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class ClusterSpec(BaseSettings):
                         "with which come its adapters and aliases"
                     )
                 if name not in known:
-                    raise ValueError(f"{where} is no model of the spec")
+                    raise ValueError(f"{where} is not a model in the spec")
             if key.models and self.env.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
                 raise ValueError(
                     f"gateway.keys.{owner}.models: vLLM's Rust front end, which `env` asks for, "

@@ -411,7 +411,7 @@ class Model(Part):
     )
     aliases: tuple[ModelName, ...] = Field(
         default=(),
-        description="Further names by which clients may ask for it.",
+        description="Additional names that clients can use for it.",
         examples=[["gpt-4o", "claude-sonnet-4"]],
     )
     adapters: dict[ModelName, Operand] = Field(

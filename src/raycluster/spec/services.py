@@ -65,18 +65,17 @@ class Key(Part):
     models: tuple[ModelName, ...] | None = Field(
         default=None,
         min_length=1,
-        description="The models that it is for, each with its adapters and aliases; left out: all.",
+        description="Models that the key may use, with their adapters and aliases; default: all.",
         examples=[["org/model"]],
     )
     requests_per_minute: AtLeastOne | None = Field(
         default=None,
-        description="As many at once, and then one after the other at this rate; each gateway "
-        "counts for itself.",
+        description="Maximum requests per minute; each gateway counts separately.",
         examples=[60],
     )
     expires: Moment | None = Field(
         default=None,
-        description="From then on it is none: a date (its beginning, in UTC), or a time with its "
+        description="When the key expires: a date (at its start, in UTC), or a time with an "
         "offset.",
         examples=["2027-01-01"],
     )
@@ -101,7 +100,7 @@ class Gateway(Part):
     )
     keys: dict[KeyOwner, Key] = Field(
         default_factory=dict,
-        description="Keys with limits, by owner, beside `api_keys`.",
+        description="Keys with limits, by owner, in addition to `api_keys`.",
         examples=[{"carol": {"key": "env:CAROL_KEY", "requests_per_minute": 60}}],
     )
     tls: Tls | None = Field(
@@ -111,7 +110,7 @@ class Gateway(Part):
     )
     allowed_origins: tuple[WebOrigin, ...] = Field(
         default=(),
-        description="Web pages that may ask with a key, as browsers name them; `*` is all.",
+        description="Origins of web pages that may send requests with a key; `*` allows all.",
         examples=[["https://chat.example.com"]],
     )
     paths: tuple[HttpPath, ...] = Field(
@@ -129,8 +128,8 @@ class Gateway(Part):
     )
     access_log: Days | None = Field(
         default=None,
-        description="Keep a log of requests in `gateway/access/` of the cluster's folder, a file "
-        "for each day, each for as long as this. The gateway's own output has it too.",
+        description="How long to keep the request log: one file per day in `gateway/access/` of "
+        "the cluster's folder. The gateway's output has it too.",
         examples=["30d"],
     )
     timeout: Seconds = Field(
@@ -141,7 +140,7 @@ class Gateway(Part):
     @model_validator(mode="after")
     def _owners_differ(self) -> Gateway:
         if both := sorted(self.api_keys.keys() & self.keys.keys()):
-            raise ValueError(f"{both[0]!r} is in `api_keys` and in `keys`: one of both")
+            raise ValueError(f"{both[0]!r} is in both `api_keys` and `keys`: use one of them")
         return self
 
     @property

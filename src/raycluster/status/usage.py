@@ -84,7 +84,7 @@ def asked_at(transport: Transport, spec: ClusterSpec, seconds: int, by: By | Non
             return ask(client, spec, seconds, by)
         except httpx.HTTPError as error:
             raise HostError(
-                f"Prometheus does not answer: {error or type(error).__name__}",
+                f"Prometheus does not respond:  {error or type(error).__name__}",
                 where=spec.hosts[0].name,
                 hint="raycluster status",
             ) from error

@@ -348,7 +348,7 @@ def test_what_is_no_id_is_refused_before_anything_is_sent(batch: Batch) -> None:
 
 def test_a_table_is_sent_by_its_column_and_goes_on_by_it(batch: Batch, serve: Serve) -> None:
     batch.write(["custom_id,instruction,max_tokens", "a,once:400,4", 'b,"two, please",', "c,3,"])
-    with pytest.raises(UsageError, match="like that of a table"):
+    with pytest.raises(UsageError, match="looks like a table row"):
         batch.run(nowhere, shape=Shape())
     server = serve()
     shape = Shape(column="instruction")
@@ -380,7 +380,7 @@ def test_json_in_any_layout_is_sent_once(batch: Batch, serve: Serve, content: st
         (b"", "has no lines"),
         (b"\n\n", "has no lines"),
         (b"[]", "has no lines"),
-        (b"prompt\n", "like that of a table"),
+        (b"prompt\n", "looks like a table row"),
         (b'{"x": 1}\n', "none of its 1 lines"),
         (gzip.compress(b"one\n" * 999, mtime=0)[:-9], "cannot be read"),
     ],

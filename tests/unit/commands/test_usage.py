@@ -31,9 +31,9 @@ def spec(folder: Path, more: str = "") -> str:
     [
         ("", (), "no Prometheus"),
         ("[monitoring]\nprometheus = false\n", (), "no Prometheus"),
-        ("[monitoring]\n", ("--json", "--csv"), "which one"),
-        ("[monitoring]\n", ("--since", "soon"), "is no time"),
-        ("[monitoring]\n", ("--since", "2999-01-01"), "not over yet"),
+        ("[monitoring]\n", ("--json", "--csv"), "choose one"),
+        ("[monitoring]\n", ("--since", "soon"), "is not a valid time"),
+        ("[monitoring]\n", ("--since", "2999-01-01"), "is in the future"),
     ],
 )
 def test_what_it_cannot_tell_is_an_error(

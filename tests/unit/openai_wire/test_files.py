@@ -135,14 +135,14 @@ def test_a_torn_line_among_good_ones_is_left_to_its_reader() -> None:
         (b"\x80\x04\x95pickle\0", "is no text"),
         (b"plain\nna\xefve\n", "line 2 is not UTF-8 at byte 3"),
         ("é\n".encode("utf-16")[:-1], "is not UTF-16"),
-        ("prompt\nSay hi\n", "like that of a table"),
-        ("id,prompt\n1,Say hi\n", "like that of a table"),
-        ("text\tlabel\nSay hi\tgood\n", "like that of a table"),
-        ("instruction,input,output\nSay hi,,Hi\n", "like that of a table"),
-        ("1\tSay hi\n2\tSay ho\n", "like that of a table"),
-        ('"Say hi","good"\n"Say, ho","bad"\n', "like that of a table"),
-        ('1,"Say hi"\n', "like that of a table"),
-        ("Prompt;max_tokens\nSay hi;9\n", "like that of a table"),
+        ("prompt\nSay hi\n", "looks like a table row"),
+        ("id,prompt\n1,Say hi\n", "looks like a table row"),
+        ("text\tlabel\nSay hi\tgood\n", "looks like a table row"),
+        ("instruction,input,output\nSay hi,,Hi\n", "looks like a table row"),
+        ("1\tSay hi\n2\tSay ho\n", "looks like a table row"),
+        ('"Say hi","good"\n"Say, ho","bad"\n', "looks like a table row"),
+        ('1,"Say hi"\n', "looks like a table row"),
+        ("Prompt;max_tokens\nSay hi;9\n", "looks like a table row"),
         (b"PAR1\x15\x04", "is Parquet"),
         (b"ARROW1\0\0", "is Arrow"),
         (b"PK\x03\x04\x14", "a spreadsheet"),
@@ -160,7 +160,7 @@ def test_a_mixture_and_what_cannot_be_told_are_refused(content: str | bytes, wha
 
 @pytest.mark.parametrize("name", ["a.parquet", "A.XLSX", "a.md", "a.yaml", "a.feather"])
 def test_what_is_named_after_another_kind_is_not_read_by_lines(name: str) -> None:
-    with pytest.raises(UsageError, match="which is not read here"):
+    with pytest.raises(UsageError, match="which is not supported"):
         read("Say hi\n", name)
 
 
@@ -211,7 +211,7 @@ def test_the_column_is_the_one_that_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "column", "what"),
     [
-        ("a,b\n1,2\n", "", "which column holds the prompts? There are 'a', 'b'"),
+        ("a,b\n1,2\n", "", "which column has the prompts? There are 'a', 'b'"),
         ("prompt,text\n1,2\n", "", "which column"),
         ("Say hi\nSay ho\n", "", "which column"),
         ("a,b\n1,2\n", "c", "has no column 'c', but 'a', 'b'"),

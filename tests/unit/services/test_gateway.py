@@ -263,7 +263,7 @@ def keyed(**key: Any) -> ClusterSpec:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ({"models": ["c"]}, r"gateway\.keys\.alice\.models: 'c' is no model of the spec"),
+        ({"models": ["c"]}, r"gateway\.keys\.alice\.models: 'c' is not a model in the spec"),
         ({"models": ["a-law"]}, "'a-law' is a further name: name the model itself, 'a'"),
         ({"models": []}, "at least 1"),
         ({"requests_per_minute": 0}, "greater than or equal to 1"),
@@ -301,7 +301,7 @@ def test_a_key_expires_at_a_moment(expires: str, moment: str) -> None:
 
 
 def test_an_owner_has_one_key() -> None:
-    with pytest.raises(ValidationError, match="'a' is in `api_keys` and in `keys`"):
+    with pytest.raises(ValidationError, match="'a' is in both `api_keys` and `keys`"):
         Gateway.model_validate({"api_keys": {"a": "env:A"}, "keys": {"a": A_KEY}})
 
 

@@ -33,10 +33,10 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
             "max_ongoing_requests = 64\nreplicas = { max = 2 }",
             "replicas.target_ongoing_requests (64) must be less than max_ongoing_requests (64)",
         ),
-        ('aliases = ["m"]', "two models, aliases or adapters are called 'm'"),
-        ('aliases = ["a", "a"]', "two models, aliases or adapters are called 'a'"),
+        ('aliases = ["m"]', "two models, aliases or adapters have the name 'm'"),
+        ('aliases = ["a", "a"]', "two models, aliases or adapters have the name 'a'"),
         ('aliases = ["-a"]', "aliases"),
-        ('adapters = { m = "/a" }', "two models, aliases or adapters are called 'm'"),
+        ('adapters = { m = "/a" }', "two models, aliases or adapters have the name 'm'"),
         (
             "engine_args.enable_auto_tool_choice = true",
             "engine_args: `enable_auto_tool_choice` needs `tool_call_parser`, the name of vLLM's "
@@ -88,7 +88,7 @@ def test_what_changes_a_replica_by_its_own_server_is_refused(
 
 def test_an_adapter_may_not_have_the_name_of_another_model(refusal: Refusal) -> None:
     more = '[[models]]\nname = "n"\nadapters = { m = "/a" }\n'
-    assert "two models, aliases or adapters are called 'm'" in refusal(MODEL + more)
+    assert "two models, aliases or adapters have the name 'm'" in refusal(MODEL + more)
 
 
 def test_a_model_has_its_own_name_its_aliases_and_those_of_its_adapters(read: Read) -> None:

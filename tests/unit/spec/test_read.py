@@ -309,7 +309,7 @@ def test_an_environment_value_may_be_any_line(read: Read, value: str) -> None:
          '(or set `transport = "local"` for this machine)'),
         ("[workers]\n", "line 5: workers: a list is expected: `[[workers]]` for tables"),
         ('[[models]]\nname = "m"\n[[models]]\nname = "m"\n',
-         "line 5: models: two models, aliases or adapters are called 'm'"),
+         "line 5: models: two models, aliases or adapters have the name 'm'"),
         ("[ports]\napi = 8265\n", "line 5: ports: api and dashboard are both 8265"),
         ("[ports]\napi = 20001\n",
          "line 5: ports: api (20001) lies between worker_min and worker_max"),

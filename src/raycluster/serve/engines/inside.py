@@ -128,7 +128,7 @@ class Guard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        message = f"The model `{self._model}` is none of those that this key is for."
+        message = f"The model `{self._model}` is not one of those that this key may use."
         said: dict[str, Any] = {"error": {"message": message}}
         if _MESSAGES.match(scope["path"]):
             said = {"type": "error", "error": {"type": "permission_error", "message": message}}
