@@ -22,6 +22,10 @@ IN = '{proxy="http_frontend"}'
 MODELS = '{proxy=~"http-.+"}'
 """The ways to applications, which HAProxy knows as `http-` and the application's name."""
 
+USAGE_REQUESTS = "ray_raycluster_usage_requests_total"
+USAGE_TOKENS = "ray_raycluster_usage_tokens_total"
+CACHED, PROMPT, READ_OR_MADE = '{kind="cached"}', '{kind="prompt"}', '{kind!="cached"}'
+
 
 def gateway() -> dashboard.Dashboard:
     """Return the page of the gateway and the ingress."""
@@ -34,6 +38,7 @@ def gateway() -> dashboard.Dashboard:
             ("Now", _now()),
             ("Ingress (HAProxy on the head)", _ingress()),
             ("Ways to the models", _backends()),
+            ("Keys", _keys()),
             ("Gateway (nginx)", _gateway()),
         ],
     )
@@ -128,6 +133,36 @@ def _backends() -> list[AnyPanel]:
             Line(
                 f"sum by (proxy) ({rate('haproxy_backend_redispatch_warnings_total', MODELS)})",
                 "{{proxy}} to another",
+            ),
+        ),
+    ]
+
+
+def _keys() -> list[AnyPanel]:
+    return [
+        graph(
+            "Requests by key",
+            "Per second, that engines were asked; `-` came without a key, such as our own checks.",
+            REQUESTS_PER_SECOND,
+            Line(f"sum by (owner) ({rate(USAGE_REQUESTS)})", "{{owner}}"),
+            stacked=True,
+        ),
+        graph(
+            "Tokens by key",
+            "Per second, read from prompts and generated, counted when a request ends or is given "
+            "up. `raycluster usage` sums them over days.",
+            units.CountsPerSecond,
+            Line(f"sum by (owner) ({rate(USAGE_TOKENS, READ_OR_MADE)})", "{{owner}}"),
+            stacked=True,
+        ),
+        graph(
+            "Tokens from a cache",
+            "The share of the prompts' tokens that engines did not have to read again, by key.",
+            units.PercentUnit,
+            Line(
+                f"sum by (owner) ({rate(USAGE_TOKENS, CACHED)}) / "
+                f"clamp_min(sum by (owner) ({rate(USAGE_TOKENS, PROMPT)}), 1e-9)",
+                "{{owner}}",
             ),
         ),
     ]

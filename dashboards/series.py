@@ -54,6 +54,9 @@ EVERYWHERE = frozenset(
         "haproxy_frontend_current_sessions",
         "haproxy_frontend_http_requests_total",
         "haproxy_frontend_http_responses_total",
+        # engines, by key
+        "ray_raycluster_usage_requests_total",
+        "ray_raycluster_usage_tokens_total",
         # the gateway, with `tls`
         "nginx_connections_active",
         "nginx_connections_reading",

@@ -68,7 +68,8 @@ def _section(
     shown.add(name)
     for key, below in own.items():
         if (lower := _table_of(below)) and lower not in shown:
-            yield from _section(f"{path}.{key}", below, lower, definitions, shown, many=False)
+            free = ".NAME" if any(_each(b) for b in _branches(below)) else ""
+            yield from _section(f"{path}.{key}{free}", below, lower, definitions, shown, many=False)
 
 
 def _own(name: str, definition: Schema, definitions: Mapping[str, Schema]) -> Mapping[str, Schema]:
@@ -147,9 +148,15 @@ def _table_of(field: Schema) -> str:
     """Return the name of the table that stands here, also in a list or as one of several kinds."""
     for branch in _branches(field):
         place = branch.get("items", branch) if branch.get("type") == "array" else branch
-        if "$ref" in place:
+        if "$ref" in (place := _each(branch) or place):
             return str(place["$ref"]).rpartition("/")[2]
     return ""
+
+
+def _each(field: Schema) -> Schema | None:
+    """Return what stands at names of the reader's choice."""
+    of_names = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
+    return next((each for each in of_names if isinstance(each, Mapping)), None)
 
 
 def _is_optional(field: Schema) -> bool:

@@ -17,7 +17,7 @@ from raycluster.requirements import GPU_NEEDS, short_of, too_old_for
 from raycluster.rollout import Rollout, plan_rollout, restarts, same
 from raycluster.room import Memory
 from raycluster.services import firewall
-from raycluster.services.gateway import gateway
+from raycluster.services.gateway import GATEWAY, gateway
 from raycluster.services.grafana import grafana
 from raycluster.services.head import head
 from raycluster.services.prometheus import prometheus
@@ -133,14 +133,18 @@ Action = Guard | Start | Reload | Remove | Deploy
 class Only:
     """The part of the cluster that one run is about: a stage, or one host by name."""
 
-    part: Literal["all", "head", "workers", "app"] = "all"
+    part: Literal["all", "head", "workers", "app", "gateway"] = "all"
     host: str | None = None
 
     def nodes(self, host: ResolvedHost) -> bool:
         """Return True when this run may touch the host's processes."""
         if self.host:
             return host.name == self.host
-        return self.part in ("all", host.role, f"{host.role}s")
+        return self.part in ("all", "gateway", host.role, f"{host.role}s")
+
+    def role(self, name: str) -> bool:
+        """Return True when this run may touch the process of this role."""
+        return self.part != "gateway" or name == GATEWAY
 
     @property
     def app(self) -> bool:
@@ -164,9 +168,9 @@ def plan_nodes(
     new_head = False
     for host in (h for h in spec.hosts if only.nodes(h)):
         seen = state.hosts[host.name]
-        wanted = desired(spec, host, wiring)
+        wanted = tuple(p for p in desired(spec, host, wiring) if only.role(p.role))
         rules, digits = firewall.wanted(spec, host, wiring)
-        if digits != seen.firewall:
+        if digits != seen.firewall and only.part != "gateway":
             why = _WHY_RULES.get(seen.firewall, "the cluster changed")
             guards.append(Guard(host.name, rules, why if rules else "not managed any more"))
         for process in wanted:
@@ -179,7 +183,8 @@ def plan_nodes(
                 starts.append(Start(host.name, process, reason, replaces=found is not None))
             elif process.reload and seen.live.get(process.role) != process.live_id:
                 reloads.append(Reload(host.name, process))
-        removes += _strangers(host.name, seen.found, keep={p.role for p in wanted})
+        found_roles = [found for found in seen.found if only.role(found.role)]
+        removes += _strangers(host.name, found_roles, keep={p.role for p in wanted})
     starts.sort(key=lambda start: start.process.role not in RAY_ROLES)
     if only == EVERYTHING:
         removes += [

@@ -17,7 +17,7 @@ from raycluster.errors import SecretError
 from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
 from raycluster.spec.layers import read_dotenv
-from raycluster.spec.services import Registry
+from raycluster.spec.services import Gateway, Registry
 
 COMMAND_TIMEOUT = 30.0
 LARGEST = 64 * 1024
@@ -33,7 +33,7 @@ def resolve_all(
         found = replace(found, registry=_login(spec.registry, environ, dotenv))
     if spec.gateway is None:
         return found
-    found = replace(found, api_keys=_api_keys(spec.gateway.api_keys, environ, dotenv))
+    found = replace(found, api_keys=_api_keys(spec.gateway, environ, dotenv))
     tls = spec.gateway.tls
     if tls is None or tls.cert is None or tls.key is None:
         return found
@@ -49,12 +49,12 @@ def _login(registry: Registry, environ: Mapping[str, str], dotenv: Path | None) 
 
 
 def _api_keys(
-    sources: Mapping[str, str], environ: Mapping[str, str], dotenv: Path | None
+    gateway: Gateway, environ: Mapping[str, str], dotenv: Path | None
 ) -> dict[str, Secret]:
-    keys = resolve(sources, environ, dotenv=dotenv)
+    keys = resolve(gateway.sources, environ, dotenv=dotenv)
     seen: dict[Secret, str] = {}
     for owner, key in keys.items():
-        where = f"gateway.api_keys.{owner}"
+        where = f"gateway.{'keys' if owner in gateway.keys else 'api_keys'}.{owner}"
         if not re.fullmatch(r"[!-~]{16,512}", key.reveal()):
             raise SecretError(
                 "16 to 512 letters, digits and signs of ASCII without spaces are expected",

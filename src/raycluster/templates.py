@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -56,6 +57,37 @@ def pattern(value: str) -> Escaped:
     return Escaped("".join(s if s in plain else f"\\\\x{ord(s):02x}" for s in signs))
 
 
+def quoted(value: object) -> Escaped:
+    """Return JSON as a word of nginx, in which nothing stands for something else.
+
+    Raises ValueError for what nginx would read in another way.
+    """
+    plain = json.dumps(value, separators=(",", ":"))
+    if re.search(r"['\\$]", plain):
+        raise ValueError("quotes, backslashes and dollar signs cannot stand here")
+    return Escaped(f"'{plain}'")
+
+
+def names(values: Iterable[str]) -> Escaped:
+    """Return names of models with commas, in nginx's quotes. Raises ValueError for others."""
+    told = ",".join(values)
+    if not re.fullmatch(r"[A-Za-z0-9._:/@+,-]+", told):
+        raise ValueError("not names of models")
+    return Escaped(f'"{told}"')
+
+
+def since(second: int) -> Escaped:
+    """Return a pattern (PCRE, in quotes of nginx) for seconds since 1970, from this one on."""
+    digits = f"{max(0, second):010d}"
+    size = len(digits)
+    later = [
+        f"{digits[:at]}[{int(digit) + 1}-9][0-9]{{{size - at - 1}}}"
+        for at, digit in enumerate(digits)
+        if digit != "9"
+    ]
+    return Escaped("|".join([digits, *later, f"[0-9]{{{size + 1},}}"]))
+
+
 def as_json(value: object) -> Escaped:
     """Return JSON, which is YAML as well."""
     return Escaped(json.dumps(value))
@@ -103,7 +135,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {"number": number, "word": word, "pattern": pattern, "json": as_json}
-    made.filters |= {"line": line, "shell": shell}
+    made.filters |= {"line": line, "shell": shell, "quoted": quoted, "names": names, "since": since}
     made.filters |= {"text": text, "data": data, "code": code}
     return made
 

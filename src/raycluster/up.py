@@ -24,7 +24,6 @@ from raycluster.needs import refuse_unfit
 from raycluster.neighbours import refuse_strangers
 from raycluster.observe import machine, observe
 from raycluster.plan import (
-    APP,
     EVERYTHING,
     Action,
     Deploy,
@@ -113,7 +112,7 @@ def _up(
     verify: bool,
 ) -> Outcome:
     state = _seen(spec, fleet, only)
-    if only == APP:
+    if only.part in ("app", "gateway"):
         check_up(spec, state)
     work = Work(spec, fleet, state.token or _new_token(), secrets, listen)
     doubts = unread(state)
@@ -134,7 +133,9 @@ def _up(
     if actions:
         unclean = apply_nodes(work, state, actions, only)
         state = observe(spec, fleet)
-    elif late := [h for h in spec.hosts if only.nodes(h) and state.node(h) is None]:
+    elif late := [
+        h for h in spec.hosts if only.nodes(h) and only.role(h.role) and state.node(h) is None
+    ]:
         wait_for_nodes(work, late)
         state = observe(spec, fleet)
     refresh(work, wiring(work, state), only)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def spec_of(port: int, api: int, **gate: Any) -> ClusterSpec:
+def spec_of(port: int, api: int, models: Sequence[str] = (), **gate: Any) -> ClusterSpec:
+    plain = {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate}
     ports = {"gateway": port, "api": api}
     return ClusterSpec.model_validate(
-        {"cluster": {"name": "q"}, "head": {"host": "h"}, "gateway": gate, "ports": ports}
+        {**plain, "ports": ports, "models": [{"name": name} for name in models]}
     )
 
 

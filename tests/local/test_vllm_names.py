@@ -18,7 +18,7 @@ import pytest
 
 from raycluster import readings, tested
 from raycluster.serve import figures
-from raycluster.serve.engines import keeper, requests, server, vllm
+from raycluster.serve.engines import inside, keeper, requests, server, vllm
 from raycluster.serve.engines.vllm_log import LOGGED
 from raycluster.serve.ready import questions
 from raycluster.serve.settings import SHUT, ModelSettings
@@ -141,6 +141,25 @@ def test_transformers_honours_or_refuses_each_field_of_a_request(build: str, bod
     ours = {*requests.CompletionBody.model_fields, *requests.ChatBody.model_fields}
     known = ours | requests.WITHOUT_EFFECT.keys() | WITHOUT_MEANING
     assert {name for name in fields if not name.startswith("_")} - known == set()
+
+
+@each_build
+def test_what_each_key_took_is_counted_where_sequences_end(build: str) -> None:
+    text = source(build, "v1/engine/output_processor.py")
+    assert text.count("self.request_states.pop(") == 2  # an end, and what is given up
+    assert "self.request_states[request_id] = req_state" in text
+    assert "self.request_states.clear" not in text
+    state = {"is_prefilling", "prompt_len", "num_cached_tokens", "lora_name", "detokenizer"}
+    assert {name for name in state if f"self.{name} = " not in text} == set()
+    assert "req_stats.num_generation_tokens += " in source(build, "v1/metrics/stats.py")
+    assert "in args.middleware:" in source(build, "entrypoints/**/*.py")
+
+
+@each_build
+def test_the_parsers_that_we_name_are_there(build: str) -> None:
+    ours = {*inside.PARSERS.values(), *(parser for _, parser in inside.NAMED)}
+    assert ours - constants(build, "tool_parsers.__init__") == set()
+    assert inside._FLAG in source(build, "renderers/*.py")
 
 
 @each_build

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from raycluster.commands.options import only_part
 from raycluster.contracts import Found, Secret, Versions
+from raycluster.errors import UsageError
 from raycluster.members import member_of
 from raycluster.plan import Only, desired, plan_nodes, roles
 from raycluster.services.wiring import Secrets, Wiring
@@ -122,6 +124,29 @@ def test_a_new_head_restarts_neither() -> None:
 )
 def test_only_a_part(only: Only, expected: int) -> None:
     assert len(described(A, nothing(A), only)) == expected
+
+
+@pytest.mark.parametrize("on", ["head", "all"])
+def test_only_the_gateway_is_touched(on: str) -> None:
+    gate = {**BESIDE, "gateway": {**BESIDE["gateway"], "on": on}}
+    spec = spec_of("a", **gate)
+    part = only_part(spec, "gateway")
+    hosts = ["a", "head"] if on == "all" else ["head"]
+    changed = {**gate, "firewall": {"manage": True}, "monitoring": {"retention": "1d"}}
+    later = described(spec_of("a", **changed), running(spec), part, key="sk-other-0123456789")
+    assert sorted(later) == [f"{host}: ~ reload gateway (its files changed)" for host in hosts]
+    first = described(spec, nothing(spec), part)
+    assert sorted(first) == [f"{host}: + start gateway (not there)" for host in hosts]
+    without = spec_of("a", monitoring={})
+    gone = described(without, running(spec), Only("gateway"))
+    assert sorted(gone) == [
+        f"{host}: - remove gateway (not in the spec for this host)" for host in hosts
+    ]
+
+
+def test_without_a_gateway_there_is_no_such_part() -> None:
+    with pytest.raises(UsageError, match="'gateway' is no part of this cluster"):
+        only_part(spec_of("a"), "gateway")
 
 
 def test_grafana_comes_when_asked_for_after_the_prometheus_that_it_shows() -> None:

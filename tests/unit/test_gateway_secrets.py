@@ -52,17 +52,32 @@ def test_a_key_that_cannot_be_used_is_an_error(
     assert environ.get("B", "-") not in str(error.value)
 
 
+def test_a_key_with_limits_comes_from_its_source_too() -> None:
+    spec = spec_of({"api_keys": {"a": "env:A"}, "keys": {"b": {"key": "env:B"}}})
+    assert resolve_all(spec, {"A": GOOD, "B": OTHER}).api_keys["b"] == Secret(OTHER)
+    for wrong, what in (("short", "16 to 512"), (GOOD, "the same key as a's")):
+        with pytest.raises(SecretError, match=what) as error:
+            resolve_all(spec, {"A": GOOD, "B": wrong})
+        assert error.value.where == "gateway.keys.b"
+
+
 def test_certificate_and_keys_lie_beside_the_spec(tmp_path: Path) -> None:
     (tmp_path / "cluster.toml").write_text(
         'schema = 1\n[cluster]\nname = "q"\n[head]\nhost = "h"\n[gateway]\n'
         'api_keys = { a = "file:./a.key" }\n'
+        'keys.b = { key = "file:./b.key", expires = 2027-01-01 }\n'
         'tls = { cert = "./cert.pem", key = "file:./key.pem" }\n'
     )
-    for name, content in {"a.key": GOOD, "cert.pem": "CERT\n", "key.pem": "KEY\n"}.items():
+    for name, content in {
+        "a.key": GOOD,
+        "b.key": OTHER,
+        "cert.pem": "CERT\n",
+        "key.pem": "KEY\n",
+    }.items():
         (tmp_path / name).write_text(content)
     found = resolve_all(read_spec(tmp_path / "cluster.toml", {}), {})
     assert (found.certificate, found.certificate_key) == (b"CERT\n", Secret("KEY"))
-    assert found.api_keys == {"a": Secret(GOOD)}
+    assert found.api_keys == {"a": Secret(GOOD), "b": Secret(OTHER)}
 
 
 def test_a_certificate_that_is_not_there_is_an_error() -> None:

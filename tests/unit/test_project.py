@@ -43,6 +43,7 @@ BROUGHT = {
     "transformers": "vLLM",
     "huggingface_hub": "transformers",
     "psutil": "vLLM and accelerate",
+    "pydantic": "Ray Serve",
 }
 PUBLIC = {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
 

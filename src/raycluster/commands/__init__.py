@@ -23,6 +23,7 @@ from raycluster.commands.status import status
 from raycluster.commands.support_bundle import support_bundle
 from raycluster.commands.tunnel import tunnel
 from raycluster.commands.up import up
+from raycluster.commands.usage import usage
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ COMMANDS: Mapping[str, Command] = {
     "up": Command(up),
     "deploy": Command(deploy),
     "status": Command(status),
+    "usage": Command(usage),
     "tunnel": Command(tunnel),
     "bench": Command(bench),
     "batch": Command(batch),

@@ -98,8 +98,13 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
     if gate:
         keys = opened.secrets().api_keys
         if keys:
-            owner = sorted(keys)[0]
-            headers = bearer(f"gateway.api_keys.{owner}", keys[owner])
+            if not (owner := gate.unlimited):
+                raise UsageError(
+                    "every key has limits, which a drill would meet",
+                    where="gateway.keys",
+                    hint="add one without: api_keys",
+                )
+            headers = bearer(f"the key of {owner}", keys[owner])
         remote, scheme = (gate.near, spec.ports.gateway), gate.scheme
         hosts = list(spec.hosts) if gate.on == "all" else hosts
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ def complete_hosts(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_parts(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the parts that `--only` takes and that begin like this, for the shell."""
-    parts = ["head", "workers", "app", *complete_hosts(ctx, "")]
+    parts = ["head", "workers", "app", "gateway", *complete_hosts(ctx, "")]
     return [part for part in dict.fromkeys(parts) if part.startswith(incomplete)]
 
 
@@ -59,7 +59,7 @@ OnlyOption = Annotated[
     str | None,
     typer.Option(
         metavar="PART",
-        help="Only this part: head, workers, app, or a host's name.",
+        help="Only this part: head, workers, app, gateway, or a host's name.",
         show_default=False,
         autocompletion=complete_parts,
     ),
@@ -77,9 +77,12 @@ def only_part(spec: ClusterSpec, given: str | None) -> Only:
     match given:
         case "head" | "workers" | "app":
             return Only(given)
+        case "gateway" if spec.gateway is not None:
+            return Only(given, spec.hosts[0].name if spec.gateway.on == "head" else None)
         case _ if given in names:
             return Only(host=given)
-    known = ", ".join(["head", "workers", "app", *sorted(names - {"head"})])
+    services = ["gateway"] if spec.gateway else []
+    known = ", ".join(["head", "workers", "app", *services, *sorted(names - {"head"})])
     raise UsageError(
         f"{given!r} is no part of this cluster", where="--only", hint=f"one of {known}"
     )

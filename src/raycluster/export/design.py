@@ -158,7 +158,7 @@ def _invented(design: Design, word: str) -> Given:
     certificate = design.given.secrets.certificate if design.given else word.encode()
     held = Secrets(
         replicas=some(design.spec.secrets),
-        api_keys=some(gate.api_keys) if gate else {},
+        api_keys=some(gate.sources) if gate else {},
         certificate=certificate if gate and gate.tls else b"",
         certificate_key=Secret(word) if gate and gate.tls else None,
     )

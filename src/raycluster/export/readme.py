@@ -62,7 +62,7 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
         others=", ".join(_others(design)),
         grafana=GRAFANA in _others(design),
         scheme=gate.scheme if gate else "http",
-        keys=bool(gate and gate.api_keys),
+        keys=bool(gate and gate.sources),
         port=spec.ports.gateway if gate else spec.ports.api,
         address=design.addresses[spec.hosts[0].name] if gate else "127.0.0.1",
         **more,
@@ -92,7 +92,7 @@ def how(design: Design, path: str) -> str:
         told = ", ".join(f'"{key}": "..."' for key in sorted(design.spec.secrets))
         return f"JSON: `{{{told}}}`"
     if role == GATEWAY and name.endswith(KEYS_FILE) and gate:
-        lines = "`, `".join(_EXAMPLE_KEY.format(owner=owner) for owner in sorted(gate.api_keys))
+        lines = "`, `".join(_EXAMPLE_KEY.format(owner=owner) for owner in sorted(gate.sources))
         return f"a line for each key, in which KEY is the key, of letters and digits: `{lines}`"
     if role == GATEWAY and name.endswith(".pem"):
         return (

@@ -26,6 +26,7 @@ from raycluster.serve import engines
 from raycluster.serve.capture import Capture
 from raycluster.serve.deaths import Records, folder, verdict
 from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive, Send
+from raycluster.serve.engines.inside import OWNER, Guard, usage
 from raycluster.serve.engines.server import Place
 from raycluster.serve.figures import ours, parsed, written
 from raycluster.serve.first_to_go import go_first
@@ -135,7 +136,7 @@ class Running:
         root = os.environ.get("RAYCLUSTER_ROOT") if settings.engine == "auto" else ""
         watch = Watch(root, told) if root else None
         engine, app, reason = await start(
-            settings, watch.verdict() if watch else "", metrics.tokens, place
+            settings, watch.verdict() if watch else "", tokens(metrics, settings.name), place
         )
         phases = {**engine.phases, "total": time.monotonic() - began}
         report = {
@@ -165,7 +166,8 @@ class Running:
         figures = self._engine.figures
         if figures is None:
             recent = Recent()
-            counted = Counted(Front(self._app, report, metrics, readiness, recent))
+            front = Front(self._app, report, metrics, readiness, recent)
+            counted = Counted(Guard(front, settings.name))
             self.front, self._count = counted, counted.count
             self._begin(Mirror(ray_gauge).run(), recent.run(), serve_at(self.front, place))
             return
@@ -258,6 +260,16 @@ class Door:
             await self.leads_to(scope, receive, send)
         elif scope["type"] == "http":
             await refuse(send, 503, "the engine is starting")
+
+
+def tokens(metrics: Metrics, model: str) -> Callable[[str, int, int], None]:
+    """Return what counts the tokens of an engine in this process, also by the key's owner."""
+
+    def count(engine: str, prompt: int, generated: int) -> None:
+        metrics.tokens(engine, prompt, generated)
+        usage().took(model, OWNER.get(), prompt, 0, generated)
+
+    return count
 
 
 async def serve_at(app: ASGI, place: Place) -> None:

@@ -23,6 +23,8 @@ HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"expect"}
     | {b"content-length", b"proxy-connection", b"trailer"}
 )
+OWN = HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
+"""What is not passed back: Serve and its HTTP server say it of an answer too."""
 
 
 class Relay:
@@ -71,7 +73,7 @@ async def exchange(
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         auto_decompress=False,
     ) as answer:
-        told = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in HOP_BY_HOP]
+        told = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in OWN]
         await send({"type": "http.response.start", "status": answer.status, "headers": told})
         async for chunk in answer.content.iter_any():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from raycluster.serve.engines import ASGI
+from raycluster.serve.engines.inside import Guard
 from raycluster.serve.listen import listen_privately
 from raycluster.serve.router import Router
 from raycluster.serve.settings import DRAIN_S
@@ -42,7 +43,7 @@ class RouterReplica:
         self._router = Router(**told)
 
     async def __serve_build_asgi_app__(self) -> ASGI:
-        return self._router
+        return Guard(self._router, "")
 
     async def __del__(self) -> None:
         router = getattr(self, "_router", None)

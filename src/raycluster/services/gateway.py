@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 
 from raycluster import templates
@@ -23,11 +24,15 @@ REFUSED_PATH = "/v1/load_lora_adapter"
 # Started by root, nginx works as another user, who must reach its temporary files: from the working
 # folder, since the home of root lets nobody through. A request opens up to three files: client,
 # server, body. It reads the whole configuration before it listens, and says in one line what is
-# wrong with it.
+# wrong with it. Beside it, old files of the log of requests are removed as long as it runs.
 _RUN = """\
 command -v nginx >/dev/null || { echo "nginx is not installed here" >&2; exit 127; }
-cd "$0" && chmod 711 . && mkdir -p temp new && chmod 711 temp || exit 1
+cd "$0" && chmod 711 . && mkdir -p temp new access && chmod 711 temp && chmod 1733 access || exit 1
 ulimit -n "$(ulimit -Hn)"
+while kill -0 $$; do
+  [ -s keep ] && find access -type f -mmin "+$(cat keep)" -exec rm -f {} +
+  sleep 60
+done >/dev/null 2>&1 &
 exec nginx -e stderr -p ./ -c nginx.conf
 """
 
@@ -49,6 +54,39 @@ done
 echo "nginx started no new processes within 10 s" >&2
 exit 1
 """
+
+ANTHROPIC = {
+    **{401: "authentication_error", 404: "not_found_error", 413: "request_too_large"},
+    **{429: "rate_limit_error", 500: "api_error", 503: "overloaded_error", 504: "timeout_error"},
+}
+"""How the errors of a status are called in Anthropic's API."""
+
+EXPIRED = ("This API key has expired.", "invalid_request_error", "invalid_api_key")
+
+OWNER_HEADER, MODELS_HEADER = "X-Raycluster-Owner", "X-Raycluster-Models"
+"""By which engines learn whose key it was, and for which models it is; not from clients."""
+
+CORS = tuple(
+    f"Access-Control-{name}"
+    for name in (
+        *("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials"),
+        *("Allow-Private-Network", "Expose-Headers", "Max-Age"),
+    )
+)
+"""What the gateway alone says to browsers, whatever a server behind it says."""
+
+EXPOSED = (
+    *("X-Request-Id", "Retry-After", "X-Raycluster-Retried"),
+    *(
+        f"X-RateLimit-{what}-{of}"
+        for of in ("Requests", "Tokens")
+        for what in ("Limit", "Remaining", "Reset")
+    ),
+)
+"""The headers that pages of allowed origins may read."""
+
+KEEP_FILE = "keep"
+"""Holds how many minutes a file of the log of requests is kept."""
 
 KEYS_FILE = "keys.conf"
 """Where the keys stand when they are apart from the configuration."""
@@ -75,23 +113,25 @@ def gateway(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | 
 
 
 def _keys_apart(gate: Gateway, wiring: Wiring) -> dict[str, bytes]:
-    if not wiring.apart or not gate.api_keys:
+    if not wiring.apart or not gate.sources:
         return {}
     known = sorted(wiring.secrets.api_keys.items())
-    keys = [(name, key.reveal()) for name, key in known if name in gate.api_keys]
+    keys = [(name, key.reveal()) for name, key in known if name in gate.sources]
     return {f"{GATEWAY}/{KEYS_FILE}": templates.render("nginx/keys.conf", api_keys=keys)}
 
 
 def _note(gate: Gateway) -> str:
     if ip_address(gate.address).is_loopback:
         return ""
-    if not gate.api_keys:
+    if not gate.sources:
         return "the gateway serves all who reach it: without `api_keys` it asks for no key"
     return "" if gate.tls else "keys reach the gateway in the clear: without `tls` use the tunnel"
 
 
 def _files(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> dict[str, bytes]:
     files = {f"{GATEWAY}/nginx.conf": nginx_conf(spec, host, wiring)}
+    if spec.gateway and spec.gateway.access_log:
+        files[f"{GATEWAY}/{KEEP_FILE}"] = b"%d\n" % _minutes(spec.gateway.access_log)
     certificate, key = _certificate(spec, wiring)
     if key:
         files[f"{GATEWAY}/cert.pem"] = certificate
@@ -144,14 +184,21 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
     if gate is None:
         raise ValueError("the spec has no gateway")
     keys = wiring.secrets.api_keys
+    limited = sorted(gate.keys.items())
     return templates.render(
         "nginx/nginx.conf",
         listens=[bracketed(address) for address in _listens(gate, host, wiring)],
         port=spec.ports.gateway,
         ingresses=_ingresses(spec, host, wiring),
         keys_file=KEYS_FILE if wiring.apart else "",
-        guarded=bool(gate.api_keys),
-        api_keys=[(name, keys[name].reveal()) for name in sorted(gate.api_keys) if name in keys],
+        guarded=bool(gate.sources),
+        allowed_origins=gate.allowed_origins,
+        cors=CORS,
+        exposed=EXPOSED,
+        errors=list(_errors(gate)),
+        expired=_both(401, *EXPIRED),
+        malformed=_error("The request is not HTTP as it should be.", code="malformed"),
+        api_keys=[(name, keys[name].reveal()) for name in sorted(gate.sources) if name in keys],
         tls=gate.tls is not None,
         figures_path=FIGURES_PATH,
         readers=_readers(spec, wiring),
@@ -159,6 +206,64 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         paths=sorted(set(gate.paths)),
         max_body=in_bytes(gate.max_body),
         max_connections=gate.max_connections,
+        owner_header=OWNER_HEADER,
+        models_header=MODELS_HEADER,
+        keys_models=[(n, _names(spec, key.models)) for n, key in limited if key.models],
+        keys_expire=[(n, math.ceil(key.expires.timestamp())) for n, key in limited if key.expires],
+        keys_rates=[(n, key.requests_per_minute) for n, key in limited if key.requests_per_minute],
+        rates={rate: per_minute(rate) for rate in sorted(_rates(gate))},
+        access_log=gate.access_log is not None,
         rate_limit=gate.rate_limit,
         timeout=math.ceil(gate.timeout),
     )
+
+
+def _errors(gate: Gateway) -> Iterator[dict[str, object]]:
+    """Yield what the gateway says by itself: location, status, and the two forms of the error."""
+    many = f"at most {gate.max_connections} at once from one address"
+    many += f" and {gate.rate_limit} a second" if gate.rate_limit else ""
+    if _rates(gate):
+        many += ", and of a key as many a minute as the header x-ratelimit-limit-requests says"
+    wrong, server = "invalid_request_error", "server_error"
+    known = (
+        ("unauthorized", 401, "Incorrect API key provided.", wrong, "invalid_api_key"),
+        ("unknown", 404, "There is nothing at this path.", wrong, "not_found"),
+        ("too_large", 413, f"The request is larger than {in_bytes(gate.max_body)} bytes.", wrong,
+         "request_too_large"),
+        ("too_many", 429, f"Too many requests: {many}.", "requests", "rate_limit_exceeded"),
+        ("broken", 500, "The gateway failed.", server, "gateway"),
+        ("unavailable", 503, "No replica answers at the moment.", server, "unavailable"),
+        ("late", 504, f"No answer within {math.ceil(gate.timeout)} seconds.", server, "timeout"),
+    )  # fmt: skip
+    for name, status, message, kind, code in known:
+        yield {"name": name, "status": status, **_both(status, message, kind, code)}
+
+
+def _both(status: int, message: str, kind: str, code: str) -> dict[str, object]:
+    told = {"type": ANTHROPIC[status], "message": message}
+    return {
+        "openai": _error(message, kind, code),
+        "anthropic": {"type": "error", "error": told},
+    }
+
+
+def _names(spec: ClusterSpec, models: Collection[str]) -> list[str]:
+    """Return all names of models: their adapters and aliases too, for lists."""
+    return [name for m in spec.models if m.name in models for name in m.names]
+
+
+def _rates(gate: Gateway) -> set[int]:
+    return {key.requests_per_minute for key in gate.keys.values() if key.requests_per_minute}
+
+
+def per_minute(rate: int) -> int:
+    """Return after how many seconds nginx lets another request through: it rounds rates down."""
+    return math.ceil(1000 / (rate * 1000 // 60))
+
+
+def _minutes(time: str) -> int:
+    return int(time[:-1]) * 60 * {"h": 1, "d": 24, "w": 7 * 24}[time[-1]]
+
+
+def _error(message: str, kind: str = "invalid_request_error", code: str = "") -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -131,6 +131,12 @@ def _sentence(detail: ErrorDetails, location: Location, model: type[BaseModel]) 
 
 
 def _secret(location: Location, model: type[BaseModel]) -> bool:
+    kinds = [shape.at(model, location[:length]) for length in range(1, len(location) + 1)]
+    return any(map(holds_secrets, kinds)) or any(_tables(kind) for kind in kinds[-1:])
+
+
+def _tables(kind: object) -> bool:
+    """Tell whether tables stand here that have secrets, one of which may have taken their place."""
     return any(
-        holds_secrets(shape.at(model, location[:length])) for length in range(1, len(location) + 1)
+        any(map(holds_secrets, shape.keys(each).values())) for each in (kind, shape.values(kind))
     )

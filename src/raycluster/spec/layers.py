@@ -92,7 +92,9 @@ class Layers(PydanticBaseSettingsSource):
             known = shape.keys(kind)
             if part.lower() in known:
                 location, kind = (*location, part.lower()), known[part.lower()]
-            elif (free := shape.values(kind)) is not None:
+            elif (free := shape.values(kind)) is not None and shape.keys(free):
+                location, kind = (*location, part), free
+            elif free is not None:
                 rest = SEPARATOR.join(parts[position:])
                 return (*location, rest.lower() if free is Any else rest), free
             elif (item := shape.items(kind)) is not None and part.isdecimal():

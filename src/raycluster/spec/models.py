@@ -166,6 +166,27 @@ class ClusterSpec(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _keys_name_models(self) -> ClusterSpec:
+        known = {model.name for model in self.models}
+        further = {name: m.name for m in self.models for name in m.names if name != m.name}
+        for owner, key in self.gateway.keys.items() if self.gateway else ():
+            for name in key.models or ():
+                where = f"gateway.keys.{owner}.models: {name!r}"
+                if name in further:
+                    raise ValueError(
+                        f"{where} is a further name: name the model itself, {further[name]!r}, "
+                        "with which come its adapters and aliases"
+                    )
+                if name not in known:
+                    raise ValueError(f"{where} is no model of the spec")
+            if key.models and self.env.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+                raise ValueError(
+                    f"gateway.keys.{owner}.models: vLLM's Rust front end, which `env` asks for, "
+                    "tells no keys apart"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _gpus_suffice(self) -> ClusterSpec:
         counts = {h.name: n for h in self.hosts if (n := named(h.gpus)) is not None}
         if len(counts) == len(self.hosts) and (lack := lacking_gpus(self.models, counts)):

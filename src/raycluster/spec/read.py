@@ -127,6 +127,9 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     gateway = gateway if isinstance(gateway, dict) else {}
     anchor(gateway.get("tls"), "cert")
     anchor(gateway.get("tls"), "key", "file:")
+    keys = gateway.get("keys")
+    for table in keys.values() if isinstance(keys, dict) else ():
+        anchor(table, "key", "file:")
     for table in [data.get("secrets"), gateway.get("api_keys")]:
         for name in table if isinstance(table, dict) else {}:
             anchor(table, name, "file:")

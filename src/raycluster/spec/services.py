@@ -18,11 +18,14 @@ from raycluster.spec.types import (
     IpAddress,
     IpNetwork,
     KeyOwner,
+    ModelName,
+    Moment,
     Operand,
     Port,
     RegistryName,
     Seconds,
     SecretSource,
+    WebOrigin,
 )
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  # the gateway is meant to be reached
@@ -52,6 +55,32 @@ class Tls(Part):
         return self
 
 
+class Key(Part):
+    """A key of the gateway, what it is for, and how long."""
+
+    key: SecretSource = Field(
+        description="`env:NAME`, `file:PATH` or `cmd:COMMAND`.", examples=["env:ALICE_KEY"]
+    )
+    models: tuple[ModelName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="The models that it is for, each with its adapters and aliases; left out: all.",
+        examples=[["org/model"]],
+    )
+    requests_per_minute: AtLeastOne | None = Field(
+        default=None,
+        description="As many at once, and then one after the other at this rate; each gateway "
+        "counts for itself.",
+        examples=[60],
+    )
+    expires: Moment | None = Field(
+        default=None,
+        description="From then on it is none: a date (its beginning, in UTC), or a time with its "
+        "offset.",
+        examples=["2027-01-01"],
+    )
+
+
 class Gateway(Part):
     """The way in for clients: nginx, which checks API keys."""
 
@@ -69,10 +98,20 @@ class Gateway(Part):
         description="Owner and source of each key; the log names owners, never keys.",
         examples=[{"alice": "env:ALICE_KEY", "batch": "file:./batch.key"}],
     )
+    keys: dict[KeyOwner, Key] = Field(
+        default_factory=dict,
+        description="Keys with limits, by owner, beside `api_keys`.",
+        examples=[{"carol": {"key": "env:CAROL_KEY", "requests_per_minute": 60}}],
+    )
     tls: Tls | None = Field(
         default=None,
         description="Without it, keys travel in the clear: reach the gateway by the tunnel then.",
         examples=[{"cert": "./gateway.pem", "key": "file:./gateway.key", "self_signed": False}],
+    )
+    allowed_origins: tuple[WebOrigin, ...] = Field(
+        default=(),
+        description="Web pages that may ask with a key, as browsers name them; `*` is all.",
+        examples=[["https://chat.example.com"]],
     )
     paths: tuple[HttpPath, ...] = Field(
         default=("/v1/", "/health"),
@@ -87,15 +126,38 @@ class Gateway(Part):
         description="Requests a second for each key, or without keys for each address.",
         examples=[20],
     )
+    access_log: Days | None = Field(
+        default=None,
+        description="Keep a log of requests in `gateway/access/` of the cluster's folder, a file "
+        "for each day, each for as long as this. The gateway's own output has it too.",
+        examples=["30d"],
+    )
     timeout: Seconds = Field(
         default=600, ge=1, description="Seconds that a model may be silent in an answer."
     )
     image: ImageName = Field(default="nginx:1.29-alpine", description="Docker: holds nginx.")
 
+    @model_validator(mode="after")
+    def _owners_differ(self) -> Gateway:
+        if both := sorted(self.api_keys.keys() & self.keys.keys()):
+            raise ValueError(f"{both[0]!r} is in `api_keys` and in `keys`: one of both")
+        return self
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The source of each owner's key."""
+        return {**self.api_keys, **{owner: key.key for owner, key in self.keys.items()}}
+
+    @property
+    def unlimited(self) -> str:
+        """The first owner of a key without limits, or ""."""
+        free = (owner for owner, key in self.keys.items() if key == Key(key=key.key))
+        return min((*self.api_keys, *free), default="")
+
     @property
     def address(self) -> str:
         """What it listens on."""
-        return self.listen or (EVERYWHERE if self.api_keys else LOOPBACK)
+        return self.listen or (EVERYWHERE if self.sources else LOOPBACK)
 
     @property
     def near(self) -> str:

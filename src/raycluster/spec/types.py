@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 from contextlib import suppress
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -201,6 +202,22 @@ def _may_be_set(variable: str) -> str:
     return variable
 
 
+def _moment(value: object) -> object:
+    """Return the moment that a date or a time of TOML, or of a variable, stands for."""
+    if isinstance(text := value, str):  # of a variable
+        for read in (datetime.fromisoformat, date.fromisoformat):  # a date is both
+            with suppress(ValueError):
+                value = read(text)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise ValueError(
+            "a date such as 2027-01-01, or a time with its offset such as 2027-01-01T09:00:00Z, "
+            f"is expected, not {shown(value)}"
+        )
+    return value
+
+
 def _secret_source(value: str) -> str:
     kind, _, rest = value.partition(":")
     if kind not in {"env", "file", "cmd"} or not rest.strip():
@@ -246,6 +263,11 @@ def _startable(value: str) -> str:
 
 
 def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
+    if value.get("enable_auto_tool_choice") and not value.get("tool_call_parser"):
+        raise ValueError(
+            "`enable_auto_tool_choice` needs `tool_call_parser`, the name of vLLM's parser for the "
+            'model\'s family, such as "hermes" for Qwen'
+        )
     for key, given in value.items():
         if key in ENGINE_ARGS_ELSEWHERE:
             raise ValueError(f"`{key}` cannot be set: {ENGINE_ARGS_ELSEWHERE[key]}")
@@ -357,6 +379,15 @@ HttpPath = Annotated[
         "a path such as `/health`, or `/v1/` for all below it, is",
     ),
 ]
+WebOrigin = Annotated[
+    Text,
+    Worded(
+        r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9_.-]*)"
+        r"(:[0-9]{1,5})?",
+        "an origin such as `https://chat.example.com` or `http://localhost:3000`, without a path, "
+        "or `*` for all, is",
+    ),
+]
 Device = Annotated[
     Operand,
     Worded(
@@ -390,6 +421,7 @@ RegistryName = Annotated[
     Worded(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?", "a registry's `HOST` or `HOST:PORT` is"),
     AfterValidator(_registry),
 ]
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 ModelName = Annotated[
     Operand,
     Worded(

@@ -114,7 +114,7 @@ def test_keys_are_nowhere_but_in_the_gateways_file(watched: Watched) -> None:
     for text in said:
         assert text
         assert KEY not in text
-    assert '"key":"alice"' in said[2]
+    assert '"owner":"alice"' in said[2]
 
 
 def test_a_new_key_is_the_only_change_and_takes_effect(watched: Watched) -> None:

@@ -28,6 +28,38 @@ def test_words_of_vllm_s_command_line(value: object, words: list[str]) -> None:
     assert vllm.flags("max_model_len", value) == words
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("allowed_origins", ["*"], ['--allowed-origins=["*"]']),
+        ("allowed_methods", [], ["--allowed-methods=[]"]),
+        ("allowed_headers", ["a b", 'c"d'], ['--allowed-headers=["a b", "c\\"d"]']),
+        ("middleware", ["a.B", "c.d"], ["--middleware=a.B", "--middleware=c.d"]),
+        ("middleware", "a.B", ["--middleware=a.B"]),
+        ("middleware", [], []),
+        ("device_ids", [2, 3], ["--device-ids=2,3"]),
+        ("disable_access_log_for_endpoints", ["/a", "/b"],
+         ["--disable-access-log-for-endpoints=/a,/b"]),
+        ("logits_processors", ["a", "b"], ["--logits-processors", "a", "b"]),
+    ],
+)  # fmt: skip
+def test_a_list_is_given_as_the_parser_wants_it(name: str, value: object, words: list[str]) -> None:
+    assert vllm.flags(name, value) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("allowed_origins", "*", r"allowed_origins: a list is expected, not '\*'"),
+        ("allowed_headers", 1, "allowed_headers: a list is expected"),
+        ("allowed_media_domains", [], "allowed_media_domains: vLLM takes no empty list"),
+    ],
+)
+def test_what_no_words_stand_for_is_told_by_its_name(name: str, value: object, said: str) -> None:
+    with pytest.raises(EngineError, match=f"engine_args: {said}"):
+        vllm.flags(name, value)
+
+
 def test_an_unknown_name_gets_a_suggestion() -> None:
     known = ["max-model-len", "dtype"]
     told = vllm.in_the_specs_words("unrecognized arguments: --max-modle-len=5", known)
@@ -76,7 +108,8 @@ def test_the_command_is_that_of_vllm_s_own_server() -> None:
             "--root-path=/m/a",
         )
     ]
-    assert argv[-3:] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
+    assert argv[-4:-1] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
+    assert argv[-1] == "--middleware=raycluster_inside.Inside"
     share = vllm.Share(1, 2, "10.0.0.1", 30700)
     part = vllm.command(settings, Place("h", 1), share, cpu=True)
     assert part[at + 1 : at + 10] == [
@@ -91,7 +124,8 @@ def test_the_command_is_that_of_vllm_s_own_server() -> None:
         ),
         *("--master-port=30700", "--headless"),
     ]
-    assert not any(word.startswith(("--host", "--port", "--root-path")) for word in part)
+    without = ("--host", "--port", "--root-path", "--middleware")
+    assert not any(word.startswith(without) for word in part)
     first = vllm.command(settings, Place("h", 1), share.of_rank(0), cpu=True)
     assert {"--node-rank=0", "--host=h", "--port=1"} <= {*first}
     with pytest.raises(EngineError, match="'port' is set by raycluster"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from raycluster.serve.engines.inside import Usage
 from raycluster.serve.metrics import Metrics, Mirror, again_and_again, samples
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -38,6 +39,7 @@ class Exporter:
 def test_documented_names_are_those_in_the_registry() -> None:
     registry = CollectorRegistry()
     Metrics("m", registry)
+    Usage(registry)
     made = set()
     for metric in registry.collect():
         name = metric.name + ("_total" if metric.type == "counter" else "")

@@ -42,7 +42,9 @@ class Engine:
                 self.left.set()
                 raise
         else:
-            response = web.Response(status=418, body=b"tea", headers={"x-told": "yes"})
+            response = web.Response(
+                status=418, body=b"tea", headers={"x-told": "yes", "x-request-id": "a"}
+            )
         return response
 
 
@@ -98,6 +100,7 @@ def test_requests_and_answers_pass_whole() -> None:
             assert engine.seen == [("POST", "/v1/completions?a=1", b"one")]
             assert start["status"] == 418
             assert (b"x-told", b"yes") in start["headers"]
+            assert not {b"date", b"server", b"x-request-id"} & {k for k, _ in start["headers"]}
             assert b"".join(part["body"] for part in body) == b"tea"
             assert not end.get("more_body")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raycluster.contracts import Process, Secret
-from raycluster.services.gateway import gateway, nginx_conf
+from raycluster.serve.engines import inside
+from raycluster.services.gateway import MODELS_HEADER, OWNER_HEADER, gateway, nginx_conf
 from raycluster.services.wiring import Secrets, Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.spec.services import Gateway
@@ -25,7 +28,12 @@ SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 
 def spec_of(**gate: Any) -> ClusterSpec:
     return ClusterSpec.model_validate(
-        {"cluster": {"name": "q"}, "head": {"host": "h0"}, "gateway": gate}
+        {
+            "cluster": {"name": "q"},
+            "head": {"host": "h0"},
+            "gateway": gate,
+            "models": [{"name": "org/a@b+c"}],
+        }
     )
 
 
@@ -46,6 +54,12 @@ def process(spec: ClusterSpec, wiring: Wiring) -> Process:
 
 
 ALL = {
+    "keys": {
+        "carol": {"key": "env:C", "requests_per_minute": 1, "expires": "2027-01-01"},
+        "dave": {"key": "env:D", "requests_per_minute": 9, "models": ["org/a@b+c"]},
+    },
+    "access_log": "3d",
+    "allowed_origins": ["https://a.example", "http://[::1]:3000", "app://obsidian.md"],
     "listen": "::1",
     "api_keys": {"alice": "env:A", "bob": "env:B"},
     "paths": ["/", "/v1/", "/health", "/v1/models"],
@@ -55,7 +69,10 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("gate", [{}, {"api_keys": ALL["api_keys"]}, {"rate_limit": 2}, ALL])
+@pytest.mark.parametrize(
+    "gate",
+    [{}, {"api_keys": ALL["api_keys"]}, {"rate_limit": 2}, {"allowed_origins": ["*"]}, ALL],
+)
 def test_nginx_accepts_it(gate: dict[str, Any], tmp_path: Path) -> None:
     nginx = shutil.which("nginx", path=SBIN)
     if not nginx:
@@ -186,6 +203,7 @@ def directives(conf: str) -> list[str]:
             "api_keys": st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=2),
             "paths": st.lists(st.text(max_size=20) | st.from_regex(r"/[ -~]*"), max_size=1),
             "rate_limit": st.integers() | st.text(max_size=5),
+            "allowed_origins": st.lists(st.text(max_size=20) | st.from_regex(r"a://[ -~]*")),
         },
     )
 )
@@ -215,3 +233,92 @@ def test_what_is_no_plain_path_is_refused(path: str) -> None:
 def test_what_is_no_plain_name_of_a_key_is_refused(owner: str) -> None:
     with pytest.raises(ValidationError):
         Gateway.model_validate({"api_keys": {owner: "env:A"}})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("https://a.example/", "https://a.example/x", "a.example", "https://", "https://a b"),
+        *("https://*.a.example", "https://a.example:x", "https://a@b", '"', "https://a;}", "**"),
+    ],
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match=r"an origin such as|at least 1 char"):
+        Gateway.model_validate({"allowed_origins": [origin]})
+
+
+A_KEY = {"key": "env:A"}
+WITH_MODELS = {
+    "cluster": {"name": "q"},
+    "head": {"host": "h"},
+    "models": [{"name": "a", "adapters": {"a-law": "x/y"}}, {"name": "b"}],
+}
+
+
+def keyed(**key: Any) -> ClusterSpec:
+    gate = {"keys": {"alice": {**A_KEY, **key}}}
+    return ClusterSpec.model_validate({**WITH_MODELS, "gateway": gate})
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"models": ["c"]}, r"gateway\.keys\.alice\.models: 'c' is no model of the spec"),
+        ({"models": ["a-law"]}, "'a-law' is a further name: name the model itself, 'a'"),
+        ({"models": []}, "at least 1"),
+        ({"requests_per_minute": 0}, "greater than or equal to 1"),
+        ({"requests_per_minute": True}, "a number is expected"),
+        ({"expires": "soon"}, "a date such as 2027-01-01"),
+        ({"expires": "2027-01-01T10:00:00"}, "with its offset"),
+        ({"expires": "2027-02-30"}, "a date such as"),
+        ({"expires": 2027}, "a date such as"),
+        ({"tokens_per_minute": 5}, "Extra inputs"),
+        ({"tokens_per_day": 5}, "Extra inputs"),
+        ({"priority": 5}, "Extra inputs"),
+        ({"key": "sk-123"}, "env:NAME"),
+    ],
+)
+def test_a_key_that_cannot_be_kept_to_is_refused(key: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        keyed(**key)
+
+
+@pytest.mark.parametrize(
+    ("expires", "moment"),
+    [
+        ("2027-01-01", "2027-01-01T00:00:00+00:00"),
+        ("2027-01-01T09:00:00Z", "2027-01-01T09:00:00+00:00"),
+        ("2027-01-01T09:00:00+02:00", "2027-01-01T07:00:00+00:00"),
+    ],
+)
+def test_a_key_expires_at_a_moment(expires: str, moment: str) -> None:
+    read = tomllib.loads(f"expires = {expires}")["expires"]
+    for given_as in (expires, read):
+        gate = keyed(expires=given_as).gateway
+        assert gate
+        found = gate.keys["alice"].expires
+        assert found == datetime.fromisoformat(moment)
+
+
+def test_an_owner_has_one_key() -> None:
+    with pytest.raises(ValidationError, match="'a' is in `api_keys` and in `keys`"):
+        Gateway.model_validate({"api_keys": {"a": "env:A"}, "keys": {"a": A_KEY}})
+
+
+def test_vllm_s_rust_front_end_tells_no_keys_apart() -> None:
+    gate = {"keys": {"alice": {**A_KEY, "models": ["a"]}}}
+    env = {"VLLM_USE_RUST_FRONTEND": "1"}
+    with pytest.raises(ValidationError, match="Rust front end"):
+        ClusterSpec.model_validate({**WITH_MODELS, "gateway": gate, "env": env})
+
+
+def test_the_key_of_a_drill_has_no_limits() -> None:
+    many = {"a": {**A_KEY, "models": ["a"]}, "b": A_KEY, "c": A_KEY}
+    assert Gateway.model_validate({"keys": many}).unlimited == "b"
+    assert Gateway.model_validate({"keys": {"a": many["a"]}}).unlimited == ""
+    assert Gateway.model_validate({"keys": many, "api_keys": {"aa": "env:A"}}).unlimited == "aa"
+
+
+def test_engines_read_the_headers_that_it_sends() -> None:
+    assert OWNER_HEADER.lower() == inside.OWNER_HEADER
+    assert MODELS_HEADER.lower() == inside.MODELS_HEADER

@@ -37,6 +37,9 @@ MODEL = '[[models]]\nname = "m"\n'
          lambda s: s.models[0].engine_args == {"max_model_len": 512}),
         ("MODELS__0__ENGINE_ARGS__DTYPE", "float32",
          lambda s: s.models[0].engine_args == {"dtype": "float32"}),
+        ("GATEWAY__KEYS__bob__KEY", "env:X", lambda s: s.gateway.keys["bob"].key == "env:X"),
+        ("GATEWAY__KEYS__bob", '{"key": "env:X", "expires": "2027-01-01"}',
+         lambda s: s.gateway.keys["bob"].expires.year == 2027),
         ("RUNTIME__VOLUMES", '["/a:/b"]', lambda s: s.runtime.volumes == ("/a:/b",)),
     ],
 )  # fmt: skip

@@ -38,6 +38,11 @@ MODEL = '[cluster]\nname = "q"\n[head]\nhost = "h"\n[[models]]\nname = "m"\n'
         ('aliases = ["-a"]', "aliases"),
         ('adapters = { m = "/a" }', "two models, aliases or adapters are called 'm'"),
         (
+            "engine_args.enable_auto_tool_choice = true",
+            "engine_args: `enable_auto_tool_choice` needs `tool_call_parser`, the name of vLLM's "
+            'parser for the model\'s family, such as "hermes" for Qwen',
+        ),
+        (
             'engine_args.lora_modules = ["a=b"]',
             "engine_args: `lora_modules` cannot be set: `adapters` of the model says this",
         ),

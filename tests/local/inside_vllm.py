@@ -1,0 +1,152 @@
+"""Drives vLLM's own output processor and middlewares with ours among them, without an engine.
+
+Run in a node's Python, with the folder that holds our middleware on its path; prints what came.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from argparse import Namespace
+from importlib import import_module, metadata
+from types import SimpleNamespace
+from typing import Any
+
+_version = metadata.version
+
+
+def version(distribution_name: str) -> str:
+    """Name the build for CPUs as vLLM wants it."""
+    return "0.32.0+cpu" if distribution_name == "vllm" else _version(distribution_name)
+
+
+metadata.version = version
+
+from fastapi import FastAPI, Request  # noqa: E402
+from fastapi.responses import JSONResponse  # noqa: E402
+from prometheus_client import REGISTRY  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
+from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware  # noqa: E402
+from vllm.sampling_params import SamplingParams  # noqa: E402
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason  # noqa: E402
+from vllm.v1.engine.output_processor import OutputProcessor  # noqa: E402
+from vllm.v1.metrics.stats import IterationStats, PrefillStats  # noqa: E402
+
+inside: Any = import_module("raycluster_inside")
+OWNERS = ("alice", "bob", "carol", inside.NOBODY)
+NEED = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+
+
+def counted() -> dict[str, dict[str, int]]:
+    """Return our counters of tokens by owner and kind."""
+    found: dict[str, dict[str, int]] = {}
+    for metric in REGISTRY.collect():
+        for sample in metric.samples:
+            if sample.name == "raycluster_usage_tokens_total":
+                of = found.setdefault(sample.labels["owner"], {})
+                of[sample.labels["kind"]] = int(sample.value)
+    return found
+
+
+class Engine:
+    """Stands for vLLM's core: makes the outputs of sequences, of which many are given up."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self.processor = OutputProcessor(None, log_stats=True)
+        self.theirs = dict.fromkeys(("prompt", "cached", "generation"), 0)
+        self.expected: dict[str, dict[str, int]] = {}
+
+    def run(self, number: int) -> None:
+        """Have one sequence begin, and end in one of all ways."""
+        owner, name = self._random.choice(OWNERS), f"r{number}"
+        prompt, made = self._random.randint(1, 50), 0
+        request = EngineCoreRequest(
+            request_id=name,
+            prompt_token_ids=[1] * prompt,
+            mm_features=None,
+            sampling_params=SamplingParams(max_tokens=100, detokenize=False),
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+            external_req_id=f"ext-{name}",
+        )
+        token = inside.OWNER.set(owner)
+        self.processor.add_request(request, None)
+        inside.OWNER.reset(token)
+        cached = self._random.randint(0, prompt)
+        steps, ends = self._random.randint(0, 6), self._random.random() < 0.5
+        for step in range(steps):
+            tokens = self._random.randint(1, 3)
+            stats = None
+            if step == 0:
+                stats = PrefillStats()
+                stats.set(prompt, cached, 0)
+            last = ends and step == steps - 1
+            output = EngineCoreOutput(
+                name,
+                [7] * tokens,
+                finish_reason=FinishReason.LENGTH if last else None,
+                prefill_stats=stats,
+            )
+            made += tokens
+            told = IterationStats()
+            self.processor.process_outputs([output], time.monotonic(), told)
+            self.theirs["prompt"] += told.num_prompt_tokens
+            self.theirs["cached"] += told.prompt_token_stats.cached_tokens
+            self.theirs["generation"] += told.num_generation_tokens
+        if not (ends and steps):
+            internal = self._random.random() < 0.5
+            self.processor.abort_requests([name if internal else f"ext-{name}"], internal=internal)
+        of = self.expected.setdefault(owner, dict.fromkeys(self.theirs, 0))
+        for kind, tokens in (("prompt", prompt), ("cached", cached), ("generation", made)):
+            of[kind] += tokens if steps else 0
+
+
+def served() -> dict[str, Any]:
+    """Return what clients of vLLM's middlewares get."""
+    app = FastAPI()
+    middleware = ["raycluster_inside.Inside"]
+    more = {"allow_credentials": False, "api_key": None, "enable_request_id_headers": False}
+    listed = {"allowed_origins": [], "allowed_methods": ["*"], "allowed_headers": ["*"]}
+    init_entrypoints_middleware(Namespace(middleware=middleware, **more, **listed), app, ())
+    config = SimpleNamespace(hf_config=SimpleNamespace(model_type="qwen2"), model="/models/x")
+    app.state.engine_client = SimpleNamespace(model_config=config)
+
+    async def chat(request: Request) -> JSONResponse:
+        if (await request.json()).get("tools"):
+            return JSONResponse({"error": {"message": NEED, "code": 400}}, status_code=400)
+        return JSONResponse({"owner": inside.OWNER.get()})
+
+    app.add_api_route("/v1/chat/completions", chat, methods=["POST"])
+    client = TestClient(app)
+
+    def ask(body: dict[str, Any], **headers: str) -> tuple[int, Any]:
+        sent = {f"x-raycluster-{name}": value for name, value in headers.items()}
+        answer = client.post("/v1/chat/completions", json=body, headers=sent)
+        return answer.status_code, answer.json()
+
+    return {
+        "tools": ask({"tools": [1]}),
+        "plain": ask({}, owner="alice", models="a,b"),
+        "nobody": ask({}),
+        "other": ask({}, owner="alice", models="b"),
+    }
+
+
+def main() -> None:
+    """Print what was asked, counted and expected."""
+    answers = served()
+    engine = Engine(seed=1)
+    for number in range(1000):
+        engine.run(number)
+    left = len(engine.processor.request_states)
+    told = {"counted": counted(), "expected": engine.expected, "theirs": engine.theirs}
+    print(json.dumps({"answers": answers, "left": left, **told}))
+
+
+if __name__ == "__main__":
+    main()

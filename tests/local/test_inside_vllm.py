@@ -1,0 +1,58 @@
+"""Ours in front of vLLM's own server: who asks, what they may, and what their requests took."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycluster.serve.engines import vllm
+from raycluster.serve.engines.inside import MODEL
+
+pytestmark = pytest.mark.local
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("inside_vllm.py")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the program prints in the environment of a node."""
+    node = subprocess.run(
+        [ROOT / "scripts/node-env"], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.split("\n")[-2]
+    folder = tmp_path_factory.mktemp("inside")
+    (folder / f"{vllm.INSIDE}.py").write_text(vllm.inside())
+    env = {**os.environ, "PYTHONPATH": str(folder), MODEL: "a", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run(
+        [Path(node, "bin/python"), PROGRAM], env=env, check=True, stdout=subprocess.PIPE, text=True
+    )
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed
+
+
+def test_each_owner_s_tokens_are_those_that_vllm_counts(told: dict[str, Any]) -> None:
+    assert told["left"] == 0
+    assert told["counted"] == told["expected"]
+    for kind, tokens in told["theirs"].items():
+        assert sum(of[kind] for of in told["counted"].values()) == tokens > 0
+
+
+def test_vllm_s_server_knows_whose_request_it_has(told: dict[str, Any]) -> None:
+    answers = told["answers"]
+    assert answers["plain"] == [200, {"owner": "alice"}]
+    assert answers["nobody"] == [200, {"owner": "-"}]
+    status, said = answers["other"]
+    assert (status, said["error"]["code"]) == (403, "model_not_found")
+
+
+def test_tools_without_a_parser_are_told_what_is_missing(told: dict[str, Any]) -> None:
+    status, said = told["answers"]["tools"]
+    assert status == 400
+    words = 'engine_args = { enable_auto_tool_choice = true, tool_call_parser = "hermes" }'
+    assert words in said["error"]["message"]
+    assert "--" not in said["error"]["message"]

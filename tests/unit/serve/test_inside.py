@@ -1,0 +1,174 @@
+"""What stands before an engine: a stand-in for it, and requests as the gateway sends them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from raycluster.serve.engines import inside
+from raycluster.serve.engines.inside import NOBODY, OWNER, Guard, Rewritten, asked_by, parser_of
+
+Headers = Mapping[str, str]
+CARDS = {"object": "list", "data": [{"id": "a"}, {"id": "a-law", "parent": "a"}, {"id": "b"}]}
+KNOWN = ("hermes", "llama3_json", "mistral", "qwen3_coder")
+
+
+class Engine:
+    """Answers with a list of models, in two parts, and notes who has asked."""
+
+    def __init__(self, body: bytes = json.dumps(CARDS).encode(), status: int = 200) -> None:
+        self.asked: list[str] = []
+        self._body, self._status = body, status
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append(OWNER.get())
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % 9)]
+        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        await send({"type": "http.response.body", "body": self._body[:9], "more_body": True})
+        await send({"type": "http.response.body", "body": self._body[9:]})
+
+
+def ask(app: Any, path: str, headers: Headers, method: str = "GET") -> tuple[int, bytes, Headers]:
+    """Return status, body and headers."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": raw}
+    asyncio.run(app(scope, None, send))
+    start = sent[0]
+    told = {k.decode(): v.decode() for k, v in start["headers"]}
+    return start["status"], b"".join(m.get("body", b"") for m in sent[1:]), told
+
+
+def owned(owner: str = "alice", models: str | None = None) -> Headers:
+    return {"x-raycluster-owner": owner, **({"x-raycluster-models": models} if models else {})}
+
+
+@pytest.mark.parametrize("models", [None, "a", "b,a", "a,c"])
+def test_a_key_asks_the_models_that_it_is_for(models: str | None) -> None:
+    engine = Engine()
+    status, body, told = ask(Guard(engine, "a"), "/m/a/v1/x", owned(models=models), "POST")
+    assert (status, json.loads(body), engine.asked) == (200, CARDS, ["alice"])
+    assert told["x-raycluster-model"] == "a"
+    assert OWNER.get() == NOBODY
+
+
+@pytest.mark.parametrize("models", ["b", "a-law", "b,aa", "A", ","])
+@pytest.mark.parametrize("path", ["/v1/completions", "/m/a/v1/completions", "/v1/models/a"])
+def test_a_key_asks_no_other_model(models: str, path: str) -> None:
+    engine = Engine()
+    status, body, _ = ask(Guard(engine, "a"), path, owned(models=models), "POST")
+    told = json.loads(body)["error"]
+    assert (status, told["code"], engine.asked) == (403, "model_not_found", [])
+    assert "`a`" in told["message"]
+
+
+def test_who_asks_as_anthropic_s_clients_do_is_refused_in_that_form() -> None:
+    _, body, _ = ask(Guard(Engine(), "a"), "/m/a/v1/messages", owned(models="b"), "POST")
+    assert json.loads(body)["error"]["type"] == "permission_error"
+
+
+def test_a_websocket_is_closed() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(b"x-raycluster-models", b"b")]
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": raw}
+    asyncio.run(Guard(Engine(), "a")(scope, None, send))  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize("model", ["a", ""])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/m/a/v1/models"])
+@pytest.mark.parametrize(
+    ("models", "listed"), [("a", ["a", "a-law"]), ("b", ["b"]), ("c", []), ("a,b", None)]
+)
+def test_a_list_has_the_models_that_a_key_is_for(
+    model: str, path: str, models: str, listed: list[str] | None
+) -> None:
+    status, body, headers = ask(Guard(Engine(), model), path, owned(models=models))
+    assert (status, headers["content-length"]) == (200, str(len(body)))
+    assert [card["id"] for card in json.loads(body)["data"]] == (
+        listed or ["a", "a-law", "b"] * (listed is None)
+    )
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"{", b'{"data": 5}', b'{"data": [5]}', b"\xff"])
+def test_a_list_that_is_none_passes(body: bytes) -> None:
+    assert ask(Guard(Engine(body), ""), "/v1/models", owned(models="a"))[1] == body
+
+
+@pytest.mark.parametrize("owner", ["", "a b", "-a", "a" * 65, "\u00e4", 'a"'])
+def test_an_owner_that_is_none_is_nobody(owner: str) -> None:
+    assert asked_by([(b"x-raycluster-owner", owner.encode())]) == (NOBODY, None)
+
+
+def test_other_answers_pass_as_they_come() -> None:
+    engine = Engine(b'{"error": {"message": "--tool-call-parser"}}', 500)
+    seen: list[int] = []
+
+    class Watched(Rewritten):
+        async def __call__(self, message: Any) -> None:
+            await super().__call__(message)
+            seen.append(len(sent))
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(engine({}, None, Watched(send, lambda _: b"")))
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "parser"),
+    [
+        ("qwen2", "Qwen/Qwen2.5-7B-Instruct", "hermes"),
+        ("qwen3_moe", "Qwen/Qwen3-Coder-30B", "qwen3_coder"),
+        ("llama", "meta-llama/Llama-3.3-70B", "llama3_json"),
+        ("llama", "HuggingFaceTB/SmolLM2-135M", ""),
+        ("mistral", "mistralai/Mistral-7B", "mistral"),
+        ("llama", "NousResearch/Hermes-3-Llama-3.1-8B", "hermes"),
+        ("glm4_moe", "zai/glm", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_parser_of_a_family(model_type: str, name: str, parser: str) -> None:
+    assert parser_of(model_type, name, KNOWN) == parser
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_owners_are_counted_apart_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "MOST_OWNERS", 2)
+    figures = inside.usage()
+    monkeypatch.setattr(figures, "_owners", set())
+    for owner in ("x", "y", "z", "x", "w"):
+        figures.took("counted", owner, 3, 1, 2)
+    named = "raycluster_usage_tokens_total"
+    found = {
+        owner: value(named, model="counted", owner=owner, kind="prompt")
+        for owner in ("x", "y", "z", "w", inside.OTHERS)
+    }
+    assert found == {"x": 6, "y": 3, "z": 0, "w": 0, inside.OTHERS: 6}
+
+
+def test_requests_are_counted_by_owner() -> None:
+    before = value("raycluster_usage_requests_total", model="m", owner="alice")
+    guard = Guard(Engine(), "m")
+    for headers, method in ((owned(), "POST"), (owned(models="b"), "POST"), (owned(), "GET")):
+        ask(guard, "/v1/x", headers, method)
+    assert value("raycluster_usage_requests_total", model="m", owner="alice") == before + 1
