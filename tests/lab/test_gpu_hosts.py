@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 H100 = "NVIDIA H100 80GB HBM3 (80 GiB)"
 SLICES = [part.uuid for part in fake.MIG.cards[0].slices or ()]
-MADE = {"kind": "native"}  # an environment that is made, since no Python is named
+MADE = {"kind": "native", "uv_args": ["--find-links", "/srv/packages"]}
+"""An environment that is made, since no Python is named; the index is far from the lab's hosts."""
 
 
 @dataclass(frozen=True)
