@@ -36,6 +36,7 @@ from raycluster.serve.haproxy import edited
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.relay import Relay
 from raycluster.serve.router import Router
+from tests.local.endpoints import FORMS, POSTS
 
 ROUTER = "router"
 
@@ -76,15 +77,6 @@ def engine(slug: str) -> FastAPI:
     methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]
     app.add_api_route("/{path:path}", answer, methods=methods)
     return app
-
-
-POSTS = (
-    *("/v1/completions", "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses"),
-    *("/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings", "/v1/score", "/v1/rerank"),
-    *("/v2/rerank", "/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank"),
-    *("/invocations", "/v1/completions/render", "/v1/responses/render", "/inference/v1/generate"),
-)
-FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 
 
 def like_vllm(slug: str, name: str) -> FastAPI:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.contract.nginx import ALICE, bearer
-from tests.local.row import FORMS, POSTS
+from tests.local.endpoints import FORMS, POSTS
 from tests.local.test_paths import LARGE, Row, standing
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]
