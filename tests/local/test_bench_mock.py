@@ -103,7 +103,8 @@ BAD = [
     (Script(stop_after=0), "protocol", "no token"),
     (Script(status=429), "http_status", "429: scripted"),
     (Script(status=500, body=b"<html>oops"), "http_status", "500: <html>oops"),
-    (Script(content_type="application/json"), "protocol", "instead of a stream"),
+    (Script(content_type="application/json"), "stream_error", "scripted"),
+    (Script(content_type="application/json", body=b"{}"), "protocol", "in place of a stream"),
 ]
 
 
@@ -400,7 +401,6 @@ def test_all_requests_failed_is_an_error_after_the_report(tmp_path: Path) -> Non
         {"rate": "0"},
         {"rate": "nan"},
         {"rate": "inf"},
-        {"endpoint": "embeddings"},
         {"max_regress": "5%"},
         {"baseline": Path("/absent/summary.json")},
         {"baseline": Path("/dev/null")},
