@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,10 +148,13 @@ class Cluster:
 
     def replicas(self) -> list[int]:
         """Return the replicas' processes and the processes of their engines."""
-        apps = self.details()["applications"].values()
+        return [*self.pids(*self.details()["applications"].values())]
+
+    def pids(self, *apps: Mapping[str, Any]) -> set[int]:
+        """Return the processes of replicas of these applications, and of their engines."""
         deployments = [d for app in apps for d in app["deployments"].values()]
         pids = [replica["pid"] for d in deployments for replica in d["replicas"]]
-        return pids + [below for pid in pids for below in descendants(pid)]
+        return {*pids, *(below for pid in pids for below in descendants(pid))}
 
 
 def descendants(pid: int) -> list[int]:

@@ -156,6 +156,7 @@ def config(
         socket_path=str(folder / "admin.sock"),
         server_state_base=str(folder),
         server_state_file=str(folder / "state"),
+        bufsize=1 << 16,  # as services/data_path.py sets it
         metrics_port=stats[0],
         stats_port=stats[1],
         metrics_enabled=False,

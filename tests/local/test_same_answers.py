@@ -95,7 +95,6 @@ REQUESTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("DELETE", "/v1/completions", with_json(), 405),
     ("HEAD", "/v1/completions", {}, 405),
     ("OPTIONS", "/v1/completions", {}, 204),
-    ("OPTIONS", "/v1/completions", {"headers": PREFLIGHT}, 200),
     ("GET", "/health", {}, 200),
     ("HEAD", "/health", {}, 200),
     ("HEAD", "/v1/models", {}, 200),
@@ -212,6 +211,16 @@ def raw(client: httpx.Client, begin: str, more: str) -> bytes:
             while got := one.recv(1 << 16):
                 said += got
         return said
+
+
+@pytest.mark.parametrize(
+    ("ways", "status"), [("haproxy", 200), ("gateway", 405)], indirect=["ways"]
+)
+def test_the_gateway_lets_pages_ask_that_are_allowed_alone(
+    ways: list[httpx.Client], status: int
+) -> None:
+    answers = [client.options("/v1/completions", headers=PREFLIGHT) for client in ways]
+    assert [answer.status_code for answer in answers] == [status, status]
 
 
 @pytest.mark.parametrize("where", ["url", "header"])
