@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 from benchmarks.figures import Limit, keep
 from benchmarks.local import PROGRAM
-from raycluster.openai_wire.mock import Call, MockServer, Script
+from raycluster.openai_client.mock import Call, MockServer, Script
 from tests.contract.sshd import Sshd
 
 UNAVAILABLE, CUT = 0.01, 0.001

@@ -29,10 +29,10 @@ from statistics import median
 
 from benchmarks.figures import Limit, keep
 from benchmarks.local import API, PROGRAM, Local, made_by
-from raycluster.batch.job import Shape, to_job
+from raycluster.batch.job import RequestShape, to_job
 from raycluster.batch.source import prompt_file
-from raycluster.serve.asking.result import Job
-from raycluster.serve.asking.sender import Sender
+from raycluster.serve.asking.result import AskedLine
+from raycluster.serve.asking.sender import RequestSender
 
 NAME = "model"
 SWEEP = (8, 16, 32, 64)
@@ -85,16 +85,16 @@ def batch(prompts: Path, lines: int) -> float:
 
 def whole(prompts: Path, concurrency: int) -> float:
     """Return the requests a second of batch's own client at a fixed concurrency."""
-    shape = Shape(model=NAME)
+    shape = RequestShape(model=NAME)
     jobs = [to_job(number, line, shape) for number, line in prompt_file(prompts).items()]
-    return asyncio.run(_whole([job for job in jobs if isinstance(job, Job)], concurrency))
+    return asyncio.run(_whole([job for job in jobs if isinstance(job, AskedLine)], concurrency))
 
 
-async def _whole(jobs: list[Job], concurrency: int) -> float:
+async def _whole(jobs: list[AskedLine], concurrency: int) -> float:
     due = iter(jobs)
 
     async def slot() -> None:
-        sender = Sender(URL, 600.0)
+        sender = RequestSender(URL, 600.0)
         for job in due:
             reply = await sender.post(job.path, job.content)
             if reply.status != 200:

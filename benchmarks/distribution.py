@@ -25,17 +25,18 @@ from statistics import median
 from typing import Any, cast
 
 from benchmarks.figures import Limit, keep
-from raycluster import connect, payload
-from raycluster.connect import Fleet
-from raycluster.contracts import Process, Runtime, Secret, Transport
-from raycluster.events import Event
-from raycluster.images import bring_images
-from raycluster.observe import push_files
+from raycluster.apply.context import ApplyContext
+from raycluster.apply.distribution.images import bring_images
+from raycluster.apply.distribution.models import bring
+from raycluster.core.events import Event
+from raycluster.core.interfaces import Process, Runtime, Secret, Transport
+from raycluster.hosts import fleet as connect
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.remote_files import push_files
 from raycluster.serve.settings import ModelSettings
-from raycluster.services.wiring import Secrets
+from raycluster.services import node_files
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.weights import bring
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
 from tests.lab.hosts import Host, Lab, open_lab
 from tests.lab.network import sh
 from tests.local.hub import Hub, open_hub
@@ -62,11 +63,11 @@ def spec_of(lab: Lab, hosts: Sequence[Host], archive: Path) -> ClusterSpec:
 
 
 @contextmanager
-def working(spec: ClusterSpec, told: list[Event]) -> Iterator[Work]:
+def working(spec: ClusterSpec, told: list[Event]) -> Iterator[ApplyContext]:
     """Yield connections to the hosts: those are not part of the time."""
     with Fleet(spec.cluster.name, 16) as fleet:
         connect.all_or_raise(fleet.reach(spec.hosts, lambda connected: connected.address))
-        yield Work(spec, fleet, Secret("t"), Secrets(), told.append)
+        yield ApplyContext(spec, fleet, Secret("t"), Secrets(), told.append)
 
 
 def an_image(spec: ClusterSpec, told: list[Event]) -> float:
@@ -97,7 +98,7 @@ def a_model(spec: ClusterSpec, told: list[Event], hub: Hub, python: str) -> floa
     known, connect.RUNTIMES = connect.RUNTIMES, {**connect.RUNTIMES, "docker": nodes}
     try:
         with working(spec, told) as work:
-            files = {**payload.code_files(), "secrets.json": b"{}"}
+            files = {**node_files.code_files(), "secrets.json": b"{}"}
             for host in spec.hosts:
                 shell = work.fleet[host.name].runtime.inside("")
                 shell.run(("mkdir", "-p", NODE))

@@ -19,13 +19,13 @@ from multiprocessing.connection import Connection
 
 from benchmarks.figures import Limit, keep
 from raycluster.bench.load import run_bench
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.stats import distribution, measure
-from raycluster.openai_wire.lines import CHAT
-from raycluster.openai_wire.mock import Call, MockServer, Script
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target
+from raycluster.openai_client.lines import CHAT
+from raycluster.openai_client.mock import Call, MockServer, Script
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target
 
 MOST_MS = 2.0
 SCRIPTS: dict[str, Script] = {
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def compared(
-    name: str, script: Script, records: Sequence[Record], truths: Sequence[Truth]
+    name: str, script: Script, records: Sequence[RequestRecord], truths: Sequence[Truth]
 ) -> tuple[dict[str, object], list[Limit]]:
     """Return a row of figures, and what is promised of them."""
     by_question = {truth.question: truth for truth in truths}
@@ -110,9 +110,9 @@ def compared(
     ]
 
 
-def measured(script: Script, count: int) -> tuple[list[Record], list[Truth]]:
+def measured(script: Script, count: int) -> tuple[list[RequestRecord], list[Truth]]:
     """Return what the client recorded, and what the endpoint did."""
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     prompts = [
         Prompt(str(line), line, CHAT, {"messages": [{"role": "user", "content": str(line)}]})
         for line in range(1, count + 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from raycluster.payload import haproxy_file
+from raycluster.services.node_files import haproxy_file
 from tests.local.cluster import PORT_OPTIONS, descendants, free_ports, made_by, serve_env
 
 

@@ -24,9 +24,9 @@ from multiprocessing import Process
 from pathlib import Path
 
 from benchmarks.figures import Limit, keep
-from raycluster.contracts import ByteStream, Transport
-from raycluster.transports.ssh import SshOptions, open_ssh
-from raycluster.transports.ssh_system import open_system
+from raycluster.core.interfaces import ByteStream, Transport
+from raycluster.hosts.transports.ssh import SshOptions, open_ssh
+from raycluster.hosts.transports.ssh_system import open_system
 from tests.contract.sshd import Sshd, wait_for
 
 WAYS: Mapping[str, Callable[[str, SshOptions], Transport]] = {

@@ -35,7 +35,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 
-from raycluster.contracts import Transport
+from raycluster.core.interfaces import Transport
 from raycluster.tunnel.keep import Route, keep
 from raycluster.tunnel.ports import Forward
 
@@ -203,7 +203,7 @@ def tell_trouble(line: str) -> None:
 
 
 def open_transport(server: Server) -> Transport:
-    from raycluster.transports.ssh import SshOptions, open_ssh
+    from raycluster.hosts.transports.ssh import SshOptions, open_ssh
 
     options = SshOptions(
         "127.0.0.1",

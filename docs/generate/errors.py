@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from docs.generate.text import cell, code, table
 from raycluster.cli import INTERRUPTED
-from raycluster.errors import RayclusterError
+from raycluster.core.errors import RayclusterError
 from raycluster.serve.failures import KNOWN, SIGNALS
 
 BESIDE = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from docs.generate.errors import classes
 from docs.generate.source import GAP, Values, calls, texts
 from docs.generate.text import cell, table
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
 
 _SIGNS = re.compile(r"[\\*_\[\]]")
 PACKAGE = Path(__file__).parents[2] / "src" / "raycluster"
@@ -20,7 +20,8 @@ Told = tuple[str, str]
 """A message, and the next step or ""."""
 
 FOUND = {
-    "Problem": (1, 2, "What status says", "Problems end with exit code 3, warnings do not."),
+    "Issue": (1, 2, "What status says", "Problems end with exit code 3, warnings do not."),
+    "Problem": (1, 2, "What a plan says", "Problems end `up` before it changes anything."),
     "Finding": (3, 4, "What check says", "Exit code 3."),
 }
 """Classes beside errors: where among their arguments message and next step stand, and a title."""

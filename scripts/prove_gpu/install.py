@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from raycluster import tested
+from raycluster.core import tested_versions
 
 from .pack import uv
 
 CHECKOUT = Path(__file__).parents[2]
-SERVING = (str(CHECKOUT), f"ray[serve]=={tested.RAY}")
+SERVING = (str(CHECKOUT), f"ray[serve]=={tested_versions.RAY}")
 ENVIRONMENTS = {
     "without-engine": ("torch", "transformers[serving]>=5,<6", "accelerate"),
-    "whole": (f"vllm=={tested.VLLM}",),
+    "whole": (f"vllm=={tested_versions.VLLM}",),
 }
 
 

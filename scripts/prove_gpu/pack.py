@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from raycluster import tested
+from raycluster.core import tested_versions
 
 from . import contents
 
@@ -19,7 +19,7 @@ PROOF = ("scripts", "benchmarks", "examples")
 """What of the checkout the steps run, besides the program itself."""
 PYTHON_MARK = b"#!@PYTHON@\n"
 SERVING = (
-    f"ray[serve]=={tested.RAY}",
+    f"ray[serve]=={tested_versions.RAY}",
     f"torch=={contents.TORCH}",
     f"transformers=={contents.TRANSFORMERS}",
     str(CHECKOUT),

@@ -13,11 +13,12 @@ from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
 
-from raycluster import __version__, startup
+from raycluster import __version__
 from raycluster.commands import COMMANDS
-from raycluster.errors import LockedError, RayclusterError
-from raycluster.printable import LONGEST, PrintableStream
-from raycluster.tested import sentence
+from raycluster.core import startup
+from raycluster.core.errors import LockedError, RayclusterError
+from raycluster.core.printable import LONGEST, PrintableStream
+from raycluster.core.tested_versions import sentence
 
 INTERRUPTED = 130
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Runtime, Volume
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.runtimes.native import NativeRuntime
-from raycluster.transports.local import LocalTransport
-from raycluster.transports.ssh import open_ssh
+from raycluster.core.interfaces import Runtime, Volume
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.runtimes.native import NativeRuntime
+from raycluster.hosts.transports.local import LocalTransport
+from raycluster.hosts.transports.ssh import open_ssh
 from tests.contract.dockerd import IMAGE, USR, docker_daemon
 from tests.contract.odd_hosts import NOISY
 from tests.contract.sshd import Sshd

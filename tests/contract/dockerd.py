@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Volume
+from raycluster.core.interfaces import Volume
 
 IMAGE = "raycluster-test:1"
 USER_ID, GROUP_ID = 1234, 1235

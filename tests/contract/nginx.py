@@ -12,10 +12,11 @@ from typing import Any
 
 import httpx
 
-from raycluster.contracts import ROOT, Process, Secret
+from raycluster.core.interfaces import ROOT, Process, Secret
 from raycluster.services.gateway import gateway
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
+from raycluster.spec.secret_values import Secrets
 from tests.contract.sshd import free_port
 
 ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"

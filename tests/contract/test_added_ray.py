@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
-from raycluster.contracts import Process, Versions, Volume
-from raycluster.errors import ImageError
-from raycluster.runtimes import docker_ray
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.runtimes.docker_ray import Wanted
-from raycluster.runtimes.docker_wheels import Store
-from raycluster.tested import RAY
-from raycluster.transports.local import LocalTransport
+from raycluster.core.errors import ImageError
+from raycluster.core.interfaces import Process, Versions, Volume
+from raycluster.core.tested_versions import RAY
+from raycluster.hosts.runtimes import docker_ray
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.runtimes.docker_ray import AddedRay
+from raycluster.hosts.runtimes.docker_wheels import Store
+from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, USR, docker_cli
 from tests.wheels import install, lock_of, make_wheel, write_index
 
@@ -44,7 +44,7 @@ class Here:
 
     def another_run(self) -> DockerRuntime:
         transport = LocalTransport("here")
-        wanted = Wanted(lock=self.lock, proof=PROOF)
+        wanted = AddedRay(lock=self.lock, proof=PROOF)
         return DockerRuntime("here", "add", transport, socket=self.socket, ray=wanted)
 
     @property

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from raycluster.contracts import BoxOptions, Completed, Gpus, Process, Versions
-from raycluster.errors import HostError
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.runtimes.docker_errors import Edge
-from raycluster.runtimes.docker_gpus import look_script
-from raycluster.runtimes.docker_http import open_client
-from raycluster.runtimes.docker_options import container_options
-from raycluster.transports.local import LocalTransport
+from raycluster.core.errors import HostError
+from raycluster.core.interfaces import BoxOptions, Completed, Gpus, Process, Versions
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.runtimes.docker_errors import Edge
+from raycluster.hosts.runtimes.docker_gpus import look_script
+from raycluster.hosts.runtimes.docker_http import open_client
+from raycluster.hosts.runtimes.docker_options import container_options
+from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, USR, docker_cli, docker_daemon
 
 LOOP = "trap 'exit 0' TERM; while :; do sleep 0.1; done"

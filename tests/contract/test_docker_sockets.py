@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Process
-from raycluster.errors import RuntimeUnavailableError
-from raycluster.runtimes import docker as module
-from raycluster.runtimes import docker_errors
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.runtimes.docker_socket import Place
-from raycluster.runtimes.docker_trouble import LOOK, explain, seen
-from raycluster.transports.local import LocalTransport
-from raycluster.transports.ssh import SshTransport, open_ssh
+from raycluster.core.errors import RuntimeUnavailableError
+from raycluster.core.interfaces import Process
+from raycluster.hosts.runtimes import docker as module
+from raycluster.hosts.runtimes import docker_errors
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.runtimes.docker_socket import SocketChoice
+from raycluster.hosts.runtimes.docker_trouble import LOOK, explain, seen
+from raycluster.hosts.transports.local import LocalTransport
+from raycluster.hosts.transports.ssh import SshTransport, open_ssh
 from tests.contract.dockerd import IMAGE, USR
 from tests.contract.sshd import Login, Sshd
 
@@ -160,6 +160,6 @@ def test_a_user_who_may_not_use_the_socket_is_told_why(folder: Path, mode: int, 
         done = subprocess.run(
             script, capture_output=True, check=True, user=NOBODY, group=NOBODY, extra_groups=()
         )
-        found = explain(seen(done.stdout.decode()), Place(str(path)))
+        found = explain(seen(done.stdout.decode()), SocketChoice(str(path)))
         assert found
         assert expected in found[0]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Facts, Transport
-from raycluster.dashboard import holders
-from raycluster.listeners import read_listeners
-from raycluster.observe import read_facts
-from raycluster.survey import disk_of
-from raycluster.transports.ssh import open_ssh
+from raycluster.apply.look_ahead import disk_of
+from raycluster.core.interfaces import Facts, Transport
+from raycluster.hosts.dashboard import holders
+from raycluster.hosts.transports.ssh import open_ssh
+from raycluster.observe.facts import read_facts
+from raycluster.observe.listening_ports import read_listeners
 from tests.contract.cgroups import limited
 from tests.contract.sshd import SSHD, Sshd
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.connect import Fleet
-from raycluster.errors import HostError
-from raycluster.folders import check_folders
+from raycluster.apply.preconditions.shared_folders import check_folders
+from raycluster.core.errors import HostError
+from raycluster.hosts.fleet import Fleet
 from raycluster.spec import ClusterSpec
 from tests.contract.sshd import SSHD, Sshd
 

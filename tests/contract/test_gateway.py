@@ -20,10 +20,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raycluster.contracts import Process, Secret
+from raycluster.core.interfaces import Process, Secret
 from raycluster.services.gateway import FIGURES_PATH
-from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
+from raycluster.spec.secret_values import Secrets
 from tests.contract.nginx import (
     ALICE,
     BOB,

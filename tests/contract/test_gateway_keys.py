@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from raycluster.contracts import Secret
+from raycluster.core.interfaces import Secret
 from raycluster.services.gateway import per_minute
-from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
+from raycluster.spec.secret_values import Secrets
 from tests.contract.nginx import ALICE, BOB, PATH, bearer, process_of, served, spec_of
 from tests.contract.sshd import free_port, wait_for
 from tests.contract.test_gateway import Api, api, reload

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.accelerators.values import Accelerators
-from raycluster.observe import read_facts
-from raycluster.transports.ssh import open_ssh
+from raycluster.core.accelerators.values import Accelerators
+from raycluster.hosts.transports.ssh import open_ssh
+from raycluster.observe.facts import read_facts
 from tests.contract.sshd import SSHD, Sshd
 from tests.lab import fake_nvidia as fake
 

@@ -19,11 +19,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from raycluster.errors import HostKeyError
-from raycluster.transports.ssh import SshOptions, pinned_key
-from raycluster.transports.ssh_command import command_line
-from raycluster.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
-from raycluster.transports.ssh_target import resolve
+from raycluster.core.errors import HostKeyError
+from raycluster.hosts.transports.ssh import SshOptions, pinned_key
+from raycluster.hosts.transports.ssh_command import command_line
+from raycluster.hosts.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
+from raycluster.hosts.transports.ssh_target import resolve
 from tests.contract.sshd import SSHD, Sshd
 
 pytestmark = pytest.mark.skipif(

@@ -16,18 +16,19 @@ from typing import Any
 
 import pytest
 
-from raycluster.connect import Fleet
-from raycluster.contracts import Process, Secret, Versions
-from raycluster.errors import HostError, NewerRecordError, RayclusterError
-from raycluster.events import Event
-from raycluster.health import look
-from raycluster.leave import leave, make_way
-from raycluster.observe import observe
-from raycluster.plan import moved_hosts, removed_hosts, stranded_hosts
-from raycluster.services.wiring import Secrets
+from raycluster.apply.context import ApplyContext
+from raycluster.apply.converge import preview
+from raycluster.apply.host_removal import leave, make_way
+from raycluster.apply.teardown import down
+from raycluster.core.errors import HostError, NewerRecordError, RayclusterError
+from raycluster.core.events import Event
+from raycluster.core.interfaces import Process, Secret, Versions
+from raycluster.hosts.fleet import Fleet
+from raycluster.observe.cluster import observe
+from raycluster.observe.health import look
+from raycluster.plan.planner import moved_hosts, removed_hosts, stranded_hosts
 from raycluster.spec import ClusterSpec
-from raycluster.up import down, preview
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
 from tests.contract.sshd import SSHD, Sshd
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd: apt install openssh-server")
@@ -155,7 +156,7 @@ def test_what_a_host_says_of_members_changes_nothing_elsewhere(places: Places) -
         assert state.token == Secret(TOKEN)
         left, stranded = (f(places.spec, state) for f in (removed_hosts, stranded_hosts))
         assert [len(left), len(stranded)] == [2, 1]
-        work = Work(places.spec, fleet, Secret(TOKEN), NO_SECRETS, places.told.append)
+        work = ApplyContext(places.spec, fleet, Secret(TOKEN), NO_SECRETS, places.told.append)
         assert leave(work, state, left) == (left, ())
     assert places.safe() == before
     said = places.down()
@@ -182,7 +183,7 @@ def test_a_local_host_of_the_spec_loses_nothing_to_a_record_of_another_runtime(
         assert [(f.member.kind, f.host and f.host.transport) for f in moved] == [
             ("native", "local")
         ]
-        work = Work(spec, fleet, Secret(TOKEN), NO_SECRETS, places.told.append)
+        work = ApplyContext(spec, fleet, Secret(TOKEN), NO_SECRETS, places.told.append)
         with pytest.raises(HostError, match="does not have this cluster's token"):
             make_way(work, moved)
     assert places.safe() == before

@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from raycluster import connect
-from raycluster.connect import Fleet
-from raycluster.contracts import Channel, Completed, Process, Secret
-from raycluster.events import Event
-from raycluster.images import archived_layers, bring_images
-from raycluster.runtimes.docker import DockerRuntime
+from raycluster.apply.context import ApplyContext
+from raycluster.apply.distribution.image_staging import PIECE
+from raycluster.apply.distribution.images import archived_layers, bring_images
+from raycluster.core.events import Event
+from raycluster.core.interfaces import Channel, Completed, Process, Secret
+from raycluster.hosts import fleet as connect
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.transports.local import LocalTransport
 from raycluster.serve.transfer import PART
-from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
-from raycluster.spool import PIECE
-from raycluster.transports.local import LocalTransport
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
 from tests.contract.dockerd import docker_cli, docker_daemon
 
 IMAGE = "acme/large:1"
@@ -125,7 +125,7 @@ class Hosts:
         spec, told = ClusterSpec.model_validate(table), list[Event]()
         with Fleet("q", 4) as fleet:
             fleet.reach(spec.hosts, lambda connected: connected.address)
-            work = Work(spec, fleet, Secret("t"), Secrets(), told.append)
+            work = ApplyContext(spec, fleet, Secret("t"), Secrets(), told.append)
             bring_images(work, {h.name: [Process(h.role, (), image=IMAGE)] for h in spec.hosts})
         return told
 

@@ -19,22 +19,22 @@ from shutil import rmtree
 
 import pytest
 
-from raycluster import lock as module
-from raycluster.contracts import Completed
-from raycluster.errors import HostError, LockedError
-from raycluster.lock import Lock, Pace, holding
-from raycluster.transports.local import LocalTransport
+from raycluster.core.errors import HostError, LockedError
+from raycluster.core.interfaces import Completed
+from raycluster.hosts import lock as module
+from raycluster.hosts.lock import Lock, LockTimes, holding
+from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.sshd import wait_for
 
-QUICK = Pace(0.2, 2, 4)
+QUICK = LockTimes(0.2, 2, 4)
 NOBODY = 65534
 FIRST, LAST = "0" * 32, "f" * 32  # names of claims: the first one's run goes first
 SECRET = "what only its owner may read"
 
 HOLD = """
 import signal, sys
-from raycluster.lock import holding
-from raycluster.transports.local import LocalTransport
+from raycluster.hosts.lock import holding
+from raycluster.hosts.transports.local import LocalTransport
 with holding(LocalTransport("here"), sys.argv[1], "raycluster up"):
     print("held", flush=True)
     sys.stdin.read()
@@ -42,14 +42,15 @@ with holding(LocalTransport("here"), sys.argv[1], "raycluster up"):
 # What a job in the background of a script does: SIGINT is ignored, and threads work on hosts.
 WORK = """
 import signal, sys, time
-from raycluster import cli, connect, lock
-from raycluster.connect import Fleet
-from raycluster.lock import Lock, Pace
+from raycluster import cli
+from raycluster.hosts import fleet as connect, lock
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.lock import Lock, LockTimes
 from raycluster.spec import ClusterSpec
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 name, file = sys.argv[1:]
-Lock.__init__.__kwdefaults__["pace"] = Pace(0.2, 2, 4)
+Lock.__init__.__kwdefaults__["pace"] = LockTimes(0.2, 2, 4)
 [host] = ClusterSpec(**{"cluster": {"name": name}, "head": {"transport": "local"}}).hosts
 
 def work(connected):
@@ -257,7 +258,7 @@ def test_a_holder_whose_claim_is_gone_ends(cluster: str, tmp_path: Path) -> None
 
 
 def test_a_check_finds_a_lost_lock_at_once(here: LocalTransport, cluster: str) -> None:
-    with Lock(here, cluster, "me", pace=Pace(beat=1000)) as lease:
+    with Lock(here, cluster, "me", pace=LockTimes(beat=1000)) as lease:
         lease.check()
         rmtree(claims(cluster)[0])
         lease.valid()  # nobody has been asked
@@ -268,8 +269,8 @@ def test_a_check_finds_a_lost_lock_at_once(here: LocalTransport, cluster: str) -
 
 
 def test_a_beat_comes_too_late_by_the_hosts_clock(here: LocalTransport, cluster: str) -> None:
-    with Lock(here, cluster, "me", pace=Pace(beat=1000)) as lease:
-        beat(claims(cluster)[0], age=Pace().silent + 1)
+    with Lock(here, cluster, "me", pace=LockTimes(beat=1000)) as lease:
+        beat(claims(cluster)[0], age=LockTimes().silent + 1)
         with pytest.raises(LockedError, match="another run may have taken the lock"):
             lease.check()
 
@@ -454,7 +455,7 @@ def together(count: int, contend: Callable[[], None]) -> list[threading.Thread]:
 def test_only_one_of_many_gets_it(cluster: str, dead: int) -> None:
     """With and without claims of runs that were killed."""
     for _ in range(dead):
-        claim(cluster, secrets.token_hex(16), age=Pace().abandoned + 1)
+        claim(cluster, secrets.token_hex(16), age=LockTimes().abandoned + 1)
     inside: list[int] = []
     ended = threading.Semaphore(0)
     over = threading.Event()
@@ -462,7 +463,7 @@ def test_only_one_of_many_gets_it(cluster: str, dead: int) -> None:
     def contend() -> None:
         with (
             suppress(LockedError),
-            Lock(LocalTransport("here"), cluster, "one of many", pace=Pace(0.3)),
+            Lock(LocalTransport("here"), cluster, "one of many", pace=LockTimes(0.3)),
         ):
             inside.append(1)
             over.wait(60)
@@ -502,7 +503,7 @@ class Broken(LocalTransport):
 
 def test_the_beat_goes_on_after_it_failed(cluster: str) -> None:
     transport = Broken()
-    with Lock(transport, cluster, "me", pace=Pace(0.2)) as lease:
+    with Lock(transport, cluster, "me", pace=LockTimes(0.2)) as lease:
         transport.down.set()
         assert transport.met.acquire(timeout=20)
         lease.check()  # one that fails is not yet the end

@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 
-from raycluster.apply import wait_for_head
-from raycluster.checks import Finding, check_hosts
-from raycluster.connect import Fleet
-from raycluster.contracts import Secret
-from raycluster.deploy import _wait_for_router, prove
-from raycluster.errors import ForwardRefusedError, HostError
-from raycluster.neighbours import shared_ports, try_neighbours
-from raycluster.observe import read_listening
-from raycluster.services.wiring import Secrets
+from raycluster.apply.applications import _wait_for_router
+from raycluster.apply.context import ApplyContext
+from raycluster.apply.converge import up
+from raycluster.apply.nodes import wait_for_head
+from raycluster.apply.preconditions.connectivity import shared_ports, try_neighbours
+from raycluster.apply.smoke_test import prove
+from raycluster.check.hosts import Finding, check_hosts
+from raycluster.core.errors import ForwardRefusedError, HostError
+from raycluster.core.interfaces import Secret
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.http import http_client
+from raycluster.observe.facts import read_listening
 from raycluster.spec import ClusterSpec
-from raycluster.transports.http import http_client
-from raycluster.up import up
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
 from tests.contract.sshd import SSHD, Login, Sshd, free_ports
 
 if SSHD is None or os.geteuid() != 0:
@@ -168,7 +169,7 @@ def test_a_wait_ends_at_once_for_what_lasts(tmp_path: Path) -> None:
     with host(tmp_path, "AllowTcpForwarding no") as odd, Fleet("needs", 1) as fleet:
         spec = odd.spec()
         transport = fleet.open(spec.hosts[0]).transport
-        work = Work(spec, fleet, Secret("t"), Secrets(), lambda _: None)
+        work = ApplyContext(spec, fleet, Secret("t"), Secrets(), lambda _: None)
         waits: list[Callable[[], object]] = [lambda: wait_for_head(work), lambda: prove(work)]
         with http_client(transport, spec.ports.api) as client:
             waits.append(lambda: _wait_for_router(client))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import NotRunError
-from raycluster.transports import ssh
-from raycluster.transports.ssh import SshTransport, open_ssh
+from raycluster.core.errors import NotRunError
+from raycluster.hosts.transports import ssh
+from raycluster.hosts.transports.ssh import SshTransport, open_ssh
 from tests.contract.sshd import SSHD, Login, Sshd
 
 if SSHD is None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.connect import Fleet
-from raycluster.contracts import Process, Versions
+from raycluster.core.interfaces import Process, Versions
+from raycluster.hosts.fleet import Fleet
 from raycluster.spec import read_spec
 from tests.contract.sshd import free_port
 

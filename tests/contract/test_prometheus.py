@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from raycluster.poll import wait_for
+from raycluster.core.wait import wait_for
 from raycluster.serve.metrics import Metrics, samples
 from raycluster.status.figures import Told
 from raycluster.status.prometheus import QUERY, ask

@@ -13,10 +13,10 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from raycluster.contracts import Process, RegistryLogin, Secret
-from raycluster.errors import ImageError
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.transports.local import LocalTransport
+from raycluster.core.errors import ImageError
+from raycluster.core.interfaces import Process, RegistryLogin, Secret
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, docker_cli, docker_daemon
 
 SERVER = "127.0.0.1:5000"  # Docker speaks plain HTTP to loopback addresses

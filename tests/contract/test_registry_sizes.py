@@ -17,14 +17,21 @@ import bcrypt
 import httpx
 import pytest
 
-from raycluster import connect
-from raycluster.checks import check_hosts
-from raycluster.connect import Fleet
-from raycluster.contracts import RegistryLogin, Secret
-from raycluster.poll import wait_for
-from raycluster.registry_api import INDEXES, MANIFESTS, Answer, ask_for, image_sizes, parse
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.runtimes.docker_image import Pull
+from raycluster.check.hosts import check_hosts
+from raycluster.core.interfaces import RegistryLogin, Secret
+from raycluster.core.wait import wait_for
+from raycluster.hosts import fleet as connect
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.runtimes.docker_image import Pull
+from raycluster.observe.image_registry import (
+    INDEXES,
+    MANIFESTS,
+    ImageAnswer,
+    ask_for,
+    image_sizes,
+    parse,
+)
 from raycluster.spec import ClusterSpec
 from tests.contract.dockerd import IMAGE
 
@@ -132,12 +139,12 @@ def test_what_the_registry_does_not_tell_is_not_known(registry: Registry, tmp_pa
 
 
 def test_a_tag_is_there_or_the_nearest_are_named(registry: Registry) -> None:
-    def ask(reference: str, login: RegistryLogin | None = registry.login) -> Answer:
+    def ask(reference: str, login: RegistryLogin | None = registry.login) -> ImageAnswer:
         return ask_for(f"{registry.server}/acme/{reference}", login)
 
-    assert ask("serving:1") == Answer(True)
-    assert ask("serving:manny") == Answer(False, nearest=("many", "arm", "1"))
-    assert ask(f"serving@sha256:{'0' * 64}") == Answer(False)
+    assert ask("serving:1") == ImageAnswer(True)
+    assert ask("serving:manny") == ImageAnswer(False, nearest=("many", "arm", "1"))
+    assert ask(f"serving@sha256:{'0' * 64}") == ImageAnswer(False)
     unknown = ask("serving:1", None)
     assert (unknown.there, "401" in unknown.why) == (None, True)
     assert ask_for("127.0.0.1:9/a:1", None).there is None

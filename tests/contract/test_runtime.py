@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import ROOT, Found, Process, Runtime, Versions
-from raycluster.errors import CommandError, HostError
+from raycluster.core.errors import CommandError, HostError
+from raycluster.core.interfaces import ROOT, Found, Process, Runtime, Versions
 from tests.contract.conftest import Kind
 from tests.contract.odd_hosts import EXPORTS
 

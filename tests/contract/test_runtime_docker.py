@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import ROOT, Address, ByteStream, Process, Versions, Volume
-from raycluster.errors import (
+from raycluster.core.cgroups import Limits
+from raycluster.core.errors import (
     ConnectionLostError,
     HostError,
     ImageError,
     RuntimeUnavailableError,
 )
-from raycluster.limits import Limits
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.runtimes.docker_image import Pull
-from raycluster.transports.local import LocalTransport
+from raycluster.core.interfaces import ROOT, Address, ByteStream, Process, Versions, Volume
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.runtimes.docker_image import Pull
+from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import GROUP_ID, IMAGE, USER_ID, USR, docker_cli
 
 VERSIONS = Versions(python="3.11.2", ray="2.60.0")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import scrape
-from raycluster.connect import Fleet
+from raycluster.bench import server_metrics
+from raycluster.hosts.fleet import Fleet
 from tests.contract.sshd import SSHD, Sshd
 from tests.unit.engine import Ports, engines
 
@@ -31,7 +31,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 
 @contextmanager
-def watching(sshd: Sshd, ports: Ports) -> Iterator[tuple[scrape.Watcher, list[str]]]:
+def watching(sshd: Sshd, ports: Ports) -> Iterator[tuple[server_metrics.MetricsWatcher, list[str]]]:
     head = {
         "host": "127.0.0.1",
         "port": sshd.port,
@@ -42,7 +42,7 @@ def watching(sshd: Sshd, ports: Ports) -> Iterator[tuple[scrape.Watcher, list[st
     told: list[str] = []
     with (
         Fleet("scraped", 4) as fleet,
-        scrape.of_cluster(ports.spec(head=head), fleet, "tiny", told.append) as watcher,
+        server_metrics.of_cluster(ports.spec(head=head), fleet, "tiny", told.append) as watcher,
     ):
         yield watcher, told
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from raycluster.errors import ImageError
-from raycluster.images import archived_layers
-from raycluster.runtimes import docker_spool
-from raycluster.runtimes.docker import DockerRuntime
-from raycluster.transports.local import LocalTransport
+from raycluster.apply.distribution.images import archived_layers
+from raycluster.core.errors import ImageError
+from raycluster.hosts.runtimes import docker_spool
+from raycluster.hosts.runtimes.docker import DockerRuntime
+from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, docker_cli
 
 NAME = "acme/spooled:1"

@@ -18,7 +18,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from raycluster.errors import (
+from raycluster.core.errors import (
     AuthError,
     BeyondLibraryError,
     ConnectionLostError,
@@ -28,9 +28,9 @@ from raycluster.errors import (
     UnjudgedKeyError,
     UnreachableError,
 )
-from raycluster.transports.ssh import SshOptions, SshTransport, open_ssh, pinned_key
-from raycluster.transports.ssh_command import command_line
-from raycluster.transports.ssh_system import open_system
+from raycluster.hosts.transports.ssh import SshOptions, SshTransport, open_ssh, pinned_key
+from raycluster.hosts.transports.ssh_command import command_line
+from raycluster.hosts.transports.ssh_system import open_system
 from tests.contract.ssh_agent import FakeAgent, HeldKey, TokenKey, fake_agent
 from tests.contract.sshd import SSHD, Sshd, free_port, make_key, slow_line, wait_for
 
@@ -343,8 +343,8 @@ class TestKeysThatNeedSomebody:
     def test_a_key_that_does_not_sign_is_skipped(
         self, start: Start, monkeypatch: pytest.MonkeyPatch, hangs: bool
     ) -> None:
-        monkeypatch.setattr("raycluster.transports.ssh_login._SIGN_SECONDS", 0.5)
-        monkeypatch.setattr("raycluster.transports.ssh_login._QUIET_SECONDS", 0.1)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._SIGN_SECONDS", 0.5)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._QUIET_SECONDS", 0.1)
         server = start("MaxAuthTries 1")
         good = paramiko.Ed25519Key.from_private_key_file(str(server.folder / "client"))
         token, other = TokenKey(), paramiko.ECDSAKey.generate()
@@ -370,7 +370,7 @@ class TestKeysThatNeedSomebody:
     def test_an_agent_that_never_answers_is_named(
         self, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("raycluster.transports.ssh_login._AGENT_SECONDS", 0.2)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._AGENT_SECONDS", 0.2)
         path = Path(os.environ["HOME"]) / "mute"
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as mute:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import connect
-from raycluster.errors import (
+from raycluster.core.errors import (
     AuthError,
     BeyondLibraryError,
     HostError,
@@ -25,10 +24,11 @@ from raycluster.errors import (
     UnjudgedKeyError,
     UnreachableError,
 )
+from raycluster.hosts import fleet
+from raycluster.hosts.transports.ssh import SshOptions
+from raycluster.hosts.transports.ssh_askpass import Askpass
+from raycluster.hosts.transports.ssh_system import open_system
 from raycluster.spec import read_spec
-from raycluster.transports.ssh import SshOptions
-from raycluster.transports.ssh_askpass import Askpass
-from raycluster.transports.ssh_system import open_system
 from tests.contract.sshd import SSHD, Sshd, free_port, make_key, wait_for
 
 if SSHD is None or shutil.which("ssh") is None:
@@ -65,15 +65,13 @@ def _no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
 
 
-def works(options: SshOptions, ask: connect.Ask | None = None) -> bool:
+def works(options: SshOptions, ask: fleet.Ask | None = None) -> bool:
     """Connect and run a command."""
     with contextlib.closing(open_system("gpu-1", options, ask=ask)) as transport:
         return transport.run(("echo", "hi")).text == "hi"
 
 
-def failing(
-    kind: type[HostError], options: SshOptions, ask: connect.Ask | None = None
-) -> HostError:
+def failing(kind: type[HostError], options: SshOptions, ask: fleet.Ask | None = None) -> HostError:
     """Return the error of an attempt to connect."""
     with pytest.raises(kind) as caught:
         open_system("gpu-1", options, ask=ask)
@@ -216,9 +214,9 @@ class TestWhatTheLibraryCannot:
     def reach(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reach:
         """Return a function that tells whether a server is reached, and what is told meanwhile."""
         config, spec = tmp_path / "config", tmp_path / "cluster.toml"
-        of_the_spec = connect.ssh_options
+        of_the_spec = fleet.ssh_options
         monkeypatch.setattr(
-            connect,
+            fleet,
             "ssh_options",
             lambda host: dataclasses.replace(of_the_spec(host), config_file=str(config)),
         )
@@ -233,7 +231,7 @@ class TestWhatTheLibraryCannot:
             )
             spec.write_text(SPEC.format(ssh=ssh, policy=policy))
             person = Person()
-            opened = connect.TRANSPORTS["ssh"](read_spec(spec).hosts[0], person)
+            opened = fleet.TRANSPORTS["ssh"](read_spec(spec).hosts[0], person)
             with contextlib.closing(opened) as transport:
                 return transport.run(("echo", "hi")).text == "hi", person.told
 
@@ -298,8 +296,8 @@ class TestWhatTheLibraryCannot:
 
 PROGRAM = """
 import sys, time
-from raycluster.transports.ssh import SshOptions
-from raycluster.transports.ssh_system import open_system
+from raycluster.hosts.transports.ssh import SshOptions
+from raycluster.hosts.transports.ssh_system import open_system
 host, port, user, key, known = sys.argv[1:]
 transport = open_system("gpu-1", SshOptions(host, int(port), user, key, known, config_file="none"))
 print(transport.run(("echo", "up")).text, flush=True)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.contracts import Address, ByteStream, Shell, Transport
-from raycluster.errors import AnswerError, CommandError, HostError
-from raycluster.transports.local import LocalTransport
-from raycluster.transports.ssh import open_ssh
-from raycluster.transports.ssh_system import open_system
+from raycluster.core.errors import AnswerError, CommandError, HostError
+from raycluster.core.interfaces import Address, ByteStream, Shell, Transport
+from raycluster.hosts.transports.local import LocalTransport
+from raycluster.hosts.transports.ssh import open_ssh
+from raycluster.hosts.transports.ssh_system import open_system
 from tests.contract.odd_hosts import BARE, EXPORTS, NOISY, OTHERS, OddHost
 from tests.contract.sshd import SSHD, Sshd, wait_for
 

@@ -21,8 +21,8 @@ from threading import Event, Lock, Thread
 
 import pytest
 
-from raycluster.contracts import Transport
-from raycluster.errors import AuthError, HostError, PortInUseError, UnreachableError
+from raycluster.core.errors import AuthError, HostError, PortInUseError, UnreachableError
+from raycluster.core.interfaces import Transport
 from raycluster.tunnel.channels import ChannelForwarder
 from raycluster.tunnel.keep import Route, keep
 from raycluster.tunnel.ports import Forward, choose_ports
@@ -177,7 +177,7 @@ Way = Callable[..., AbstractContextManager[object]]
 def forwarder(request: pytest.FixtureRequest) -> Way:
     """Makes a forwarder of each kind from its forwards."""
     if request.param == "channels on this machine":
-        from raycluster.transports.local import LocalTransport
+        from raycluster.hosts.transports.local import LocalTransport
 
         return functools.partial(ChannelForwarder, LocalTransport("here"))
     server: Sshd = request.getfixturevalue("sshd")
@@ -194,7 +194,7 @@ def over_ssh(server: Sshd, forwards: tuple[Forward, ...]) -> Iterator[None]:
 
 
 def open_transport(server: Sshd) -> Transport:
-    from raycluster.transports.ssh import SshOptions, open_ssh
+    from raycluster.hosts.transports.ssh import SshOptions, open_ssh
 
     options = SshOptions(
         "127.0.0.1",
@@ -337,7 +337,7 @@ def test_the_client_of_a_cut_answer_gets_an_error(
 
 
 def test_closing_the_forwarder_resets_what_is_open(serve: Callable[[Handler], int]) -> None:
-    from raycluster.transports.local import LocalTransport
+    from raycluster.hosts.transports.local import LocalTransport
 
     forwards = to(serve(pour))
     with ExitStack() as stack:

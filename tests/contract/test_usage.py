@@ -12,9 +12,9 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
-from raycluster.poll import wait_for
+from raycluster.core.wait import wait_for
 from raycluster.spec import ClusterSpec
-from raycluster.status.usage import REQUESTS, TOKENS, Row, Usage, ask
+from raycluster.status.usage import REQUESTS, TOKENS, Row, UsageReport, ask
 from tests.unit.engine import free_ports
 
 SPEC = ClusterSpec.model_validate(
@@ -78,7 +78,7 @@ def prometheus(tmp_path: Path, replicas: Replicas) -> Iterator[httpx.Client]:
         thread.join()
 
 
-def plain(found: Usage) -> list[tuple[str, str, int, int, int, int]]:
+def plain(found: UsageReport) -> list[tuple[str, str, int, int, int, int]]:
     return [(r.owner, r.model, r.requests, r.prompt, r.cached, r.generation) for r in found.rows]
 
 
@@ -94,7 +94,7 @@ def test_what_was_counted_is_summed_exactly(replicas: Replicas, prometheus: http
         ("bob", "a", 1, 1, 0, 1),
     ]
 
-    def told() -> Usage | None:
+    def told() -> UsageReport | None:
         try:
             found = ask(prometheus, SPEC, HOUR)
         except httpx.HTTPError:
@@ -106,7 +106,7 @@ def test_what_was_counted_is_summed_exactly(replicas: Replicas, prometheus: http
     replicas.end()
     replicas.took("w3", "alice", "a", 4, 4, 1)
 
-    def again() -> Usage | None:
+    def again() -> UsageReport | None:
         found = ask(prometheus, SPEC, HOUR)
         return found if found.total.requests == 6 else None
 
@@ -131,13 +131,13 @@ def test_what_was_counted_is_summed_exactly(replicas: Replicas, prometheus: http
 def test_without_prices_there_is_no_money(replicas: Replicas, prometheus: httpx.Client) -> None:
     spec = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h"}})
 
-    def ready() -> Usage | None:
+    def ready() -> UsageReport | None:
         try:
             return ask(prometheus, spec, HOUR)
         except httpx.HTTPError:
             return None
 
     found = wait_for(ready, timeout=60)
-    assert found == Usage((), HOUR, "USD", None)
+    assert found == UsageReport((), HOUR, "USD", None)
     assert found.total == Row()
     assert found.per_million is None

@@ -24,9 +24,13 @@ from unittest import mock
 
 import typer.main
 
-import raycluster.poll
+import raycluster.core.wait
 import raycluster.spec
-from raycluster import cli, connect, deploy, exchange, neighbours
+from raycluster import cli
+from raycluster.apply import applications
+from raycluster.apply.distribution import peer_transfer
+from raycluster.apply.preconditions import connectivity
+from raycluster.hosts import fleet
 from tests.hostile.host import (
     FINGERPRINT,
     Answers,
@@ -150,10 +154,12 @@ def staged(folder: Path) -> Iterator[Stage]:
             mock.patch("time.sleep", sleep),
             mock.patch("time.monotonic", now),
             mock.patch.dict(
-                raycluster.poll.wait_for.__kwdefaults__, {"clock": now, "sleep": sleep}
+                raycluster.core.wait.wait_for.__kwdefaults__, {"clock": now, "sleep": sleep}
             ),
-            mock.patch.multiple(exchange, BEGIN_S=0.2, PARTING_S=0.2, STUCK_S=0.2),
-            mock.patch("raycluster.up._lock", lambda *_: nullcontext()),  # a living conversation
+            mock.patch.multiple(peer_transfer, BEGIN_S=0.2, PARTING_S=0.2, STUCK_S=0.2),
+            # the lock is a living conversation
+            mock.patch("raycluster.apply.converge.locked", lambda *_: nullcontext()),
+            mock.patch("raycluster.apply.teardown.locked", lambda *_: nullcontext()),
             mock.patch("raycluster.spec.read_spec", cache(raycluster.spec.read_spec)),
             mock.patch("typer.main.get_command", cache(typer.main.get_command)),
         ):
@@ -189,18 +195,18 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
             crashed.append("".join(traceback.format_exception(told.exc_value)))
 
     with (
-        mock.patch.dict(connect.TRANSPORTS, {"ssh": reach, "local": reach}),
+        mock.patch.dict(fleet.TRANSPORTS, {"ssh": reach, "local": reach}),
         mock.patch.object(sys, "argv", words),
         mock.patch.object(sys, "stdout", out),
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(threading, "excepthook", crash),
         mock.patch.object(cli, "_end", _end),
         mock.patch.object(
-            neighbours,
+            connectivity,
             "new_tokens",
             lambda names: dict.fromkeys(names, "0") | neighbours_tokens(command),
         ),
-        mock.patch.object(deploy, "app_fingerprint", lambda *_: FINGERPRINT),
+        mock.patch.object(applications, "app_fingerprint", lambda *_: FINGERPRINT),
         _in_time(),
     ):
         cli._open_streams()

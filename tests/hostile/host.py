@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raycluster.contracts import Address, ByteStream, Channel, Completed
-from raycluster.errors import CommandError, HostError
-from raycluster.untrusted import ANSWER_BYTES, too_much
+from raycluster.core.errors import CommandError, HostError
+from raycluster.core.interfaces import Address, ByteStream, Channel, Completed
+from raycluster.core.untrusted import ANSWER_BYTES, too_much
 
 ANSWERS = Path(__file__).with_name("answers.json.xz")
 FINGERPRINT = "aa15fe9aa024"

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from raycluster import cli, connect, deploy
-from raycluster.contracts import Address, ByteStream, Channel, Completed, Transport
-from raycluster.errors import RayclusterError
+from raycluster import cli
+from raycluster.apply import applications
+from raycluster.core.errors import RayclusterError
+from raycluster.core.interfaces import Address, ByteStream, Channel, Completed, Transport
+from raycluster.hosts import fleet
 from tests.hostile.host import FINGERPRINT, question
 from tests.lab.hosts import open_lab
 from tests.lab.image import IMAGE
@@ -166,7 +168,7 @@ class Talk:
 def record(folder: Path) -> dict[str, Any]:
     """Run every command on a lab's hosts, and return the spec and what was said."""
     recorder = Recorder()
-    real = dict(connect.TRANSPORTS)
+    real = dict(fleet.TRANSPORTS)
 
     def reach(host: Any, ask: Any) -> Any:
         return Recording(host.name, real[host.transport](host, ask), recorder)
@@ -182,8 +184,8 @@ def record(folder: Path) -> dict[str, Any]:
         )
         os.chdir(folder)
         with (
-            mock.patch.dict(connect.TRANSPORTS, {"ssh": reach}),
-            mock.patch.object(deploy, "app_fingerprint", lambda *_: FINGERPRINT),
+            mock.patch.dict(fleet.TRANSPORTS, {"ssh": reach}),
+            mock.patch.object(applications, "app_fingerprint", lambda *_: FINGERPRINT),
         ):
             for name, words in COMMANDS.items():
                 recorder.command = name

@@ -8,24 +8,24 @@ from collections.abc import Callable
 
 import pytest
 
-from raycluster.accelerators import host as accelerators
-from raycluster.bench.away import Job, Listener
+from raycluster.apply.engine_probe.judge import asked, judge
+from raycluster.apply.engine_probe.told import MARK, read
+from raycluster.bench.away import RemoteListener, RemoteRun
 from raycluster.bench.load import Conditions
 from raycluster.bench.schedule import Load
-from raycluster.contracts import Completed
-from raycluster.errors import RayclusterError
-from raycluster.observe import read_facts
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target
-from raycluster.probe.judge import asked, judge
-from raycluster.probe.told import MARK, read
-from raycluster.readings import read_gpus, read_service
-from raycluster.replicas import listening
+from raycluster.core.accelerators import host as accelerators
+from raycluster.core.errors import RayclusterError
+from raycluster.core.interfaces import Completed
+from raycluster.core.untrusted import read_json
+from raycluster.hosts.transports.local import LocalTransport
+from raycluster.observe.engine_metrics import read_gpus, read_service
+from raycluster.observe.facts import read_facts
+from raycluster.observe.replica_endpoints import listening
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target
 from raycluster.spec import Model
 from raycluster.status.gpus import from_ray, from_smi
 from raycluster.status.prometheus import read as read_prometheus
-from raycluster.transports.local import LocalTransport
-from raycluster.untrusted import read_json
 from tests.hostile.spoil import spoiled
 
 RUNS = 1000
@@ -142,10 +142,10 @@ def _probe(said: bytes) -> object:
 
 
 def _bench(said: bytes) -> object:
-    job = Job(
+    job = RemoteRun(
         [Prompt("1", 1, "/v1/completions", {}, "m")], Target("http://a", "m"), Load(), Conditions()
     )
-    listener = Listener(job, lambda _: None, lambda *_: None, lambda _: None)
+    listener = RemoteListener(job, lambda _: None, lambda *_: None, lambda _: None)
     for line in said.split(b"\n"):
         listener.take(line)
     return listener.summary(0.0, interrupted=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
-from raycluster.tested import RAY
+from raycluster.core.tested_versions import RAY
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
 from tests.lab.hosts import Lab

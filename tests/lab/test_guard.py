@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import guard as guarding
-from raycluster.connect import Fleet
-from raycluster.contracts import Secret
-from raycluster.errors import CommandError
-from raycluster.plan import Guard
+from raycluster.apply import firewall as guarding
+from raycluster.apply.context import ApplyContext
+from raycluster.core.errors import CommandError
+from raycluster.core.interfaces import Secret
+from raycluster.hosts.fleet import Fleet
+from raycluster.plan.actions import ApplyFirewall
 from raycluster.services.firewall import Around, read_script, ruleset
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
 from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 
@@ -39,7 +40,7 @@ def odd(lab: Lab) -> Iterator[Host]:
     lab.remove_host(host)
 
 
-def work_on(lab: Lab, host: Host, port: int, folder: Path) -> Work:
+def work_on(lab: Lab, host: Host, port: int, folder: Path) -> ApplyContext:
     known = folder / "known_hosts"
     known.write_text(host.known_hosts_line.replace(f":{SSHD}", f":{port}"))
     spec = ClusterSpec.model_validate(
@@ -55,16 +56,16 @@ def work_on(lab: Lab, host: Host, port: int, folder: Path) -> Work:
             "firewall": {"manage": True},
         }
     )
-    return Work(spec, Fleet("odd", 1), Secret("t"), Secrets(), lambda _: None)
+    return ApplyContext(spec, Fleet("odd", 1), Secret("t"), Secrets(), lambda _: None)
 
 
-def put(work: Work) -> None:
+def put(work: ApplyContext) -> None:
     [head] = work.spec.hosts
     text, _ = ruleset(work.spec, head, Wiring({"head": head.host}, Secret("t")))
-    guarding.guard(work, [Guard("head", text, "")])
+    guarding.guard(work, [ApplyFirewall("head", text, "")])
 
 
-def tell(work: Work) -> str:
+def tell(work: ApplyContext) -> str:
     """Return what a new connection is told of the rules in force."""
     with closing(work.fleet.beside("head")) as fresh:
         return fresh.run(("sh", "-c", read_script("odd"))).text

@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 
 import httpx
 
-from raycluster.contracts import ROOT as PLACE
-from raycluster.contracts import file_mode
-from raycluster.payload import code_files, haproxy_file
+from raycluster.core.interfaces import ROOT as PLACE
+from raycluster.core.interfaces import file_mode
 from raycluster.serve.rootcause import MARK
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import data_path
+from raycluster.services.node_files import code_files, haproxy_file
 from raycluster.spec.models import Ports
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from raycluster.contracts import Channel, Completed, Shell, Transport
-from raycluster.state import ClusterState, HostState, RayNode
-from raycluster.work import Work
+from raycluster.apply.context import ApplyContext
+from raycluster.core.interfaces import Channel, Completed, Shell, Transport
+from raycluster.state.cluster import ClusterState, HostState, RayNode
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Nodes:
         return self.shell
 
 
-def state_of(work: Work) -> ClusterState:
+def state_of(work: ApplyContext) -> ClusterState:
     """Return what Ray would tell: every host is a node with a processor."""
     addresses = {host.name: work.fleet[host.name].address for host in work.spec.hosts}
     nodes = tuple(

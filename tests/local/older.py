@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from raycluster.core.tested_versions import TORCH
 from raycluster.requirements import uv_lock
 from raycluster.serve.environment import Environment
-from raycluster.tested import TORCH
 from tests.local.cluster import made_by
 
 OLDER = "0.31.0"

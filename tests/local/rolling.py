@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from raycluster.deploy import Reached, roll_out
-from raycluster.plan import Deploy, plan_app
-from raycluster.ray_api import RayApi
-from raycluster.room import Memory
+from raycluster.apply.applications import RolloutContext, roll_out
+from raycluster.hosts.ray_api import RayApi
+from raycluster.plan.actions import Deploy
+from raycluster.plan.planner import plan_app
 from raycluster.serve.settings import ModelSettings, applications
+from raycluster.state.free_capacity import Memory
 from tests.local.cluster import Cluster, until
 from tests.local.load import Load
 
@@ -31,7 +32,7 @@ def deploy(cluster: Cluster, *models: ModelSettings) -> Deploy:
     memory = {node.node_id: Memory(used=1, available=2**40) for node in api.nodes()}
     change = plan_app(wanted, api.apps(), api.nodes(), memory)
     assert change, "there is nothing to change"
-    roll_out(Reached(api, cluster.http, write, lambda _: None), change, START_S)
+    roll_out(RolloutContext(api, cluster.http, write, lambda _: None), change, START_S)
     return change
 
 

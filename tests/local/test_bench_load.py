@@ -15,30 +15,30 @@ from typing import Any
 import pytest
 
 from raycluster.bench.dataset import parse_dataset
+from raycluster.bench.head_runner import FromHead
 from raycluster.bench.limits import parse_bounds, parse_limits
 from raycluster.bench.load import Conditions, run_bench
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load, Open, Replay
-from raycluster.bench.server import Look, Server, summarize
-from raycluster.bench.summary import Summary
-from raycluster.contracts import Channel, Completed
-from raycluster.errors import HostError, RayclusterError, UsageError
-from raycluster.from_head import FromHead
-from raycluster.openai_wire.mock import Call, MockServer, Script
-from raycluster.openai_wire.prompts import Defaults
-from raycluster.openai_wire.target import Target
-from raycluster.readings import Reading
-from raycluster.transports.local import LocalTransport
+from raycluster.bench.server import Look, ServerFigures, summarize
+from raycluster.bench.summary import BenchSummary
+from raycluster.core.errors import HostError, RayclusterError, UsageError
+from raycluster.core.interfaces import Channel, Completed
+from raycluster.hosts.transports.local import LocalTransport
+from raycluster.observe.engine_metrics import Reading
+from raycluster.openai_client.mock import Call, MockServer, Script
+from raycluster.openai_client.prompts import Defaults
+from raycluster.openai_client.target import Target
 
 PROGRAM = "import sys; from raycluster.cli import main; sys.argv[0] = 'raycluster'; main()"
 
 
 def measured(
     script: Script, lines: list[dict[str, object]], load: Load, conditions: Conditions | None = None
-) -> tuple[Summary, list[Record], list[Call]]:
+) -> tuple[BenchSummary, list[RequestRecord], list[Call]]:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     prompts = parse_dataset(text.encode(), Defaults(), where="test").prompts
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     with MockServer(lambda call: script) as server:
         summary = run_bench(
             prompts,
@@ -239,7 +239,7 @@ def test_the_load_is_the_same_when_it_is_made_elsewhere(
 ) -> None:
     load = Load((Closed(2), Closed(3)), warmup=2)
     prompts = parse_dataset(b"one\ntwo\nthree\nfour\n", Defaults(), where="test").prompts
-    kept: list[tuple[int, Record]] = []
+    kept: list[tuple[int, RequestRecord]] = []
     with MockServer(lambda call: Script(tokens=5, status=429 if "two" in str(call) else 200)) as s:
         summary = FromHead("box", box)(
             prompts,
@@ -275,7 +275,7 @@ class Looks:
         time.sleep(0.3)  # longer than a level takes that would not wait
         self.arrived.append(len(self._server.calls))
 
-    def end(self, origin: float, ramp: float = 0.0) -> Server | None:
+    def end(self, origin: float, ramp: float = 0.0) -> ServerFigures | None:
         time.sleep(0.3)
         self.arrived.append(len(self._server.calls))
         self.ended.append(time.monotonic() - origin)

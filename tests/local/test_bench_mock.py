@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 
 from raycluster.bench.dataset import parse_dataset
 from raycluster.bench.load import run_bench
-from raycluster.bench.record import Record
-from raycluster.bench.run import Options, Reached, run
+from raycluster.bench.record import RequestRecord
+from raycluster.bench.run import BenchOptions, LoadTarget, run
 from raycluster.bench.schedule import Closed, Load, Open
-from raycluster.bench.summary import Summary
-from raycluster.errors import MissedLimitError, RayclusterError, UsageError
-from raycluster.openai_wire.mock import Call, MockServer, Script
-from raycluster.openai_wire.prompts import Defaults, Prompt
-from raycluster.openai_wire.target import Target
+from raycluster.bench.summary import BenchSummary
+from raycluster.core.errors import MissedLimitError, RayclusterError, UsageError
+from raycluster.openai_client.mock import Call, MockServer, Script
+from raycluster.openai_client.prompts import Defaults, Prompt
+from raycluster.openai_client.target import Target
 
 
 def prompts(count: int) -> tuple[Prompt, ...]:
@@ -38,7 +38,7 @@ def prompts(count: int) -> tuple[Prompt, ...]:
 
 def measured(
     script: Script | Callable[[Call], Script], count: int, load: Load
-) -> tuple[Summary, list[Record], MockServer]:
+) -> tuple[BenchSummary, list[RequestRecord], MockServer]:
     """Run a load against the script; warm-up requests are answered well."""
 
     def answer(call: Call) -> Script:
@@ -46,7 +46,7 @@ def measured(
             return Script()
         return script if isinstance(script, Script) else script(call)
 
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     with MockServer(answer) as server:
         target = Target(server.base_url, "tiny", {"authorization": "Bearer key"})
         summary = run_bench(
@@ -87,7 +87,7 @@ def test_counts_every_answer_however_it_is_cut(script: Script) -> None:
         assert record.finish_reason == "stop"
 
 
-def sent_for(record: Record, server: MockServer) -> Call:
+def sent_for(record: RequestRecord, server: MockServer) -> Call:
     wanted = f"question {record.line - 1}"
     calls = [c for c in server.measured if c.body["messages"][0]["content"] == wanted]
     return calls[record.repeat]
@@ -282,10 +282,10 @@ def test_says_so_when_a_tunnel_leads_nowhere() -> None:
 
 
 def test_a_server_that_dies_fails_the_rest() -> None:
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     with MockServer(lambda call: Script()) as server:
 
-        def keep(level: int, record: Record) -> None:
+        def keep(level: int, record: RequestRecord) -> None:
             records.append(record)
             if len(records) == 2:
                 server.close()
@@ -305,15 +305,15 @@ def test_says_so_when_no_request_is_due_in_time() -> None:
 
 def command(
     tmp_path: Path, script: Script, screen: io.StringIO, **options: Any
-) -> tuple[Summary, list[str]]:
+) -> tuple[BenchSummary, list[str]]:
     told: list[str] = []
     source = tmp_path / "prompts.jsonl"
     source.write_text('{"prompt": "one"}\n{"broken\n{"prompt": "two", "answer": 2}\n')
     with MockServer(lambda call: script) as server:
         target = Target(f"http://user:secret@127.0.0.1:{server.port}", "tiny", {"x-key": "secret"})
         summary = run(
-            Options(str(source), concurrency="1", **options),
-            lambda: contextlib.nullcontext(Reached(target)),
+            BenchOptions(str(source), concurrency="1", **options),
+            lambda: contextlib.nullcontext(LoadTarget(target)),
             stdin=io.BytesIO(),
             console=Console(file=screen, width=120),
             tell=told.append,
@@ -350,7 +350,7 @@ def test_files_hold_every_request_and_the_summary(tmp_path: Path) -> None:
     summary, _ = command(tmp_path, Script(), io.StringIO(), output=folder)
     lines = (folder / "requests.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == [1, 3]
-    assert Record.from_json(json.loads(lines[0])).ok
+    assert RequestRecord.from_json(json.loads(lines[0])).ok
     written = json.loads((folder / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary.to_json()))
     with pytest.raises(UsageError, match="results already exist there"):
@@ -411,12 +411,12 @@ def test_a_wrong_command_line_sends_nothing(tmp_path: Path, options: dict[str, A
     source = tmp_path / "prompts.txt"
     source.write_text("one\n")
 
-    def connect() -> contextlib.AbstractContextManager[Reached]:
+    def connect() -> contextlib.AbstractContextManager[LoadTarget]:
         raise AssertionError("it was reached")
 
     with pytest.raises(UsageError) as caught:
         run(
-            Options(str(source), **options),
+            BenchOptions(str(source), **options),
             connect,
             stdin=io.BytesIO(),
             console=Console(file=io.StringIO()),
@@ -446,9 +446,9 @@ def test_the_command_line_reaches_any_endpoint_with_a_key_from_the_environment()
 
 INTERRUPTED = """
 import sys
-from raycluster.openai_wire.target import Target
+from raycluster.openai_client.target import Target
 from raycluster.bench.dataset import parse_dataset
-from raycluster.openai_wire.prompts import Defaults
+from raycluster.openai_client.prompts import Defaults
 from raycluster.bench.load import run_bench
 from raycluster.bench.schedule import Closed, Load
 

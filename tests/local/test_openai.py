@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from raycluster.readings import read_service
+from raycluster.observe.engine_metrics import read_service
 from raycluster.serve.settings import ROUTER, ModelSettings
 from tests.contract.nginx import running as running_gateway
 from tests.local.cluster import ROOT, Cluster, descendants, until

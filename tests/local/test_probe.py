@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.connect import Fleet
-from raycluster.contracts import Process, Secret, Versions
-from raycluster.errors import HostError
-from raycluster.events import Event
-from raycluster.probe import on_node
-from raycluster.probe.ask import check_environments, look
-from raycluster.probe.told import MARK, read
-from raycluster.services.wiring import Secrets
+from raycluster.apply.context import ApplyContext
+from raycluster.apply.engine_probe import on_node
+from raycluster.apply.engine_probe.ask import check_environments, look
+from raycluster.apply.engine_probe.told import MARK, read
+from raycluster.core.errors import HostError
+from raycluster.core.events import Event
+from raycluster.core.interfaces import Process, Secret, Versions
+from raycluster.hosts.fleet import Fleet
 from raycluster.spec import ClusterSpec
-from raycluster.state import App, ClusterState, HostState, RayNode, Replica
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
+from raycluster.state.cluster import App, ClusterState, HostState, RayNode, Replica
 from tests.local.cluster import made_by
 
 pytestmark = pytest.mark.local
@@ -53,7 +53,7 @@ def test_the_program_tells_every_part(python: str) -> None:
 
 
 @contextmanager
-def running(python: str) -> Iterator[Work]:
+def running(python: str) -> Iterator[ApplyContext]:
     """Make a cluster of one host whose node is a process that does nothing."""
     spec = ClusterSpec.model_validate(
         {
@@ -69,13 +69,13 @@ def running(python: str) -> Iterator[Work]:
         runtime = fleet["head"].runtime
         try:
             runtime.start(Process("head", ("sleep", "600")), Versions(), {}, lambda _: None)
-            yield Work(spec, fleet, Secret("t"), Secrets(), lambda _: None)
+            yield ApplyContext(spec, fleet, Secret("t"), Secrets(), lambda _: None)
         finally:
             runtime.remove()
 
 
 @pytest.fixture
-def work(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+def work(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApplyContext]:
     monkeypatch.setenv("HOME", str(tmp_path))
     with running(python) as work:
         yield work
@@ -89,7 +89,7 @@ def state_of(*replicas: Replica, gpus: float = 1, app: str = "m") -> ClusterStat
     )
 
 
-def test_up_refuses_a_torch_for_cpus_on_a_host_with_gpus(work: Work) -> None:
+def test_up_refuses_a_torch_for_cpus_on_a_host_with_gpus(work: ApplyContext) -> None:
     told: list[Event] = []
     work = replace(work, listen=told.append)
     with pytest.raises(
@@ -100,7 +100,7 @@ def test_up_refuses_a_torch_for_cpus_on_a_host_with_gpus(work: Work) -> None:
     assert [event.text for event in told] == ["checking its GPUs from the environment"]
 
 
-def test_it_looks_only_where_replicas_will_start(work: Work) -> None:
+def test_it_looks_only_where_replicas_will_start(work: ApplyContext) -> None:
     told: list[Event] = []
     work = replace(work, listen=told.append)
     runs = Replica("r", "RUNNING", node_id="n")
@@ -117,7 +117,7 @@ def test_it_looks_only_where_replicas_will_start(work: Work) -> None:
             check_environments(work, state, {"head"})
 
 
-def test_it_has_the_replicas_environment(work: Work) -> None:
+def test_it_has_the_replicas_environment(work: ApplyContext) -> None:
     seen = look(work.fleet["head"], work.spec.env)
     assert seen.compiler == ""
     assert look(work.fleet["head"], {}).compiler != ""

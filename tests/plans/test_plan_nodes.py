@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.contracts import Found, Secret, Versions
-from raycluster.errors import HostError, SpecError
-from raycluster.members import member_of
-from raycluster.plan import EVERYTHING, Only, check_owner, desired, folders_to_compare, plan_nodes
+from raycluster.core.errors import HostError, SpecError
+from raycluster.core.interfaces import Found, Secret, Versions
+from raycluster.plan.actions import EVERYTHING, Only
+from raycluster.plan.planner import plan_nodes
+from raycluster.plan.preconditions import check_owner, folders_to_compare
+from raycluster.services.processes import desired
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
-from raycluster.state import ClusterState, HostState
+from raycluster.state.cluster import ClusterState, HostState
+from raycluster.state.members import member_of
 
 TOKEN = Secret("t" * 64)
 

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from raycluster.commands.options import only_part
-from raycluster.contracts import Found, Secret, Versions
-from raycluster.errors import UsageError
-from raycluster.members import member_of
-from raycluster.plan import Only, desired, plan_nodes, roles
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.commands._options import only_part
+from raycluster.core.errors import UsageError
+from raycluster.core.interfaces import Found, Secret, Versions
+from raycluster.plan.actions import Only
+from raycluster.plan.planner import plan_nodes
+from raycluster.services.processes import desired, roles
+from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
-from raycluster.state import ClusterState, HostState
+from raycluster.spec.secret_values import Secrets
+from raycluster.state.cluster import ClusterState, HostState
+from raycluster.state.members import member_of
 
 KEY = "sk-alice-0123456789"
 BESIDE: dict[str, Any] = {"gateway": {"api_keys": {"alice": "env:A"}}, "monitoring": {}}

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from raycluster.errors import HostError
-from raycluster.plan import check_up
-from raycluster.rollout import Rollout, plan_rollout
-from raycluster.room import Memory
+from raycluster.core.errors import HostError
+from raycluster.plan.preconditions import check_up
+from raycluster.plan.rollout import Rollout, plan_rollout
 from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from raycluster.spec import ClusterSpec
-from raycluster.state import App, ClusterState, HostState, RayNode, Replica
+from raycluster.state.cluster import App, ClusterState, HostState, RayNode, Replica
+from raycluster.state.free_capacity import Memory
 
 GIB = 2.0**30
 PLENTY = Memory(used=8 * GIB, available=200 * GIB)

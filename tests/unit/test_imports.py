@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,79 +15,36 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
 
-# From the bottom up. A module may import what stands on a lower line, and its own family.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("accelerators", "accelerators.*"),
-    ("limits",),
-    ("raycluster", "errors", "contracts", "events", "last_words", "startup", "templates", "tested"),
-    ("usernames",),
-    ("decode", "poll", "printable", "requirements", "clean_environment"),
-    ("console", "untrusted"),
-    ("serve", "serve.*"),
-    ("runtimes.native_place",),
-    ("runtimes.native_processes",),
-    ("spec", "spec.*", "transports", "transports.*", "runtimes", "runtimes.*", "openai_wire*"),
-    ("readings", "members"),
-    ("tunnel", "tunnel.*", "bench", "bench.*", "batch", "batch.*"),
-    ("state", "services", "services.wiring", "services.data_path", "sizing", "sizing.*"),
-    ("secrets", "services.ray_node", "room"),
-    ("rollout",),
-    ("services.certificate",),
-    ("services.gateway",),
-    ("services.*",),
-    ("services.firewall",),
-    ("plan", "versions", "payload", "ray_api", "ray_jobs"),
-    ("forecast", "forecast.*"),
-    ("hub_api", "registry_api", "fence"),
-    ("connect",),
-    ("dashboard",),
-    ("observe", "replicas", "judge", "listeners"),
-    ("work", "health", "inside", "lock", "scrape", "folders"),
-    ("exchange", "liveness"),
-    ("logs", "logs.*"),
-    ("spool",),
-    ("guard", "neighbours_there"),
-    ("needs",),
-    ("neighbours",),
-    ("leave", "weights", "images", "survey", "probe", "probe.*"),
-    ("environments",),
-    ("deploy",),
+# 1. Packages from left to right: each imports what stands to its left, and itself.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("core",),
+    ("requirements", "serve"),
+    ("spec", "openai_client"),
+    ("state", "services"),
+    ("hosts",),
+    ("plan", "observe"),
     ("apply",),
-    ("export", "export.*"),
-    ("up", "exposure"),
-    ("checks",),
-    ("report_forecast",),
-    ("report", "progress"),
-    ("drill", "drill.*", "status", "status.*"),
-    ("bundle", "bundle.*"),
-    ("session",),
-    ("endpoint", "from_head", "site"),
-    ("commands.options",),
-    ("commands.*",),
+    ("check",),
+    ("report",),
+    ("batch", "bench", "drill", "export", "logs", "status", "support", "tunnel"),
     ("commands",),
     ("cli",),
 )
-FAMILIES = (
-    "export",
-    *("serve", "spec", "openai_wire", "tunnel", "bench", "batch", "drill", "status"),
-    *("logs", "bundle", "probe"),
-    *("sizing", "forecast", "accelerators"),
-    *("transports.ssh", "runtimes.docker", "runtimes.native"),
-)
-# Modules that decide and never act: no connections, processes, clock or terminal, nor what has any.
+# 2. What decides touches nothing: no connection, process, clock or terminal, nor what has one.
 PURE = (
-    *("requirements", "accelerators", "accelerators.*", "limits"),
+    *("state.*", "services.*", "plan.*", "report.outcome", "report.forecast"),
+    *("requirements", "core.accelerators.*", "core.cgroups", "core.errors", "core.interfaces"),
+    *("core.events", "core.tested_versions", "core.printable", "core.untrusted", "core.usernames"),
+    *("core.stored_json", "core.clean_environment", "core.last_words", "core.templates"),
+    *("spec", "spec.gpus", "spec.layers", "spec.lines", "spec.models", "spec.types"),
+    *("spec.sections", "spec.services", "spec.read", "spec.explain", "spec.secret_values"),
+    *("observe.diagnosis", "observe.engine_metrics"),
+    *("apply.engine_probe.told", "apply.engine_probe.judge"),
     *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
-    *("errors", "members", "decode", "contracts", "untrusted", "events", "tested", "printable"),
-    *("usernames", "clean_environment"),
-    *("spec", "spec.*", "state"),
-    *("services", "services.*", "logs.lines", "bundle.redact"),
-    *("room", "rollout", "plan", "versions", "payload", "templates", "report", "readings"),
-    *("sizing", "sizing.*", "forecast", "forecast.*", "report_forecast"),
-    *("probe.told", "probe.judge"),
+    *("logs.lines", "support.redact"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
-    *("bench.server", "bench.series", "bench.figures", "judge"),
+    *("bench.server", "bench.series", "bench.figures"),
     *("status.figures", "status.gpus", "status.json", "status.view", "status.warnings"),
 )
 IMPURE = {
@@ -99,59 +55,19 @@ NO_CLOCK = {  # fixed dates, and those of a spec, never now
     ("services.certificate", "datetime"),
     ("spec.types", "datetime"),
 }
-# Packages that stand in few files.
-OWNERS: dict[str, tuple[str, ...]] = {
-    "paramiko": ("transports.ssh_*",),
-    "docker": ("runtimes.docker*",),
-    "requests": ("runtimes.docker*",),
-    "urllib3": ("runtimes.docker*",),
-    "httpcore": ("transports.http",),
-    "h11": ("serve.asking.sender",),
-    "httptools": ("openai_wire.wire",),
-    "uvloop": ("bench.loops",),
-    "jinja2": ("templates",),
-    "plotly": ("bench.page",),
-    "yaml": ("export.written",),
-    "cryptography": ("services.certificate", "transports.ssh*"),
-    "httpx": (
-        "transports.http",
-        "dashboard",
-        "ray_api",
-        "ray_jobs",
-        "hub_api",
-        "registry_api",
-        "survey",
-        "deploy",
-        "health",
-        "exposure",
-        "endpoint",
-        "scrape",
-        "replicas",
-        "openai_wire.*",
-        "bench.*",
-        "drill.*",
-        "status.*",
-        "bundle.*",
-    ),
-    "typer": ("cli", "session", "commands.*"),
-    "prometheus_client": ("serve.*", "readings"),
-    **dict.fromkeys(
-        (
-            "ray",
-            "vllm",
-            "torch",
-            "transformers",
-            "huggingface_hub",
-            "starlette",
-            "fastapi",
-            "uvicorn",
-            "aiohttp",
-            "pyarrow",
-        ),
-        ("serve.*",),
-    ),
+# 3. `plan` and `observe` do not know each other, nor do transports and runtimes.
+APART = (
+    ("hosts.transports.ssh*", "hosts.transports.local"),
+    ("hosts.transports.*", "hosts.runtimes.*"),
+    ("hosts.runtimes.docker*", "hosts.runtimes.native*"),
+)
+# 4. Features do not know each other, but for these.
+EDGES = {
+    ("drill", "bench"),  # the load of a drill, and its figures
+    ("status", "tunnel"),  # whether a tunnel is open
+    ("support", "status"),  # an archive holds what `status` shows
 }
-# What the laptop reads of the code that runs on the cluster.
+# 5. What the laptop reads of the code that runs on the cluster.
 SHARED = {
     *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
     *(
@@ -165,12 +81,35 @@ SHARED = {
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
-    *("runtimes.native_crontab", "runtimes.native_host", "runtimes.native_place"),
-    *("runtimes.native_systemd", "runtimes.native_needs", "last_words", "neighbours_there"),
-    *("runtimes.native_processes", "runtimes.supervisor", "runtimes.docker_spool"),
-    "serve.adding",
-    *("serve.transfer", "serve.peer", "logs.on_node", "bundle.on_node"),
+    *("hosts.runtimes.native_crontab", "hosts.runtimes.native_host", "hosts.runtimes.native_place"),
+    *("hosts.runtimes.native_systemd", "hosts.runtimes.native_needs", "core.last_words"),
+    *("hosts.runtimes.native_processes", "hosts.runtimes.supervisor"),
+    "hosts.runtimes.docker_spool",
+    *("apply.preconditions.connectivity_on_host", "serve.adding"),
+    *("serve.transfer", "serve.peer", "logs.on_node", "support.on_node"),
 )
+# Packages of others that stand in few places.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "paramiko": ("hosts.transports.ssh_*",),
+    **dict.fromkeys(("docker", "requests", "urllib3"), ("hosts.runtimes.docker*",)),
+    "httpcore": ("hosts.http",),
+    "h11": ("serve.asking.sender",),
+    "httptools": ("openai_client.wire",),
+    "uvloop": ("bench.loops",),
+    "jinja2": ("core.templates",),
+    "plotly": ("bench.page",),
+    "yaml": ("export.written",),
+    "cryptography": ("services.certificate", "hosts.transports.ssh*"),
+    "typer": ("cli", "commands.*"),
+    "prometheus_client": ("serve.*", "observe.engine_metrics"),
+    **dict.fromkeys(
+        (
+            *("ray", "vllm", "torch", "transformers", "huggingface_hub", "starlette"),
+            *("fastapi", "uvicorn", "aiohttp", "pyarrow"),
+        ),
+        ("serve.*",),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -180,6 +119,8 @@ class Import:
     name: str
     ours: bool
     only_types: bool
+    late: bool
+    """Whether a function imports it when it runs."""
 
 
 def _short(name: str) -> str:
@@ -195,64 +136,99 @@ MODULES = {
 @cache
 def imports(module: str) -> tuple[Import, ...]:
     """Return what a module imports, anywhere in it."""
-    return tuple(_imports(ast.parse(MODULES[module].read_text()), only_types=False))
+    return tuple(_imports(ast.parse(MODULES[module].read_text())))
 
 
-def _imports(node: ast.AST, *, only_types: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, *, types: bool = False, late: bool = False) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            yield from (_import(alias.name, only_types) for alias in child.names)
+            yield from (_import(alias.name, types, late) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "imports are absolute"
             for alias in child.names:
                 inner = f"{child.module}.{alias.name}"
                 known = _short(inner) in MODULES
-                yield _import(inner if known else str(child.module), only_types)
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            yield from _imports(child, only_types=True)
+                yield _import(inner if known else str(child.module), types, late)
         else:
-            yield from _imports(child, only_types=only_types)
+            for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from _imports(child, types=types or for_types, late=late or inside)
 
 
-def _import(name: str, only_types: bool) -> Import:
+def _import(name: str, types: bool, late: bool) -> Import:
     ours = name.partition(".")[0] == "raycluster"
-    return Import(_short(name) if ours else name.partition(".")[0], ours, only_types)
+    return Import(_short(name) if ours else name.partition(".")[0], ours, types, late)
 
 
 def ours(module: str) -> set[str]:
     """Return the modules of ours that a module imports, for types or in earnest."""
-    return {i.name for i in imports(module) if i.ours}
+    return {i.name for i in imports(module) if i.ours and i.name != "raycluster"}
 
 
-def layer(module: str) -> int:
-    """Return the number of the first line that names the module exactly, or else by pattern."""
-    exact = [n for n, line in enumerate(LAYERS) if module in line]
-    return (exact or [n for n, line in enumerate(LAYERS) if _any(module, line)])[0]
-
-
-def family(module: str) -> str:
-    """Return what a module may always import from: its family, or just itself."""
-    return next((f for f in FAMILIES if re.fullmatch(rf"{f}([._].*)?", module)), module)
+def package(module: str) -> str:
+    """Return the package below the root in which a module is."""
+    return module.partition(".")[0]
 
 
 def _any(module: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(module, pattern) for pattern in patterns)
 
 
-def test_every_module_has_its_place_and_every_pattern_a_module() -> None:
-    assert [m for m in MODULES if not _any(m, sum(LAYERS, ()))] == []
-    patterns = {p for line in (PURE, *OWNERS.values(), HOST_CODE) for p in line}
+def test_the_root_holds_packages_and_the_command_line_alone() -> None:
+    flat = {path.name for path in (SOURCE / "raycluster").glob("*.py")}
+    assert flat == {"__init__.py", "cli.py"}
+    assert {package(m) for m in MODULES} == {"raycluster", *sum(LEVELS, ())}
+
+
+def test_every_pattern_names_a_module() -> None:
+    lines = (PURE, *OWNERS.values(), HOST_CODE, *APART)
+    patterns = {p for line in lines for p in line}
     assert [p for p in sorted(patterns) if not any(fnmatch(m, p) for m in MODULES)] == []
+    assert {(package(m), package(o)) for m in MODULES for o in ours(m)} >= EDGES
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down_and_siblings_do_not_know_each_other(module: str) -> None:
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "raycluster"])
+def test_imports_go_left(module: str) -> None:
+    level = {name: number for number, names in enumerate(LEVELS) for name in names}
+    here = package(module)
     wrong = {
         other
         for other in ours(module)
-        if layer(other) >= layer(module) and family(other) != family(module)
+        if package(other) != here
+        and level[package(other)] >= level[here]
+        and (here, package(other)) not in EDGES
     }
     assert wrong == set()
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " > ".join((*way, module))
+        if module in done:
+            return
+        for each in imports(module):
+            if each.only_types or each.late:
+                continue
+            if each.name in MODULES and each.name not in ("raycluster", module):
+                visit(each.name, (*way, module))
+        done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("kinds", APART)
+def test_these_do_not_know_each_other(kinds: tuple[str, str]) -> None:
+    for one, other in (kinds, kinds[::-1]):
+        wrong = {
+            (module, known)
+            for module in MODULES
+            for known in ours(module)
+            if fnmatch(module, one) and fnmatch(known, other)
+        }
+        assert wrong == set()
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if _any(m, PURE)])
@@ -274,15 +250,18 @@ def _collect(module: str, way: str, seen: dict[str, str]) -> None:
             _collect(imported.name, f"{way} > {imported.name}", seen)
 
 
-@pytest.mark.parametrize("package", OWNERS)
-def test_a_package_stands_in_its_own_files(package: str) -> None:
-    users = {m for m in MODULES for i in imports(m) if i.name == package and not i.ours}
-    assert {m for m in users if not _any(m, OWNERS[package])} == set()
+@pytest.mark.parametrize("foreign", OWNERS)
+def test_a_package_of_others_stands_in_its_own_files(foreign: str) -> None:
+    users = {m for m in MODULES for i in imports(m) if i.name == foreign and not i.ours}
+    assert {m for m in users if not _any(m, OWNERS[foreign])} == set()
 
 
 def test_the_laptop_reads_little_of_what_runs_on_the_cluster() -> None:
-    outside = {m for m in MODULES if family(m) != "serve"}
-    assert {o for m in outside for o in ours(m) if family(o) == "serve"} == SHARED
+    assert {o for m in MODULES if package(m) == "serve" for o in ours(m)} <= {
+        m for m in MODULES if package(m) == "serve"
+    }
+    outside = {m for m in MODULES if package(m) != "serve"}
+    assert {o for m in outside for o in ours(m) if package(o) == "serve"} == SHARED
     seen: dict[str, str] = {}
     for module in SHARED:
         _collect(module, module, seen)
@@ -296,7 +275,10 @@ def test_what_is_sent_to_hosts_needs_the_standard_library_alone(module: str) -> 
     assert names <= {*sys.stdlib_module_names, *HOST_CODE}
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if not _any(m, ("spec.*", "runtimes.*"))])
+NO_KINDS = ("spec.*", "hosts.runtimes.*")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not _any(m, NO_KINDS)])
 def test_no_branch_on_the_kind_of_a_runtime(module: str) -> None:
     compared = {
         value.value

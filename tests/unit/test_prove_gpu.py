@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from raycluster.core.tested_versions import NEWEST_VLLM, OLDEST_VLLM
 from raycluster.spec.sections import Ports
-from raycluster.tested import NEWEST_VLLM, OLDEST_VLLM
 from scripts.prove_gpu import contents, steps
 from scripts.prove_gpu.place import ENVIRONMENTS, PARTS, Place, put_program
 from scripts.prove_gpu.table import Step, StepError, Table

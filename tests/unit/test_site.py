@@ -211,7 +211,7 @@ def test_every_message_is_found_with_its_next_step() -> None:
         "UnreachableError"
     ]  # assigned before, one pair for each case
     assert ("two hosts have the name …", "") in said["SpecError"]  # of a model's validator
-    assert ("is not deployed", "raycluster up") in said["Problem"]
+    assert ("is not deployed", "raycluster up") in said["Issue"]
     assert sum(len(told) for told in said.values()) > 250
     page = messages_reference()
     assert "| no such file | create one with: raycluster init |" in page

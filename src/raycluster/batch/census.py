@@ -7,9 +7,9 @@ from array import array
 from dataclasses import dataclass
 
 from raycluster.batch.job import id_of
-from raycluster.contracts import Tell
-from raycluster.errors import UsageError
-from raycluster.openai_wire.files import PromptFile
+from raycluster.core.errors import UsageError
+from raycluster.core.interfaces import Tell
+from raycluster.openai_client.files import PromptFile
 
 _SHOWN = 5
 _TOLD_EVERY = 1_000_000
@@ -17,7 +17,7 @@ _BUCKETS = 256
 
 
 @dataclass(frozen=True)
-class Census:
+class InputSummary:
     """`digest` is over every byte; `total` counts the lines that hold something.
 
     `lines` of them are to be sent, up to line number `last`.
@@ -44,7 +44,7 @@ class Refusals:
         return notes
 
 
-def take_census(file: PromptFile, limit: int | None = None) -> Census:
+def take_census(file: PromptFile, limit: int | None = None) -> InputSummary:
     """Read the whole file; only the first `limit` lines are to be sent. Raises UsageError."""
     digest = hashlib.sha256()
     for chunk in file.chunks():
@@ -55,7 +55,7 @@ def take_census(file: PromptFile, limit: int | None = None) -> Census:
         last = number if limit is None or total <= limit else last
     if not total:
         raise UsageError("has no lines", where=file.where, hint='a line is {"prompt": "..."}')
-    return Census(digest.hexdigest()[:12], total, min(total, limit or total), last)
+    return InputSummary(digest.hexdigest()[:12], total, min(total, limit or total), last)
 
 
 def check_lines(file: PromptFile, tell: Tell) -> Refusals:

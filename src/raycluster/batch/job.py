@@ -6,13 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from raycluster.openai_wire.lines import EVERY, BadIdError, RefusedError, parse_line
-from raycluster.openai_wire.prompts import Defaults, to_prompt
-from raycluster.serve.asking.result import Job, Result
+from raycluster.openai_client.lines import EVERY, BadIdError, RefusedLineError, parse_line
+from raycluster.openai_client.prompts import Defaults, to_prompt
+from raycluster.serve.asking.result import AskedLine, Result
 
 
 @dataclass(frozen=True)
-class Shape:
+class RequestShape:
     """How lines become requests: `model` stands above a line's own, `default_model` below it.
 
     `column` is the field that holds a line's prompt.
@@ -47,11 +47,11 @@ class Refused:
         return Result(self.line, self.custom_id, error=error)
 
 
-def to_job(line: int, item: bytes, shape: Shape) -> Job | Refused:
+def to_job(line: int, item: bytes, shape: RequestShape) -> AskedLine | Refused:
     """Return the request of an item; it asks for one whole answer, never for a stream."""
     try:
         request = parse_line(item, EVERY, shape.column)
-    except RefusedError as error:
+    except RefusedLineError as error:
         return Refused(line, error.id or f"line-{line}", str(error))
     prompt = to_prompt(line, request, Defaults(shape.endpoint, shape.max_tokens))
     body = {key: v for key, v in prompt.body.items() if key not in {"stream", "stream_options"}}
@@ -59,7 +59,7 @@ def to_job(line: int, item: bytes, shape: Shape) -> Job | Refused:
     if model:
         body = {"model": model, **body}
     content = json.dumps(body, separators=(",", ":")).encode()
-    return Job(line, prompt.id, prompt.path, content)
+    return AskedLine(line, prompt.id, prompt.path, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +78,5 @@ def id_of(line: int, item: bytes, column: str = "") -> Named:
         return Named(parse_line(item, EVERY, column).id or own)
     except BadIdError as error:
         return Named(own, bad_id=str(error))
-    except RefusedError as error:
+    except RefusedLineError as error:
         return Named(error.id or own, str(error))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from raycluster.errors import LockedError, RayclusterError, UsageError
+from raycluster.core.errors import LockedError, RayclusterError, UsageError
 from raycluster.serve.asking.result import Result, Stamp
 
 _ID = re.compile(rb'\{"id": "batch-([0-9a-f]{12})-([0-9a-f]{8})-([0-9]{1,18})", ')
@@ -26,7 +26,7 @@ _END = b"}\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerLine:
     """A whole line of the output file."""
 
     line: int
@@ -139,7 +139,7 @@ class Ledger:
         if end != os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, end)
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[LedgerLine]:
         """Yield the whole lines; a last one that was not written to its end is left out."""
         offset = 0
         with self.path.open("rb") as file:
@@ -151,7 +151,7 @@ class Ledger:
                     return
                 self._check(number, found)
                 line = int(found[3])
-                yield Entry(line, content.endswith(_OK_END), offset, len(content))
+                yield LedgerLine(line, content.endswith(_OK_END), offset, len(content))
                 offset += len(content)
 
     def _check(self, number: int, found: re.Match[bytes]) -> None:

@@ -11,13 +11,13 @@ from contextlib import suppress
 from functools import partial
 
 from raycluster.batch.job import Refused
-from raycluster.batch.place import Kept, Open, Place, terminated
-from raycluster.batch.report import Progress
+from raycluster.batch.place import BatchHead, Kept, Open, terminated
+from raycluster.batch.report import ProgressLine
 from raycluster.batch.run import Sent, Task, Way
 from raycluster.batch.work import away, no_entry
-from raycluster.contracts import PYTHON, Tell
-from raycluster.decode import MOST, decode
-from raycluster.errors import HostError, RayclusterError, RecordError, UsageError
+from raycluster.core.errors import HostError, RayclusterError, RecordError, UsageError
+from raycluster.core.interfaces import PYTHON, Tell
+from raycluster.core.stored_json import MOST, decode
 from raycluster.serve.offline.order import (
     AWAY,
     INPUT_FILE,
@@ -28,8 +28,8 @@ from raycluster.serve.offline.order import (
     ORDER_FILE,
     RESULTS_FILE,
     STATE_FILE,
+    JobState,
     Order,
-    State,
     encode_job,
 )
 from raycluster.serve.rootcause import last_exception
@@ -74,12 +74,12 @@ class _Run:
         self._tell: Tell = task.voice.tell
         self._python = self._folder = self._job = ""
         self._offset = 0
-        self._progress = Progress(task.census.lines)
+        self._progress = ProgressLine(task.census.lines)
 
     def run(self) -> Sent:
         self._look()
         began = time.monotonic()
-        state = State()
+        state = JobState()
         interrupted = False
         try:
             with terminated():
@@ -95,12 +95,12 @@ class _Run:
         where = f"the cluster, through {self._place.host}"
         return Sent(where, seconds, state.sent, state.retried, interrupted)
 
-    def _bring(self) -> State:
+    def _bring(self) -> JobState:
         """Bring every line to its result, as far as one job does; return how that ended."""
         for job in self._task.due():
             if isinstance(job, Refused):
                 self._task.ledger.add(job.result)
-        state = State()
+        state = JobState()
         if self._job:
             runs = not self._place(lambda place: place.over(self._job))
             how = "is still running" if runs else "has ended"
@@ -146,13 +146,13 @@ class _Run:
         job = self._place(lambda place: place.shell.run(("head", "-c", "100", path))).text
         self._job = job if re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", job) else ""
 
-    def _clear(self, place: Place) -> None:
+    def _clear(self, place: BatchHead) -> None:
         """Remove what a job left, and what Ray keeps of it."""
         place.shell.run(("rm", "-rf", "--", self._folder))
         if self._job:
             place.jobs.forget(self._job)
 
-    def _submit(self, place: Place) -> None:
+    def _submit(self, place: BatchHead) -> None:
         if not place.jobs.status(self._job):
             command = shlex.join((self._python, "-m", MODULE, self._folder))
             place.jobs.submit(self._job, command)
@@ -192,7 +192,7 @@ class _Run:
         if content:
             yield bytes(content), lines
 
-    def _append(self, offset: int, content: bytes, place: Place) -> None:
+    def _append(self, offset: int, content: bytes, place: BatchHead) -> None:
         """Write a part of the input; may be done again after a break."""
         script = (
             'umask 077; mkdir -p "$1" && cd "$1" && touch "$2" && truncate -s "$3" "$2" '
@@ -201,19 +201,19 @@ class _Run:
         argv = ("sh", "-c", script, "sh", self._folder, INPUT_FILE, str(offset))
         done = place.shell.run(argv, input=content, timeout=600)
         if done.exit_code or done.text != str(offset + len(content)):
-            said = done.stderr.decode("utf-8", "replace").strip()
+            said = done.error_text
             raise HostError(
                 f"the input cannot be written: {said or done.text}",
                 where=place.host,
                 hint="make room there",
             )
 
-    def _put(self, name: str, content: bytes, place: Place) -> None:
+    def _put(self, name: str, content: bytes, place: BatchHead) -> None:
         place.shell.put(f"{self._folder}/{name}", content, mode=0o600)
 
     # ---- the job ----
 
-    def _follow(self) -> State:
+    def _follow(self) -> JobState:
         """Bring results here until the job has ended; return how it ended."""
         while True:
             over = self._place(lambda place: place.over(self._job))
@@ -244,23 +244,23 @@ class _Run:
         self._offset += len(whole)
         return len(content)
 
-    def _read(self, size: int, place: Place) -> bytes:
+    def _read(self, size: int, place: BatchHead) -> bytes:
         script = 'tail -c "+$1" "$2" 2>/dev/null | head -c "$3"'
         path = f"{self._folder}/{RESULTS_FILE}"
         argv = ("sh", "-c", script, "sh", str(self._offset + 1), path, str(size))
         return place.shell.run(argv, timeout=600).stdout
 
-    def _state(self) -> State:
+    def _state(self) -> JobState:
         argv = ("head", "-c", str(MOST + 1), f"{self._folder}/{STATE_FILE}")
         told = self._place(lambda place: place.shell.run(argv)).stdout
         what, where = "the job's state", self._place.host
-        state = decode(told, State, what=what, where=where) if told else State()
+        state = decode(told, JobState, what=what, where=where) if told else JobState()
         if not state.over:
             said = self._place(lambda place: place.jobs.said(self._job))
             state.error = last_exception(said) or "the job ended before it was finished"
         return state
 
-    def _stop(self) -> State:
+    def _stop(self) -> JobState:
         """End the job, and bring what it has done."""
         self._place(lambda place: place.jobs.stop(self._job))
         deadline = time.monotonic() + STOP_S
@@ -270,7 +270,7 @@ class _Run:
             time.sleep(TICK_S / 4)
         return self._follow()
 
-    def _judge(self, state: State) -> None:
+    def _judge(self, state: JobState) -> None:
         """Raise the error that ended the job; what was answered is kept."""
         if not (state.error or self._task.left):
             return

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from raycluster.batch.report import Progress
+from raycluster.batch.report import ProgressLine
 from raycluster.batch.run import Sent, Task, Way
-from raycluster.batch.work import Work
-from raycluster.openai_wire.target import Target, allow_connections, check_address, tls_context
-from raycluster.serve.asking.sender import Sender
+from raycluster.batch.work import BatchRun
+from raycluster.openai_client.target import Target, allow_connections, check_address, tls_context
+from raycluster.serve.asking.sender import RequestSender
 
 CONCURRENCY = 64
 
@@ -36,11 +36,11 @@ def _send(task: Task, target: Target, check: Callable[[], None]) -> Sent:
     slots = min(task.options.concurrency or CONCURRENCY, task.left)
     allow_connections(slots)
     tls = tls_context(target) if target.base_url.startswith("https") else None
-    progress = Progress(task.census.lines)
-    work = Work(
+    progress = ProgressLine(task.census.lines)
+    work = BatchRun(
         task.due(),
         task.ledger,
-        lambda: Sender(target.url(""), tries.timeout, target.headers, tls),
+        lambda: RequestSender(target.url(""), tries.timeout, target.headers, tls),
         where=target.shown,
         slots=slots,
         tries=tries,
@@ -53,13 +53,13 @@ def _send(task: Task, target: Target, check: Callable[[], None]) -> Sent:
     return Sent(target.shown, seconds, counts.sent, counts.retried, interrupted)
 
 
-def _line(progress: Progress, work: Work) -> str:
+def _line(progress: ProgressLine, work: BatchRun) -> str:
     ledger = work.ledger
     limit = int(work.asker.pace.limit)
     return progress.line(time.monotonic(), ledger.ok, ledger.failed, limit, work.asker.trouble)
 
 
-def _until_end(work: Work) -> bool:
+def _until_end(work: BatchRun) -> bool:
     """Run to the end; return whether a person or SIGTERM ended it before."""
     try:
         with asyncio.Runner() as runner:
@@ -69,7 +69,7 @@ def _until_end(work: Work) -> bool:
     return False
 
 
-async def _ended_by_sigterm(work: Work) -> None:
+async def _ended_by_sigterm(work: BatchRun) -> None:
     task = asyncio.ensure_future(work.run())
     with _on_sigterm(task.cancel):
         await task

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Protocol, Self, TypeVar
 
-from raycluster.contracts import Shell, Tell
-from raycluster.errors import ConnectionLostError, HostError, UnreachableError
+from raycluster.core.errors import ConnectionLostError, HostError, UnreachableError
+from raycluster.core.interfaces import Shell, Tell
 
 T = TypeVar("T")
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -20,7 +20,7 @@ OVER = frozenset({"", "STOPPED", "SUCCEEDED", "FAILED"})
 """How a job stands, in Ray's words, that does not run."""
 
 
-class Jobs(Protocol):
+class JobRunner(Protocol):
     """Ray's jobs; see RayJobs."""
 
     def submit(self, job: str, command: str) -> None: ...
@@ -31,7 +31,7 @@ class Jobs(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchHead:
     """The head: `shell` is inside its box, `address` what other nodes dial, `port` Serve's HTTP.
 
     `replicas` are those that serve at the moment.
@@ -39,7 +39,7 @@ class Place:
 
     host: str
     shell: Shell
-    jobs: Jobs
+    jobs: JobRunner
     address: str
     port: int
     replicas: int
@@ -49,7 +49,7 @@ class Place:
         return self.jobs.status(job) in OVER
 
 
-Open = Callable[[], AbstractContextManager[Place]]
+Open = Callable[[], AbstractContextManager[BatchHead]]
 """Connects; raises HostError, and AppError where nothing serves."""
 
 
@@ -64,7 +64,7 @@ class Kept:
         self._patience = patience
         self._tell = tell
         self._resources = ExitStack()
-        self._place: Place | None = None
+        self._place: BatchHead | None = None
 
     def __enter__(self) -> Self:
         self._connect()
@@ -83,7 +83,7 @@ class Kept:
         """The head's name."""
         return self._place.host if self._place else ""
 
-    def __call__(self, work: Callable[[Place], T]) -> T:
+    def __call__(self, work: Callable[[BatchHead], T]) -> T:
         """Return what `work` returns. Raises HostError when the way does not come back."""
         lost_at, tries = 0.0, 0
         while True:
@@ -109,7 +109,7 @@ class Kept:
                     self._tell(f"connected again after {time.monotonic() - lost_at:.1f} s")
                 return result
 
-    def _connect(self) -> Place:
+    def _connect(self) -> BatchHead:
         if self._place is None:
             self._place = self._resources.enter_context(self._open())
         return self._place

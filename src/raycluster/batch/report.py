@@ -12,7 +12,7 @@ _WINDOW_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Summary:
+class BatchSummary:
     """The state of the output after a run, and what the run did. Times in seconds.
 
     `lines` are those of the input that count; `ok` and `failed` those of them with a result.
@@ -59,7 +59,7 @@ class Summary:
 
 
 @dataclass
-class Progress:
+class ProgressLine:
     """Turns counts into a line with rate and time left; `begin` results were there before."""
 
     lines: int

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from raycluster.batch.census import Census, check_lines, take_census
-from raycluster.batch.job import Refused, Shape, to_job
+from raycluster.batch.census import InputSummary, check_lines, take_census
+from raycluster.batch.job import Refused, RequestShape, to_job
 from raycluster.batch.ledger import Ledger
-from raycluster.batch.report import Summary
+from raycluster.batch.report import BatchSummary
 from raycluster.batch.source import prompt_file
-from raycluster.contracts import Tell
-from raycluster.errors import RayclusterError, UsageError
-from raycluster.openai_wire.files import AS_LINES, PromptFile
+from raycluster.core.errors import RayclusterError, UsageError
+from raycluster.core.interfaces import Tell
+from raycluster.openai_client.files import AS_LINES, PromptFile
 from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import Job, Stamp
+from raycluster.serve.asking.result import AskedLine, Stamp
 
 
 @dataclass(frozen=True)
-class Options:
+class BatchOptions:
     """The command line. `limit` counts lines of the input.
 
     `concurrency` is the most requests at once; None leaves it to the way.
@@ -29,7 +29,7 @@ class Options:
 
     input: Path
     output: Path
-    shape: Shape = field(default_factory=Shape)
+    shape: RequestShape = field(default_factory=RequestShape)
     concurrency: int | None = None
     tries: Tries = field(default_factory=Tries)
     limit: int | None = None
@@ -52,10 +52,10 @@ class Voice:
 class Task:
     """What a way has to do: bring each line that is due to a result in the ledger."""
 
-    options: Options
+    options: BatchOptions
     file: PromptFile
     stamp: Stamp
-    census: Census
+    census: InputSummary
     ledger: Ledger
     voice: Voice
 
@@ -64,7 +64,7 @@ class Task:
         """How many lines have no result yet."""
         return self.census.lines - self.ledger.ok - self.ledger.failed
 
-    def due(self) -> Iterator[Job | Refused]:
+    def due(self) -> Iterator[AskedLine | Refused]:
         """Yield what is without a result at that moment."""
         shape = replace(self.options.shape, column=self.file.column)
         for number, item in self.file.items():
@@ -89,7 +89,7 @@ Way = Callable[[Task], Sent]
 """Does the task; raises RayclusterError."""
 
 
-def run(options: Options, way: Way, voice: Voice) -> Summary:
+def run(options: BatchOptions, way: Way, voice: Voice) -> BatchSummary:
     """Bring every line of the input to a result in the output.
 
     Raises UsageError before anything is reached, RayclusterError when the endpoint is away or
@@ -127,7 +127,7 @@ def run(options: Options, way: Way, voice: Voice) -> Summary:
     return summary
 
 
-def _check(options: Options) -> None:
+def _check(options: BatchOptions) -> None:
     tries = options.tries
     positive: list[tuple[str, float | None]] = [
         ("--concurrency", options.concurrency),
@@ -171,7 +171,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _check_input(options: Options, file: PromptFile, census: Census, tell: Tell) -> None:
+def _check_input(options: BatchOptions, file: PromptFile, census: InputSummary, tell: Tell) -> None:
     """Look at every line before the first is sent, whatever the limit; raises UsageError."""
     refusals = check_lines(file, tell)
     if refusals.count == census.total:
@@ -191,12 +191,12 @@ def _check_input(options: Options, file: PromptFile, census: Census, tell: Tell)
         tell(note)
 
 
-def _go(way: Way, task: Task) -> Summary:
+def _go(way: Way, task: Task) -> BatchSummary:
     before = task.census.lines - task.left
     if before:
         task.voice.tell(f"{before:,} of {task.census.lines:,} lines are done already")
     done = way(task) if task.left else Sent()
-    return Summary(
+    return BatchSummary(
         input=str(task.options.input),
         output=str(task.options.output),
         base_url=done.where,

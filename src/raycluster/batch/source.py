@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raycluster.openai_wire.files import PromptFile
+from raycluster.openai_client.files import PromptFile
 
 
 def prompt_file(path: Path, column: str = "") -> PromptFile:

@@ -9,15 +9,15 @@ from typing import Any
 
 from raycluster.batch.job import Refused
 from raycluster.batch.ledger import Ledger
-from raycluster.errors import AuthError, RayclusterError
-from raycluster.serve.asking.asker import Asker, AwayError, NoEntryError, Post, Tries
-from raycluster.serve.asking.result import Job
+from raycluster.core.errors import AuthError, RayclusterError
+from raycluster.serve.asking.asker import AwayError, NoEntryError, Post, RetryingClient, Tries
+from raycluster.serve.asking.result import AskedLine
 
 _SYNC_SECONDS = 5.0
 _TICK_SECONDS = 0.5
 
 
-class Work:
+class BatchRun:
     """One run over the jobs.
 
     `connect` makes one connection; `where` is what it leads to, for people; `check` raises when
@@ -26,7 +26,7 @@ class Work:
 
     def __init__(
         self,
-        jobs: Iterator[Job | Refused],
+        jobs: Iterator[AskedLine | Refused],
         ledger: Ledger,
         connect: Callable[[], Post],
         *,
@@ -34,9 +34,9 @@ class Work:
         slots: int,
         tries: Tries,
         check: Callable[[], None],
-        show: Callable[[Work], None],
+        show: Callable[[BatchRun], None],
     ) -> None:
-        self.asker = Asker(tries, slots)
+        self.asker = RetryingClient(tries, slots)
         self.ledger = ledger
         self._jobs = jobs
         self._connect = connect

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.bench.record import Failure
-from raycluster.bench.sse import Event
-from raycluster.openai_wire.said import error_text, failure_in, printable
+from raycluster.bench.sse import ServerEvent
+from raycluster.openai_client.said import error_text, failure_in, printable
 
 MOST_TOKENS = 10**12
 """No answer has more tokens: what says so cannot count."""
@@ -20,7 +20,7 @@ _ENDS = {"response.completed", "response.incomplete", "message_stop"}
 _TEXT = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 
 
-class AnswerError(Exception):
+class IncompleteAnswerError(Exception):
     """The stream cannot be counted as a complete answer."""
 
     def __init__(self, failure: Failure, detail: str) -> None:
@@ -30,7 +30,7 @@ class AnswerError(Exception):
 
 
 @dataclass(slots=True)
-class Answer:
+class StreamedAnswer:
     """What has come so far; times are those given to `take`."""
 
     first_event: float | None = None
@@ -44,7 +44,7 @@ class Answer:
     finish_reason: str | None = None
     done: bool = False
 
-    def take(self, event: Event, now: float) -> None:
+    def take(self, event: ServerEvent, now: float) -> None:
         """Take in one event that was read at `now`; raises AnswerError."""
         if event.data == b"[DONE]":
             self.done = True
@@ -52,13 +52,17 @@ class Answer:
         try:
             message = json.loads(event.data)
         except (ValueError, RecursionError) as error:
-            raise AnswerError("protocol", f"an event is not JSON: {event.data[:80]!r}") from error
+            raise IncompleteAnswerError(
+                "protocol", f"an event is not JSON: {event.data[:80]!r}"
+            ) from error
         if not isinstance(message, dict):
-            raise AnswerError("protocol", f"an event is not an object: {event.data[:80]!r}")
+            raise IncompleteAnswerError(
+                "protocol", f"an event is not an object: {event.data[:80]!r}"
+            )
         kind = message.get("type")
         failed = event.name == b"error" or "error" in (kind, message.get("object"))
         if failed or message.get("error"):
-            raise AnswerError("stream_error", error_text(message))
+            raise IncompleteAnswerError("stream_error", error_text(message))
         if isinstance(kind, str):
             self._typed(kind, message, now)
             return
@@ -72,11 +76,11 @@ class Answer:
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise AnswerError("protocol", f"not JSON: {content[:80]!r}") from error
+            raise IncompleteAnswerError("protocol", f"not JSON: {content[:80]!r}") from error
         if not isinstance(body, dict):
-            raise AnswerError("protocol", f"not an object: {content[:80]!r}")
+            raise IncompleteAnswerError("protocol", f"not an object: {content[:80]!r}")
         if failure := failure_in(body):
-            raise AnswerError("stream_error", error_text(failure))
+            raise IncompleteAnswerError("stream_error", error_text(failure))
         usage = body.get("usage")
         self._usage(usage)
         if self.input_tokens is None and isinstance(usage, dict):
@@ -88,9 +92,11 @@ class Answer:
     def finish(self) -> None:
         """Check that the answer is complete; raises AnswerError."""
         if not self.done:
-            raise AnswerError("truncated", "the stream ended without [DONE] or another end")
+            raise IncompleteAnswerError(
+                "truncated", "the stream ended without [DONE] or another end"
+            )
         if self.first_event is None:
-            raise AnswerError("protocol", "the stream held no token")
+            raise IncompleteAnswerError("protocol", "the stream held no token")
 
     def _typed(self, kind: str, message: Mapping[str, Any], now: float) -> None:
         """Take in an event of responses or of Anthropic's messages, where deltas carry tokens."""
@@ -104,7 +110,7 @@ class Answer:
         whole = whole if isinstance(whole, dict) else {}
         self._usage(whole.get("usage"))
         if kind == "response.failed":
-            raise AnswerError("stream_error", error_text(whole))
+            raise IncompleteAnswerError("stream_error", error_text(whole))
         if isinstance(delta, dict):
             self._reason(delta.get("stop_reason"))
         if kind.startswith("response.") and kind in _ENDS:
@@ -131,12 +137,12 @@ class Answer:
         self._tokens(now)
         for choice in choices:
             if not isinstance(choice, dict):
-                raise AnswerError("protocol", "a choice is not an object")
+                raise IncompleteAnswerError("protocol", "a choice is not an object")
             if has_text(choice):
                 self._text(now)
             reason = choice.get("finish_reason")
             if choice.get("error") or reason == "error":
-                raise AnswerError("stream_error", error_text(choice))
+                raise IncompleteAnswerError("stream_error", error_text(choice))
             self._reason(reason)
 
     def _usage(self, usage: object) -> None:

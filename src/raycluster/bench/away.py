@@ -21,24 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.bench.load import Conditions, Keep, generated, judged, run_bench
-from raycluster.bench.record import Record, checked
+from raycluster.bench.record import RequestRecord, checked
 from raycluster.bench.schedule import Load, Shape, shape_of
-from raycluster.bench.search import Found
-from raycluster.bench.server import Server
-from raycluster.bench.stats import Distribution
-from raycluster.bench.summary import Level, Summary
+from raycluster.bench.search import SearchResult
+from raycluster.bench.server import ServerFigures
+from raycluster.bench.stats import SampleStats
+from raycluster.bench.summary import BenchSummary, Level
 from raycluster.bench.verdict import Circumstances, Client
-from raycluster.contracts import Tell
-from raycluster.errors import AnswerError, RayclusterError
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target
-from raycluster.poll import wait_for
-from raycluster.untrusted import read_json
+from raycluster.core.errors import AnswerError, RayclusterError
+from raycluster.core.interfaces import Tell
+from raycluster.core.untrusted import read_json
+from raycluster.core.wait import wait_for
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target
 
 PARTS = (
-    *("__init__.py", "errors.py", "limits.py", "contracts.py", "poll.py", "readings.py"),
-    "untrusted.py",
-    *("accelerators", "bench", "openai_wire", "serve"),
+    *("__init__.py", "core", "observe/__init__.py", "observe/engine_metrics.py"),
+    *("bench", "openai_client", "serve"),
 )
 """What of this package the program needs; beyond it, httpx and httptools."""
 HINT = "raycluster bench, without --from"
@@ -48,7 +47,7 @@ _LOOK_S = 60.0
 
 
 @dataclass(frozen=True)
-class Job:
+class RemoteRun:
     """A run: what is sent where, and how; `watched`: somebody looks at the servers meanwhile."""
 
     prompts: Sequence[Prompt]
@@ -98,21 +97,23 @@ def looked_file(number: int) -> str:
     return f"looked-{number}"
 
 
-class Listener:
+class RemoteListener:
     """Takes the program's lines, and makes of them what `run_bench` would have returned.
 
     `looked` is called with the number of each question to look at the servers, after the look.
     """
 
-    def __init__(self, job: Job, tell: Tell, keep: Keep, looked: Callable[[int], None]) -> None:
+    def __init__(
+        self, job: RemoteRun, tell: Tell, keep: Keep, looked: Callable[[int], None]
+    ) -> None:
         self._job = job
         self._tell = tell
         self._keep = keep
         self._looked = looked
-        self._servers: list[Server | None] = []
-        self._records: dict[int, list[Record]] = {}
+        self._servers: list[ServerFigures | None] = []
+        self._records: dict[int, list[RequestRecord]] = {}
         self._levels: list[Level] = []
-        self._found: Found | None = None
+        self._found: SearchResult | None = None
 
     def take(self, line: bytes) -> None:
         """Take one line. Raises RayclusterError when it tells an error, or cannot be understood."""
@@ -122,7 +123,7 @@ class Listener:
             text = line[:200].decode(errors="replace").strip()
             raise RayclusterError(f"cannot parse {text!r}", where="--from", hint=HINT) from error
 
-    def summary(self, started: float, *, interrupted: bool) -> Summary:
+    def summary(self, started: float, *, interrupted: bool) -> BenchSummary:
         """Return the run so far. Raises KeyboardInterrupt when no request had ended by then."""
         levels = list(self._levels)
         for number in range(len(levels), len(self._records)):
@@ -139,13 +140,16 @@ class Listener:
         target = self._job.target
         model = target.model or self._job.prompts[0].model
         load = self._job.load
-        return Summary(started, target.shown, model, load, tuple(levels), found=self._found)
+        return BenchSummary(started, target.shown, model, load, tuple(levels), found=self._found)
 
     def _take(self, message: Mapping[str, Any]) -> None:
         if "note" in message:
             self._tell(str(message["note"]))
         elif "record" in message:
-            level, record = int(message["level"]), Record.from_json(checked(message["record"]))
+            level, record = (
+                int(message["level"]),
+                RequestRecord.from_json(checked(message["record"])),
+            )
             if not 0 <= level <= _MOST_LEVELS:
                 raise ValueError(level)
             self._records.setdefault(level, []).append(record)
@@ -156,14 +160,14 @@ class Listener:
             for number, told in enumerate(message["levels"]):
                 client = dict(told["client"])
                 lag = client.pop("loop_lag_ms")
-                spread = None if lag is None else Distribution(**lag)
+                spread = None if lag is None else SampleStats(**lag)
                 seen = Circumstances(
                     Client(spread, **client), repeated=int(told["repeated"]), salted=told["salted"]
                 )
                 _refuse_other_kinds(spread, seen.client)
                 self._levels += self._level(number, shape_of(told["load"]), seen)
             if found := message["found"]:
-                self._found = Found(tuple(found["limits"]), found["kept"], found["missed"])
+                self._found = SearchResult(tuple(found["limits"]), found["kept"], found["missed"])
         else:
             what, where, hint = (str(part) for part in message["error"])
             raise RayclusterError(what, where=where, hint=hint)
@@ -195,7 +199,7 @@ def _refuse_other_kinds(*values: object) -> None:
     """Raise TypeError where a figure is no number."""
     for value in values:
         figures = vars(value).values() if value is not None else ()
-        if not all(isinstance(each, int | float | Distribution | None) for each in figures):
+        if not all(isinstance(each, int | float | SampleStats | None) for each in figures):
             raise TypeError(value)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycluster.bench.schedule import Shape
-from raycluster.errors import MissedLimitError, UsageError
+from raycluster.core.errors import MissedLimitError, UsageError
 
 LOWER_IS_BETTER = ("ttft_ms.p50", "ttft_ms.p95", "tpot_ms.p50", "e2el_ms.p50", "e2el_ms.p95")
 HIGHER_IS_BETTER = ("request_throughput", "output_throughput")

@@ -16,13 +16,13 @@ from multiprocessing.connection import Connection
 
 from raycluster.bench.crew import Alone, Team
 from raycluster.bench.loops import run_loop
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.stats import Measures
 from raycluster.bench.worker import Plan
-from raycluster.openai_wire.lines import CHAT
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target
+from raycluster.openai_client.lines import CHAT
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target
 
 SECONDS = 1.0
 SLOTS = 32
@@ -49,8 +49,10 @@ def _events_per_answer(measures: Measures) -> float:
     return 1 + gaps / measures.completed
 
 
-async def _send(prompts: list[Prompt], target: Target, load: Load, processes: int) -> list[Record]:
-    records: list[Record] = []
+async def _send(
+    prompts: list[Prompt], target: Target, load: Load, processes: int
+) -> list[RequestRecord]:
+    records: list[RequestRecord] = []
     plan = Plan(load.shapes[0], range(2**62))
 
     async def send(crew: Alone | Team) -> None:

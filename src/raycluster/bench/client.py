@@ -8,19 +8,19 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
-from raycluster.bench.answer import Answer, AnswerError
-from raycluster.bench.jobs import Job
-from raycluster.bench.record import Record
+from raycluster.bench.answer import IncompleteAnswerError, StreamedAnswer
+from raycluster.bench.jobs import BenchRequest
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.sse import SseParser
-from raycluster.openai_wire.lines import CHAT, COMPLETIONS, GENERATING
-from raycluster.openai_wire.said import error_text, failure_in
-from raycluster.openai_wire.target import Target
-from raycluster.openai_wire.wire import (
+from raycluster.openai_client.lines import CHAT, COMPLETIONS, GENERATING
+from raycluster.openai_client.said import error_text, failure_in
+from raycluster.openai_client.target import Target
+from raycluster.openai_client.wire import (
     CONNECT_SECONDS,
     BadHttpError,
     ConnectError,
     EarlyEndError,
-    Wire,
+    HttpWire,
 )
 from raycluster.serve.asking.coding import CodingError, Unpacker
 
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def encode(job: Job, model: str, *, salt: bool) -> bytes:
+def encode(job: BenchRequest, model: str, *, salt: bool) -> bytes:
     """Return a job's body as JSON that asks for a stream with usage, where there are streams."""
     body = dict(job.prompt.body) | {"model": model or job.prompt.model}
     path = job.prompt.path
@@ -62,33 +62,35 @@ class Sender:
         self._timeout = timeout
         self._salt = salt
         self._clock = clock
-        self._wire = Wire(target, verify)
+        self._wire = HttpWire(target, verify)
 
     def close(self) -> None:
         """Close the connection."""
         self._wire.close()
 
-    async def send(self, job: Job, intended: float, origin: float) -> Record:
+    async def send(self, job: BenchRequest, intended: float, origin: float) -> RequestRecord:
         """Send once, never again; times in the record count from `origin` on the clock."""
         exchange = _Exchange(self._clock, origin, streams=job.prompt.path in GENERATING)
         content = encode(job, self._target.model, salt=self._salt)
         sent = self._clock() - origin
-        failure: AnswerError | None = None
+        failure: IncompleteAnswerError | None = None
         connect = min(CONNECT_SECONDS, self._timeout)
         try:
             async with asyncio.timeout(self._timeout):
                 await self._wire.post(job.prompt.path, content, exchange, connect=connect)
             exchange.finish()
         except TimeoutError:
-            failure = AnswerError("timeout", f"not complete after {self._timeout:g} s")
-        except AnswerError as error:
+            failure = IncompleteAnswerError("timeout", f"not complete after {self._timeout:g} s")
+        except IncompleteAnswerError as error:
             failure = error
         except ConnectError as error:
-            failure = AnswerError("connect", str(error))
+            failure = IncompleteAnswerError("connect", str(error))
         except EarlyEndError as error:
-            failure = None if exchange.complete() else AnswerError("truncated", str(error))
+            failure = (
+                None if exchange.complete() else IncompleteAnswerError("truncated", str(error))
+            )
         except BadHttpError as error:
-            failure = AnswerError("protocol", str(error))
+            failure = IncompleteAnswerError("protocol", str(error))
         return exchange.record(job, intended, sent, failure)
 
 
@@ -98,7 +100,7 @@ class _Exchange:
     def __init__(self, clock: Callable[[], float], origin: float, *, streams: bool) -> None:
         self._clock = clock
         self._origin = origin
-        self._answer = Answer()
+        self._answer = StreamedAnswer()
         self._parser = SseParser()
         self._headers: float | None = None
         self._status: int | None = None
@@ -130,7 +132,7 @@ class _Exchange:
             for event in self._parser.feed(chunk):
                 self._answer.take(event, now)
         except ValueError as error:
-            raise AnswerError("protocol", str(error)) from error
+            raise IncompleteAnswerError("protocol", str(error)) from error
 
     def finish(self) -> None:
         """Check that the answer is complete, at its end; raises AnswerError."""
@@ -148,13 +150,15 @@ class _Exchange:
         """Return whether nothing of the answer is missing but the end of its connection."""
         try:
             self.finish()
-        except AnswerError:
+        except IncompleteAnswerError:
             return False
         return True
 
-    def record(self, job: Job, intended: float, sent: float, failure: AnswerError | None) -> Record:
+    def record(
+        self, job: BenchRequest, intended: float, sent: float, failure: IncompleteAnswerError | None
+    ) -> RequestRecord:
         answer = self._answer
-        return Record(
+        return RequestRecord(
             id=job.prompt.id,
             line=job.prompt.line,
             repeat=job.repeat,
@@ -176,15 +180,15 @@ class _Exchange:
             detail=failure.detail if failure else "",
         )
 
-    def _refused(self) -> AnswerError:
+    def _refused(self) -> IncompleteAnswerError:
         body = bytes(self._whole or b"")[:_ERROR_BODY_BYTES]
         text = _body_text(body)
         if self._status != 200:
-            return AnswerError("http_status", f"{self._status}: {text}")
+            return IncompleteAnswerError("http_status", f"{self._status}: {text}")
         if _is_error(body):
-            return AnswerError("stream_error", text)
+            return IncompleteAnswerError("stream_error", text)
         wanted = "a stream" if self._streams else "an answer of at most 64 MiB"
-        return AnswerError(
+        return IncompleteAnswerError(
             "protocol", f"{self._kind or 'no content type'} in place of {wanted}: {text}"
         )
 
@@ -196,7 +200,7 @@ def _reading(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return step(*args, **kwargs)
     except CodingError as error:
-        raise AnswerError("protocol", str(error)) from error
+        raise IncompleteAnswerError("protocol", str(error)) from error
 
 
 def _body_text(body: bytes) -> str:

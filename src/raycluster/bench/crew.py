@@ -16,19 +16,19 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Protocol
 
 from raycluster.bench.loops import Done, run_loop
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load, Open
-from raycluster.bench.worker import Effort, Plan, Share, Worker
-from raycluster.errors import RayclusterError, UsageError
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target
+from raycluster.bench.worker import Effort, LoadShare, LoadWorker, Plan
+from raycluster.core.errors import RayclusterError, UsageError
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target
 
 _FLUSH_SECONDS = 0.25
 _HEAD_START = 0.1
 """Seconds between the word to start and the start, for all processes to have heard it."""
 _LEAVE_SECONDS = 5.0
 
-Warmed = Callable[[list[Record]], None]
+Warmed = Callable[[list[RequestRecord]], None]
 """Takes the warm-up's records before the level begins; what it raises ends the run."""
 Began = Callable[[float], None]
 """Takes the level's beginning, a moment of the monotonic clock."""
@@ -48,7 +48,7 @@ class Alone:
     """This process sends everything."""
 
     def __init__(self, prompts: Sequence[Prompt], target: Target, load: Load) -> None:
-        self._worker = Worker(prompts, target, load)
+        self._worker = LoadWorker(prompts, target, load)
 
     async def level(
         self, plan: Plan, *, warmed: Warmed, began: Began, done: Done, efforts: list[Effort]
@@ -91,7 +91,7 @@ class Team(AbstractContextManager["Team"]):
             theirs.close()
         # Prompts are no argument: a process that dies before it has read its own hangs `start`.
         for number, pipe in enumerate(self._pipes):
-            make = partial(Worker, prompts, target, load, Share(number, count))
+            make = partial(LoadWorker, prompts, target, load, LoadShare(number, count))
             with contextlib.suppress(OSError):
                 pipe.send(make)
 
@@ -157,7 +157,7 @@ def _work(pipe: Connection, counter: Synchronized[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the first process says when to stop
     with contextlib.suppress(EOFError, OSError):
-        make: Callable[[], Worker] = pipe.recv()
+        make: Callable[[], LoadWorker] = pipe.recv()
         gc.freeze()
         run_loop(_Hand(pipe, counter, make()).serve())
 
@@ -165,11 +165,11 @@ def _work(pipe: Connection, counter: Synchronized[int]) -> None:
 class _Hand:
     """A process of a team: for each level it gets a plan, then a beginning or None to stop."""
 
-    def __init__(self, pipe: Connection, counter: Synchronized[int], worker: Worker) -> None:
+    def __init__(self, pipe: Connection, counter: Synchronized[int], worker: LoadWorker) -> None:
         self._pipe = pipe
         self._counter = counter
         self._worker = worker
-        self._records: list[Record] = []
+        self._records: list[RequestRecord] = []
 
     async def serve(self) -> None:
         while True:

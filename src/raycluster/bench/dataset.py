@@ -12,16 +12,16 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from raycluster.errors import UsageError
-from raycluster.openai_wire.files import AS_LINES, PromptFile
-from raycluster.openai_wire.lines import EVERY, RefusedError, parse_line
-from raycluster.openai_wire.prompts import Defaults, Prompt, to_prompt
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.files import AS_LINES, PromptFile
+from raycluster.openai_client.lines import EVERY, RefusedLineError, parse_line
+from raycluster.openai_client.prompts import Defaults, Prompt, to_prompt
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Census:
+class DatasetSummary:
     """How many lines had which format, which were refused and why, which fields stay unsent.
 
     `digest` is over all requests, in their order: equal digests, equal load.
@@ -60,7 +60,7 @@ class Dataset:
     """The prompts of a file, in its order, and its census."""
 
     prompts: tuple[Prompt, ...]
-    census: Census
+    census: DatasetSummary
 
 
 def read_dataset(
@@ -99,7 +99,7 @@ def _dataset(file: PromptFile, defaults: Defaults, *, multi_turn: bool) -> Datas
     for number, item in file.items():
         try:
             request = parse_line(item, EVERY, file.column)
-        except RefusedError as error:
+        except RefusedLineError as error:
             refused.append((number, str(error)))
             continue
         formats["text" if file.kind == "text" else request.format] += 1
@@ -111,7 +111,7 @@ def _dataset(file: PromptFile, defaults: Defaults, *, multi_turn: bool) -> Datas
     if not prompts:
         hint = f"{AS_LINES}; --column NAME for the column with the prompts"
         raise UsageError(_nothing(lines, refused), where=file.where, hint=hint)
-    census = Census(lines, dict(formats), tuple(refused), dict(unsent), _digest(prompts))
+    census = DatasetSummary(lines, dict(formats), tuple(refused), dict(unsent), _digest(prompts))
     return Dataset(tuple(prompts), census)
 
 

@@ -9,16 +9,16 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, TextIO
 
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Open
-from raycluster.bench.stats import Distribution
-from raycluster.bench.summary import Summary
+from raycluster.bench.stats import SampleStats
+from raycluster.bench.summary import BenchSummary
 
-COLUMNS = ("level", *(field.name for field in fields(Record) if field.name != "gaps"))
+COLUMNS = ("level", *(field.name for field in fields(RequestRecord) if field.name != "gaps"))
 _STATS = ("p90", "p95", "p99")
 
 
-def write_csv(levels: Iterable[Sequence[Record]], file: TextIO) -> None:
+def write_csv(levels: Iterable[Sequence[RequestRecord]], file: TextIO) -> None:
     """Write a head, and a row for each request with the scalar fields of its record.
 
     Seconds have microseconds; what is not known is empty. Texts that a spreadsheet would take for
@@ -39,7 +39,11 @@ def _cell(value: object) -> object:
 
 
 def to_vllm(
-    summary: Summary, number: int, records: Sequence[Record], *, backend: str = "openai-chat"
+    summary: BenchSummary,
+    number: int,
+    records: Sequence[RequestRecord],
+    *,
+    backend: str = "openai-chat",
 ) -> dict[str, Any]:
     """Return a level as vLLM 0.32's `bench serve --save-result --save-detailed` writes it.
 
@@ -105,7 +109,7 @@ def to_vllm(
     return result
 
 
-def _statistics(name: str, spread: Distribution | None) -> dict[str, float]:
+def _statistics(name: str, spread: SampleStats | None) -> dict[str, float]:
     named = {"mean": "mean", "median": "p50", "std": "std"} | {stat: stat for stat in _STATS}
     return {
         f"{theirs}_{name}_ms": 0.0 if spread is None else getattr(spread, ours)
@@ -113,11 +117,11 @@ def _statistics(name: str, spread: Distribution | None) -> dict[str, float]:
     }
 
 
-def _since(record: Record, moment: float | None) -> float:
+def _since(record: RequestRecord, moment: float | None) -> float:
     return 0.0 if moment is None else moment - record.sent
 
 
-def _by_second(answered: Sequence[Record]) -> tuple[float, int]:
+def _by_second(answered: Sequence[RequestRecord]) -> tuple[float, int]:
     """Return the most events within a second, and the most requests that one of them touched.
 
     Seconds count from the first sending; only requests with an answer count, as in vLLM.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raycluster.bench.schedule import Load
-from raycluster.openai_wire.prompts import Prompt
+from raycluster.openai_client.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchRequest:
     """One request to make; `repeat` counts how often its line was sent before."""
 
     prompt: Prompt
@@ -19,7 +19,7 @@ class Job:
 
 
 @dataclass
-class Jobs:
+class RequestSequence:
     """Requests by their number: the file in its order, again and again.
 
     `earlier` are the numbers that were sent at the levels before.
@@ -36,11 +36,11 @@ class Jobs:
         planned = self.load.planned(len(self.prompts))
         return range(start, sys.maxsize if planned is None else start + planned)
 
-    def job(self, numbers: range, number: int) -> Job:
+    def job(self, numbers: range, number: int) -> BenchRequest:
         """Return the request of this number, at the level of `numbers`."""
         line = number % len(self.prompts)
         spans = (*self.earlier, range(numbers.start, number))
-        return Job(self.prompts[line], sum(self._times(span, line) for span in spans))
+        return BenchRequest(self.prompts[line], sum(self._times(span, line) for span in spans))
 
     def sent(self, numbers: range) -> int:
         """Note what a level has sent; return how many of it had the content of one before."""

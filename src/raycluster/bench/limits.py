@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from raycluster.bench.stats import Bound, Distribution, Measures
-from raycluster.errors import UsageError
+from raycluster.bench.stats import Bound, Measures, SampleStats
+from raycluster.core.errors import UsageError
 
 _TIMES = ("ttft", "tpot", "itl", "event_gap", "e2el", "first_text")
 TIMES = (*_TIMES, "ttft_from_intended", "e2el_from_intended", "client_delay")
@@ -18,7 +18,7 @@ PLAIN = (
     *("output_throughput", "total_token_throughput", "total_input_tokens", "total_output_tokens"),
     "request_goodput",
 )
-STATS = tuple(field.name for field in fields(Distribution) if field.name != "count")
+STATS = tuple(field.name for field in fields(SampleStats) if field.name != "count")
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "<": operator.lt,
@@ -53,7 +53,7 @@ class Limit:
         if not self.stat:
             value: float | None = getattr(measures, self.name)
             return value
-        spread: Distribution | None = getattr(measures, f"{self.name}_ms")
+        spread: SampleStats | None = getattr(measures, f"{self.name}_ms")
         figure: float | None = None if spread is None else getattr(spread, self.stat)
         return figure
 

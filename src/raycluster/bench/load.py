@@ -12,23 +12,23 @@ from dataclasses import dataclass, replace
 
 from raycluster.bench.capacity import requests_per_second
 from raycluster.bench.crew import Alone, Crew, Team
-from raycluster.bench.jobs import Jobs
+from raycluster.bench.jobs import RequestSequence
 from raycluster.bench.limits import Limit
 from raycluster.bench.loops import run_loop
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load, recorded
-from raycluster.bench.search import Found, found, probe
-from raycluster.bench.server import Server, Watch
+from raycluster.bench.search import SearchResult, found, probe
+from raycluster.bench.server import ServerFigures, ServerWatch
 from raycluster.bench.stats import Bound, distribution, measure
-from raycluster.bench.summary import Level, Summary
+from raycluster.bench.summary import BenchSummary, Level
 from raycluster.bench.verdict import Circumstances, Client, judge
 from raycluster.bench.worker import Effort, Plan
-from raycluster.contracts import Tell
-from raycluster.errors import RayclusterError, UsageError
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target, allow_connections
+from raycluster.core.errors import RayclusterError, UsageError
+from raycluster.core.interfaces import Tell
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target, allow_connections
 
-Keep = Callable[[int, Record], None]
+Keep = Callable[[int, RequestRecord], None]
 """Takes each record as its request ends, with the number of its level."""
 
 _PROGRESS_SECONDS = 2.0
@@ -53,7 +53,7 @@ class Conditions:
     alive: Callable[[], bool] = lambda: True
     calibrate: bool = False
     prefix_expected: bool = False
-    watch: Watch | None = None
+    watch: ServerWatch | None = None
     before: tuple[Level, ...] = ()
     over: Callable[[Level], None] = lambda _: None
 
@@ -66,7 +66,7 @@ def run_bench(
     tell: Tell,
     keep: Keep,
     conditions: Conditions | None = None,
-) -> Summary:
+) -> BenchSummary:
     """Run every level and return the figures. An interrupt ends the run with what was measured.
 
     Raises UsageError for an impossible load, RayclusterError when nothing listens at the target.
@@ -96,11 +96,14 @@ def run_bench(
     if conditions.calibrate and not levels[-1].seen.interrupted:
         levels = _calibrated(levels, conditions.processes)
     model = target.model or prompts[0].model
-    return Summary(started, target.shown, model, load, levels, found=run.found(levels))
+    return BenchSummary(started, target.shown, model, load, levels, found=run.found(levels))
 
 
 def judged(
-    shape: Shape, records: Sequence[Record], seen: Circumstances, goodput: Sequence[Bound] = ()
+    shape: Shape,
+    records: Sequence[RequestRecord],
+    seen: Circumstances,
+    goodput: Sequence[Bound] = (),
 ) -> Level:
     """Return a level with its figures and the verdict on it; `records` holds one at least."""
     seen = replace(
@@ -138,7 +141,7 @@ def _crew(
     return Team(prompts, target, load, processes)
 
 
-def generated(records: Sequence[Record]) -> int | None:
+def generated(records: Sequence[RequestRecord]) -> int | None:
     """Return how many tokens the servers generated for these, None where one did not say."""
     tokens = [record.output_tokens for record in records]
     return None if None in tokens else sum(count or 0 for count in tokens)
@@ -170,7 +173,7 @@ class _Run:
         self._conditions = conditions
         self._tell = tell
         self._keep = keep
-        self._jobs = Jobs(prompts, load)
+        self._jobs = RequestSequence(prompts, load)
         for level in conditions.before:
             self._jobs.sent(level.numbers)
 
@@ -191,7 +194,7 @@ class _Run:
                 shape = None
         return tuple(levels)
 
-    def found(self, levels: Sequence[Level]) -> Found | None:
+    def found(self, levels: Sequence[Level]) -> SearchResult | None:
         """Return the end of the search, where one was asked for."""
         limits = self._conditions.find_max
         if not limits:
@@ -214,7 +217,7 @@ class _Run:
         """Run one level; None when it was interrupted before its first answer."""
         interrupted = False
         origins: list[float] = []
-        records: list[Record] = []
+        records: list[RequestRecord] = []
         efforts: list[Effort] = []
         plan = Plan(shape, self._jobs.level(), tuple(self._jobs.earlier))
 
@@ -261,20 +264,20 @@ class _Run:
             self._conditions.over(level)
         return level
 
-    async def _watched(self, origins: list[float]) -> Server | None:
+    async def _watched(self, origins: list[float]) -> ServerFigures | None:
         """Return what the servers did since the level began, where it began and they were seen."""
         if self._conditions.watch is None or not origins:
             return None
         return await asyncio.to_thread(self._conditions.watch.end, origins[0], self._load.ramp)
 
-    def _done(self, number: int, record: Record, records: list[Record]) -> None:
+    def _done(self, number: int, record: RequestRecord, records: list[RequestRecord]) -> None:
         unanswered = record.status is None and record.failure in {"connect", "truncated"}
         if unanswered and not self._conditions.alive():
             record = replace(record, failure="tunnel")
         records.append(record)
         self._keep(number, record)
 
-    def _warmed(self, records: list[Record]) -> None:
+    def _warmed(self, records: list[RequestRecord]) -> None:
         """Say how the warm-up went, and look at the servers from now on.
 
         Raises RayclusterError when nobody answered at all.
@@ -295,7 +298,7 @@ class _Run:
 
     @contextlib.asynccontextmanager
     async def _reported(
-        self, shape: Shape, records: list[Record]
+        self, shape: Shape, records: list[RequestRecord]
     ) -> AsyncIterator[Callable[[float], None]]:
         """Tell of the progress; yields what is to be called when the level begins."""
         tasks: list[asyncio.Task[None]] = []
@@ -310,7 +313,7 @@ class _Run:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _report(self, shape: Shape, records: list[Record], origin: float) -> None:
+    async def _report(self, shape: Shape, records: list[RequestRecord], origin: float) -> None:
         planned = self._load.planned(len(self._jobs.prompts))
         total = "" if planned is None else f" of {planned}"
         while True:

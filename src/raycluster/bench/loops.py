@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from raycluster.bench.client import Sender
-from raycluster.bench.jobs import Job
-from raycluster.bench.record import Record
+from raycluster.bench.jobs import BenchRequest
+from raycluster.bench.record import RequestRecord
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ _PAUSE = 0.1
 """Seconds that a slot rests after no connection; else a dead server would eat the file at once."""
 
 
-Done = Callable[[Record], None]
+Done = Callable[[RequestRecord], None]
 """Takes each record as its request ends."""
 
 
@@ -106,7 +106,7 @@ class Senders:
 
 
 async def closed_loop(
-    jobs: Iterator[Job], slots: Sequence[tuple[float, Sender]], timing: Timing, done: Done
+    jobs: Iterator[BenchRequest], slots: Sequence[tuple[float, Sender]], timing: Timing, done: Done
 ) -> None:
     """Send one job after the other from each slot, until there is none or time is up.
 
@@ -130,7 +130,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    due: Iterator[tuple[float, Job]],
+    due: Iterator[tuple[float, BenchRequest]],
     senders: Senders,
     timing: Timing,
     done: Done,
@@ -138,7 +138,7 @@ async def open_loop(
 ) -> None:
     """Send each job when it is due, in seconds from the start, or as soon as `room` has room."""
 
-    async def one(job: Job, intended: float) -> None:
+    async def one(job: BenchRequest, intended: float) -> None:
         async with room:
             sender = senders.take()
             done(await sender.send(job, intended, timing.origin))

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from raycluster import __version__, templates
+from raycluster import __version__
 from raycluster.bench import figures, series
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
+from raycluster.core import templates
 
 Json = Mapping[str, Any]
 
@@ -32,7 +33,7 @@ SAME = 0.0005
 """A change by a smaller share is not called one."""
 
 
-def page(summary: Json, levels: Iterable[Sequence[Record]]) -> bytes:
+def page(summary: Json, levels: Iterable[Sequence[RequestRecord]]) -> bytes:
     """Return the page of a run: `summary` is `Summary.to_json()`, `levels` its records.
 
     The levels are taken one after the other, so that an iterator need not hold all of them.

@@ -17,7 +17,7 @@ FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RequestRecord:
     """One request. Times are seconds since the level began, on one monotonic clock.
 
     `intended` is when the schedule wanted it sent; `sent` is just before it was handed to the
@@ -61,7 +61,7 @@ class Record:
         return {field.name: _rounded(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> Record:
+    def from_json(cls, line: Mapping[str, Any]) -> RequestRecord:
         """Return the record that `to_json` wrote; KeyError or TypeError when it is not one."""
         known = {field.name: line[field.name] for field in fields(cls)}
         return cls(**{**known, "gaps": tuple(known["gaps"])})

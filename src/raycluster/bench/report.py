@@ -10,14 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raycluster.bench.server import Server
-from raycluster.bench.stats import Distribution, Measures
-from raycluster.bench.summary import Level, Summary
+from raycluster.bench.server import ServerFigures
+from raycluster.bench.stats import Measures, SampleStats
+from raycluster.bench.summary import BenchSummary, Level
 
 _COLOURS = {"VALID": "green", "SUSPECT": "yellow", "INVALID": "red"}
 
 
-def render(summary: Summary, *, plain: bool) -> RenderableType:
+def render(summary: BenchSummary, *, plain: bool) -> RenderableType:
     """Return the report: each level, and the levels side by side when there are several."""
     census = summary.census
     found = f"prompts: {census.lines - len(census.refused)} of {census.lines} lines"
@@ -80,7 +80,7 @@ def _totals(level: Level) -> Table:
     return table
 
 
-def _server(server: Server) -> Iterator[tuple[str, str]]:
+def _server(server: ServerFigures) -> Iterator[tuple[str, str]]:
     for name, spread in (("servers run", server.running), ("servers queue", server.waiting)):
         if spread is not None:
             yield name, f"{spread.mean:.1f} on average, {spread.max:.0f} at most"
@@ -98,7 +98,7 @@ def _server(server: Server) -> Iterator[tuple[str, str]]:
     yield "replicas", f"{count} ({', '.join(took)} requests)" if len(took) > 1 else count
 
 
-def _times(measures: Measures) -> Iterator[tuple[str, Distribution | None]]:
+def _times(measures: Measures) -> Iterator[tuple[str, SampleStats | None]]:
     yield "TTFT", measures.ttft_ms
     yield "TPOT", measures.tpot_ms
     if measures.itl_ms is None:
@@ -111,7 +111,7 @@ def _times(measures: Measures) -> Iterator[tuple[str, Distribution | None]]:
     yield "client delay", measures.client_delay_ms
 
 
-def _comparison(summary: Summary, *, plain: bool) -> Table:
+def _comparison(summary: BenchSummary, *, plain: bool) -> Table:
     heads = ["load", "requests/s", "output tokens/s", "TTFT p50", "TTFT p95", "TPOT p50"]
     table = _table([*heads, "E2EL p95", "failed", "verdict"], plain=plain)
     for level in summary.levels:
@@ -130,7 +130,7 @@ def _comparison(summary: Summary, *, plain: bool) -> Table:
     return table
 
 
-def _limits(summary: Summary) -> Iterator[str]:
+def _limits(summary: BenchSummary) -> Iterator[str]:
     for limit in summary.limits:
         for level in summary.levels:
             where = f" ({level.shape.label})" if len(summary.levels) > 1 else ""

@@ -13,10 +13,10 @@ from typing import Any, Literal, TextIO
 
 from raycluster.bench.export import write_csv
 from raycluster.bench.page import page
-from raycluster.bench.record import Record
-from raycluster.bench.summary import Summary
-from raycluster.contracts import Tell
-from raycluster.errors import RayclusterError, UsageError
+from raycluster.bench.record import RequestRecord
+from raycluster.bench.summary import BenchSummary
+from raycluster.core.errors import RayclusterError, UsageError
+from raycluster.core.interfaces import Tell
 
 REQUESTS = "requests.jsonl"
 MOST_LEVELS = 10_000
@@ -24,7 +24,7 @@ UNREAD = (ValueError, LookupError, TypeError, AttributeError, RecursionError, Ov
 """What comes of reading a line that is damaged."""
 
 
-class Results(AbstractContextManager["Results"]):
+class ResultsFolder(AbstractContextManager["ResultsFolder"]):
     """A folder of results, or nothing at all when `folder` is None.
 
     Raises UsageError when the folder cannot be made or, without `append`, holds results already.
@@ -35,7 +35,7 @@ class Results(AbstractContextManager["Results"]):
         self._mode: Literal["a", "x"] = "a" if append else "x"
         self._requests: TextIO | None = None
 
-    def __enter__(self) -> Results:
+    def __enter__(self) -> ResultsFolder:
         if self._folder is None:
             return self
         try:
@@ -66,7 +66,7 @@ class Results(AbstractContextManager["Results"]):
         if empty:  # nothing was measured: the folder may be named again
             (self._folder / REQUESTS).unlink(missing_ok=True)
 
-    def keep(self, level: int, record: Record) -> None:
+    def keep(self, level: int, record: RequestRecord) -> None:
         """Append one record; raises RayclusterError when the disk refuses."""
         if self._requests is None:
             return
@@ -77,7 +77,7 @@ class Results(AbstractContextManager["Results"]):
         except OSError as error:
             raise self._refused(error) from error
 
-    def finish(self, summary: Summary, tell: Tell | None = None) -> None:
+    def finish(self, summary: BenchSummary, tell: Tell | None = None) -> None:
         """Write summary.json, requests.csv and report.html, each whole or not at all.
 
         Raises RayclusterError when the disk refuses. A page that cannot be made for another reason
@@ -122,12 +122,12 @@ class Results(AbstractContextManager["Results"]):
         return RayclusterError(what, where=str(self._folder), hint="free some space")
 
 
-def read_records(folder: Path) -> list[list[Record]]:
+def read_records(folder: Path) -> list[list[RequestRecord]]:
     """Return the records of each level in the order of their ends; see `read_levels`."""
     return list(read_levels(folder))
 
 
-def read_levels(folder: Path) -> Iterator[list[Record]]:
+def read_levels(folder: Path) -> Iterator[list[RequestRecord]]:
     """Yield the records of one level after the other, holding no more than one.
 
     A level that none was kept of is empty. A last line that was cut short, as by a crash, is left
@@ -148,7 +148,7 @@ def level_of(values: Mapping[str, Any]) -> int:
     return level
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+def _lines(path: Path) -> Iterator[tuple[int, RequestRecord]]:
     hint = "name a folder written by `bench -o`"
     level = 0
     try:
@@ -157,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
                 try:
                     values = json.loads(line)
                     before, level = level, level_of(values)
-                    record = Record.from_json(values)
+                    record = RequestRecord.from_json(values)
                 except UNREAD as error:
                     if not file.peek(1):
                         return

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.bench.load import Conditions, judged
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.results import REQUESTS, UNREAD, level_of, read_levels
 from raycluster.bench.schedule import Load, Shape, shape_of
-from raycluster.bench.server import Server
+from raycluster.bench.server import ServerFigures
 from raycluster.bench.summary import Level
 from raycluster.bench.verdict import Circumstances, Client
-from raycluster.decode import MOST, decode
-from raycluster.errors import RecordError, UsageError
+from raycluster.core.errors import RecordError, UsageError
+from raycluster.core.stored_json import MOST, decode
 
 RUN, ENDS, CUT = "run.json", "levels.jsonl", "requests-cut.jsonl"
 """What the run was to be; a line for each level that is over; records of levels that were not."""
@@ -32,11 +32,11 @@ class _Told:
     repeated: int
     salted: bool
     generated: int | None = None
-    server: Server | None = None
+    server: ServerFigures | None = None
 
 
 @dataclass(frozen=True)
-class End:
+class LevelEnd:
     """What a level's records do not tell.
 
     `numbers` are those of its requests; `generated` and `server` as in Circumstances.
@@ -48,10 +48,10 @@ class End:
     repeated: int
     salted: bool
     generated: int | None = None
-    server: Server | None = None
+    server: ServerFigures | None = None
 
     @classmethod
-    def of(cls, level: Level) -> End:
+    def of(cls, level: Level) -> LevelEnd:
         """Return the end of a level."""
         seen = level.seen
         return cls(
@@ -77,7 +77,7 @@ class End:
         }
 
     @classmethod
-    def from_json(cls, line: bytes) -> End:
+    def from_json(cls, line: bytes) -> LevelEnd:
         """Return what a line of `to_json` tells. Raises RecordError, KeyError or ValueError."""
         told = decode(line, _Told, what="the end of a level")
         return cls(
@@ -90,7 +90,7 @@ class End:
             told.server,
         )
 
-    def level(self, records: Sequence[Record], load: Load, conditions: Conditions) -> Level:
+    def level(self, records: Sequence[RequestRecord], load: Load, conditions: Conditions) -> Level:
         """Return the level whose requests these are."""
         seen = Circumstances(
             self.client,
@@ -123,7 +123,7 @@ def begin(folder: Path, wanted: Mapping[str, Any]) -> None:
 def note(folder: Path, level: Level) -> None:
     """Note that a level is over."""
     with (folder / ENDS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(End.of(level).to_json()) + "\n")
+        file.write(json.dumps(LevelEnd.of(level).to_json()) + "\n")
 
 
 def restore(
@@ -175,11 +175,11 @@ def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
         raise UsageError(f"a different run: {', '.join(differ)} differ", where=where, hint=_HINT)
 
 
-def ends(folder: Path) -> list[End]:
+def ends(folder: Path) -> list[LevelEnd]:
     """Return the ends of the levels that are over; a last line that was cut short is none."""
     path = folder / ENDS
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        return [End.from_json(line) for line in lines]
+        return [LevelEnd.from_json(line) for line in lines]
     except (RecordError, ValueError, KeyError) as error:
         raise UsageError("not a finished level", where=str(path), hint=_HINT) from error

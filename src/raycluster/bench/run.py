@@ -15,19 +15,19 @@ from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
 from raycluster.bench.export import to_vllm
 from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
 from raycluster.bench.load import Conditions, Keep, run_bench
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.report import render
-from raycluster.bench.results import Results
+from raycluster.bench.results import ResultsFolder
 from raycluster.bench.resume import begin, note, restore, run_of
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load
-from raycluster.bench.server import Watch
-from raycluster.bench.summary import SCHEMA, Summary
+from raycluster.bench.server import ServerWatch
+from raycluster.bench.summary import SCHEMA, BenchSummary
 from raycluster.bench.synthetic import lines_of, parse_synthetic
-from raycluster.contracts import Tell
-from raycluster.errors import UsageError
-from raycluster.openai_wire.lines import MESSAGES
-from raycluster.openai_wire.prompts import ENDPOINTS, Defaults, Prompt
-from raycluster.openai_wire.target import Target
+from raycluster.core.errors import UsageError
+from raycluster.core.interfaces import Tell
+from raycluster.openai_client.lines import MESSAGES
+from raycluster.openai_client.prompts import ENDPOINTS, Defaults, Prompt
+from raycluster.openai_client.target import Target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ _PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """The command line, with `prompts` or `synthetic`.
 
     `concurrency` and `rate` are numbers with commas between them, `find_max` and `goodput` limits;
@@ -89,11 +89,11 @@ class Bench(Protocol):
         tell: Tell,
         keep: Keep,
         conditions: Conditions | None = None,
-    ) -> Summary: ...
+    ) -> BenchSummary: ...
 
 
 @dataclass(frozen=True)
-class Reached:
+class LoadTarget:
     """Where the load goes, and who makes it.
 
     `alive` tells whether the tunnel to it stands, where there is one; `watch` looks at the servers.
@@ -102,17 +102,17 @@ class Reached:
     target: Target
     alive: Callable[[], bool] = lambda: True
     bench: Bench = run_bench
-    watch: Watch | None = None
+    watch: ServerWatch | None = None
 
 
 def run(
-    options: Options,
-    connect: Callable[[], AbstractContextManager[Reached]],
+    options: BenchOptions,
+    connect: Callable[[], AbstractContextManager[LoadTarget]],
     *,
     stdin: BinaryIO,
     console: Console,
     tell: Tell,
-) -> Summary:
+) -> BenchSummary:
     """Read the prompts, reach the target with `connect`, measure, print on `console`, check limits.
 
     Raises UsageError before anything is reached, RayclusterError when all requests of a level
@@ -149,12 +149,12 @@ def run(
     if options.multi_turn or "mooncake" in dataset.census.formats:  # its lines share blocks
         conditions = replace(conditions, prefix_expected=True)
     conditions = _resumed(options, load, conditions, dataset.census.digest)
-    records: dict[int, list[Record]] = {}
-    with Results(options.output, append=options.resume) as results:
+    records: dict[int, list[RequestRecord]] = {}
+    with ResultsFolder(options.output, append=options.resume) as results:
         if options.output and not options.resume:
             begin(options.output, run_of(load, dataset.census.digest, conditions))
 
-        def keep(level: int, record: Record) -> None:
+        def keep(level: int, record: RequestRecord) -> None:
             results.keep(level, record)
             if options.format == "vllm":
                 records.setdefault(level, []).append(record)
@@ -182,7 +182,7 @@ def run(
     return summary
 
 
-def _resumed(options: Options, load: Load, conditions: Conditions, digest: str) -> Conditions:
+def _resumed(options: BenchOptions, load: Load, conditions: Conditions, digest: str) -> Conditions:
     """Return the conditions with what the folder of results is for; raises UsageError."""
     if options.output is None:
         if options.resume:
@@ -196,7 +196,7 @@ def _resumed(options: Options, load: Load, conditions: Conditions, digest: str) 
     return replace(conditions, before=before)
 
 
-def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
+def _dataset(options: BenchOptions, defaults: Defaults, stdin: BinaryIO) -> Dataset:
     if bool(options.prompts) == bool(options.synthetic):
         raise UsageError(
             "use one of them", where="--prompts, --synthetic", hint="--prompts FILE, or - for stdin"
@@ -213,7 +213,7 @@ def _dataset(options: Options, defaults: Defaults, stdin: BinaryIO) -> Dataset:
     return parse_dataset(lines, defaults, where="--synthetic")
 
 
-def _baseline(options: Options, load: Load) -> Mapping[str, Any] | None:
+def _baseline(options: BenchOptions, load: Load) -> Mapping[str, Any] | None:
     """Return the earlier run to compare with, if one was named; raises UsageError."""
     if options.baseline is None:
         if options.max_regress:
@@ -230,7 +230,10 @@ def _baseline(options: Options, load: Load) -> Mapping[str, Any] | None:
 
 
 def show(
-    summary: Summary, records: Mapping[int, list[Record]], console: Console, options: Options
+    summary: BenchSummary,
+    records: Mapping[int, list[RequestRecord]],
+    console: Console,
+    options: BenchOptions,
 ) -> None:
     """Print the report, or one JSON object and nothing else; in vLLM's format one a level."""
     if options.format == "table":
@@ -247,7 +250,7 @@ def show(
         console.file.write(json.dumps(each) + "\n")
 
 
-def conditions_of(options: Options) -> Conditions:
+def conditions_of(options: BenchOptions) -> Conditions:
     """Return what the options say apart from the load; raises UsageError."""
     return Conditions(
         options.processes,
@@ -260,7 +263,7 @@ def conditions_of(options: Options) -> Conditions:
     )
 
 
-def load_of(options: Options) -> Load:
+def load_of(options: BenchOptions) -> Load:
     """Return the load that the options ask for; raises UsageError."""
     duration = options.duration
     if options.find_max and duration is None and options.requests is None:
@@ -278,7 +281,7 @@ def load_of(options: Options) -> Load:
     )
 
 
-def _shapes(options: Options) -> tuple[Shape, ...]:
+def _shapes(options: BenchOptions) -> tuple[Shape, ...]:
     slots = [_number(text, "--concurrency", int) for text in _parts(options.concurrency)]
     rates = [_number(text, "--rate", float) for text in _parts(options.rate)]
     if options.replay is not None:

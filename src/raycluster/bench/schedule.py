@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raycluster.errors import UsageError
-from raycluster.openai_wire.prompts import Prompt
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ Shape = Closed | Open | Replay
 
 def shape_of(plain: Mapping[str, Any]) -> Shape:
     """Return the shape that `to_json` gave; KeyError, TypeError or RecordError for all else."""
-    from raycluster.decode import decode
+    from raycluster.core.stored_json import decode
 
     kinds: dict[str, type[Shape]] = {"closed": Closed, "open": Open, "replay": Replay}
     return decode(json.dumps(plain), kinds[plain["kind"]], what="the load")

@@ -17,7 +17,7 @@ MOST = 1e5  # requests per second
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The end of a search: rates are requests per second, None where there was none such.
 
     `kept` is the highest at which the limits held, `missed` the lowest at which they did not.
@@ -62,11 +62,11 @@ def probe(start: Open, duration: float | None) -> Generator[Open, bool, None]:
             rate = math.sqrt(kept * missed)
 
 
-def found(limits: Sequence[str], tried: Sequence[tuple[float, bool]]) -> Found:
+def found(limits: Sequence[str], tried: Sequence[tuple[float, bool]]) -> SearchResult:
     """Return what the tries tell: rates, and whether they kept the limits."""
     missed = min((rate for rate, good in tried if not good), default=None)
     kept = max((rate for rate, good in tried if good), default=None)
-    return Found(tuple(limits), kept, missed)
+    return SearchResult(tuple(limits), kept, missed)
 
 
 def _plain(rate: float) -> float:

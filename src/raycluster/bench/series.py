@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.stats import percentile, tpot_of
 
 Points = tuple[list[float], list[float]]
@@ -54,7 +54,7 @@ class Sketch:
     timeline: Timeline
 
 
-def sketch(records: Sequence[Record], ramp: float = 0.0) -> Sketch:
+def sketch(records: Sequence[RequestRecord], ramp: float = 0.0) -> Sketch:
     """Return the points of one level's records, of which there is at least one.
 
     What was due before `ramp` (seconds) is in the timeline alone, as it is not in the figures.
@@ -85,7 +85,7 @@ def curve(values: Sequence[float]) -> Points:
     return xs, [0.0, *((place + 1) / (last + 1) for place in places)]
 
 
-def timeline(records: Sequence[Record]) -> Timeline:
+def timeline(records: Sequence[RequestRecord]) -> Timeline:
     """Return what happened over the time from the level's start to its last request's end."""
     end = max(record.end for record in records)
     width = bin_width(end, len(records))
@@ -143,7 +143,7 @@ def server(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float],
     return found
 
 
-def _in_flight(records: Sequence[Record], edges: Sequence[float]) -> list[float]:
+def _in_flight(records: Sequence[RequestRecord], edges: Sequence[float]) -> list[float]:
     steps = sorted([(r.sent, 1) for r in records] + [(r.end, -1) for r in records])
     means, now, place = [], 0, 0
     for early, late in itertools.pairwise(edges):
@@ -157,7 +157,7 @@ def _in_flight(records: Sequence[Record], edges: Sequence[float]) -> list[float]
     return means
 
 
-def _gaps(records: Sequence[Record]) -> list[float]:
+def _gaps(records: Sequence[RequestRecord]) -> list[float]:
     """Return the gaps between events in ms; of very many, a sample."""
     lengths = [len(record.gaps) for record in records]
     if sum(lengths) <= GAPS:

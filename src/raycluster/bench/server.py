@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from raycluster.readings import Gpu, Reading
+from raycluster.observe.engine_metrics import GpuSample, Reading
 
 MOST_SAMPLES = 300
 NEW_S = 5.0
@@ -23,7 +23,7 @@ class Look:
 
     at: float
     replicas: Mapping[str, Reading]
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[GpuSample, ...] = ()
     silent: frozenset[str] = frozenset()
 
     def missed(self, place: str) -> bool:
@@ -31,14 +31,14 @@ class Look:
         return place in self.silent or place.rpartition(":")[0] in self.silent
 
 
-class Watch(Protocol):
+class ServerWatch(Protocol):
     """Looks at the servers while a level runs. A call may take seconds, and raises nothing."""
 
     def begin(self) -> None:
         """Look once, and then again and again beside the caller; to be called before the load."""
         ...
 
-    def end(self, origin: float, ramp: float = 0.0) -> Server | None:
+    def end(self, origin: float, ramp: float = 0.0) -> ServerFigures | None:
         """Stop after a last look.
 
         `origin` is when the level began, on the monotonic clock, `ramp` its seconds that do not
@@ -56,7 +56,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Replica:
+class ReplicaLife:
     """What one replica did; `came` and `went` are seconds since the level began, None: it stayed.
 
     They are when it was first seen, and last.
@@ -100,7 +100,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerFigures:
     """One level as the servers saw it; None where nobody told. Counts are those of the level.
 
     `unanswered` counts the questions to a replica or node that got no answer.
@@ -119,7 +119,7 @@ class Server:
     requests: int | None
     fewest_replicas: int
     most_replicas: int
-    replicas: tuple[Replica, ...]
+    replicas: tuple[ReplicaLife, ...]
     gpus: tuple[GpuUse, ...]
     unanswered: int
     samples: tuple[Sample, ...] = field(repr=False)
@@ -141,7 +141,7 @@ class Server:
         }
 
 
-def summarize(looks: Sequence[Look], origin: float, ramp: float = 0.0) -> Server | None:
+def summarize(looks: Sequence[Look], origin: float, ramp: float = 0.0) -> ServerFigures | None:
     """Return the figures of a level; the first look is from before it, the last from after it.
 
     None where nothing was seen, or where several servers answer in turn at one place.
@@ -156,7 +156,7 @@ def summarize(looks: Sequence[Look], origin: float, ramp: float = 0.0) -> Server
     def total(name: str) -> int | None:
         return _whole(life.count(name) for life in lives)
 
-    return Server(
+    return ServerFigures(
         running=_spread(s.running for s in during),
         waiting=_spread(s.waiting for s in during),
         kv_cache_usage=_spread(
@@ -201,8 +201,8 @@ class _Life:
             return None
         return float(after if self.new or after < before else after - before)
 
-    def replica(self, origin: float) -> Replica:
-        return Replica(
+    def replica(self, origin: float) -> ReplicaLife:
+        return ReplicaLife(
             self.place,
             _whole([self.count("requests")]),
             _whole([self.count("generation_tokens")]),
@@ -260,7 +260,7 @@ def _sample(look: Look, origin: float) -> Sample:
 
 
 def _gpus(looks: Iterable[Look]) -> Iterator[GpuUse]:
-    seen: dict[tuple[str, str], list[Gpu]] = {}
+    seen: dict[tuple[str, str], list[GpuSample]] = {}
     for look in looks:
         for gpu in look.gpus:
             seen.setdefault((gpu.host, gpu.index), []).append(gpu)

@@ -9,7 +9,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ServerEvent:
     """One event: its `data` lines joined by line feeds, and its name."""
 
     data: bytes
@@ -30,7 +30,7 @@ class SseParser:
         self._size = 0
         self._name = b""
 
-    def feed(self, chunk: bytes) -> list[Event]:
+    def feed(self, chunk: bytes) -> list[ServerEvent]:
         """Return the events that this chunk completes; ValueError when one grows beyond 16 MiB."""
         lines = self._after_cr(chunk).splitlines(keepends=True)
         last = lines.pop() if lines and not lines[-1].endswith((b"\n", b"\r")) else b""
@@ -49,7 +49,7 @@ class SseParser:
             raise ValueError("an event exceeds 16 MiB")
         return events
 
-    def close(self) -> list[Event]:
+    def close(self) -> list[ServerEvent]:
         """Return the event that only lacks its blank line, where the stream ended there."""
         lines = (bytes(self._tail), b"") if self._tail else (b"",)
         events = [event for line in lines if (event := self._line(line)) is not None]
@@ -63,7 +63,7 @@ class SseParser:
         skip, self._skip_lf = self._skip_lf, False
         return chunk[1:] if skip and chunk.startswith(b"\n") else chunk
 
-    def _line(self, line: bytes) -> Event | None:
+    def _line(self, line: bytes) -> ServerEvent | None:
         if not self._started:
             self._started = True
             line = line.removeprefix(_BOM)
@@ -78,7 +78,7 @@ class SseParser:
             self._name = value
         return None
 
-    def _dispatch(self) -> Event | None:
-        event = Event(b"\n".join(self._data), self._name) if self._data else None
+    def _dispatch(self) -> ServerEvent | None:
+        event = ServerEvent(b"\n".join(self._data), self._name) if self._data else None
         self._data, self._size, self._name = [], 0, b""
         return event

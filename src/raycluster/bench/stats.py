@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raycluster.bench.record import FAILURES, Record
+from raycluster.bench.record import FAILURES, RequestRecord
 
 SINGLE_TOKEN_EVENTS = 1.05
 """Up to this many tokens per event, the gaps between events are gaps between tokens."""
 
 
 @dataclass(frozen=True)
-class Distribution:
+class SampleStats:
     """Figures over `count` samples; percentiles interpolate linearly."""
 
     count: int
@@ -37,7 +37,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def distribution(samples: Iterable[float]) -> Distribution | None:
+def distribution(samples: Iterable[float]) -> SampleStats | None:
     """Return the figures over the samples, None when there is none."""
     ordered = sorted(samples)
     if not ordered:
@@ -46,7 +46,7 @@ def distribution(samples: Iterable[float]) -> Distribution | None:
     variance = math.fsum((value - mean) ** 2 for value in ordered) / len(ordered)
     p50, p90, p95, p99 = (percentile(ordered, percent) for percent in (50, 90, 95, 99))
     spread = math.sqrt(variance)
-    return Distribution(len(ordered), mean, spread, ordered[0], p50, p90, p95, p99, ordered[-1])
+    return SampleStats(len(ordered), mean, spread, ordered[0], p50, p90, p95, p99, ordered[-1])
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Measures:
     tokens_per_event: float | None
     max_in_flight: int
     mean_in_flight: float
-    ttft_ms: Distribution | None
-    tpot_ms: Distribution | None
-    itl_ms: Distribution | None
-    event_gap_ms: Distribution | None
-    e2el_ms: Distribution | None
-    first_text_ms: Distribution | None
-    ttft_from_intended_ms: Distribution | None
-    e2el_from_intended_ms: Distribution | None
-    client_delay_ms: Distribution | None
+    ttft_ms: SampleStats | None
+    tpot_ms: SampleStats | None
+    itl_ms: SampleStats | None
+    event_gap_ms: SampleStats | None
+    e2el_ms: SampleStats | None
+    first_text_ms: SampleStats | None
+    ttft_from_intended_ms: SampleStats | None
+    e2el_from_intended_ms: SampleStats | None
+    client_delay_ms: SampleStats | None
     request_goodput: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Bound:
     most: float
 
 
-def measure(records: Sequence[Record], goodput: Sequence[Bound] = ()) -> Measures:
+def measure(records: Sequence[RequestRecord], goodput: Sequence[Bound] = ()) -> Measures:
     """Return the figures of one level's records, of which there is at least one."""
     good = [record for record in records if record.ok]
     failures = Counter(record.failure for record in records if record.failure is not None)
@@ -139,7 +139,7 @@ def measure(records: Sequence[Record], goodput: Sequence[Bound] = ()) -> Measure
     )
 
 
-def max_in_flight(records: Iterable[Record]) -> int:
+def max_in_flight(records: Iterable[RequestRecord]) -> int:
     """Return the most requests that were under way at one moment."""
     steps = sorted([(r.sent, 1) for r in records] + [(r.end, -1) for r in records])
     most = now = 0
@@ -149,7 +149,7 @@ def max_in_flight(records: Iterable[Record]) -> int:
     return most
 
 
-def _keeps(record: Record, bounds: Iterable[Bound]) -> bool:
+def _keeps(record: RequestRecord, bounds: Iterable[Bound]) -> bool:
     """Return whether the request keeps all bounds; an answer of one token has no TPOT to keep."""
     taken = {
         "ttft": [((record.first_event or 0.0) - record.sent) * 1e3],
@@ -159,7 +159,7 @@ def _keeps(record: Record, bounds: Iterable[Bound]) -> bool:
     return all(value <= bound.most for bound in bounds for value in taken[bound.name])
 
 
-def tpot_of(record: Record) -> list[float]:
+def tpot_of(record: RequestRecord) -> list[float]:
     """Return (E2EL - TTFT) / (tokens - 1) in ms; nothing for an answer of fewer than two tokens."""
     tokens, first, last = record.output_tokens, record.first_event, record.last_event
     if tokens is None or tokens < 2 or first is None or last is None:
@@ -167,18 +167,18 @@ def tpot_of(record: Record) -> list[float]:
     return [(last - first) / (tokens - 1) * 1e3]
 
 
-def _from(records: Iterable[Record], begin: str, end: str) -> Distribution | None:
+def _from(records: Iterable[RequestRecord], begin: str, end: str) -> SampleStats | None:
     pairs = ((getattr(record, begin), getattr(record, end)) for record in records)
     return distribution((late - early) * 1e3 for early, late in pairs if late is not None)
 
 
-def _total(records: Iterable[Record], name: str) -> int | None:
+def _total(records: Iterable[RequestRecord], name: str) -> int | None:
     """Return the sum of a count, None where any record lacks it."""
     counts = [getattr(record, name) for record in records]
     return sum(counts) if counts and None not in counts else None
 
 
-def _tokens_per_event(records: Iterable[Record]) -> float | None:
+def _tokens_per_event(records: Iterable[RequestRecord]) -> float | None:
     counted = [r for r in records if r.output_tokens is not None and r.events]
     events = sum(record.events for record in counted)
     return sum(r.output_tokens or 0 for r in counted) / events if events else None

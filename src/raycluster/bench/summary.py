@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.bench.baseline import Comparison
-from raycluster.bench.dataset import Census
+from raycluster.bench.dataset import DatasetSummary
 from raycluster.bench.limits import Limit
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Load, Shape
-from raycluster.bench.search import Found
+from raycluster.bench.search import SearchResult
 from raycluster.bench.stats import Measures
 from raycluster.bench.verdict import Circumstances, Grade, Verdict, worst
-from raycluster.errors import MissedLimitError, RayclusterError
+from raycluster.core.errors import MissedLimitError, RayclusterError
 
 SCHEMA = 1
 
@@ -27,7 +27,7 @@ class Level:
     measures: Measures
     verdict: Verdict
     seen: Circumstances
-    examples: tuple[Record, ...] = ()
+    examples: tuple[RequestRecord, ...] = ()
     numbers: range = range(0)
 
     def to_json(self, limits: Sequence[Limit]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Summary:
+class BenchSummary:
     """A whole run. `started` is in seconds since the epoch; `base_url` holds no password."""
 
     started: float
@@ -56,10 +56,10 @@ class Summary:
     model: str
     load: Load
     levels: tuple[Level, ...]
-    census: Census = field(default_factory=Census)
+    census: DatasetSummary = field(default_factory=DatasetSummary)
     limits: tuple[Limit, ...] = ()
     comparison: Comparison | None = None
-    found: Found | None = None
+    found: SearchResult | None = None
 
     @property
     def grade(self) -> Grade:

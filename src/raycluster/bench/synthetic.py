@@ -10,8 +10,8 @@ import json
 import random
 from dataclasses import dataclass, fields
 
-from raycluster.errors import UsageError
-from raycluster.openai_wire.lines import TOKEN_IDS
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.lines import TOKEN_IDS
 
 LARGEST = 10_000_000
 """Tokens in all: the prompts are made before the first is sent."""

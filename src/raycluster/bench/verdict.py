@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from raycluster.bench.server import Server
-from raycluster.bench.stats import Distribution, Measures
+from raycluster.bench.server import ServerFigures
+from raycluster.bench.stats import Measures, SampleStats
 
 Grade = Literal["VALID", "SUSPECT", "INVALID"]
 Finding = tuple[Grade, str]
@@ -38,7 +38,7 @@ class Client:
     `capacity` is how many such requests per second it can send at all, where that was measured.
     """
 
-    loop_lag_ms: Distribution | None
+    loop_lag_ms: SampleStats | None
     cpu_share: float
     processes: int = 1
     capacity: float | None = None
@@ -67,7 +67,7 @@ class Circumstances:
     interrupted: bool = False
     prefix_expected: bool = False
     generated: int | None = None
-    server: Server | None = None
+    server: ServerFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _cache(measures: Measures, seen: Circumstances) -> Iterator[Finding]:
         yield "SUSPECT", f"{hits} {but}: an earlier run sent them, or they share prefixes"
 
 
-def _replicas(server: Server) -> Iterator[Finding]:
+def _replicas(server: ServerFigures) -> Iterator[Finding]:
     came = [replica for replica in server.replicas if replica.came is not None]
     went = [replica for replica in server.replicas if replica.went is not None]
     if came and went:
@@ -182,7 +182,7 @@ def _replicas(server: Server) -> Iterator[Finding]:
         yield from _uneven(server)
 
 
-def _uneven(server: Server) -> Iterator[Finding]:
+def _uneven(server: ServerFigures) -> Iterator[Finding]:
     took = sorted((r.requests, r.place) for r in server.replicas if r.requests is not None)
     total = sum(count for count, _ in took)
     if len(took) < 2 or total < UNEVEN_FROM * len(took):
@@ -193,7 +193,7 @@ def _uneven(server: Server) -> Iterator[Finding]:
         yield "SUSPECT", f"load was uneven: {shares}"
 
 
-def _engine(measures: Measures, seen: Circumstances, server: Server) -> Iterator[Finding]:
+def _engine(measures: Measures, seen: Circumstances, server: ServerFigures) -> Iterator[Finding]:
     if server.preemptions:
         yield "SUSPECT", f"{server.preemptions} preemptions: the KV cache was full"
     if measures.failed or seen.interrupted or seen.generated is None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.bench.client import Sender
-from raycluster.bench.jobs import Job, Jobs
+from raycluster.bench.jobs import BenchRequest, RequestSequence
 from raycluster.bench.loops import Done, Senders, Timing, closed_loop, open_loop, watch_lag
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, arrivals, ramped, recorded
-from raycluster.openai_wire.lines import (
+from raycluster.openai_client.lines import (
     COMPLETIONS,
     EMBEDDINGS,
     RERANK,
@@ -25,12 +25,12 @@ from raycluster.openai_wire.lines import (
     RESPONSES,
     SCORE,
 )
-from raycluster.openai_wire.prompts import Prompt
-from raycluster.openai_wire.target import Target, tls_context
+from raycluster.openai_client.prompts import Prompt
+from raycluster.openai_client.target import Target, tls_context
 
 
 @dataclass(frozen=True)
-class Share:
+class LoadShare:
     """Which part of the load: every `of`-th slot or arrival, from the `number`-th on."""
 
     number: int = 0
@@ -58,16 +58,16 @@ class Plan:
     earlier: tuple[range, ...] = ()
 
 
-class Worker:
+class LoadWorker:
     """Sends a share of each level. Its senders live as long as the level."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], target: Target, load: Load, share: Share | None = None
+        self, prompts: Sequence[Prompt], target: Target, load: Load, share: LoadShare | None = None
     ) -> None:
         self._prompts = prompts
         self._target = target
         self._load = load
-        self._share = share or Share()
+        self._share = share or LoadShare()
         self._verify = tls_context(target)
         self._senders = Senders(self._sender)
 
@@ -80,11 +80,11 @@ class Worker:
         """Close them; may be called twice."""
         self._senders.close()
 
-    async def warm_up(self, plan: Plan) -> list[Record]:
+    async def warm_up(self, plan: Plan) -> list[RequestRecord]:
         """Open the connections and wake the server, with prompts outside the measured set."""
         count = len(self._share.part(self._load.warmups(plan.shape)))
         jobs = iter([_warm_up_job(self._prompts[0]) for _ in range(count)])
-        records: list[Record] = []
+        records: list[RequestRecord] = []
         timing = Timing(time.monotonic(), float("inf"))
         await closed_loop(jobs, [(0.0, each) for each in self._senders.all], timing, records.append)
         return records
@@ -111,7 +111,7 @@ class Worker:
                 await watcher
 
     async def _send(self, plan: Plan, numbers: Iterator[int], timing: Timing, done: Done) -> None:
-        jobs = Jobs(self._prompts, self._load, list(plan.earlier))
+        jobs = RequestSequence(self._prompts, self._load, list(plan.earlier))
         shape, share = plan.shape, self._share
         if isinstance(shape, Closed):
             given = (jobs.job(plan.numbers, number) for number in numbers)
@@ -144,7 +144,7 @@ class Worker:
         )
 
 
-def _warm_up_job(like: Prompt) -> Job:
+def _warm_up_job(like: Prompt) -> BenchRequest:
     text = f"{secrets.token_hex(4)} is a warm-up request. Count from one to ten."
     bodies: dict[str, dict[str, Any]] = {
         RESPONSES: {"input": text, "max_output_tokens": 8},
@@ -156,4 +156,4 @@ def _warm_up_job(like: Prompt) -> Job:
     }
     chat = {"messages": [{"role": "user", "content": text}], "max_tokens": 8}
     body = bodies.get(like.path, chat)
-    return Job(Prompt("warm-up", 0, like.path, body, like.model), 0)
+    return BenchRequest(Prompt("warm-up", 0, like.path, body, like.model), 0)

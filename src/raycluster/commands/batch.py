@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
     from raycluster.batch.run import Way
-    from raycluster.contracts import Tell
-    from raycluster.openai_wire.target import Target
+    from raycluster.core.interfaces import Tell
+    from raycluster.openai_client.target import Target
 
 Input = Annotated[
     Path, typer.Argument(metavar="INPUT", help="Requests or prompts: JSON, CSV or text.")
@@ -98,13 +99,13 @@ def batch(
     as_json: Json = False,
 ) -> None:
     """Send every request in INPUT and save each result; run it again to resume."""
-    from raycluster.batch.job import Shape
+    from raycluster.batch.job import RequestShape
     from raycluster.batch.online import online
-    from raycluster.batch.run import Options, run
+    from raycluster.batch.run import BatchOptions, run
     from raycluster.batch.voice import voice
-    from raycluster.endpoint import key_headers, served_model
-    from raycluster.errors import UsageError
+    from raycluster.core.errors import UsageError
     from raycluster.serve.asking.asker import Tries
+    from raycluster.tunnel.cluster_api import key_headers, served_model
 
     if offline and (url or api_key or ca_file):
         raise UsageError(
@@ -114,10 +115,10 @@ def batch(
         )
     opened = None if url else session.open_session(spec)
     own = served_model(opened, model) if opened else ""
-    options = Options(
+    options = BatchOptions(
         input_,
         output,
-        shape=Shape(endpoint, max_tokens or None, model, own, column),
+        shape=RequestShape(endpoint, max_tokens or None, model, own, column),
         concurrency=concurrency,
         tries=Tries(timeout, max_retries, line_time, patience),
         limit=limit,
@@ -130,13 +131,13 @@ def batch(
 
     def way(tell: Tell) -> Way:
         if offline and opened:
+            from raycluster.batch.head_connection import site
             from raycluster.batch.offline import offline as through_cluster
-            from raycluster.site import site
 
             return through_cluster(site(opened))
         return online(lambda: _target(opened, url, headers, ca_file, tell))
 
-    with voice(sys.stdout, session.err()) as said:
+    with voice(sys.stdout, _console.err()) as said:
         try:
             run(options, way(said.tell), said)
         except KeyboardInterrupt as interrupt:
@@ -146,11 +147,11 @@ def batch(
 
 @contextmanager
 def _target(
-    opened: session.Session | None, url: str, headers: dict[str, str], ca_file: str, tell: Tell
+    opened: session.OpenedSpec | None, url: str, headers: dict[str, str], ca_file: str, tell: Tell
 ) -> Iterator[tuple[Target, Callable[[], None]]]:
     """Yield the endpoint given by `url`, or else the cluster's, on a connection that is kept."""
-    from raycluster import endpoint
-    from raycluster.openai_wire.target import Target
+    from raycluster.openai_client.target import Target
+    from raycluster.tunnel import cluster_api as endpoint
 
     if opened is None:
         yield endpoint.given(url, "", headers, ca_file), lambda: None

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
-    from raycluster.bench.run import Reached
+    from raycluster.bench.run import LoadTarget
 
 Prompts = Annotated[
     str, typer.Option("--prompts", "-p", metavar="FILE", help="JSON, CSV or text; - for stdin.")
@@ -179,14 +180,14 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Run a load test and report latency, throughput and errors."""
-    from raycluster.bench.run import Options, run
-    from raycluster.endpoint import key_headers
-    from raycluster.errors import UsageError
+    from raycluster.bench.run import BenchOptions, run
+    from raycluster.core.errors import UsageError
+    from raycluster.tunnel.cluster_api import key_headers
 
     if source == "head" and resume:
         what = "a run on the head (--from head) cannot be resumed"
         raise UsageError(what, where="--resume", hint="choose a new folder")
-    options = Options(
+    options = BenchOptions(
         prompts,
         synthetic,
         concurrency=concurrency,
@@ -226,7 +227,7 @@ def bench(
             else _head(spec, url, model)
         ),
         stdin=sys.stdin.buffer,
-        console=session.out(),
+        console=_console.out(),
         tell=_tell,
     )
 
@@ -234,39 +235,41 @@ def bench(
 @contextmanager
 def _target(
     spec: Path | None, url: str, model: str, headers: dict[str, str], ca_file: str
-) -> Iterator[Reached]:
+) -> Iterator[LoadTarget]:
     """Yield the endpoint given by `url`, or else the cluster's, through its head."""
-    from raycluster import endpoint, scrape
-    from raycluster.bench.run import Reached
-    from raycluster.openai_wire.target import Target
+    from raycluster.bench import server_metrics
+    from raycluster.bench.run import LoadTarget
+    from raycluster.openai_client.target import Target
+    from raycluster.tunnel import cluster_api as endpoint
 
     if url:
         target = endpoint.given(url, model, headers, ca_file)
-        with scrape.of_url(target, _tell) as watch:
-            yield Reached(target, watch=watch)
+        with server_metrics.of_url(target, _tell) as watch:
+            yield LoadTarget(target, watch=watch)
         return
     opened = session.open_session(spec)
     served = endpoint.served_model(opened, model)
     with (
         opened.fleet() as fleet,
         endpoint.once(opened, fleet) as (base_url, alive),
-        scrape.of_cluster(opened.spec, fleet, served, _tell) as watch,
+        server_metrics.of_cluster(opened.spec, fleet, served, _tell) as watch,
     ):
-        yield Reached(Target(base_url, served, headers, ca_file), alive, watch=watch)
+        yield LoadTarget(Target(base_url, served, headers, ca_file), alive, watch=watch)
 
 
 def _tell(line: str) -> None:
-    session.err().print(line, markup=False)
+    _console.err().print(line, markup=False)
 
 
 @contextmanager
-def _head(spec: Path | None, url: str, model: str) -> Iterator[Reached]:
+def _head(spec: Path | None, url: str, model: str) -> Iterator[LoadTarget]:
     """Yield the cluster's own endpoint as its head reaches it, for a load that is made there."""
-    from raycluster import endpoint, scrape
-    from raycluster.bench.run import Reached
-    from raycluster.errors import UsageError
-    from raycluster.from_head import FromHead
-    from raycluster.openai_wire.target import Target
+    from raycluster.bench import server_metrics
+    from raycluster.bench.head_runner import FromHead
+    from raycluster.bench.run import LoadTarget
+    from raycluster.core.errors import UsageError
+    from raycluster.openai_client.target import Target
+    from raycluster.tunnel import cluster_api as endpoint
 
     if url:
         raise UsageError(
@@ -275,8 +278,8 @@ def _head(spec: Path | None, url: str, model: str) -> Iterator[Reached]:
     opened = session.open_session(spec)
     served = endpoint.served_model(opened, model)
     with opened.fleet() as fleet:
-        head = fleet.open(opened.spec.hosts[0])
+        head = fleet.open(opened.spec.head_host)
         target = Target(f"http://127.0.0.1:{opened.spec.ports.api}", served)
         inside = head.runtime.inside(head.host.role)
-        with scrape.of_cluster(opened.spec, fleet, served, _tell) as watch:
-            yield Reached(target, bench=FromHead(head.host.name, inside), watch=watch)
+        with server_metrics.of_cluster(opened.spec, fleet, served, _tell) as watch:
+            yield LoadTarget(target, bench=FromHead(head.host.name, inside), watch=watch)

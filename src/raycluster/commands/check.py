@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.hosts import session
 
 
 def check(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False) -> None:
     """Check the spec and all hosts without changing anything. Exit code 3: a check failed."""
     opened = session.open_session(spec, named)
     secrets = opened.secrets()
-    from raycluster.checks import check_hosts, check_plan
-    from raycluster.report import checks_json, checks_view
+    from raycluster.check.hosts import check_hosts, check_plan
+    from raycluster.report.outcome import checks_json, checks_view
 
     with opened.fleet() as fleet:
         findings = check_hosts(opened.spec, fleet, secrets.registry)
         if all(finding.passed for finding in findings):
             findings += check_plan(opened.spec, fleet, secrets)
     if as_json:
-        session.print_json(checks_json(opened.spec, findings))
+        _console.print_json(checks_json(opened.spec, findings))
     else:
-        session.out().print(checks_view(findings))
+        _console.out().print(checks_view(findings))
     if any(not f.passed for f in findings):
         raise typer.Exit(3)

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.hosts import session
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Purge = Annotated[
@@ -30,19 +31,19 @@ def down(
     name = opened.spec.cluster.name
     if not yes:
         hosts = ", ".join(h.name for h in opened.spec.hosts)
-        session.confirm(
+        _console.confirm(
             f"Remove cluster {name} from {hosts}?",
             f"would remove everything from {hosts}",
             where=name,
             hint="add --yes",
         )
-    from raycluster.progress import progress
-    from raycluster.up import down as run
+    from raycluster.apply.teardown import down as run
+    from raycluster.report.progress import progress
 
-    with opened.fleet() as fleet, progress(session.err()) as listen:
+    with opened.fleet() as fleet, progress(_console.err()) as listen:
         removed = run(opened.spec, fleet, listen, purge=purge)
     if as_json:
-        session.print_json({"schema": 1, "cluster": name, "removed": list(removed)})
+        _console.print_json({"schema": 1, "cluster": name, "removed": list(removed)})
     else:
         count = f"{len(removed)} items removed" if removed else "nothing to remove"
-        session.out().print(f"{name} is down: {count}")
+        _console.out().print(f"{name} is down: {count}")

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.errors import MissedLimitError, UsageError
-from raycluster.session import Json, Session, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.core.errors import MissedLimitError, UsageError
+from raycluster.hosts import session
+from raycluster.hosts.session import OpenedSpec
 
 if TYPE_CHECKING:
-    from raycluster.drill.cluster import Cluster
-    from raycluster.openai_wire.target import Target
+    from raycluster.drill.cluster import DrillCluster
+    from raycluster.openai_client.target import Target
 
 Fault = Annotated[
     str,
@@ -55,17 +57,17 @@ def drill(
     """Inject a fault under load and report failed requests and the time to recover."""
     opened = session.open_session(spec, named)
     from raycluster.drill.report import parse
-    from raycluster.drill.run import Options, check, prepare, run
+    from raycluster.drill.run import DrillOptions, check, prepare, run
 
-    options = Options(fault, host, rate, limit=limit)
+    options = DrillOptions(fault, host, rate, limit=limit)
     check(options)
     wanted = [parse(text) for text in limits or ()]
-    console = session.err()
+    console = _console.err()
     with opened.fleet() as fleet:
         broken, cluster = prepare(opened.spec, fleet, options)
         if not yes and not opened.spec.cluster.name.endswith("-test"):
             name = opened.spec.cluster.name
-            session.confirm(
+            _console.confirm(
                 f"Break {broken.victim} of cluster {name}?",
                 f"would break {broken.victim}",
                 where=name,
@@ -80,9 +82,9 @@ def drill(
                 lambda line: console.print(line, markup=False),
             )
     if as_json:
-        session.print_json(report.to_json())
+        _console.print_json(report.to_json())
     else:
-        session.out().print(report.text(), markup=False)
+        _console.out().print(report.text(), markup=False)
     missed = [miss for each in wanted if (miss := each.miss(report))]
     if report.recover is None:
         missed.insert(0, f"not recovered within {limit:g} s")
@@ -91,12 +93,12 @@ def drill(
 
 
 @contextmanager
-def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
+def _targets(opened: OpenedSpec, cluster: DrillCluster) -> Iterator[list[Target]]:
     """Yield the ways in, over the connections that are there: every gateway, or the head's API."""
     from contextlib import ExitStack
 
-    from raycluster.openai_wire.target import Target
-    from raycluster.secrets import bearer
+    from raycluster.openai_client.target import Target
+    from raycluster.spec.secret_sources import bearer
     from raycluster.spec.services import LOOPBACK
     from raycluster.tunnel.channels import ChannelForwarder
     from raycluster.tunnel.ports import Forward, choose_ports
@@ -134,7 +136,7 @@ def _targets(opened: Session, cluster: Cluster) -> Iterator[list[Target]]:
 
 
 @contextmanager
-def _own_certificate(cluster: Cluster) -> Iterator[str]:
+def _own_certificate(cluster: DrillCluster) -> Iterator[str]:
     """Yield a file with the certificate that the cluster makes for itself."""
     from tempfile import NamedTemporaryFile
 

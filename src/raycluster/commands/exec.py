@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.commands.options import after_dashes, complete_processes
-from raycluster.session import SpecOption
+from raycluster.commands._arguments import SpecOption
+from raycluster.commands._options import after_dashes, complete_processes
+from raycluster.core import iteration
+from raycluster.hosts import session
 
 Node = Annotated[
     str,
@@ -24,14 +25,15 @@ Command = Annotated[list[str], typer.Argument(help="The command and its argument
 def exec_(node: Node, command: Command, spec: SpecOption = None) -> None:
     """Run a command inside a node, with its files, environment and user."""
     opened = session.open_session(spec)
-    from raycluster.errors import CommandError
-    from raycluster.inside import ours, role_of
+    from raycluster.core.errors import CommandError
+    from raycluster.observe.ownership import ours
+    from raycluster.services.names import role_of
 
     host, role = role_of(opened.spec, node)
     with opened.fleet() as fleet:
         shell = ours(opened.spec, fleet.open(host)).runtime.inside(role)
         try:
-            with session.ended(shell.stream(after_dashes(command))) as chunks:
+            with iteration.ended(shell.stream(after_dashes(command))) as chunks:
                 for channel, chunk in chunks:
                     stream = sys.stdout if channel == "stdout" else sys.stderr
                     stream.buffer.write(chunk)

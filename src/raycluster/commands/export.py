@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.errors import UsageError
-from raycluster.session import SpecOption, SpecPath
+from raycluster.commands._arguments import SpecOption, SpecPath
+from raycluster.core.errors import UsageError
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
     from raycluster.export.design import Design
-    from raycluster.session import Session
+    from raycluster.hosts.session import OpenedSpec
 
 
 class Format(StrEnum):
@@ -70,10 +70,10 @@ def export(  # noqa: PLR0917  # typer calls it by keyword
     sys.stderr.write(f"next: read {folder / 'README.md'}\n")
 
 
-def _design(opened: Session, *, with_secrets: bool) -> Design:
+def _design(opened: OpenedSpec, *, with_secrets: bool) -> Design:
     import secrets as randomness
 
-    from raycluster.contracts import Secret
+    from raycluster.core.interfaces import Secret
     from raycluster.export.design import Design, Given
     from raycluster.export.look import look
 

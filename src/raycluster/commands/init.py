@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 
 PLACEHOLDERS = ("root@203.0.113.10", "root@203.0.113.11")
 DEFAULT = Path("cluster.toml")

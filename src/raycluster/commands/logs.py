@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.commands.options import complete_targets
-from raycluster.session import SpecOption
+from raycluster.commands import _console
+from raycluster.commands._arguments import SpecOption
+from raycluster.commands._options import complete_targets
+from raycluster.core import iteration
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
     from raycluster.logs.lines import View
@@ -84,7 +86,7 @@ def logs(
     from raycluster.logs.choose import unknown
     from raycluster.logs.cluster import find
     from raycluster.logs.lines import View, pattern
-    from raycluster.logs.read import Asked, read
+    from raycluster.logs.read import LogRequest, read
     from raycluster.logs.when import seconds_ago
 
     wanted = pattern(grep, ignore_case=ignore_case) if grep is not None else None
@@ -105,9 +107,9 @@ def logs(
             apps = {each.app for each in found.chosen.replicas}
             for cause in causes(opened.spec, found.state, fleet, apps):
                 _tell(f"cause: {cause}")
-        colour = session.out().is_terminal and "NO_COLOR" not in os.environ
+        colour = _console.out().is_terminal and "NO_COLOR" not in os.environ
         view = View(prefix=found.mixed, colour=colour, grep=wanted)
-        with session.ended(read(found.sources, Asked(follow, tail, young), fail)) as lines:
+        with iteration.ended(read(found.sources, LogRequest(follow, tail, young), fail)) as lines:
             heard = _show(lines, view, at_once=follow)
     if found.guess and not heard:
         raise unknown(opened.spec, found.guess)

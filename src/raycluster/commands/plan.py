@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from raycluster import session
-from raycluster.commands.options import OnlyOption, only_part
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.commands._options import OnlyOption, only_part
+from raycluster.hosts import session
 
 
 def plan(
@@ -13,14 +14,14 @@ def plan(
     """Show what `up` would change, its disk and memory needs, interruptions and costs."""
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
-    from raycluster.report import plan_json, plan_text
-    from raycluster.report_forecast import forecast_view
-    from raycluster.up import preview
+    from raycluster.apply.converge import preview
+    from raycluster.report.forecast import forecast_view
+    from raycluster.report.outcome import plan_json, plan_text
 
     with opened.fleet() as fleet:
         actions, forecast = preview(opened.spec, fleet, opened.secrets(), part)
     if as_json:
-        session.print_json(plan_json(opened.spec, actions, forecast))
+        _console.print_json(plan_json(opened.spec, actions, forecast))
     else:
-        session.out().print(plan_text(actions))
-        session.out().print(forecast_view(forecast))
+        _console.out().print(plan_text(actions))
+        _console.out().print(forecast_view(forecast))

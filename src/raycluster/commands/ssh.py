@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.commands.options import after_dashes, complete_hosts
-from raycluster.session import SpecOption
+from raycluster.commands._arguments import SpecOption
+from raycluster.commands._options import after_dashes, complete_hosts
+from raycluster.hosts import session
 
 Node = Annotated[str, typer.Argument(help="A host's name.", autocompletion=complete_hosts)]
 Command = Annotated[
@@ -21,11 +21,11 @@ Command = Annotated[
 def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
     """Open an ssh session on a host, with the spec's settings."""
     opened = session.open_session(spec)
-    from raycluster.connect import ssh_options
-    from raycluster.errors import UsageError
-    from raycluster.inside import named_host
-    from raycluster.transports.ssh import pinned_key
-    from raycluster.transports.ssh_command import command_line
+    from raycluster.core.errors import UsageError
+    from raycluster.hosts.fleet import ssh_options
+    from raycluster.hosts.transports.ssh import pinned_key
+    from raycluster.hosts.transports.ssh_command import command_line
+    from raycluster.services.names import named_host
 
     host = named_host(opened.spec, node)
     if host.transport != "ssh":
@@ -37,6 +37,6 @@ def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
             hint="install the OpenSSH client",
         )
     options = ssh_options(host)
-    pinned = pinned_key(node, options, ask=session.Asker()) if options.host_key else ""
+    pinned = pinned_key(node, options, ask=session.TerminalPrompt()) if options.host_key else ""
     argv = (*command_line(options, pinned.partition(" ")[0]), *after_dashes(command or []))
     os.execvp(argv[0], argv)  # noqa: S606  # this process becomes ssh

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
     from raycluster.spec import ClusterSpec
@@ -29,22 +30,22 @@ def status(
 ) -> None:
     """Show nodes, models, metrics, costs and endpoints. Exit code 3: there is a problem."""
     opened = session.open_session(spec, named)
-    from raycluster.status.ask import Watcher
+    from raycluster.status.ask import StatusWatcher
 
     # While hosts are waited for, and what they are reached with first.
     Thread(target=_load, args=(opened.spec,), daemon=True).start()
-    with opened.fleet(beside=watch) as fleet, Watcher(opened.spec, fleet) as watcher:
+    with opened.fleet(beside=watch) as fleet, StatusWatcher(opened.spec, fleet) as watcher:
         if watch and not as_json:
             _watch(watcher.look, interval)
         standing = watcher.look()
     if as_json:
         from raycluster.status.json import status_json
 
-        session.print_json(status_json(standing))
+        _console.print_json(status_json(standing))
     else:
         from raycluster.status.view import status_view
 
-        session.out().print(status_view(standing), end="")
+        _console.out().print(status_view(standing), end="")
     if standing.health.problems:
         raise typer.Exit(3)
 
@@ -52,14 +53,14 @@ def status(
 def _watch(look: Callable[[], Standing], interval: float) -> None:
     from raycluster.status import live
 
-    console = session.out()
+    console = _console.out()
     show = live.watch if console.is_terminal else live.print_each
     show(look, console, interval)
 
 
 def _load(spec: ClusterSpec) -> None:
     """Import what will be needed: together these take longer than most answers of a cluster."""
-    from raycluster.connect import slow_imports
+    from raycluster.hosts.fleet import slow_imports
 
     later = ("prometheus_client.parser", "rich.table", "raycluster.status.view")
     for name in (*slow_imports(spec), *later):

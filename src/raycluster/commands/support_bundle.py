@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
-    from raycluster.events import Event
-    from raycluster.services.wiring import Secrets
+    from raycluster.core.events import Event
+    from raycluster.spec.secret_values import Secrets
 
 Output = Annotated[
     Path | None,
@@ -40,14 +41,14 @@ def support_bundle(
 
     Secrets are removed. Parts that cannot be collected are listed in the archive.
     """
-    from raycluster.errors import SecretError, UsageError
+    from raycluster.core.errors import SecretError, UsageError
 
     if str(output) == "-":
         what = "the archive goes into a file, which its owner alone can read"
         raise UsageError(what, where="--output", hint="-o FILE; then cat FILE")
     opened = session.open_session(spec, named)
-    from raycluster.bundle.archive import check_folder, refuse_existing
-    from raycluster.bundle.run import bundle, default_path, megabytes
+    from raycluster.support.archive import check_folder, refuse_existing
+    from raycluster.support.run import bundle, default_path, megabytes
 
     path = output or default_path(opened.spec, time.time())
     (check_folder if force else refuse_existing)(path)
@@ -55,7 +56,7 @@ def support_bundle(
 
     def listen(event: Event) -> None:
         with lock:
-            session.err().print(f"{event.subject}: {event.text}", markup=False)
+            _console.err().print(f"{event.subject}: {event.text}", markup=False)
 
     secrets: Secrets | SecretError
     try:
@@ -67,7 +68,7 @@ def support_bundle(
         done = bundle(opened.spec, fleet, secrets, listen, path=path, dotenv=dotenv)
     if as_json:
         failed = [{"part": name, "error": what} for name, what in done.problems.items()]
-        session.print_json(
+        _console.print_json(
             {
                 "schema": 1,
                 "cluster": opened.spec.cluster.name,
@@ -78,9 +79,9 @@ def support_bundle(
             }
         )
         return
-    session.out().print(f"{done.path}: {done.files} files, {megabytes(done.size)}", markup=False)
+    _console.out().print(f"{done.path}: {done.files} files, {megabytes(done.size)}", markup=False)
     if done.problems:
-        session.out().print(
+        _console.out().print(
             f"  {len(done.problems)} parts could not be collected: see errors.txt in it"
         )
-    session.out().print("  review it before you share it: it contains names and addresses")
+    _console.out().print("  review it before you share it: it contains names and addresses")

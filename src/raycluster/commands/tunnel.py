@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raycluster import session
-from raycluster.session import SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import SpecOption, SpecPath
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
     from raycluster.spec import ClusterSpec
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 def tunnel(spec: SpecPath = None, named: SpecOption = None) -> None:
     """Forward the cluster's endpoints to 127.0.0.1 over SSH, until Ctrl-C."""
     opened = session.open_session(spec, named)
-    from raycluster.endpoint import route
-    from raycluster.inside import check_up
+    from raycluster.observe.ownership import check_up
+    from raycluster.tunnel.cluster_api import route
     from raycluster.tunnel.record import noted
     from raycluster.tunnel.run import endpoints, run
 
     check_up(opened.spec)
-    console = session.out()
-    name, head = opened.spec.cluster.name, opened.spec.hosts[0]
+    console = _console.out()
+    name, head = opened.spec.cluster.name, opened.spec.head_host
     run(
         route(head),
         (*endpoints(_on_loopback(opened.spec)), *_gateway(opened.spec)),

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from raycluster import session
-from raycluster.commands.options import OnlyOption, only_part
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.commands._options import OnlyOption, only_part
+from raycluster.hosts import session
 
 Verify = Annotated[bool, typer.Option(help="Read and verify the model files on all hosts again.")]
 
@@ -28,20 +29,20 @@ def up(
     opened = session.open_session(spec, named)
     part = only_part(opened.spec, only)
     secrets = opened.secrets()
-    from raycluster.errors import raise_together
-    from raycluster.exposure import exposed
-    from raycluster.plan import EVERYTHING
-    from raycluster.progress import progress
-    from raycluster.report import fell_back, outcome_json, outcome_text
-    from raycluster.up import up as run
+    from raycluster.apply.converge import up as run
+    from raycluster.check.open_ports import exposed
+    from raycluster.core.errors import raise_together
+    from raycluster.plan.actions import EVERYTHING
+    from raycluster.report.outcome import fell_back, outcome_json, outcome_text
+    from raycluster.report.progress import progress
 
     with opened.fleet() as fleet:
-        with progress(session.err()) as listen:
+        with progress(_console.err()) as listen:
             outcome = run(opened.spec, fleet, secrets, listen, part, verify=verify)
         if as_json:
-            session.print_json(outcome_json(opened.spec, outcome))
+            _console.print_json(outcome_json(opened.spec, outcome))
         else:
-            console = session.out()
+            console = _console.out()
             console.print(outcome_text(opened.spec, outcome, private=console.is_terminal))
         open_ports = exposed(opened.spec, fleet) if part == EVERYTHING else ()
     raise_together((*outcome.unclean, *fell_back(outcome), *open_ports, *outcome.doubts))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from raycluster import session
-from raycluster.session import Json, SpecOption, SpecPath
+from raycluster.commands import _console
+from raycluster.commands._arguments import Json, SpecOption, SpecPath
+from raycluster.hosts import session
 
 if TYPE_CHECKING:
-    from raycluster.status.usage import Row, Usage
+    from raycluster.status.usage import Row, UsageReport
 
 Since = Annotated[
     str,
@@ -39,7 +40,7 @@ def usage(
     as_csv: Csv = False,
 ) -> None:
     """Show requests, tokens and costs by key and model, as Prometheus has recorded them."""
-    from raycluster.errors import UsageError
+    from raycluster.core.errors import UsageError
     from raycluster.logs.when import seconds_ago
 
     if as_json and as_csv:
@@ -54,20 +55,22 @@ def usage(
         )
     found = _ask(opened, seconds, by)
     if as_json:
-        session.print_json(_json(found))
+        _console.print_json(_json(found))
     elif as_csv:
         _write_csv(found)
     else:
         _show(found, by)
 
 
-def _ask(opened: session.Session, seconds: int, by: Literal["key", "model"] | None) -> Usage:
-    from raycluster.inside import ours
+def _ask(
+    opened: session.OpenedSpec, seconds: int, by: Literal["key", "model"] | None
+) -> UsageReport:
+    from raycluster.observe.ownership import ours
     from raycluster.status.usage import asked_at
 
     spec = opened.spec
     with opened.fleet() as fleet:
-        head = ours(spec, fleet.open(spec.hosts[0]))
+        head = ours(spec, fleet.open(spec.head_host))
         return asked_at(head.transport, spec, seconds, by)
 
 
@@ -85,7 +88,7 @@ def _plain(row: Row) -> dict[str, Any]:
     }
 
 
-def _json(found: Usage) -> dict[str, Any]:
+def _json(found: UsageReport) -> dict[str, Any]:
     now = datetime.now(UTC)
     begin = datetime.fromtimestamp(now.timestamp() - found.seconds, UTC)
     return {
@@ -99,7 +102,7 @@ def _json(found: Usage) -> dict[str, Any]:
     }
 
 
-def _write_csv(found: Usage) -> None:
+def _write_csv(found: UsageReport) -> None:
     names = list(_plain(found.total))
     writer = csv.DictWriter(sys.stdout, [*names, "currency"], lineterminator="\n")
     writer.writeheader()
@@ -108,7 +111,7 @@ def _write_csv(found: Usage) -> None:
         writer.writerow({**_plain(row), "currency": currency})
 
 
-def _show(found: Usage, by: Literal["key", "model"] | None) -> None:
+def _show(found: UsageReport, by: Literal["key", "model"] | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -125,7 +128,7 @@ def _show(found: Usage, by: Literal["key", "model"] | None) -> None:
         cells = [f"{n:,}" for n in (row.requests, row.prompt, row.cached, row.generation)]
         cells += [f"{row.cost or 0:.2f}"] if money else []
         table.add_row(*(Text(cell) for cell in (*names, *cells)))
-    console = session.out()
+    console = _console.out()
     console.print(table)
     if (price := found.per_million) is not None:
         console.print(

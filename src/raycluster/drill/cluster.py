@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from raycluster.connect import Fleet
-from raycluster.contracts import Secret
-from raycluster.dashboard import dashboard
-from raycluster.errors import RayclusterError
-from raycluster.ray_api import RayApi
+from raycluster.core.errors import RayclusterError
+from raycluster.core.interfaces import Secret
+from raycluster.hosts.dashboard import dashboard
+from raycluster.hosts.fleet import Fleet
+from raycluster.hosts.ray_api import RayApi
 from raycluster.spec import ClusterSpec
-from raycluster.state import App, ClusterState, RayNode
+from raycluster.state.cluster import App, ClusterState, RayNode
 
 
 @dataclass(frozen=True)
-class Cluster:
+class DrillCluster:
     """What faults look at: the spec, its connected hosts, and what was there before."""
 
     spec: ClusterSpec
@@ -28,7 +28,7 @@ class Cluster:
     @contextmanager
     def api(self) -> Iterator[RayApi]:
         """Yield Ray's API on the head."""
-        head = self.spec.hosts[0].name
+        head = self.spec.head_host.name
         port = self.spec.ports.dashboard
         with dashboard(self.fleet[head], port, self.token, timeout=5) as client:
             yield RayApi(head, client)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from raycluster.drill.cluster import Cluster, Fault
+from raycluster.core.errors import UsageError
+from raycluster.drill.cluster import DrillCluster, Fault
 from raycluster.drill.gateway_fault import GatewayFault
 from raycluster.drill.node_fault import NodeFault
 from raycluster.drill.partition_fault import PartitionFault
 from raycluster.drill.replica_fault import ReplicaFault
-from raycluster.errors import UsageError
 from raycluster.services.ray_node import HEAD, WORKER
 from raycluster.spec import ResolvedHost
 
-Maker = Callable[[Cluster, str], Fault]
+Maker = Callable[[DrillCluster, str], Fault]
 
 
-def _host(cluster: Cluster, name: str, role: str) -> ResolvedHost:
+def _host(cluster: DrillCluster, name: str, role: str) -> ResolvedHost:
     """Return the host to break: the named one, or the last that has this role."""
     hosts = [h for h in cluster.spec.hosts if role in (h.role, "")]
     for host in cluster.spec.hosts:
@@ -29,7 +29,7 @@ def _host(cluster: Cluster, name: str, role: str) -> ResolvedHost:
     return hosts[-1]
 
 
-def _gateway(cluster: Cluster, name: str) -> Fault:
+def _gateway(cluster: DrillCluster, name: str) -> Fault:
     gate = cluster.spec.gateway
     if gate is None:
         raise UsageError("the spec has no gateway", hint="choose another fault")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raycluster.drill.cluster import Cluster
-from raycluster.errors import CommandError, HostError
+from raycluster.core.errors import CommandError, HostError
+from raycluster.drill.cluster import DrillCluster
 from raycluster.services.gateway import GATEWAY
 from raycluster.spec import ResolvedHost
 
@@ -17,7 +17,7 @@ KILL_GATEWAY = 'kill -9 "$(cat "$RAYCLUSTER_ROOT/gateway/nginx.pid")"'
 class GatewayFault:
     """A host's gateway is killed."""
 
-    cluster: Cluster
+    cluster: DrillCluster
     host: ResolvedHost
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class GatewayFault:
             return  # the container ended before the command did
         # With nginx ends its container, and with that this command, with whatever status. A `kill`
         # that fails says why.
-        said = done.stderr.decode(errors="replace").strip()
+        said = done.error_text
         if done.exit_code and said:
             raise CommandError(
                 f"could not kill nginx: {said}",

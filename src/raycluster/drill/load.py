@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from raycluster.openai_wire.target import Target, tls_context
+from raycluster.openai_client.target import Target, tls_context
 
 STREAM_EVERY = 5
 """Every so many requests one is a stream, for streams are what can be cut."""
@@ -23,7 +23,7 @@ _UNANSWERED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolErr
 
 
 @dataclass(frozen=True)
-class Answer:
+class DrillRequest:
     """One request: when it was sent, seconds since the load began, and how it ended.
 
     `tried` counts the places that this client asked. `error` is empty for a whole answer.
@@ -50,7 +50,7 @@ class Answer:
 
 
 @dataclass
-class Load:
+class SteadyLoad:
     """Sends `rate` requests a second to the first target that takes them, until it is stopped.
 
     A context manager. `answers` grows as requests end; at the end all have ended. `waiting` has
@@ -61,7 +61,7 @@ class Load:
     rate: float
     timeout: float = 60.0
     max_tokens: int = 4
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[DrillRequest] = field(default_factory=list)
     waiting: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Load:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._began = 0.0
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> SteadyLoad:
         self._began = time.monotonic()
         self._thread.start()
         return self
@@ -107,7 +107,7 @@ class Load:
         self.answers.append(await self._answer(client, number))
         del self.waiting[number]
 
-    async def _answer(self, client: httpx.AsyncClient, number: int) -> Answer:
+    async def _answer(self, client: httpx.AsyncClient, number: int) -> DrillRequest:
         at, stream = self.waiting[number], _is_stream(number)
         for tried, target in enumerate(self.targets, start=1):
             try:
@@ -118,12 +118,14 @@ class Load:
                 status, error, retried = None, f"{type(failure).__name__}: {failure}", False
                 break  # it was taken, and asking elsewhere would do the work twice
             except _CutError as cut:
-                return Answer(
+                return DrillRequest(
                     at, self.now() - at, 200, str(cut), stream, truncated=True, tried=tried
                 )
             else:
                 break
-        return Answer(at, self.now() - at, status, error, stream, retried=retried, tried=tried)
+        return DrillRequest(
+            at, self.now() - at, status, error, stream, retried=retried, tried=tried
+        )
 
     async def _ask(
         self, client: httpx.AsyncClient, target: Target, number: int, *, stream: bool

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raycluster.contracts import PYTHON
-from raycluster.drill.cluster import Cluster
-from raycluster.errors import CommandError, HostError
+from raycluster.core.errors import CommandError, HostError
+from raycluster.core.interfaces import PYTHON
+from raycluster.drill.cluster import DrillCluster
 from raycluster.services.ray_node import HEAD
 from raycluster.spec import ResolvedHost
 
@@ -29,7 +29,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 class NodeFault:
     """A host's node of Ray is killed, with all that runs in it."""
 
-    cluster: Cluster
+    cluster: DrillCluster
     host: ResolvedHost
 
     @property
@@ -46,7 +46,7 @@ class NodeFault:
             return  # the container ended before the command did
         if done.exit_code not in (0, 137):
             raise CommandError(
-                done.stderr.decode(errors="replace").strip() or "could not kill Ray",
+                done.error_text or "could not kill Ray",
                 where=self.host.name,
                 status=done.exit_code,
             )

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raycluster.drill.cluster import Cluster
+from raycluster.core.errors import HostError
+from raycluster.drill.cluster import DrillCluster
 from raycluster.drill.node_fault import NodeFault
-from raycluster.errors import HostError
 from raycluster.spec import ResolvedHost
 
 _TABLE = "raycluster_drill"
@@ -23,7 +23,7 @@ class PartitionFault:
     `seconds` later the host lets the others in again by itself, whatever became of this program.
     """
 
-    cluster: Cluster
+    cluster: DrillCluster
     host: ResolvedHost
     seconds: float = 30.0
 
@@ -43,7 +43,7 @@ class PartitionFault:
         done = self.cluster.fleet[self.host.name].transport.run(("sh", "-c", script))
         if done.exit_code != 0:
             raise HostError(
-                f"cannot cut the host off: {done.stderr.decode(errors='replace').strip()[:300]}",
+                f"cannot cut the host off: {done.error_text[:300]}",
                 where=self.host.name,
                 hint="a partition needs root, or sudo without a password, and nft on the host",
             )

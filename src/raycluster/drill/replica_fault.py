@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raycluster.drill.cluster import Cluster
-from raycluster.errors import CommandError, HostError, UsageError
+from raycluster.core.errors import CommandError, HostError, UsageError
+from raycluster.drill.cluster import DrillCluster
 from raycluster.spec import ResolvedHost
-from raycluster.state import App, Replica
+from raycluster.state.cluster import App, Replica
 
 
 @dataclass
 class ReplicaFault:
     """A replica's process gets a signal: KILL ends it, STOP makes it hang."""
 
-    cluster: Cluster
+    cluster: DrillCluster
     signal: str = "KILL"
     host_name: str = ""
     chosen: tuple[ResolvedHost, Replica] = field(init=False)
@@ -65,12 +65,12 @@ class ReplicaFault:
         return next((r.state for a in apps for r in a.replicas if r.replica_id == mine), "")
 
 
-def _signal(cluster: Cluster, host: ResolvedHost, replica: Replica, signal: str) -> None:
+def _signal(cluster: DrillCluster, host: ResolvedHost, replica: Replica, signal: str) -> None:
     shell = cluster.fleet[host.name].runtime.inside(host.role)
     done = shell.run(("sh", "-c", f"kill -{signal} {replica.pid}"))
     if done.exit_code != 0:
         raise CommandError(
-            f"cannot send SIG{signal} to a replica: {done.stderr.decode(errors='replace').strip()}",
+            f"cannot send SIG{signal} to a replica: {done.error_text}",
             where=host.name,
             status=done.exit_code,
         )

@@ -8,8 +8,8 @@ from typing import Any
 
 from raycluster.bench.limits import COMPARE, split_limit
 from raycluster.bench.stats import percentile
-from raycluster.drill.load import Answer
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
+from raycluster.drill.load import DrillRequest
 
 SCHEMA = 1
 TIMES = ("detect", "recover", "p99")
@@ -29,7 +29,7 @@ class Report:
     fault: str
     victim: str
     rate: float
-    answers: Sequence[Answer]
+    answers: Sequence[DrillRequest]
     injected: float
     struck: float
     ended: float
@@ -107,7 +107,7 @@ class Report:
         return "\n".join(lines)
 
 
-def _p99(answers: Sequence[Answer]) -> float | None:
+def _p99(answers: Sequence[DrillRequest]) -> float | None:
     times = sorted(a.seconds for a in answers if a.ok)
     return percentile(times, 99) if times else None
 

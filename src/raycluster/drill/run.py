@@ -6,20 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raycluster.connect import Fleet
-from raycluster.contracts import Tell
-from raycluster.drill.cluster import Cluster, Fault
+from raycluster.core.errors import DegradedError, HostError, UsageError
+from raycluster.core.interfaces import Tell
+from raycluster.drill.cluster import DrillCluster, Fault
 from raycluster.drill.faults import FAULTS, wait
-from raycluster.drill.load import Load
+from raycluster.drill.load import SteadyLoad
 from raycluster.drill.report import Report
-from raycluster.errors import DegradedError, HostError, UsageError
-from raycluster.health import look
-from raycluster.openai_wire.target import Target
+from raycluster.hosts.fleet import Fleet
+from raycluster.observe.health import look
+from raycluster.openai_client.target import Target
 from raycluster.spec import ClusterSpec
 
 
 @dataclass(frozen=True)
-class Options:
+class DrillOptions:
     """What to break, where (empty: the drill chooses), under how much load; times in seconds."""
 
     fault: str
@@ -30,7 +30,7 @@ class Options:
     timeout: float = 60.0
 
 
-def check(options: Options) -> None:
+def check(options: DrillOptions) -> None:
     """Raise UsageError for what cannot be."""
     if options.fault not in FAULTS:
         raise UsageError(f"{options.fault!r} is not a fault", hint=f"one of {', '.join(FAULTS)}")
@@ -41,7 +41,7 @@ def check(options: Options) -> None:
             )
 
 
-def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> tuple[Fault, Cluster]:
+def prepare(spec: ClusterSpec, fleet: Fleet, options: DrillOptions) -> tuple[Fault, DrillCluster]:
     """Return the fault, ready to be injected, and what it befalls.
 
     Raises DegradedError unless all is well before.
@@ -57,21 +57,21 @@ def prepare(spec: ClusterSpec, fleet: Fleet, options: Options) -> tuple[Fault, C
     token = health.state.token
     if token is None:
         raise HostError(
-            "its records cannot be read", where=spec.hosts[0].name, hint="raycluster up"
+            "its records cannot be read", where=spec.head_host.name, hint="raycluster up"
         )
-    cluster = Cluster(spec, fleet, health.state, token)
+    cluster = DrillCluster(spec, fleet, health.state, token)
     return FAULTS[options.fault](cluster, options.host), cluster
 
 
 def run(
-    spec: ClusterSpec, fault: Fault, targets: Sequence[Target], options: Options, tell: Tell
+    spec: ClusterSpec, fault: Fault, targets: Sequence[Target], options: DrillOptions, tell: Tell
 ) -> Report:
     """Break the cluster under load and wait until it is whole again, or for the limit.
 
     Whatever happens, what does not heal by itself is taken back.
     """
     tell(f"{options.rate:g} requests/s; in {options.calm:g} s: {options.fault}")
-    with Load(targets, options.rate, options.timeout) as load:
+    with SteadyLoad(targets, options.rate, options.timeout) as load:
         time.sleep(options.calm)
         if not any(answer.ok for answer in load.answers):
             why = load.answers[0].error if load.answers else "no response within the timeout"

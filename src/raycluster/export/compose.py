@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from raycluster import templates
-from raycluster.contracts import ROOT, Process, Volume, file_mode
+from raycluster.core import templates
+from raycluster.core.interfaces import ROOT, Process, Volume, file_mode
 from raycluster.export.design import APP_FILE, CAPABILITIES, Design, Role, roles, sender
 from raycluster.export.readme import firewall, missing, readme
-from raycluster.export.tree import Entry, Tree, script, secret
+from raycluster.export.tree import ExportedFile, Tree, script, secret
 from raycluster.export.written import as_yaml
 from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, WORKER
@@ -31,27 +31,27 @@ END {{ exit !({wanted}) }}'
 
 def compose(design: Design) -> Tree:
     """Return the files of all hosts."""
-    tree: dict[str, Entry] = {}
+    tree: dict[str, ExportedFile] = {}
     left_out: dict[str, set[str]] = {}
     for host in design.spec.hosts:
         parts = roles(design, host)
         tree |= {f"{host.name}/{path}": entry for path, entry in _host(design, host, parts)}
         for path in missing(parts):
             left_out.setdefault(f"HOST/secrets/{path}", set()).add(host.name)
-    tree |= {f"{name}/firewall.nft": Entry(rules) for name, rules in firewall(design)}
+    tree |= {f"{name}/firewall.nft": ExportedFile(rules) for name, rules in firewall(design)}
     return {**tree, "README.md": readme("compose", design, left_out)}
 
 
 def _host(
     design: Design, host: ResolvedHost, parts: tuple[Role, ...]
-) -> Iterator[tuple[str, Entry]]:
-    yield "compose.yaml", Entry(_project(design, host, parts))
-    yield ".env", Entry(_environment_file(parts))
+) -> Iterator[tuple[str, ExportedFile]]:
+    yield "compose.yaml", ExportedFile(_project(design, host, parts))
+    yield ".env", ExportedFile(_environment_file(parts))
     yield "prepare.sh", script(templates.render("export/prepare.sh"))
     for part in parts:
         for path, content in part.files.items():
             mode = 0o755 if file_mode(content) == 0o700 else 0o644
-            yield f"files/{part.name}/{path}", Entry(content, mode)
+            yield f"files/{part.name}/{path}", ExportedFile(content, mode)
         for path, held in part.secrets.items():
             if held is not None:
                 yield f"secrets/{part.name}/{path}", secret(held)

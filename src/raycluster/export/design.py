@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raycluster.contracts import ROOT, Process, Secret, live_id_path
-from raycluster.payload import app_fingerprint, code_files, haproxy_file, secret_files
-from raycluster.plan import check_addresses, check_gpus, desired
+from raycluster.core.interfaces import ROOT, Process, Secret, live_id_path
+from raycluster.plan.preconditions import check_addresses, check_gpus
 from raycluster.services.app import app
+from raycluster.services.node_files import app_fingerprint, code_files, haproxy_file, secret_files
+from raycluster.services.processes import desired
 from raycluster.services.ray_node import MEMBERS_FILE, RAY_ROLES, SECRETS_FILE
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spec.secret_values import Secrets
 
 APP_FILE = "app.json"
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")

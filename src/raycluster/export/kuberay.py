@@ -12,12 +12,12 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raycluster.contracts import ROOT, Process, Volume
+from raycluster.core.interfaces import ROOT, Process, Volume
 from raycluster.export.design import CAPABILITIES, Design, app_body, roles
 from raycluster.export.readme import readme
-from raycluster.export.tree import Entry, Tree, secret
+from raycluster.export.tree import ExportedFile, Tree, secret
 from raycluster.export.written import as_yaml
-from raycluster.payload import code_files
+from raycluster.services.node_files import code_files
 from raycluster.services.ray_node import CACHES, CODE_FOLDER
 from raycluster.spec import ResolvedHost
 from raycluster.spec.models import RAY_VERSION
@@ -41,8 +41,8 @@ _OURS = (
 def kuberay(design: Design) -> Tree:
     """Return the manifests."""
     tree = {
-        "rayservice.yaml": Entry(as_yaml(_service(design), comment=_comment(design))),
-        "code.yaml": Entry(as_yaml(_code(design))),
+        "rayservice.yaml": ExportedFile(as_yaml(_service(design), comment=_comment(design))),
+        "code.yaml": ExportedFile(as_yaml(_code(design))),
     }
     named = sorted(design.spec.secrets)
     if named and design.given:

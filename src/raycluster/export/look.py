@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from raycluster.accelerators.choice import named
-from raycluster.connect import Connected, Fleet, all_or_raise
-from raycluster.observe import facts_of
-from raycluster.plan import check_host_gpus, gpus_of
+from raycluster.core.accelerators.choice import named
+from raycluster.hosts.fleet import Connected, Fleet, all_or_raise
+from raycluster.observe.facts import facts_of
+from raycluster.plan.preconditions import check_host_gpus, gpus_of
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 

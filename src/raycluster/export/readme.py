@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Literal
 
-from raycluster import templates, tested
-from raycluster.contracts import Secret
+from raycluster.core import templates, tested_versions
+from raycluster.core.interfaces import Secret
 from raycluster.export.design import Design, Role
-from raycluster.export.tree import Entry
-from raycluster.plan import roles as role_names
+from raycluster.export.tree import ExportedFile
 from raycluster.services import firewall as rules
 from raycluster.services.gateway import GATEWAY, KEYS_FILE
 from raycluster.services.grafana import GRAFANA
+from raycluster.services.processes import roles as role_names
 from raycluster.services.ray_node import RAY_ROLES, SECRETS_FILE, TOKEN_FILE
 from raycluster.services.wiring import Wiring
 
@@ -38,7 +38,9 @@ def firewall(design: Design) -> Iterator[tuple[str, bytes]]:
             yield host.name, text.encode()
 
 
-def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more: object) -> Entry:
+def readme(
+    kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more: object
+) -> ExportedFile:
     """Return README.md; `left_out` are secret files with the hosts that need them.
 
     `more` is what the format's own template shows.
@@ -48,10 +50,10 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
     text = templates.render(
         f"export/{kind}.md",
         cluster=design.name,
-        ray=tested.RAY,
+        ray=tested_versions.RAY,
         hosts=[(h.name, h.role, design.addresses[h.name], design.gpus[h.name]) for h in spec.hosts],
         sockets=[(h.name, _exported(h.runtime.socket)) for h in spec.hosts if h.runtime.socket],
-        head=spec.hosts[0].name,
+        head=spec.head_host.name,
         workers=len(spec.hosts) > 1,
         secrets=[
             (path, ", ".join(sorted(hosts)), how(design, path))
@@ -64,10 +66,10 @@ def readme(kind: Kind, design: Design, left_out: Mapping[str, Set[str]], **more:
         scheme=gate.scheme if gate else "http",
         keys=bool(gate and gate.sources),
         port=spec.ports.gateway if gate else spec.ports.api,
-        address=design.addresses[spec.hosts[0].name] if gate else "127.0.0.1",
+        address=design.addresses[spec.head_host.name] if gate else "127.0.0.1",
         **more,
     )
-    return Entry(text)
+    return ExportedFile(text)
 
 
 def _exported(socket: str) -> str:

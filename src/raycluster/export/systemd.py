@@ -6,13 +6,13 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from raycluster import templates
-from raycluster.accelerators.choice import visible
-from raycluster.contracts import ROOT, Process, file_mode
-from raycluster.errors import SpecError
+from raycluster.core import templates
+from raycluster.core.accelerators.choice import visible
+from raycluster.core.errors import SpecError
+from raycluster.core.interfaces import ROOT, Process, file_mode
 from raycluster.export.design import APP_FILE, CAPABILITIES, Design, Role, roles, sender
 from raycluster.export.readme import firewall, missing, readme
-from raycluster.export.tree import Entry, Tree, script, secret
+from raycluster.export.tree import ExportedFile, Tree, script, secret
 from raycluster.services.ray_node import HEAD
 from raycluster.spec import ResolvedHost
 from raycluster.spec.models import CPU_REQUIREMENTS, GPU_REQUIREMENTS
@@ -25,14 +25,14 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def systemd(design: Design) -> Tree:
     """Return the files of all hosts. Raises SpecError."""
-    tree: dict[str, Entry] = {}
+    tree: dict[str, ExportedFile] = {}
     left_out: dict[str, set[str]] = {}
     for host in design.spec.hosts:
         parts = roles(design, host)
         tree |= {f"{host.name}/{path}": entry for path, entry in _host(design, host, parts)}
         for path in missing(parts):
             left_out.setdefault(f"HOST/secrets/{path}", set()).add(host.name)
-    tree |= {f"{name}/firewall.nft": Entry(rules) for name, rules in firewall(design)}
+    tree |= {f"{name}/firewall.nft": ExportedFile(rules) for name, rules in firewall(design)}
     environments = [
         (h.name, programs(design, h), _requirements(h, design.gpus[h.name]))
         for h in design.spec.hosts
@@ -65,19 +65,19 @@ def programs(design: Design, host: ResolvedHost) -> str:
 
 def _host(
     design: Design, host: ResolvedHost, parts: tuple[Role, ...]
-) -> Iterator[tuple[str, Entry]]:
+) -> Iterator[tuple[str, ExportedFile]]:
     path = f"{programs(design, host)}:{SYSTEM_PATH}"
     processes = [part.process for part in parts]
     deploys = APP_FILE in parts[0].files
     if deploys:
         processes.append(sender(design, parts[0], DEPLOY))
     for process in processes:
-        yield f"units/{unit_name(design, process.role)}", Entry(_unit(design, host, process))
-        yield f"env/{process.role}.env", Entry(_environment(design, process, path))
+        yield f"units/{unit_name(design, process.role)}", ExportedFile(_unit(design, host, process))
+        yield f"env/{process.role}.env", ExportedFile(_environment(design, process, path))
     for part in parts:
         for name, content in part.files.items():
             mode = 0o755 if file_mode(content) == 0o700 else 0o644
-            yield f"files/{part.name}/{name}", Entry(content, mode)
+            yield f"files/{part.name}/{name}", ExportedFile(content, mode)
         for name, held in part.secrets.items():
             if held is not None:
                 yield f"secrets/{part.name}/{name}", secret(held)

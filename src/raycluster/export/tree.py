@@ -8,32 +8,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 
 MARK = ".raycluster-export"
 """A file that tells an export from other folders, which are never replaced."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ExportedFile:
     """One file: what it holds, and its mode."""
 
     content: bytes = field(repr=False)
     mode: int = 0o644
 
 
-Tree = Mapping[str, Entry]
+Tree = Mapping[str, ExportedFile]
 """Relative path -> file."""
 
 
-def script(content: bytes) -> Entry:
+def script(content: bytes) -> ExportedFile:
     """Return a file that can be run."""
-    return Entry(content, 0o755)
+    return ExportedFile(content, 0o755)
 
 
-def secret(content: bytes) -> Entry:
+def secret(content: bytes) -> ExportedFile:
     """Return a file that its owner alone reads."""
-    return Entry(content, 0o600)
+    return ExportedFile(content, 0o600)
 
 
 def write(tree: Tree, folder: Path, *, force: bool = False) -> tuple[Path, ...]:
@@ -46,7 +46,7 @@ def write(tree: Tree, folder: Path, *, force: bool = False) -> tuple[Path, ...]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            for name, entry in {**tree, MARK: Entry(b"")}.items():
+            for name, entry in {**tree, MARK: ExportedFile(b"")}.items():
                 _write(making / name, entry)
             making.chmod(0o755)
             _put_in_place(making, folder)
@@ -73,7 +73,7 @@ def check_free(folder: Path, *, force: bool) -> None:
         )
 
 
-def _write(path: Path, entry: Entry) -> None:
+def _write(path: Path, entry: ExportedFile) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(entry.content)

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
 from typing import Any
 
-from raycluster.connect import Connected, Fleet
-from raycluster.errors import RayclusterError
+from raycluster.core.errors import RayclusterError
+from raycluster.core.untrusted import joined, read_json
+from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.logs.sources import inside
 from raycluster.serve.failures import cure
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import slugs
 from raycluster.spec import ClusterSpec
-from raycluster.state import App, ClusterState
-from raycluster.untrusted import joined, read_json
+from raycluster.state.cluster import App, ClusterState
 
 _BAD = ("UNHEALTHY", "DEPLOY_FAILED")
 _LONGEST = 600

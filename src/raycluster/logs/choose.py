@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from raycluster.errors import UsageError
-from raycluster.inside import processes
-from raycluster.plan import roles
+from raycluster.core.errors import UsageError
 from raycluster.serve.settings import slugs
+from raycluster.services.names import processes
+from raycluster.services.processes import roles
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.state import App, ClusterState
+from raycluster.state.cluster import App, ClusterState
 
 APP, ALL = "app", "all"
 _SHORTEST = 4
@@ -20,7 +20,7 @@ _ID = re.compile(rf"[a-z0-9]{{{_SHORTEST},}}")
 
 
 @dataclass(frozen=True)
-class Replicas:
+class ReplicaChoice:
     """Replicas of one application, or of all; `replica` is the beginning of one's id, or ""."""
 
     app: str = ""
@@ -32,7 +32,7 @@ class Chosen:
     """What should be read: processes as host and role, and replicas."""
 
     processes: tuple[tuple[ResolvedHost, str], ...] = ()
-    replicas: tuple[Replicas, ...] = ()
+    replicas: tuple[ReplicaChoice, ...] = ()
 
 
 def targets(spec: ClusterSpec) -> tuple[str, ...]:
@@ -46,13 +46,13 @@ def choose(spec: ClusterSpec, words: Sequence[str]) -> Chosen:
     Raises UsageError.
     """
     there: dict[tuple[str, str], tuple[ResolvedHost, str]] = {}
-    replicas: list[Replicas] = []
+    replicas: list[ReplicaChoice] = []
     for word in words:
         found, wanted = _processes(spec, word), _replicas(spec, word)
         if not found and not wanted:
             if not _ID.fullmatch(word):
                 raise unknown(spec, word)
-            wanted = [Replicas(replica=word)]
+            wanted = [ReplicaChoice(replica=word)]
         there |= {(host.name, role): (host, role) for host, role in found}
         replicas += wanted
     return Chosen(tuple(there.values()), tuple(dict.fromkeys(replicas)))
@@ -77,21 +77,21 @@ def _placed(spec: ClusterSpec, place: str, role: str) -> ResolvedHost:
     raise UsageError(f"{place} runs no {role!r}", hint=f"one of {known}")
 
 
-def _replicas(spec: ClusterSpec, word: str) -> list[Replicas]:
+def _replicas(spec: ClusterSpec, word: str) -> list[ReplicaChoice]:
     if word in (APP, ALL):
-        return [Replicas()]
+        return [ReplicaChoice()]
     names = slugs([m.name for m in spec.models])
     if word in names:
-        return [Replicas(names[word])]
+        return [ReplicaChoice(names[word])]
     model, _, number = word.rpartition("#")
     if model not in names:
         return []
     if not number.isdecimal() or int(number) == 0:
         raise UsageError(f"{number!r} is not a replica number", hint=f"{model}#1 is the first")
-    return [Replicas(names[model], f"#{number}")]
+    return [ReplicaChoice(names[model], f"#{number}")]
 
 
-def numbered(spec: ClusterSpec, state: ClusterState, wanted: Replicas) -> Replicas:
+def numbered(spec: ClusterSpec, state: ClusterState, wanted: ReplicaChoice) -> ReplicaChoice:
     """Return the same with the id of the replica of that number, in the order of `status --json`.
 
     Raises UsageError where there is none.
@@ -108,7 +108,7 @@ def numbered(spec: ClusterSpec, state: ClusterState, wanted: Replicas) -> Replic
             where=f"#{number}",
             hint="raycluster status --json lists them",
         )
-    return Replicas(wanted.app, there[number - 1].replica_id)
+    return ReplicaChoice(wanted.app, there[number - 1].replica_id)
 
 
 def ids(apps: Iterable[App], address: str) -> dict[str, str]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raycluster.connect import Fleet
-from raycluster.errors import HostError, RayclusterError
-from raycluster.inside import ours
+from raycluster.core.errors import HostError, RayclusterError
+from raycluster.hosts.fleet import Fleet
 from raycluster.logs.choose import Chosen, choose, ids, numbered, unknown
 from raycluster.logs.read import Source
 from raycluster.logs.sources import ProcessSource, ReplicaSource
-from raycluster.observe import observe
+from raycluster.observe.cluster import observe
+from raycluster.observe.ownership import ours
 from raycluster.serve.settings import slugs
 from raycluster.spec import ClusterSpec
-from raycluster.state import ClusterState
+from raycluster.state.cluster import ClusterState
 
 
 @dataclass(frozen=True)
-class Found:
+class LogSelection:
     """What should be read; `state` was seen for it, where replicas are meant."""
 
     chosen: Chosen
@@ -40,7 +40,7 @@ class Found:
 
 def find(
     spec: ClusterSpec, fleet: Fleet, words: Sequence[str], tell: Callable[[str], None]
-) -> Found:
+) -> LogSelection:
     """Return the sources that the words stand for; `tell` takes what keeps one from being read.
 
     Raises UsageError, and HostError where nothing of what is meant can be read.
@@ -59,7 +59,7 @@ def find(
     if state:
         problems |= {name: p for name, host in state.hosts.items() if (p := host.problem)}
         sources += _replicas(spec, fleet, state, chosen)
-    found = Found(chosen, tuple(sources), state)
+    found = LogSelection(chosen, tuple(sources), state)
     if not sources and found.guess:
         raise next(iter(problems.values()), unknown(spec, found.guess))
     if not sources:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from raycluster.errors import UsageError
-from raycluster.printable import printable, printable_log, without_colours
+from raycluster.core.errors import UsageError
+from raycluster.core.printable import printable, printable_log, without_colours
 
 LONGEST = 1_000_000  # bytes; what has no line end after so many is shown as a line
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)

@@ -153,7 +153,7 @@ class Output:
         return [line for line in whole if not line.startswith(MARKS)]
 
 
-class Replicas:
+class SessionReplicas:
     """The replicas of the newest session of Ray here, the ended ones too."""
 
     def __init__(self, folder: Path, ask: dict[str, Any]) -> None:
@@ -254,7 +254,7 @@ def main() -> None:
     if ask.get("causes"):
         print(json.dumps(causes(folder)))  # noqa: T201 - the answer
         return
-    replicas = Replicas(folder, ask)
+    replicas = SessionReplicas(folder, ask)
     replicas.find(begun=True)
     if not ask["follow"]:
         while replicas.show(last=False):

@@ -12,14 +12,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from raycluster.errors import RayclusterError
+from raycluster.core.errors import RayclusterError
 
 PARTING_S = 2.0
 """Seconds for all readers to end what they started on the nodes."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class LogRequest:
     """How much of each source: `tail` in lines from the end, `since` in seconds before now."""
 
     follow: bool = False
@@ -42,7 +42,7 @@ class Source(Protocol):
     @property
     def label(self) -> str: ...
 
-    def lines(self, asked: Asked) -> Iterator[Line | None]:
+    def lines(self, asked: LogRequest) -> Iterator[Line | None]:
         """Yield lines; None where there is none yet, so that its reader may end it."""
         ...
 
@@ -51,7 +51,7 @@ Told = tuple["_Reader", Line | RayclusterError | None]
 
 
 def read(
-    sources: Sequence[Source], asked: Asked, tell: Callable[[str], None]
+    sources: Sequence[Source], asked: LogRequest, tell: Callable[[str], None]
 ) -> Generator[Line, None, None]:
     """Yield the lines of all sources: as they come where they are followed, else one by one.
 
@@ -103,7 +103,7 @@ class _Reader:
         self.lines: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._read, daemon=True)
 
-    def begin(self, asked: Asked, lines: queue.SimpleQueue[Told]) -> None:
+    def begin(self, asked: LogRequest, lines: queue.SimpleQueue[Told]) -> None:
         self.lines, self._asked = lines, asked
         self.thread.start()
 

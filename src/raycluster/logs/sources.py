@@ -9,15 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from raycluster.accelerators.values import clean
-from raycluster.connect import Connected
-from raycluster.contracts import PYTHON, Channel
-from raycluster.errors import AnswerError, CommandError
+from raycluster.core.accelerators.values import clean
+from raycluster.core.errors import AnswerError, CommandError
+from raycluster.core.interfaces import PYTHON, Channel
+from raycluster.core.untrusted import Told, read_json, too_much
+from raycluster.hosts.fleet import Connected
 from raycluster.logs import on_node
-from raycluster.logs.choose import Replicas
+from raycluster.logs.choose import ReplicaChoice
 from raycluster.logs.lines import Whole
-from raycluster.logs.read import Asked, Line
-from raycluster.untrusted import Told, read_json, too_much
+from raycluster.logs.read import Line, LogRequest
 
 MOST_LABELS = 10_000
 _NO_SESSION = 3  # what on_node ends with where Ray has written nothing
@@ -36,7 +36,7 @@ class ProcessSource:
         host = self.connected.host
         return host.name if self.role == host.role else f"{host.name}/{self.role}"
 
-    def lines(self, asked: Asked) -> Iterator[Line | None]:
+    def lines(self, asked: LogRequest) -> Iterator[Line | None]:
         """Yield whole lines; None for each chunk that had none."""
         whole = Whole()
         chunks = self.connected.runtime.logs(
@@ -56,7 +56,7 @@ class ReplicaSource:
     """What replicas on one node wrote; `ids` are those that run there, by process id."""
 
     connected: Connected
-    wanted: Replicas
+    wanted: ReplicaChoice
     models: Mapping[str, str]
     ids: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class ReplicaSource:
         """The host's name, for what is not about one replica."""
         return self.connected.host.name
 
-    def lines(self, asked: Asked) -> Iterator[Line | None]:
+    def lines(self, asked: LogRequest) -> Iterator[Line | None]:
         """Yield the lines of all replicas there, each labelled HOST/MODEL:ID."""
         ask = {
             "follow": asked.follow,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
-from raycluster.tested import TORCH, VLLM
+from raycluster.core.tested_versions import TORCH, VLLM
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Lock:
+class RequirementsLock:
     """The packages of an environment as pip reads them: what is fetched and stored, in bytes.
 
     `beside` are those that have a version there and no hash.
@@ -51,20 +51,20 @@ GPU_NEEDS = Needs(
 """Of node-gpu.txt, seen 2026-11-29: kernels by cuobjdump, glibc by which wheels uv takes."""
 
 
-def gpu_lock() -> Lock:
+def gpu_lock() -> RequirementsLock:
     """Return what a native host with NVIDIA GPUs gets, of every processor and Python.
 
     Its sizes are those of an installation on x86_64 with Python 3.11, bytecode included.
     """
-    return Lock(_read("node-gpu.txt"), download=4_400_000_000, stored=9_000_000_000)
+    return RequirementsLock(_read("node-gpu.txt"), download=4_400_000_000, stored=9_000_000_000)
 
 
-def cpu_lock() -> Lock:
+def cpu_lock() -> RequirementsLock:
     """Return what a native host without GPUs gets, sizes as above.
 
     torch's build for CPUs comes from an index of PyTorch's own, which tells no hash beforehand.
     """
-    return Lock(
+    return RequirementsLock(
         _read("node-cpu.txt"),
         download=1_000_000_000,
         stored=4_200_000_000,

@@ -20,8 +20,8 @@ from raycluster.serve.hub import Listing
 from raycluster.serve.hub_errors import ProblemError, explained, unreached
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.secret_file import load_secrets
-from raycluster.serve.verify import Record, hashed, wrong
-from raycluster.serve.wanted import Wanted, is_path
+from raycluster.serve.verify import VerifiedFiles, hashed, wrong
+from raycluster.serve.wanted import ModelRef, is_path
 
 EVERY_S = 1.0
 SMALL = 1 << 20
@@ -33,11 +33,11 @@ def main() -> None:
     """Carry out the order on the command line."""
     told = json.loads(sys.argv[1])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    wanted = Wanted(source="")
+    wanted = ModelRef(source="")
     try:
         load_secrets(told["secrets_path"])
         for plain in told["models"]:
-            wanted = Wanted(**plain)
+            wanted = ModelRef(**plain)
             say(model=wanted.source, result=bring(wanted, again=told["verify"]))
     except ProblemError as problem:
         say(error=problem.what, hint=problem.hint)
@@ -53,7 +53,7 @@ def say(**line: object) -> None:
     sys.stdout.flush()
 
 
-def bring(wanted: Wanted, *, again: bool) -> dict[str, Any]:
+def bring(wanted: ModelRef, *, again: bool) -> dict[str, Any]:
     """Return what is there in the end: `version`, which is the same on nodes with the same model,
     or `files` for a folder; raises ProblemError."""
     if is_path(wanted.source):
@@ -64,13 +64,13 @@ def bring(wanted: Wanted, *, again: bool) -> dict[str, Any]:
         raise explained(error, wanted) from error
 
 
-def record_of(wanted: Wanted) -> Record:
+def record_of(wanted: ModelRef) -> VerifiedFiles:
     """Return what this node remembers of a model of the hub."""
     name = wanted.source.replace("/", "--")
-    return Record(Path(os.environ["RAYCLUSTER_ROOT"], "cache", "verified", f"{name}.json"))
+    return VerifiedFiles(Path(os.environ["RAYCLUSTER_ROOT"], "cache", "verified", f"{name}.json"))
 
 
-def from_hub(wanted: Wanted, record: Record, *, again: bool) -> dict[str, Any]:
+def from_hub(wanted: ModelRef, record: VerifiedFiles, *, again: bool) -> dict[str, Any]:
     """Download what is missing, compare all with the hub's digests, and remember that."""
     key = wanted.key
     listings = record.kept.setdefault("listings", {})
@@ -90,7 +90,9 @@ def from_hub(wanted: Wanted, record: Record, *, again: bool) -> dict[str, Any]:
     return {"version": listed.commit, "bytes": listed.size, "fetched": fetched, "note": note}
 
 
-def _check(wanted: Wanted, listed: Listing, record: Record, *, again: bool, alone: bool) -> None:
+def _check(
+    wanted: ModelRef, listed: Listing, record: VerifiedFiles, *, again: bool, alone: bool
+) -> None:
     """Make every file what it should be: what is not, is brought a second time unless `alone`."""
     files = [(f.name, f.size, f.digest) for f in listed.files]
     if alone:
@@ -114,7 +116,7 @@ def _check(wanted: Wanted, listed: Listing, record: Record, *, again: bool, alon
     return None
 
 
-def _refuse(bad: list[str], wanted: Wanted, what: str, hint: str) -> None:
+def _refuse(bad: list[str], wanted: ModelRef, what: str, hint: str) -> None:
     if bad:
         raise ProblemError(f"{', '.join(bad)} of {wanted.source} {what}", hint)
 
@@ -125,7 +127,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _told(wanted: Wanted, listed: Listing) -> Iterator[None]:
+def _told(wanted: ModelRef, listed: Listing) -> Iterator[None]:
     """Tell how much is there while the body runs, at most a line for each hundredth."""
     ended = threading.Event()
 

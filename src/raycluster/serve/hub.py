@@ -15,7 +15,7 @@ from typing import Any
 
 from raycluster.serve.hub_errors import ProblemError
 from raycluster.serve.needed import needed
-from raycluster.serve.wanted import Wanted
+from raycluster.serve.wanted import ModelRef
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Listing:
         return cls(plain["commit"], tuple(File(**file) for file in plain["files"]))
 
 
-def listing(wanted: Wanted) -> Listing:
+def listing(wanted: ModelRef) -> Listing:
     """Ask the hub. Raises what huggingface_hub raises."""
     from huggingface_hub import HfApi
 
@@ -64,7 +64,7 @@ def _file(found: Any) -> File:  # noqa: ANN401  # RepoSibling, which the laptop 
     return File(found.rfilename, int(found.size or 0), digest or "")
 
 
-def cached(wanted: Wanted, listed: Listing) -> dict[str, Path]:
+def cached(wanted: ModelRef, listed: Listing) -> dict[str, Path]:
     """Return the files that are there, by name, and that the revision stands for there too."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -76,12 +76,12 @@ def cached(wanted: Wanted, listed: Listing) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if listed.commit in path.parts}
 
 
-def complete(wanted: Wanted, listed: Listing) -> bool:
+def complete(wanted: ModelRef, listed: Listing) -> bool:
     """Tell whether every file is there."""
     return len(cached(wanted, listed)) == len(listed.files)
 
 
-def found(wanted: Wanted) -> Listing | None:
+def found(wanted: ModelRef) -> Listing | None:
     """Return what is there without asking the hub; its cache names large files by their digest."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -100,7 +100,7 @@ def _digest(name: str) -> str:
     return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else ""
 
 
-def download(wanted: Wanted, listed: Listing) -> dict[str, Path]:
+def download(wanted: ModelRef, listed: Listing) -> dict[str, Path]:
     """Bring what is not there yet, and return the path of every file.
 
     Raises ProblemError, OSError or what huggingface_hub raises.
@@ -119,7 +119,7 @@ def download(wanted: Wanted, listed: Listing) -> dict[str, Path]:
     return {file.name: Path(folder, file.name) for file in listed.files}
 
 
-def _refuse_without_room(wanted: Wanted, listed: Listing) -> None:
+def _refuse_without_room(wanted: ModelRef, listed: Listing) -> None:
     there = cached(wanted, listed)
     missing = sum(file.size for file in listed.files if file.name not in there)
     folder = hub_folder(wanted)
@@ -133,19 +133,19 @@ def _refuse_without_room(wanted: Wanted, listed: Listing) -> None:
         )
 
 
-def hub_folder(wanted: Wanted) -> Path:
+def hub_folder(wanted: ModelRef) -> Path:
     """Return the hub's cache folder that the engine will read from."""
     from huggingface_hub import constants
 
     return Path(wanted.cache_dir or constants.HF_HUB_CACHE).expanduser()
 
 
-def model_folder(wanted: Wanted) -> Path:
+def model_folder(wanted: ModelRef) -> Path:
     """Return the model's folder in that cache, as the hub's library documents it."""
     return hub_folder(wanted) / f"models--{wanted.source.replace('/', '--')}"
 
 
-def on_disk(wanted: Wanted, listed: Listing) -> int:
+def on_disk(wanted: ModelRef, listed: Listing) -> int:
     """Return how many bytes of the files are there, half-brought ones too."""
     digests = {file.digest for file in listed.files}
     return min(listed.size, sum(_sizes(model_folder(wanted) / "blobs", digests)))

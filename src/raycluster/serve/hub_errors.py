@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycluster.serve.wanted import Wanted
+from raycluster.serve.wanted import ModelRef
 
 UNREACHED = frozenset({"TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled"})
 """Names of the errors for "no response": the hub's library has had three HTTP clients."""
@@ -22,7 +22,7 @@ def unreached(error: BaseException) -> bool:
     return bool(_kinds(error) & UNREACHED) or _status(error) >= 500
 
 
-def explained(error: Exception, wanted: Wanted) -> ProblemError:
+def explained(error: Exception, wanted: ModelRef) -> ProblemError:
     """Return what to tell of an error of the download."""
     from huggingface_hub import constants, get_token
 
@@ -34,7 +34,7 @@ def explained(error: Exception, wanted: Wanted) -> ProblemError:
     return found or ProblemError(f"cannot fetch {wanted.source}: {type(error).__name__}: {said}")
 
 
-def _refused(error: Exception, wanted: Wanted, hub: str, *, token: bool) -> ProblemError | None:
+def _refused(error: Exception, wanted: ModelRef, hub: str, *, token: bool) -> ProblemError | None:
     """Return what the hub's "no" means, or None where it was none."""
     kinds, source = _kinds(error), wanted.source
     if "GatedRepoError" in kinds:
@@ -52,7 +52,7 @@ def _refused(error: Exception, wanted: Wanted, hub: str, *, token: bool) -> Prob
     return None
 
 
-def _failed(error: Exception, wanted: Wanted, hub: str) -> ProblemError | None:
+def _failed(error: Exception, wanted: ModelRef, hub: str) -> ProblemError | None:
     """Return what a fault of the network or the disk means, or None where it was neither."""
     if isinstance(error, OSError) and error.errno and error.strerror:
         what = f"{wanted.source} cannot be stored: {error.strerror.lower()}"

@@ -20,15 +20,15 @@ from raycluster.serve.hub import File, Listing
 from raycluster.serve.hub_errors import ProblemError
 from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.transfer import Item, read_order, run, say
-from raycluster.serve.verify import Record, hashed, wrong
-from raycluster.serve.wanted import Wanted
+from raycluster.serve.verify import VerifiedFiles, hashed, wrong
+from raycluster.serve.wanted import ModelRef
 
 
 def main() -> None:
     """Carry out the order that the command line names."""
     order = read_order(sys.argv[1])
     load_secrets(order["secrets_path"])
-    wanted = Wanted(**order["model"])
+    wanted = ModelRef(**order["model"])
     record = record_of(wanted)
     try:
         if order.get("listed") is None:
@@ -49,7 +49,7 @@ def main() -> None:
         say({"error": f"{wanted.source}: {error}"})
 
 
-def held(wanted: Wanted, record: Record) -> dict[str, Any] | None:
+def held(wanted: ModelRef, record: VerifiedFiles) -> dict[str, Any] | None:
     """Return the listing of what is here without asking the hub, where all of it is."""
     if not hub.model_folder(wanted).exists():
         return None
@@ -62,7 +62,7 @@ def held(wanted: Wanted, record: Record) -> dict[str, Any] | None:
     return Listing(listed.commit, files).to_json()
 
 
-def put_to_use(wanted: Wanted, listed: Listing, record: Record) -> None:
+def put_to_use(wanted: ModelRef, listed: Listing, record: VerifiedFiles) -> None:
     """Make what was brought and checked the hub cache's: the files' names and the revision."""
     folder = hub.model_folder(wanted)
     snapshot = folder / "snapshots" / listed.commit
@@ -87,7 +87,7 @@ def _items(listed: Listing, paths: Mapping[str, Path]) -> list[Item]:
     return [Item(paths[f.name].resolve(), f.size, f.digest) for f in listed.files]
 
 
-def _refuse_strange(wanted: Wanted, listed: Listing) -> None:
+def _refuse_strange(wanted: ModelRef, listed: Listing) -> None:
     """Let no name from another node lead out of the model's folder."""
     names = [*(f.name for f in listed.files), wanted.revision, listed.commit]
     if any(PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts for n in names):
@@ -96,12 +96,12 @@ def _refuse_strange(wanted: Wanted, listed: Listing) -> None:
         raise ProblemError(f"{wanted.source} has no digests")
 
 
-def _place(wanted: Wanted, file: File) -> Path:
+def _place(wanted: ModelRef, file: File) -> Path:
     """Return where the hub's cache keeps a file's content: under its digest."""
     return hub.model_folder(wanted) / "blobs" / file.digest
 
 
-def _refuse_wrong(wanted: Wanted, listed: Listing, record: Record) -> None:
+def _refuse_wrong(wanted: ModelRef, listed: Listing, record: VerifiedFiles) -> None:
     """Raise ProblemError where a file is not as it was checked."""
     paths: Mapping[str, Path] = hub.cached(wanted, listed)
     bad = wrong(record, [(f.name, f.size, f.digest) for f in listed.files], paths, again=False)

@@ -14,7 +14,7 @@ AT_ONCE = 4
 CHUNK = 8 << 20
 
 
-class Record:
+class VerifiedFiles:
     """What was found right: path -> size, time of change, digest; with what else is worth keeping.
 
     A file with the same size and time is not read again.
@@ -50,7 +50,7 @@ class Record:
 
 
 def wrong(
-    record: Record,
+    record: VerifiedFiles,
     files: Iterable[tuple[str, int, str]],
     paths: Mapping[str, Path],
     *,

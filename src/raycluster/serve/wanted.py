@@ -15,7 +15,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelRef:
     """A hub id or a path, and the engine arguments that matter for what is read of it."""
 
     source: str
@@ -35,7 +35,7 @@ def is_path(source: str) -> bool:
     return source.startswith(("/", "./", "../", "~"))
 
 
-def wanted(model: Mapping[str, Any]) -> tuple[Wanted, ...]:
+def wanted(model: Mapping[str, Any]) -> tuple[ModelRef, ...]:
     """Return what a model, as `ModelSettings.to_json` tells it, reads.
 
     A draft model and a tokenizer of its own are models of the hub too. What is neither a path nor a
@@ -47,19 +47,19 @@ def wanted(model: Mapping[str, Any]) -> tuple[Wanted, ...]:
     return tuple(w for w in found if is_path(w.source) or HUB_ID.fullmatch(w.source))
 
 
-def _wanted(source: str, arguments: Mapping[str, Any]) -> Iterator[Wanted]:
+def _wanted(source: str, arguments: Mapping[str, Any]) -> Iterator[ModelRef]:
     revision = arguments.get("revision") or "main"
     cache_dir = arguments.get("download_dir")
-    yield Wanted(source, revision, arguments.get("load_format") or "auto", cache_dir)
+    yield ModelRef(source, revision, arguments.get("load_format") or "auto", cache_dir)
     if tokenizer := arguments.get("tokenizer"):
-        yield Wanted(tokenizer, arguments.get("tokenizer_revision") or "main", weights=False)
+        yield ModelRef(tokenizer, arguments.get("tokenizer_revision") or "main", weights=False)
     draft = arguments.get("speculative_config") or {}
     draft = json.loads(draft) if isinstance(draft, str) else draft
     if name := draft.get("model"):
-        yield Wanted(name, draft.get("revision") or "main", cache_dir=cache_dir)
+        yield ModelRef(name, draft.get("revision") or "main", cache_dir=cache_dir)
 
 
-def order(models: Sequence[Wanted], *, verify: bool, secrets_path: str) -> str:
+def order(models: Sequence[ModelRef], *, verify: bool, secrets_path: str) -> str:
     """Return what `fetch` is told on its command line."""
     plain = [asdict(model) for model in models]
     return json.dumps({"models": plain, "verify": verify, "secrets_path": secrets_path})

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from raycluster.contracts import Secret
+from raycluster.core.interfaces import Secret
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raycluster.contracts import ROOT
+from raycluster.core.interfaces import ROOT
 from raycluster.serve.settings import OFFSET
 from raycluster.spec.models import Ports
 

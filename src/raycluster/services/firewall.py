@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
-from raycluster import templates
+from raycluster.core import templates
 from raycluster.services.gateway import gateway
 from raycluster.services.prometheus import HEAD_PORTS
 from raycluster.services.wiring import Wiring

@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 
-from raycluster import templates
-from raycluster.contracts import ROOT, Process, Secret, live_id_path
+from raycluster.core import templates
+from raycluster.core.interfaces import ROOT, Process, Secret, live_id_path
 from raycluster.services.certificate import expiry, self_signed
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -172,7 +172,7 @@ def _readers(spec: ClusterSpec, wiring: Wiring) -> list[str]:
     """Return the addresses that may read the gateway's figures: this host's and Prometheus's."""
     if not (spec.gateway and spec.monitoring and spec.monitoring.prometheus):
         return []
-    known = {LOOPBACK, "::1", spec.gateway.address, wiring.addresses.get(spec.hosts[0].name)}
+    known = {LOOPBACK, "::1", spec.gateway.address, wiring.addresses.get(spec.head_host.name)}
     return sorted(
         address for address in known if address and not ip_address(address).is_unspecified
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raycluster import templates
-from raycluster.contracts import ROOT, Process
+from raycluster.core import templates
+from raycluster.core.interfaces import ROOT, Process
 from raycluster.services.ray_node import HEAD
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raycluster.contracts import ROOT, Process
+from raycluster.core.interfaces import ROOT, Process
 from raycluster.services.ray_node import HEAD, NEW_FILE, STATE_FOLDER, ray_node
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost

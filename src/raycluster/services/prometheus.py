@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from raycluster import templates
-from raycluster.contracts import ROOT, Process
+from raycluster.core import templates
+from raycluster.core.interfaces import ROOT, Process
 from raycluster.services.gateway import FIGURES_PATH, gateway
 from raycluster.services.ray_node import HEAD
 from raycluster.services.wiring import Wiring
@@ -109,7 +109,7 @@ def gpu_exporters(spec: ClusterSpec, wiring: Wiring) -> Targets:
 
 def gateways(spec: ClusterSpec, wiring: Wiring) -> Targets:
     """Return the gateways that the head reaches: those on another host's loopback are not."""
-    gate, head = spec.gateway, spec.hosts[0]
+    gate, head = spec.gateway, spec.head_host
     if gate is None:
         return []
     listens = ip_address(gate.address)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raycluster.accelerators.choice import named
-from raycluster.contracts import ROOT, BoxOptions, Process, Volume
-from raycluster.limits import Limits
+from raycluster.core.accelerators.choice import named
+from raycluster.core.cgroups import Limits
+from raycluster.core.interfaces import ROOT, BoxOptions, Process, Volume
 from raycluster.serve.settings import METRICS_PORT
 from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring

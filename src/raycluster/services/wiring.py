@@ -7,18 +7,8 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from raycluster.contracts import RegistryLogin, Secret
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """The values of the sources that a spec names; all empty where they are not needed."""
-
-    replicas: Mapping[str, Secret] = field(default_factory=dict)
-    api_keys: Mapping[str, Secret] = field(default_factory=dict)
-    certificate: bytes = b""
-    certificate_key: Secret | None = None
-    registry: RegistryLogin | None = None
+from raycluster.core.interfaces import Secret
+from raycluster.spec.secret_values import Secrets
 
 
 @dataclass(frozen=True)
@@ -30,7 +20,7 @@ class Wiring:
 
     addresses: Mapping[str, str]
     token: Secret
-    secrets: Secrets = Secrets()
+    secrets: Secrets = field(default_factory=Secrets)
     apart: bool = False
 
     @property

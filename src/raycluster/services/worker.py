@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycluster.contracts import Process
+from raycluster.core.interfaces import Process
 from raycluster.services.ray_node import WORKER, ray_node
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -13,5 +13,5 @@ def worker(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | N
     """Return the process that joins `host` to the head."""
     if host.role != WORKER:
         return None
-    head = bracketed(wiring.addresses[spec.hosts[0].name])
+    head = bracketed(wiring.addresses[spec.head_host.name])
     return ray_node(spec, host, wiring, WORKER, (f"--address={head}:{spec.ports.gcs}",))

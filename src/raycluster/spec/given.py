@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 
 HINT = "use user@address:port, or a full ssh command"
 _COMMAND = re.compile(r"\s*(?:\$\s+)?(?:\S*[/\\])?ssh(?:\.exe)?(?:\s|$)")

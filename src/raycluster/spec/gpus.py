@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from raycluster.spec.sections import Model
+from raycluster.spec.model_section import Model
 
 
 def spreads(model: Model, gpus: Mapping[str, float]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from raycluster.tested import VLLM
+from raycluster.core.tested_versions import VLLM
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dotenv.parser import parse_stream
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
 from raycluster.spec import shape
 from raycluster.spec.explain import suggest
 from raycluster.spec.lines import Location

@@ -18,24 +18,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from raycluster.accelerators.choice import named
+from raycluster.core.accelerators.choice import named
 from raycluster.spec.gpus import lacking_gpus
 from raycluster.spec.known_images import DEFAULT_IMAGE, cuda_in, python_in
-from raycluster.spec.sections import (
-    CPU_REQUIREMENTS,
-    GPU_REQUIREMENTS,
-    RAY_VERSION,
-    Cluster,
-    EngineEnvironment,
-    Host,
-    Model,
-    Part,
-    Ports,
-    Replicas,
-    Runtime,
-    Ssh,
-    Worker,
-)
+from raycluster.spec.model_section import EngineEnvironment, Model, Replicas
+from raycluster.spec.part import Part
+from raycluster.spec.runtime_section import CPU_REQUIREMENTS, GPU_REQUIREMENTS, RAY_VERSION, Runtime
+from raycluster.spec.sections import Cluster, Host, Ports, Ssh, Worker
 from raycluster.spec.services import Distribution, Firewall, Gateway, Monitoring, Registry, Tls
 from raycluster.spec.types import (
     EnvName,
@@ -198,6 +187,11 @@ class ClusterSpec(BaseSettings):
             for i, w in enumerate(self.workers, start=1)
         )
         return _same_python((self._resolve("head", "head", self.head), *workers))
+
+    @property
+    def head_host(self) -> ResolvedHost:
+        """The host of Ray's head, with what it inherits."""
+        return self.hosts[0]
 
     @property
     def owner(self) -> str:

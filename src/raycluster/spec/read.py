@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
 from raycluster.spec.explain import explain
 from raycluster.spec.layers import Layers, read_dotenv
 from raycluster.spec.models import ClusterSpec

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raycluster.spec.sections import Part
+from raycluster.spec.part import Part
 from raycluster.spec.types import (
     AtLeastOne,
     Bytes,

@@ -18,10 +18,10 @@ from pydantic import (
 )
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-from raycluster.accelerators.values import UUID
+from raycluster.core.accelerators.values import UUID
+from raycluster.core.tested_versions import OLDEST_VLLM, startable
+from raycluster.core.usernames import wrong_user
 from raycluster.serve.settings import SHUT
-from raycluster.tested import OLDEST_VLLM, startable
-from raycluster.usernames import wrong_user
 
 ENGINE_ARGS_ELSEWHERE = {
     "model": "set `source` of the model instead",

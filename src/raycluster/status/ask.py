@@ -12,29 +12,38 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from raycluster import health, limits
-from raycluster.accelerators.host import by_word
-from raycluster.accelerators.values import Trouble
-from raycluster.errors import RayclusterError
-from raycluster.judge import Health, judge
-from raycluster.limits import Limits
-from raycluster.readings import SERVICE_SERIES, read_service
-from raycluster.replicas import LISTENING, Place, http_ports, listening
+from raycluster.core import cgroups as limits
+from raycluster.core.accelerators.host import by_word
+from raycluster.core.accelerators.values import Trouble
+from raycluster.core.cgroups import Limits
+from raycluster.core.errors import RayclusterError
+from raycluster.core.untrusted import Told as Said
+from raycluster.observe import health
+from raycluster.observe.diagnosis import Health, judge
+from raycluster.observe.engine_metrics import SERVICE_SERIES, read_service
+from raycluster.observe.replica_endpoints import LISTENING, MetricsAddress, http_ports, listening
 from raycluster.status import gpus, prometheus
-from raycluster.status.figures import Cost, Figures, Look, Seen, Told, cost, figures
-from raycluster.status.gpus import Gpu
+from raycluster.status.figures import (
+    HostCost,
+    Look,
+    ModelFigures,
+    ReplicaSample,
+    Told,
+    cost,
+    figures,
+)
+from raycluster.status.gpus import GpuStatus
 from raycluster.tunnel.record import Opened, opened
-from raycluster.untrusted import Told as Said
 
 if TYPE_CHECKING:
-    from raycluster.connect import Connected, Fleet
+    from raycluster.hosts.fleet import Connected, Fleet
     from raycluster.spec import ClusterSpec
 
 WINDOW_S = 10.0
 """What `--watch` shows happened in so many seconds; its first look knows less."""
 APART_S = 0.25
 """Between two looks at the counters, where a replica does not tell how they were earlier."""
-_Gpus = tuple[tuple[Gpu, ...], Trouble | None]
+_Gpus = tuple[tuple[GpuStatus, ...], Trouble | None]
 _TIMEOUT_S = 3.0
 _GPUS_S = 1.0  # nvidia-smi of an ill GPU may hang
 
@@ -48,16 +57,16 @@ class Standing:
     """
 
     health: Health
-    figures: Mapping[str, Figures]
-    gpus: Mapping[str, tuple[Gpu, ...]]
+    figures: Mapping[str, ModelFigures]
+    gpus: Mapping[str, tuple[GpuStatus, ...]]
     tunnels: tuple[Opened, ...]
-    cost: Cost | None
+    cost: HostCost | None
     taken: str
     gpu_problems: Mapping[str, Trouble] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
 
 
-class Watcher:
+class StatusWatcher:
     """Looks at one cluster, and remembers what replicas said; a context manager."""
 
     def __init__(self, spec: ClusterSpec, fleet: Fleet) -> None:
@@ -69,7 +78,7 @@ class Watcher:
         self._looks: deque[Look] = deque()
         self._records = bool(spec.monitoring and spec.monitoring.prometheus)
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> StatusWatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +92,7 @@ class Watcher:
         asked = _Asked(self, self._pool, self._spec, first=first)
 
         def met(connected: Connected) -> None:
-            on_head = connected.host.name == self._spec.hosts[0].name
+            on_head = connected.host.name == self._spec.head_host.name
             asked.met(connected, prometheus=on_head and first and self._records)
 
         seen = health.look(self._spec, self._fleet, met, asked.wait)
@@ -101,7 +110,7 @@ class Watcher:
             _with_fallbacks(seen, asked.look),
             models,
             self._gpus(seen, asked),
-            opened(self._spec.cluster.name, self._spec.hosts[0].address),
+            opened(self._spec.cluster.name, self._spec.head_host.address),
             cost(self._spec, models),
             taken,
             {h.name: trouble for h in self._spec.hosts if (trouble := asked.gpus(h.name)[1])},
@@ -123,8 +132,8 @@ class Watcher:
         while len(self._looks) > 2 and _moment(self._looks[1]) <= now - WINDOW_S:
             self._looks.popleft()
 
-    def _gpus(self, seen: Health, asked: _Asked) -> dict[str, tuple[Gpu, ...]]:
-        found: dict[str, tuple[Gpu, ...]] = {}
+    def _gpus(self, seen: Health, asked: _Asked) -> dict[str, tuple[GpuStatus, ...]]:
+        found: dict[str, tuple[GpuStatus, ...]] = {}
         for host in self._spec.hosts:
             node = seen.state.node(host)
             usage = seen.usage.get(node.node_id, Said(None)) if node else Said(None)
@@ -168,14 +177,14 @@ class _Asked:
 
     def __init__(
         self,
-        watcher: Watcher,
+        watcher: StatusWatcher,
         pool: ThreadPoolExecutor,
         spec: ClusterSpec,
         *,
         first: bool = False,
     ) -> None:
-        self.look: dict[str, Seen] = {}
-        self.earlier: dict[str, Seen] = {}
+        self.look: dict[str, ReplicaSample] = {}
+        self.earlier: dict[str, ReplicaSample] = {}
         self._first = first
         self.hosts: list[_Host] = []
         self._watcher = watcher
@@ -239,12 +248,12 @@ class _Host:
     """A connected host: where its replicas are, and how its programs are asked."""
 
     def __init__(self, connected: Connected, spec: ClusterSpec) -> None:
-        from raycluster.transports.http import http_client
+        from raycluster.hosts.http import http_client
 
         transport, ports = connected.transport, spec.ports
         self.connected = connected
         self.name = connected.host.name
-        self.places: dict[int, Place] = {}
+        self.places: dict[int, MetricsAddress] = {}
         self.limits: Limits | None = None
         self._ports = http_ports(spec)
         self._client = http_client(transport, ports.metrics, timeout=_TIMEOUT_S)
@@ -257,11 +266,13 @@ class _Host:
         self.limits = limits.read(by_word(text))
         found = {port: base for port, base in listening(text) if port in self._ports}
         self.places = {
-            port: place if (place := self.places.get(port)) and place.base == base else Place(base)
+            port: place
+            if (place := self.places.get(port)) and place.base == base
+            else MetricsAddress(base)
             for port, base in found.items()
         }
 
-    def read(self, port: int, models: Sequence[str]) -> Seen | None:
+    def read(self, port: int, models: Sequence[str]) -> ReplicaSample | None:
         """Return what a replica says, None where it says nothing of any of the models."""
         import httpx
 
@@ -269,12 +280,12 @@ class _Host:
             text, now = self.places[port].ask(self._client, SERVICE_SERIES)
             for model in models if text else ():
                 if service := read_service(text, model, now=now):
-                    return Seen(time.monotonic(), model, service)
+                    return ReplicaSample(time.monotonic(), model, service)
         except (httpx.HTTPError, RayclusterError, ValueError):
             pass
         return None
 
-    def read_earlier(self, port: int, model: str) -> Seen | None:
+    def read_earlier(self, port: int, model: str) -> ReplicaSample | None:
         """Return what a replica remembers to have said some seconds ago, None where it does not."""
         import httpx
 
@@ -286,7 +297,7 @@ class _Host:
             return None
         if service is None or age < APART_S:
             return None
-        return Seen(at - age, model, service)
+        return ReplicaSample(at - age, model, service)
 
     def gpus(self) -> _Gpus:
         """Return what the host says of its GPUs."""

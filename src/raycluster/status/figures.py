@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raycluster.readings import Service
+from raycluster.observe.engine_metrics import Service
 from raycluster.spec import ClusterSpec
 
 LEAST_S = 5.0
@@ -17,7 +17,7 @@ LONGEST_S = 160.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ReplicaSample:
     """What one replica of `model` said at a monotonic moment."""
 
     at: float
@@ -25,7 +25,7 @@ class Seen:
     service: Service
 
 
-Look = Mapping[str, Seen]
+Look = Mapping[str, ReplicaSample]
 """One look at all replicas, by place: HOST:PORT."""
 
 
@@ -54,7 +54,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Figures:
+class ModelFigures:
     """One model. `answered` replicas told how they do now: None where the engine does not say.
 
     `running` and `waiting` requests are sums, `kv_cache_usage` (0 to 1) is that of the fullest.
@@ -69,7 +69,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Cost:
+class HostCost:
     """What the hosts cost; `unpriced` are those of which the spec does not say.
 
     `per_million` generated tokens, at the rate of the moment; None where that is zero or unknown.
@@ -89,14 +89,14 @@ class Told:
     first_token: Latency
 
 
-def figures(looks: Sequence[Look], model: str, told: Told | None = None) -> Figures:
+def figures(looks: Sequence[Look], model: str, told: Told | None = None) -> ModelFigures:
     """Return a model's figures from looks, the oldest first; rates from what was `told`, if any."""
     if not looks:
-        return Figures()
+        return ModelFigures()
     now = {place: seen for place, seen in looks[-1].items() if seen.model == model}
     engines = [seen.service.engine for seen in now.values()]
     grown = _Growth.over(looks, now)
-    return Figures(
+    return ModelFigures(
         len(now),
         _total(e.running for e in engines),
         _total(e.waiting for e in engines),
@@ -152,7 +152,7 @@ class _Growth:
         )
 
 
-def _same(look: Look, place: str, seen: Seen) -> Seen | None:
+def _same(look: Look, place: str, seen: ReplicaSample) -> ReplicaSample | None:
     """Return what the same process said in another look."""
     old = look.get(place)
     if old is None or old.service.engine.started != seen.service.engine.started:
@@ -164,7 +164,7 @@ def _moments(looks: Iterable[Look]) -> Iterable[float]:
     return (seen.at for look in looks for seen in look.values())
 
 
-def _latency(now: Iterable[Seen], grown: _Growth | None) -> Latency:
+def _latency(now: Iterable[ReplicaSample], grown: _Growth | None) -> Latency:
     counts, window = grown.buckets() if grown else {}, grown.window_s if grown else None
     if window is None or window < LEAST_S or not max(counts.values(), default=0.0):
         counts, window = _added(seen.service.first_token for seen in now), None
@@ -197,7 +197,7 @@ def quantile(share: float, counts: Mapping[float, float]) -> float | None:
     return math.inf
 
 
-def cost(spec: ClusterSpec, models: Mapping[str, Figures]) -> Cost | None:
+def cost(spec: ClusterSpec, models: Mapping[str, ModelFigures]) -> HostCost | None:
     """Return what the cluster costs, None where the spec gives no price."""
     prices = {host.name: host.price_per_hour for host in spec.hosts}
     known = [price for price in prices.values() if price is not None]
@@ -208,7 +208,7 @@ def cost(spec: ClusterSpec, models: Mapping[str, Figures]) -> Cost | None:
     rates = [f.rates.tokens if f.rates else None for f in models.values()]
     tokens = None if None in rates or unpriced else _total(rates)
     per_million = per_hour / (tokens * 3600) * 1e6 if tokens else None
-    return Cost(spec.cluster.currency, per_hour, per_million, unpriced)
+    return HostCost(spec.cluster.currency, per_hour, per_million, unpriced)
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from raycluster.accelerators.host import by_word, live_script, read_live
-from raycluster.accelerators.values import Trouble, clean, decimal, is_unified, whole
-from raycluster.untrusted import Told
+from raycluster.core.accelerators.host import by_word, live_script, read_live
+from raycluster.core.accelerators.values import Trouble, clean, decimal, is_unified, whole
+from raycluster.core.untrusted import Told
 
 _FIELDS = (
     *("index", "name", "utilization.gpu", "memory.used", "memory.total"),
@@ -19,7 +19,7 @@ ASK = live_script(",".join(_FIELDS))
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuStatus:
     """One GPU now, as `source` says; None where that does not tell.
 
     `errors` are those of the memory that could not be corrected since the driver was loaded.
@@ -36,7 +36,7 @@ class Gpu:
     errors: int | None = None
 
 
-def from_smi(text: str) -> tuple[tuple[Gpu, ...], Trouble | None]:
+def from_smi(text: str) -> tuple[tuple[GpuStatus, ...], Trouble | None]:
     """Return the GPUs in what ASK printed, and why others do not answer."""
     found = []
     rows, problem = read_live(text, len(_FIELDS), _FIELDS.index("name"))
@@ -48,7 +48,7 @@ def from_smi(text: str) -> tuple[tuple[Gpu, ...], Trouble | None]:
         shown = clean(name, 100)
         if total is None and is_unified(shown, None, machine):
             used, total = (None, None) if host is None else host
-        found.append(Gpu("nvidia-smi", index, shown, busy, used, total, warm, power, count))
+        found.append(GpuStatus("nvidia-smi", index, shown, busy, used, total, warm, power, count))
     return tuple(found), problem
 
 
@@ -62,10 +62,10 @@ def _memory(told: Mapping[str, Sequence[str]]) -> tuple[float | None, float] | N
     return (None if free is None else max(0, total - free) / 1024), total / 1024
 
 
-def from_ray(told: Told) -> tuple[Gpu, ...]:
+def from_ray(told: Told) -> tuple[GpuStatus, ...]:
     """Return the GPUs in the figures of a node that Ray's dashboard gives."""
     return tuple(
-        Gpu(
+        GpuStatus(
             "ray",
             str(number if (index := gpu["index"].whole()) is None else index),
             clean(gpu["name"].text(), 100),

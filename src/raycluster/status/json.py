@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from raycluster.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
-from raycluster.judge import Health, ModelHealth, Problem
-from raycluster.limits import Limits
-from raycluster.plan import roles
-from raycluster.report import endpoints
+from raycluster.core.cgroups import Limits
+from raycluster.core.errors import AuthError, ConnectionLostError, HostKeyError, UnreachableError
+from raycluster.core.untrusted import Told
+from raycluster.observe.diagnosis import Health, Issue, ModelHealth
+from raycluster.report.outcome import endpoints
+from raycluster.services.processes import roles
 from raycluster.spec import ResolvedHost
-from raycluster.state import HostState
-from raycluster.status.figures import Figures
-from raycluster.status.gpus import Gpu
+from raycluster.state.cluster import HostState
+from raycluster.status.figures import ModelFigures
+from raycluster.status.gpus import GpuStatus
 from raycluster.status.warnings import warnings
-from raycluster.untrusted import Told
 
 if TYPE_CHECKING:
     from raycluster.status.ask import Standing
@@ -47,7 +47,7 @@ def status_json(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _problems(problems: Iterable[Problem]) -> list[dict[str, str]]:
+def _problems(problems: Iterable[Issue]) -> list[dict[str, str]]:
     return [{"where": p.where, "what": p.what, "hint": p.hint} for p in problems]
 
 
@@ -103,7 +103,7 @@ def _process(seen: HostState, role: str) -> str:
     return "unknown" if seen.problem else "absent"
 
 
-def _gpu(gpu: Gpu) -> dict[str, Any]:
+def _gpu(gpu: GpuStatus) -> dict[str, Any]:
     told = asdict(gpu)
     errors = told.pop("errors")
     return {**told, "name": gpu.name or None, "uncorrected_memory_errors": errors}
@@ -123,11 +123,11 @@ def model(standing: Standing, health: ModelHealth) -> dict[str, Any]:
             {"id": r.replica_id, "state": r.state.lower(), "address": r.address}
             for r in (app.replicas if app else ())
         ],
-        "figures": _figures(standing.figures.get(health.name, Figures())),
+        "figures": _figures(standing.figures.get(health.name, ModelFigures())),
     }
 
 
-def _figures(seen: Figures) -> dict[str, Any]:
+def _figures(seen: ModelFigures) -> dict[str, Any]:
     rates, latency = seen.rates, seen.first_token
     return {
         "replicas_answered": seen.answered,
@@ -172,5 +172,5 @@ def _status(health: Health, model: ModelHealth) -> str:
     if model.app:
         return model.app.status.lower()
     state = health.state
-    unseen = state.hosts[health.spec.hosts[0].name].problem or state.head_problem
+    unseen = state.hosts[health.spec.head_host.name].problem or state.head_problem
     return "unknown" if unseen else "absent"

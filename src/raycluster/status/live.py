@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from raycluster.errors import RayclusterError
+from raycluster.core.errors import RayclusterError
 from raycluster.status.view import status_view
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from raycluster.core.untrusted import Told as Said
+from raycluster.core.untrusted import number_of, read_json
 from raycluster.status.figures import LONGEST_S, Latency, Rates, Told
-from raycluster.untrusted import Told as Said
-from raycluster.untrusted import number_of, read_json
 
 if TYPE_CHECKING:
     import httpx

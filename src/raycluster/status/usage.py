@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from raycluster.errors import HostError
-from raycluster.transports.http import http_client
-from raycluster.untrusted import Told, number_of, read_json
+from raycluster.core.errors import HostError
+from raycluster.core.untrusted import Told, number_of, read_json
+from raycluster.hosts.http import http_client
 
 if TYPE_CHECKING:
     import httpx
 
-    from raycluster.contracts import Transport
+    from raycluster.core.interfaces import Transport
     from raycluster.spec import ClusterSpec
 
 By = Literal["key", "model"]
@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Usage:
+class UsageReport:
     """The rows of `seconds`, and what the hosts that have a price cost while they ran."""
 
     rows: tuple[Row, ...]
@@ -75,7 +75,9 @@ class Usage:
         return None if self.cost is None or not worked else self.cost / worked * 1e6
 
 
-def asked_at(transport: Transport, spec: ClusterSpec, seconds: int, by: By | None = None) -> Usage:
+def asked_at(
+    transport: Transport, spec: ClusterSpec, seconds: int, by: By | None = None
+) -> UsageReport:
     """Return what the head's Prometheus says. Raises HostError and AnswerError."""
     import httpx
 
@@ -85,12 +87,12 @@ def asked_at(transport: Transport, spec: ClusterSpec, seconds: int, by: By | Non
         except httpx.HTTPError as error:
             raise HostError(
                 f"Prometheus does not respond:  {error or type(error).__name__}",
-                where=spec.hosts[0].name,
+                where=spec.head_host.name,
                 hint="raycluster status",
             ) from error
 
 
-def ask(client: httpx.Client, spec: ClusterSpec, seconds: int, by: By | None = None) -> Usage:
+def ask(client: httpx.Client, spec: ClusterSpec, seconds: int, by: By | None = None) -> UsageReport:
     """Return the usage of the last `seconds`, by owner and model, or by one of both.
 
     Raises httpx's errors, and AnswerError for an answer of another kind.
@@ -112,7 +114,7 @@ def ask(client: httpx.Client, spec: ClusterSpec, seconds: int, by: By | None = N
         row if cost is None or not worked else replace(row, cost=cost * row.worked / worked)
         for _, row in sorted(rows.items())
     ]
-    return Usage(tuple(split), seconds, spec.cluster.currency, cost)
+    return UsageReport(tuple(split), seconds, spec.cluster.currency, cost)
 
 
 def _growth(

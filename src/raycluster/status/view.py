@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from raycluster.report import endpoints
+from raycluster.report.outcome import endpoints
 from raycluster.status import json
-from raycluster.status.figures import Figures, Latency
+from raycluster.status.figures import Latency, ModelFigures
 from raycluster.status.warnings import warnings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from raycluster.judge import ModelHealth, Problem
+    from raycluster.observe.diagnosis import Issue, ModelHealth
     from raycluster.status.ask import Standing
 
 Row = Mapping[str, str]
@@ -122,7 +122,7 @@ def _problems(standing: Standing, *, whole: bool) -> list[Text]:
     return found + _told(warnings(standing), "~", "cyan", whole=whole)
 
 
-def _told(problems: Iterable[Problem], mark: str, style: str, *, whole: bool) -> list[Text]:
+def _told(problems: Iterable[Issue], mark: str, style: str, *, whole: bool) -> list[Text]:
     parts = []
     for problem in problems:
         parts.append(_text(f"  {mark} {problem.where}: {problem.what}", style, whole=whole))
@@ -277,7 +277,7 @@ def _models(standing: Standing, *, whole: bool) -> RenderableType:
 
 def _model_row(standing: Standing, model: ModelHealth) -> dict[str, str]:
     told = json.model(standing, model)
-    seen = standing.figures.get(model.name, Figures())
+    seen = standing.figures.get(model.name, ModelFigures())
     usage = seen.kv_cache_usage
     return {
         "MODEL": model.name,
@@ -343,7 +343,7 @@ def _stacked(row: Row) -> Text:
     return Text.assemble((row["MODEL"], "bold"), *(f"\n  {line}" for line in lines))
 
 
-def _note(seen: Figures) -> str:
+def _note(seen: ModelFigures) -> str:
     """Return what the rates and the TTFT are of."""
     rates, latency = seen.rates, seen.first_token
     parts = []

@@ -11,10 +11,10 @@ from threading import Event, Lock, Thread, current_thread
 from types import TracebackType
 from typing import Protocol, Self
 
-from raycluster.contracts import Address, ByteStream
-from raycluster.errors import ConnectionLostError, HostError, PortInUseError
+from raycluster.core.errors import ConnectionLostError, HostError, PortInUseError
+from raycluster.core.interfaces import Address, ByteStream
 from raycluster.tunnel.ports import LOOPBACK, Forward
-from raycluster.tunnel.relay import Relay, reset
+from raycluster.tunnel.relay import SocketRelay, reset
 
 BACKLOG = 1024
 GRACE = 1.0
@@ -45,7 +45,7 @@ class ChannelForwarder:
         self._forwards = tuple(forwards)
         self._tell = tell
         self._lock = Lock()
-        self._relays: dict[Relay, Thread] = {}
+        self._relays: dict[SocketRelay, Thread] = {}
         self._refused: set[str] = set()
         self._ended = Event()
         self._resources = ExitStack()
@@ -115,9 +115,9 @@ class ChannelForwarder:
             self._note_refusal(forward, error)
             return
         self._refused.discard(forward.name)
-        self._relay(Relay(local, remote))
+        self._relay(SocketRelay(local, remote))
 
-    def _relay(self, relay: Relay) -> None:
+    def _relay(self, relay: SocketRelay) -> None:
         with self._lock:
             self._relays[relay] = current_thread()
         if self._ended.is_set():

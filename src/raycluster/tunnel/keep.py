@@ -10,17 +10,17 @@ from itertools import chain, repeat
 from threading import Event
 from typing import Protocol
 
-from raycluster.contracts import Tell, Transport
-from raycluster.errors import (
+from raycluster.core.errors import (
     ConnectionLostError,
     HostError,
     HostKeyError,
     PortInUseError,
     UnreachableError,
 )
-from raycluster.transports.ssh_master import available
+from raycluster.core.interfaces import Tell, Transport
+from raycluster.hosts.transports.ssh_master import available
 from raycluster.tunnel.channels import ChannelForwarder
-from raycluster.tunnel.link import Link
+from raycluster.tunnel.link import TunnelLink
 from raycluster.tunnel.ports import Forward, describe
 from raycluster.tunnel.system import SystemForwarder
 
@@ -51,7 +51,7 @@ class Route:
         return not self.command and self.open_transport is None
 
 
-class Connected(Protocol):
+class OpenTunnel(Protocol):
     """A connection that is open."""
 
     def wait(self, stop: Event) -> None:
@@ -59,7 +59,7 @@ class Connected(Protocol):
         ...
 
 
-Connect = Callable[[], AbstractContextManager[Connected]]
+Connect = Callable[[], AbstractContextManager[OpenTunnel]]
 
 
 def keep(route: Route, forwards: Sequence[Forward], tell: Tell, stop: Event) -> None:
@@ -71,7 +71,7 @@ def keep(route: Route, forwards: Sequence[Forward], tell: Tell, stop: Event) -> 
     if route.local:
         _tell_local(forwards, tell)
     elif not _through_system(route, forwards, tell, stop) and route.open_transport is not None:
-        link = Link(route.open_transport, route.host)
+        link = TunnelLink(route.open_transport, route.host)
         with ChannelForwarder(link, forwards, tell):
             _Loop(link.connected, describe(forwards, route.host), tell, stop).run()
 

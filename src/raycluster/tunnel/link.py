@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-from raycluster.contracts import Address, ByteStream, Transport
-from raycluster.errors import ConnectionLostError, HostError
+from raycluster.core.errors import ConnectionLostError, HostError
+from raycluster.core.interfaces import Address, ByteStream, Transport
 
 TICK = 0.2
 ANSWER_SECONDS = 20.0
@@ -17,7 +17,7 @@ ANSWER_SECONDS = 20.0
 PULSE = ("sh", "-c", "while echo; do sleep 15; done")
 
 
-class Link:
+class TunnelLink:
     """A dialer over the transport of the moment; between two transports it refuses at once."""
 
     def __init__(self, open_transport: Callable[[], Transport], host: str) -> None:
@@ -36,7 +36,7 @@ class Link:
         return transport.connect(address, timeout=timeout)
 
     @contextmanager
-    def connected(self) -> Iterator[Link]:
+    def connected(self) -> Iterator[TunnelLink]:
         """Inside it there is a transport. Raises HostError when none can be opened."""
         transport = self._open_transport()
         self._began, self._broke = Event(), Event()

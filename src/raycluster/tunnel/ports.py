@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raycluster.errors import PortInUseError
+from raycluster.core.errors import PortInUseError
 
 LOOPBACK = "127.0.0.1"
 HIGHEST = 65535

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from raycluster.decode import MOST, decode
-from raycluster.errors import RecordError
+from raycluster.core.errors import RecordError
+from raycluster.core.stored_json import MOST, decode
 from raycluster.tunnel.ports import Forward
 
 

@@ -7,8 +7,8 @@ import struct
 from contextlib import suppress
 from threading import Thread
 
-from raycluster.contracts import ByteStream
-from raycluster.errors import HostError
+from raycluster.core.errors import HostError
+from raycluster.core.interfaces import ByteStream
 
 CHUNK = 65536
 BROKEN = (OSError, EOFError, HostError)
@@ -22,7 +22,7 @@ def reset(local: socket.socket) -> None:
     local.close()
 
 
-class Relay:
+class SocketRelay:
     """Copies until both directions have ended or one broke; a slow reader holds up only itself."""
 
     def __init__(self, local: socket.socket, remote: ByteStream) -> None:

@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from types import FrameType
 
-from raycluster.contracts import Tell
+from raycluster.core.interfaces import Tell
 from raycluster.tunnel.keep import Route, keep
 from raycluster.tunnel.ports import LOOPBACK, Forward, choose_ports
 

@@ -9,8 +9,8 @@ from threading import Event
 from types import TracebackType
 from typing import Self
 
-from raycluster.errors import ConnectionLostError, PortInUseError
-from raycluster.transports.ssh_master import LOGIN_SECONDS, Master
+from raycluster.core.errors import ConnectionLostError, PortInUseError
+from raycluster.hosts.transports.ssh_master import LOGIN_SECONDS, Master
 from raycluster.tunnel.ports import LOOPBACK, Forward
 
 UP = b"raycluster-tunnel-up\n"

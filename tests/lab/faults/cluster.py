@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycluster.drill.load import Answer, Load
-from raycluster.openai_wire.target import Target
+from raycluster.drill.load import DrillRequest, SteadyLoad
+from raycluster.openai_client.target import Target
 from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 from tests.lab.image import IMAGE
@@ -119,13 +119,13 @@ class Faulty:
         wait_for(lambda: host.run(("kill", "-0", pid)).returncode, "its end", 30)
 
     @contextmanager
-    def load(self, *hosts: Host, rate: float = RATE) -> Iterator[Load]:
+    def load(self, *hosts: Host, rate: float = RATE) -> Iterator[SteadyLoad]:
         """Send requests to the gateways of these hosts, the first one first."""
         targets = [
             Target(f"http://{h.address}:8080", TINY, {"authorization": f"Bearer {KEY}"})
             for h in hosts or self.hosts[:1]
         ]
-        with Load(targets, rate) as load:
+        with SteadyLoad(targets, rate) as load:
             wait_for(lambda: sum(a.ok for a in load.answers) > rate, "the load to be answered", 60)
             yield load
 
@@ -137,7 +137,7 @@ _ASK = (
 )
 
 
-def failures(load: Load, struck: tuple[float, float] | None = None) -> list[Answer]:
+def failures(load: SteadyLoad, struck: tuple[float, float] | None = None) -> list[DrillRequest]:
     """Return what got no whole answer.
 
     Streams that were under way while a fault struck, between two times on the load's clock, are
@@ -146,11 +146,11 @@ def failures(load: Load, struck: tuple[float, float] | None = None) -> list[Answ
     return [a for a in load.answers if not a.ok and not (struck and _carried_away(a, *struck))]
 
 
-def _carried_away(answer: Answer, since: float, until: float) -> bool:
+def _carried_away(answer: DrillRequest, since: float, until: float) -> bool:
     return answer.cut and answer.at <= until and answer.at + answer.seconds >= since
 
 
-def told(name: str, load: Load, since: float, **figures: float | None) -> None:
+def told(name: str, load: SteadyLoad, since: float, **figures: float | None) -> None:
     """Print the figures of a fault, for whoever reads the log of the tests."""
     during = sorted(a.seconds for a in load.answers if a.at >= since and a.ok)
     p99 = during[int(0.99 * (len(during) - 1))] if during else float("nan")
@@ -164,7 +164,9 @@ def told(name: str, load: Load, since: float, **figures: float | None) -> None:
     )
 
 
-def seconds_until(condition: Callable[[], object], load: Load, since: float, limit: float) -> float:
+def seconds_until(
+    condition: Callable[[], object], load: SteadyLoad, since: float, limit: float
+) -> float:
     """Return the seconds from `since`, on the load's clock, until the condition held.
 
     Raises TimeoutError when that took more than `limit`.

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from raycluster.drill.load import Load
+from raycluster.drill.load import SteadyLoad
 from tests.lab.faults.cluster import (
     KEY,
     NAME,
@@ -206,7 +206,7 @@ def _on(replica: dict[str, object], hosts: list[Host]) -> bool:
     return replica["node_ip"] in {host.address for host in hosts}
 
 
-def _quick(load: Load, since: float) -> bool:
+def _quick(load: SteadyLoad, since: float) -> bool:
     """Tell whether all that was sent in a whole second after the fault was soon answered."""
     first, last = load.now() - 2.5, load.now() - 1.5
     window = [a for a in list(load.answers) if first < a.at < last]

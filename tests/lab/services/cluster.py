@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from raycluster.drill.load import Load
-from raycluster.openai_wire.target import Target
+from raycluster.drill.load import SteadyLoad
+from raycluster.openai_client.target import Target
 from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 from tests.lab.image import IMAGE
@@ -187,7 +187,7 @@ def _load(running: Watched) -> None:
     def there(series: str) -> Callable[[], object]:
         return lambda: running.query(series)
 
-    with Load([target], RATE, max_tokens=16) as load:
+    with SteadyLoad([target], RATE, max_tokens=16) as load:
         wait_for(lambda: sum(a.ok for a in load.answers) > RATE, "the load to be answered", 60)
         for series in (
             "model:requests:rate2m > 0",

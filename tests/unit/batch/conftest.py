@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from raycluster.batch.online import Connect, online
-from raycluster.batch.report import Summary
-from raycluster.batch.run import Options, Voice, run
-from raycluster.openai_wire.target import Target
+from raycluster.batch.report import BatchSummary
+from raycluster.batch.run import BatchOptions, Voice, run
+from raycluster.openai_client.target import Target
 from raycluster.serve.asking.asker import Tries
 
 QUICK = Tries(timeout=20.0, backoff=0.01)
@@ -81,9 +81,9 @@ class Batch:
     def ask(self, *questions: str) -> None:
         self.write([{"prompt": question} for question in questions])
 
-    def run(self, url: str | Connect, **options: Any) -> Summary:
+    def run(self, url: str | Connect, **options: Any) -> BatchSummary:
         connect = to(url) if isinstance(url, str) else url
-        chosen = Options(self.input, self.output, **{"tries": QUICK, **options})
+        chosen = BatchOptions(self.input, self.output, **{"tries": QUICK, **options})
         return run(chosen, online(connect), Voice(self.said, self.told.append, lambda line: None))
 
     def results(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from raycluster.openai_wire.mock import Call, MockServer, Script
+from raycluster.openai_client.mock import Call, MockServer, Script
 
 KIND = "application/json"
 FAULTS = [

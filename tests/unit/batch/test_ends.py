@@ -136,10 +136,10 @@ MEMORY = """
 import asyncio, json, resource, sys
 from pathlib import Path
 from raycluster.batch.census import check_lines, take_census
-from raycluster.batch.job import Shape, to_job
+from raycluster.batch.job import RequestShape, to_job
 from raycluster.batch.ledger import Ledger
 from raycluster.batch.source import prompt_file
-from raycluster.batch.work import Work
+from raycluster.batch.work import BatchRun
 from raycluster.serve.asking.asker import Tries
 from raycluster.serve.asking.result import Reply, Stamp
 
@@ -159,21 +159,21 @@ def jobs(path, ledger, marks):
         if number in marks:
             marks[number] = rss()
         if not ledger.has(number):
-            yield to_job(number, item, Shape())
+            yield to_job(number, item, RequestShape())
 
 path, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 marks = {first: 0, last: 0}
 census = take_census(prompt_file(path))
 checked = rss(), check_lines(prompt_file(path), print), rss()
-with Ledger(Path(sys.argv[4]), Stamp(census.digest, Shape().digest), census.last) as ledger:
-    work = Work(
+with Ledger(Path(sys.argv[4]), Stamp(census.digest, RequestShape().digest), census.last) as ledger:
+    work = BatchRun(
         jobs(path, ledger, marks), ledger, Null, where="nowhere", slots=64, tries=Tries(),
         check=lambda: None, show=lambda work: None,
     )
     asyncio.run(work.run())
     done = ledger.ok
 before = rss()
-with Ledger(Path(sys.argv[4]), Stamp(census.digest, Shape().digest), census.last) as ledger:
+with Ledger(Path(sys.argv[4]), Stamp(census.digest, RequestShape().digest), census.last) as ledger:
     ledger.put_in_order()
     again = ledger.ok
 print(json.dumps({

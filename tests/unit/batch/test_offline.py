@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from raycluster.batch.offline import offline
-from raycluster.batch.place import Place
-from raycluster.batch.report import Summary
-from raycluster.batch.run import Options, Voice, run
-from raycluster.contracts import Channel, Completed
-from raycluster.errors import (
+from raycluster.batch.place import BatchHead
+from raycluster.batch.report import BatchSummary
+from raycluster.batch.run import BatchOptions, Voice, run
+from raycluster.core.errors import (
     AuthError,
     ConnectionLostError,
     HostError,
@@ -31,9 +30,10 @@ from raycluster.errors import (
     RecordError,
     UnreachableError,
 )
+from raycluster.core.interfaces import Channel, Completed
+from raycluster.hosts.transports.local import LocalTransport
 from raycluster.serve.asking.asker import Tries
 from raycluster.serve.offline.order import STATE_FILE
-from raycluster.transports.local import LocalTransport
 from tests.unit.batch.conftest import Batch, Serve
 from tests.unit.batch.test_ends import PROGRAM
 
@@ -150,10 +150,10 @@ class Box:
         del self.processes[job]
 
     @contextmanager
-    def open(self) -> Iterator[Place]:
+    def open(self) -> Iterator[BatchHead]:
         self.opened += 1
         port = urlsplit(self.url).port or 0
-        yield Place("head", self, self, "127.0.0.1", port, self.replicas)
+        yield BatchHead("head", self, self, "127.0.0.1", port, self.replicas)
 
     def left(self) -> list[Path]:
         return list((self.folder / "batch").glob("*"))
@@ -174,8 +174,8 @@ def go(
     box: Box,
     concurrency: int | None = None,
     tries: Tries = Tries(timeout=20.0, backoff=0.01),  # noqa: B008  # frozen
-) -> Summary:
-    chosen = Options(batch.input, batch.output, concurrency=concurrency, tries=tries)
+) -> BatchSummary:
+    chosen = BatchOptions(batch.input, batch.output, concurrency=concurrency, tries=tries)
     return run(chosen, offline(box.open), Voice(batch.said, batch.told.append, lambda line: None))
 
 
@@ -353,12 +353,12 @@ def test_a_job_that_ends_early_says_its_last_words(batch: Batch, box: Box, serve
 
 def test_the_first_connection_must_be_made(batch: Batch, box: Box) -> None:
     @contextmanager
-    def nowhere() -> Iterator[Place]:
+    def nowhere() -> Iterator[BatchHead]:
         raise UnreachableError("no way", where="head")
         yield
 
     batch.ask("one")
-    chosen = Options(batch.input, batch.output)
+    chosen = BatchOptions(batch.input, batch.output)
     with pytest.raises(UnreachableError, match="no way"):
         run(chosen, offline(nowhere), Voice(batch.said, batch.told.append, lambda line: None))
 

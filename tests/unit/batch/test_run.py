@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from raycluster.batch.job import Shape
+from raycluster.batch.job import RequestShape
 from raycluster.batch.ledger import Ledger
-from raycluster.contracts import Address, ByteStream
-from raycluster.errors import (
+from raycluster.core.errors import (
     AuthError,
     ConnectionLostError,
     LockedError,
     RayclusterError,
     UsageError,
 )
-from raycluster.openai_wire.target import Target
+from raycluster.core.interfaces import Address, ByteStream
+from raycluster.openai_client.target import Target
 from raycluster.serve.asking.asker import Tries
 from raycluster.serve.asking.result import Stamp
 from raycluster.tunnel.channels import ChannelForwarder
@@ -65,7 +65,7 @@ def test_results_are_in_the_batch_format(batch: Batch, serve: Serve) -> None:
         ]
     )
     server = serve()
-    batch.run(server.url, shape=Shape(max_tokens=9, default_model="own"))
+    batch.run(server.url, shape=RequestShape(max_tokens=9, default_model="own"))
     results = {r["custom_id"]: r for r in batch.results()}
     assert set(results) == {"a", "b", "é", "line-4"}
     for result in results.values():
@@ -290,7 +290,7 @@ def test_results_of_another_input_or_other_options_are_left_alone(
     batch.run(serve().url)
     before = batch.output.read_bytes()
     with pytest.raises(UsageError, match="a different --model"):
-        batch.run(nowhere, shape=Shape(model="other"))
+        batch.run(nowhere, shape=RequestShape(model="other"))
     batch.ask("one", "three")
     with pytest.raises(UsageError, match="another input"):
         batch.run(nowhere)
@@ -349,13 +349,13 @@ def test_what_is_no_id_is_refused_before_anything_is_sent(batch: Batch) -> None:
 def test_a_table_is_sent_by_its_column_and_goes_on_by_it(batch: Batch, serve: Serve) -> None:
     batch.write(["custom_id,instruction,max_tokens", "a,once:400,4", 'b,"two, please",', "c,3,"])
     with pytest.raises(UsageError, match="looks like a table row"):
-        batch.run(nowhere, shape=Shape())
+        batch.run(nowhere, shape=RequestShape())
     server = serve()
-    shape = Shape(column="instruction")
+    shape = RequestShape(column="instruction")
     with pytest.raises(RayclusterError, match="1 of 3 lines failed"):
         batch.run(server.url, shape=shape)
     with pytest.raises(UsageError, match="a different --model, --endpoint"):
-        batch.run(nowhere, shape=Shape(column="custom_id"))
+        batch.run(nowhere, shape=RequestShape(column="custom_id"))
     batch.run(server.url, shape=shape, retry_errors=True)
     assert {r["custom_id"]: said(r) for r in batch.results()} == {
         "a": "once:400",

@@ -14,7 +14,7 @@ from typing import Any
 
 from raycluster.serve.offline.job import ask_all
 from raycluster.serve.offline.order import ORDER_FILE, Order, Shares, ranges
-from raycluster.serve.offline.stage import Ask
+from raycluster.serve.offline.stage import TableStage
 
 
 def blocks(order: Order, source: Path, pause: float) -> Iterator[dict[str, list[Any]]]:
@@ -32,7 +32,7 @@ async def following(stream: AsyncIterator[dict[str, list[Any]]]) -> dict[str, li
 async def together(order: Order, source: Path, pause: float) -> AsyncIterator[dict[str, list[Any]]]:
     """Yield what the stage yields, of as many pieces at once as Ray Data would give it."""
     shares = Shares.of(1, order.concurrency)
-    stage = Ask(order.encode(), shares.limit)
+    stage = TableStage(order.encode(), shares.limit)
     queue: asyncio.Queue[dict[str, list[Any]] | None] = asyncio.Queue()
     content = source.read_bytes()
     pieces = ranges(content.splitlines(keepends=True), shares.piece)

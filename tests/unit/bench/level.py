@@ -6,10 +6,10 @@ import itertools
 import random
 from dataclasses import replace
 
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.stats import measure
-from raycluster.bench.summary import Level, Summary
+from raycluster.bench.summary import BenchSummary, Level
 from raycluster.bench.verdict import Circumstances, Client, judge
 
 
@@ -21,7 +21,7 @@ def requests(
     failed: float = 0.0,
     detail: str = "500: no room",
     seed: int = 0,
-) -> list[Record]:
+) -> list[RequestRecord]:
     """Return requests of a closed loop, in the order of their ends; a share of them failed."""
     chance = random.Random(seed)
     free = [0.0] * slots
@@ -34,7 +34,7 @@ def requests(
             (0.01 * chance.uniform(0.5, 2) for _ in range(tokens - 1)), initial=events[0]
         )
         events = events[1:]
-        record = Record(
+        record = RequestRecord(
             id=str(line),
             line=line,
             repeat=0,
@@ -59,7 +59,7 @@ def requests(
     return sorted(made, key=lambda record: record.end)
 
 
-def summary(*levels: list[Record], model: str = "m") -> Summary:
+def summary(*levels: list[RequestRecord], model: str = "m") -> BenchSummary:
     """Return the summary of a run, whose levels have 1, 2, 3... slots."""
     made = []
     for slots, records in enumerate(levels, start=1):
@@ -68,4 +68,4 @@ def summary(*levels: list[Record], model: str = "m") -> Summary:
         examples = tuple(replace(r, gaps=()) for r in records if not r.ok)[:5]
         made.append(Level(Closed(slots), measures, judge(measures, seen), seen, examples))
     load = Load(tuple(level.shape for level in made))
-    return Summary(1_700_000_000.0, "http://127.0.0.1:8000/v1", model, load, tuple(made))
+    return BenchSummary(1_700_000_000.0, "http://127.0.0.1:8000/v1", model, load, tuple(made))

@@ -5,7 +5,7 @@ import pytest
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
 from raycluster.bench.schedule import Closed
-from raycluster.errors import MissedLimitError, UsageError
+from raycluster.core.errors import MissedLimitError, UsageError
 
 SHAPES = (Closed(1), Closed(8))
 

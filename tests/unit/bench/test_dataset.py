@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
-from raycluster.bench.jobs import Jobs
+from raycluster.bench.jobs import RequestSequence
 from raycluster.bench.schedule import Load
-from raycluster.errors import UsageError
-from raycluster.openai_wire.prompts import Defaults
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.prompts import Defaults
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PLAIN = Defaults(max_tokens=None)
@@ -189,7 +189,7 @@ def test_says_why_a_file_cannot_be_read(tmp_path: Path) -> None:
         assert caught.value.where == str(source)
 
 
-def level(jobs: Jobs, count: int | None = None) -> tuple[list[tuple[int, int]], int]:
+def level(jobs: RequestSequence, count: int | None = None) -> tuple[list[tuple[int, int]], int]:
     """Send a level; return lines with how often each was sent before, and how many repeat."""
     numbers = jobs.level()
     taken = numbers if count is None else numbers[:count]
@@ -198,27 +198,27 @@ def level(jobs: Jobs, count: int | None = None) -> tuple[list[tuple[int, int]], 
 
 
 def test_the_file_is_sent_once_in_order_at_every_level() -> None:
-    jobs = Jobs(parse("a\nb\nc").prompts, Load())
+    jobs = RequestSequence(parse("a\nb\nc").prompts, Load())
     assert level(jobs) == ([(1, 0), (2, 0), (3, 0)], 0)
     assert level(jobs) == ([(1, 1), (2, 1), (3, 1)], 3)
 
 
 def test_a_number_of_requests_goes_on_in_the_file_from_level_to_level() -> None:
-    jobs = Jobs(parse("a\nb\nc").prompts, Load(requests=2))
+    jobs = RequestSequence(parse("a\nb\nc").prompts, Load(requests=2))
     assert level(jobs) == ([(1, 0), (2, 0)], 0)
     assert level(jobs) == ([(3, 0), (1, 1)], 1)
     assert level(jobs) == ([(2, 1), (3, 1)], 2)
 
 
 def test_repeats_are_numbered_and_equal_lines_count_as_repeats() -> None:
-    jobs = Jobs(parse("a\na").prompts, Load(repeat=2))
+    jobs = RequestSequence(parse("a\na").prompts, Load(repeat=2))
     assert level(jobs) == ([(1, 0), (2, 0), (1, 1), (2, 1)], 3)
 
 
 def test_time_alone_limits_a_level_with_a_duration() -> None:
     load = Load(duration=5.0)
     assert load.planned(3) is None
-    jobs = Jobs(parse("a\nb").prompts, load)
+    jobs = RequestSequence(parse("a\nb").prompts, load)
     assert level(jobs, 5) == ([(1, 0), (2, 0), (1, 1), (2, 1), (1, 2)], 3)
     assert level(jobs, 2) == ([(2, 2), (1, 3)], 2)
 

@@ -15,25 +15,27 @@ from rich.console import Console
 
 from raycluster.bench.dataset import parse_dataset
 from raycluster.bench.load import run_bench
-from raycluster.bench.record import Record
-from raycluster.bench.run import Options, Reached, run
+from raycluster.bench.record import RequestRecord
+from raycluster.bench.run import BenchOptions, LoadTarget, run
 from raycluster.bench.schedule import Closed, Load
-from raycluster.bench.summary import Summary
-from raycluster.errors import UsageError
-from raycluster.openai_wire.mock import Call, MockServer, Script
-from raycluster.openai_wire.prompts import Defaults
-from raycluster.openai_wire.target import Target
+from raycluster.bench.summary import BenchSummary
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.mock import Call, MockServer, Script
+from raycluster.openai_client.prompts import Defaults
+from raycluster.openai_client.target import Target
 
 KIND = "application/json"
 EMBEDDED = {"object": "list", "data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
 RERANKED = {"results": [], "usage": {"total_tokens": 7}}
 
 
-def load(script: Script, lines: list[Any], **more: Any) -> tuple[Summary, list[Record], list[Call]]:
+def load(
+    script: Script, lines: list[Any], **more: Any
+) -> tuple[BenchSummary, list[RequestRecord], list[Call]]:
     """Send the lines two at once; return what came of it, and what the endpoint was asked."""
     content = "\n".join(map(json.dumps, lines)).encode()
     prompts = parse_dataset(content, Defaults(**more), where="test").prompts
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     with MockServer(lambda _: script) as server:
         summary = run_bench(
             prompts,
@@ -159,11 +161,11 @@ def measure(prompts: Path, script: Script, **options: Any) -> tuple[dict[str, An
     with MockServer(lambda _: script) as server:
 
         @contextmanager
-        def connect() -> Iterator[Reached]:
-            yield Reached(Target(server.base_url, "tiny"))
+        def connect() -> Iterator[LoadTarget]:
+            yield LoadTarget(Target(server.base_url, "tiny"))
 
         run(
-            Options(str(prompts), concurrency="1", format="json", calibrate=False, **options),
+            BenchOptions(str(prompts), concurrency="1", format="json", calibrate=False, **options),
             connect,
             stdin=io.BytesIO(),
             console=Console(file=out),

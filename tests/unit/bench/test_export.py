@@ -8,22 +8,24 @@ from dataclasses import replace
 import pytest
 
 from raycluster.bench.export import COLUMNS, to_vllm, write_csv
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load, Open
 from raycluster.bench.stats import measure
-from raycluster.bench.summary import Summary
+from raycluster.bench.summary import BenchSummary
 from tests.unit.bench.level import requests, summary
 
 
-def one(sent: float, *events: float, **changes: object) -> Record:
+def one(sent: float, *events: float, **changes: object) -> RequestRecord:
     """Return a request with events so many seconds after sending, and a token for each."""
     at = [sent + event for event in events]
-    record = Record("x", 1, 0, sent, sent, at[-1] + 0.01, first_event=at[0], last_event=at[-1])
+    record = RequestRecord(
+        "x", 1, 0, sent, sent, at[-1] + 0.01, first_event=at[0], last_event=at[-1]
+    )
     gaps = tuple(b - a for a, b in itertools.pairwise(events))
     return replace(record, gaps=gaps, input_tokens=5, output_tokens=len(events), **changes)  # type: ignore[arg-type]
 
 
-def rows(*levels: list[Record]) -> list[dict[str, str]]:
+def rows(*levels: list[RequestRecord]) -> list[dict[str, str]]:
     file = io.StringIO(newline="")
     write_csv(levels, file)
     return list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
@@ -102,7 +104,7 @@ def test_what_is_not_known_is_null_or_zero() -> None:
     names = ("total_input_tokens", "total_output_tokens", "output_throughput")
     assert [result[name] for name in names] == [None, None, None]
     assert result["median_tpot_ms"] == 0.0
-    failed = [replace(Record("x", 1, 0, 0.0, 0.0, 1.0), failure="connect", detail="refused")]
+    failed = [replace(RequestRecord("x", 1, 0, 0.0, 0.0, 1.0), failure="connect", detail="refused")]
     result = to_vllm(summary(failed), 0, failed)
     assert result["ttfts"] == result["latencies"] == [0.0]
     assert result["output_lens"] == result["input_lens"] == [0]
@@ -114,7 +116,7 @@ def test_the_ramp_is_left_out() -> None:
     ramp = records[20].intended
     steady = [record for record in records if record.intended >= ramp]
     level = replace(summary(records).levels[0], measures=measure(steady))
-    run = Summary(0.0, "http://x/v1", "m", Load((Closed(1),), ramp=ramp), (level,))
+    run = BenchSummary(0.0, "http://x/v1", "m", Load((Closed(1),), ramp=ramp), (level,))
     result = to_vllm(run, 0, records)
     assert result["num_prompts"] == len(result["ttfts"]) == result["completed"] == len(steady)
     assert 0 < len(steady) < 40

@@ -1,11 +1,11 @@
 import pytest
 
 from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.stats import measure
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 
-ANSWER = Record(
+ANSWER = RequestRecord(
     id="x",
     line=1,
     repeat=0,

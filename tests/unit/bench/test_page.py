@@ -16,12 +16,12 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from raycluster.bench.baseline import compare
-from raycluster.bench.dataset import Census
+from raycluster.bench.dataset import DatasetSummary
 from raycluster.bench.limits import parse_limit
 from raycluster.bench.page import page
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.server import Look, summarize
-from raycluster.readings import Gpu, Reading
+from raycluster.observe.engine_metrics import GpuSample, Reading
 from tests.unit.bench.level import requests, summary
 
 EVIL = """</script><script>alert(1)</script><img src=x onerror="alert(2)">'"&<!--\ud800\0"""
@@ -61,7 +61,7 @@ class Parsed(HTMLParser):
         return (attributes for name, attributes in self.elements if name == tag)
 
 
-def parsed(*levels: list[Record], **changes: Any) -> Parsed:
+def parsed(*levels: list[RequestRecord], **changes: Any) -> Parsed:
     """Return the page of a run with these levels; `changes` are to its JSON."""
     seen = Parsed()
     seen.feed(page({**summary(*levels).to_json(), **changes}, levels).decode())
@@ -134,7 +134,7 @@ def test_the_servers_figures_are_those_of_the_looks() -> None:
             replicas={
                 "a:1": Reading(1.0, running=second, kv_cache_usage=0.25, requests=5 * second)
             },
-            gpus=(Gpu("a", "0", "H100", 0.5, 2.0**33, 2.0**36),),
+            gpus=(GpuSample("a", "0", "H100", 0.5, 2.0**33, 2.0**36),),
         )
         for second in range(5)
     ]
@@ -192,7 +192,7 @@ def test_texts_of_others_stay_texts() -> None:
     records = [replace(r, failure="http_status", detail=EVIL) for r in requests(3)]
     data = summary(records, requests(3), model=EVIL).to_json()
     data["target"]["base_url"] = EVIL
-    data["dataset"] = Census(3, {EVIL: 1}, ((1, EVIL),), {EVIL: 2}, EVIL).to_json()
+    data["dataset"] = DatasetSummary(3, {EVIL: 1}, ((1, EVIL),), {EVIL: 2}, EVIL).to_json()
     data["baseline"] = {"changes": [], "doubts": [EVIL]}
     for level in data["levels"]:
         level["label"] = EVIL

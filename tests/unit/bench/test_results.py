@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from raycluster.bench.page import page
-from raycluster.bench.record import Record
-from raycluster.bench.results import Results, read_levels, read_records
-from raycluster.errors import UsageError
+from raycluster.bench.record import RequestRecord
+from raycluster.bench.results import ResultsFolder, read_levels, read_records
+from raycluster.core.errors import UsageError
 from tests.unit.bench.level import requests, summary
 
 
-def rounded(records: list[Record]) -> list[Record]:
+def rounded(records: list[RequestRecord]) -> list[RequestRecord]:
     """Return records as they are after writing and reading."""
-    return [Record.from_json(json.loads(json.dumps(record.to_json()))) for record in records]
+    return [RequestRecord.from_json(json.loads(json.dumps(record.to_json()))) for record in records]
 
 
-def kept(folder: Path, *levels: list[Record]) -> Path:
+def kept(folder: Path, *levels: list[RequestRecord]) -> Path:
     """Write records as a run does that is killed before its end."""
-    with Results(folder) as results:
+    with ResultsFolder(folder) as results:
         for number, records in enumerate(levels):
             for record in records:
                 results.keep(number, record)
@@ -32,7 +32,7 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "some" / "where"
     levels = [requests(30, failed=0.2), requests(20)]
     run = summary(*levels)
-    with Results(folder) as results:
+    with ResultsFolder(folder) as results:
         for number, records in enumerate(levels):
             for record in records:
                 results.keep(number, record)
@@ -48,7 +48,7 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_written() -> None:
     records = requests(3)
-    with Results(None) as results:
+    with ResultsFolder(None) as results:
         results.keep(0, records[0])
         results.finish(summary(records))
 
@@ -56,7 +56,7 @@ def test_without_a_folder_nothing_is_written() -> None:
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
     kept(tmp_path, requests(3))
     before = (tmp_path / "requests.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="results already exist there"), Results(tmp_path):
+    with pytest.raises(UsageError, match="results already exist there"), ResultsFolder(tmp_path):
         pass
     assert (tmp_path / "requests.jsonl").read_bytes() == before
 
@@ -71,7 +71,7 @@ def test_a_page_that_cannot_be_made_costs_nothing_else(tmp_path: Path) -> None:
     records = [replace(record, first_event=float("nan")) for record in requests(5)]
     run = summary(records)
     told: list[str] = []
-    with Results(tmp_path) as results:
+    with ResultsFolder(tmp_path) as results:
         for record in records:
             results.keep(0, record)
         results.finish(run, told.append)
@@ -86,7 +86,7 @@ def test_a_page_that_cannot_be_made_costs_nothing_else(tmp_path: Path) -> None:
 
 def test_half_characters_of_a_server_stop_nothing(tmp_path: Path) -> None:
     records = [replace(r, failure="protocol", detail="\ud83d, half") for r in requests(2)]
-    with Results(tmp_path) as results:
+    with ResultsFolder(tmp_path) as results:
         for record in records:
             results.keep(0, record)
         results.finish(summary(records))

@@ -7,29 +7,29 @@ from pathlib import Path
 import pytest
 
 from raycluster.bench.load import Conditions
-from raycluster.bench.record import Record
+from raycluster.bench.record import RequestRecord
 from raycluster.bench.results import read_records
-from raycluster.bench.resume import ENDS, RUN, End, begin, restore
+from raycluster.bench.resume import ENDS, RUN, LevelEnd, begin, restore
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.verdict import Client
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 from tests.unit.bench.level import requests
 from tests.unit.bench.test_server import FIRST, grown, level, seen
 
 LOAD = Load((Closed(4),))
 
 
-def end() -> End:
+def end() -> LevelEnd:
     server = seen(*level(a=[FIRST, grown(20, running=2.0), grown(300)], b=[None, FIRST, None]))
-    return End(Closed(4), range(3, 9), Client(None, 0.5), 0, False, 3000, server)
+    return LevelEnd(Closed(4), range(3, 9), Client(None, 0.5), 0, False, 3000, server)
 
 
 def test_a_level_that_is_over_keeps_what_the_servers_did() -> None:
     before = end()
     line = json.dumps(before.to_json()).encode()
-    assert End.from_json(line).to_json() == json.loads(line)
-    records: list[Record] = requests(6)
-    again = End.from_json(line).level(records, LOAD, Conditions())
+    assert LevelEnd.from_json(line).to_json() == json.loads(line)
+    records: list[RequestRecord] = requests(6)
+    again = LevelEnd.from_json(line).level(records, LOAD, Conditions())
     assert again.seen.server
     assert before.server
     assert again.seen.server.replicas == before.server.replicas
@@ -42,7 +42,7 @@ def test_a_level_that_is_over_keeps_what_the_servers_did() -> None:
 def test_a_level_of_an_earlier_version_has_no_figures_of_servers() -> None:
     plain = end().to_json()
     del plain["server"], plain["generated"]
-    again = End.from_json(json.dumps(plain).encode())
+    again = LevelEnd.from_json(json.dumps(plain).encode())
     assert (again.server, again.generated) == (None, None)
 
 

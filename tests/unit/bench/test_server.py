@@ -6,8 +6,15 @@ import pytest
 from rich.console import Console
 
 from raycluster.bench.report import render
-from raycluster.bench.server import MOST_SAMPLES, Look, Replica, Server, Spread, summarize
-from raycluster.readings import Gpu, Reading
+from raycluster.bench.server import (
+    MOST_SAMPLES,
+    Look,
+    ReplicaLife,
+    ServerFigures,
+    Spread,
+    summarize,
+)
+from raycluster.observe.engine_metrics import GpuSample, Reading
 from tests.unit.bench.level import requests, summary
 
 FIRST = Reading(
@@ -42,7 +49,7 @@ def grown(
     )
 
 
-def seen(*looks: Look, origin: float = 10.0, ramp: float = 0.0) -> Server:
+def seen(*looks: Look, origin: float = 10.0, ramp: float = 0.0) -> ServerFigures:
     server = summarize(looks, origin, ramp)
     assert server is not None
     return server
@@ -67,8 +74,8 @@ def test_counts_are_those_of_the_level() -> None:
     assert server.prefix_cache_hit_rate == 0.25
     assert server.preemptions == 0
     assert server.replicas == (
-        Replica("a:30000", 8, 80, None, None),
-        Replica("b:30000", 2, 20, None, None),
+        ReplicaLife("a:30000", 8, 80, None, None),
+        ReplicaLife("b:30000", 2, 20, None, None),
     )
     assert (server.fewest_replicas, server.most_replicas) == (2, 2)
 
@@ -104,8 +111,8 @@ def test_a_new_process_counts_from_its_beginning() -> None:
     server = seen(*level(a=[FIRST, grown(2), None, after, grown(1, after)]))
     assert server.requests == 2 + 4
     assert server.replicas == (
-        Replica("a:30000", 2, 20, None, 2.0),
-        Replica("a:30000", 4, 40, 6.0, None),
+        ReplicaLife("a:30000", 2, 20, None, 2.0),
+        ReplicaLife("a:30000", 4, 40, 6.0, None),
     )
     assert (server.fewest_replicas, server.most_replicas) == (0, 1)
 
@@ -113,14 +120,14 @@ def test_a_new_process_counts_from_its_beginning() -> None:
 def test_a_replica_that_was_overlooked_is_no_new_one() -> None:
     old = replace(FIRST, age=400.0)
     server = seen(*level(a=[FIRST] * 4, b=[None, old, grown(1, old), grown(3, old)]))
-    assert server.replicas[1] == Replica("b:30000", 3, 30, None, None)
+    assert server.replicas[1] == ReplicaLife("b:30000", 3, 30, None, None)
 
 
 def test_silence_is_no_end() -> None:
     looks = level(a=[FIRST, grown(1, running=3.0), None, grown(5)])
     looks[2] = replace(looks[2], silent=frozenset({"a:30000"}))
     server = seen(*looks)
-    assert server.replicas == (Replica("a:30000", 5, 50, None, None),)
+    assert server.replicas == (ReplicaLife("a:30000", 5, 50, None, None),)
     assert server.samples[2].running == 3.0
     assert server.unanswered == 1
 
@@ -150,8 +157,8 @@ def test_nothing_seen_is_none() -> None:
 
 
 def test_gpus_have_figures_of_their_own() -> None:
-    def gpus(busy: float, used: float) -> tuple[Gpu, ...]:
-        one = Gpu("a", "0", "H100", busy, used, 80.0)
+    def gpus(busy: float, used: float) -> tuple[GpuSample, ...]:
+        one = GpuSample("a", "0", "H100", busy, used, 80.0)
         return (one, replace(one, index="1", utilization=0.0, memory_bytes=1.0))
 
     told = [gpus(0.0, 1.0), gpus(0.5, 10.0), gpus(1.0, 30.0), gpus(0.0, 70.0)]
@@ -178,7 +185,7 @@ def test_json_is_plain_and_holds_few_samples(count: int) -> None:
 
 
 def test_the_report_tells_it() -> None:
-    gpu = Gpu("a", "0", "H100", 0.5, 3 * 2.0**30, 8 * 2.0**30)
+    gpu = GpuSample("a", "0", "H100", 0.5, 3 * 2.0**30, 8 * 2.0**30)
     looks = level(a=[FIRST, grown(1, running=2.0), grown(5)], b=[FIRST] * 3)
     server = seen(*(replace(look, gpus=(gpu,)) for look in looks))
     made = summary(requests(100))

@@ -3,11 +3,11 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.bench.sse import Event, SseParser
+from raycluster.bench.sse import ServerEvent, SseParser
 from tests.unit.counted import Counted, worked
 
 
-def parse(*chunks: bytes) -> list[Event]:
+def parse(*chunks: bytes) -> list[ServerEvent]:
     parser = SseParser()
     return [event for chunk in chunks for event in parser.feed(chunk)]
 
@@ -15,40 +15,46 @@ def parse(*chunks: bytes) -> list[Event]:
 def test_gives_an_event_with_its_blank_line_and_not_before() -> None:
     parser = SseParser()
     assert parser.feed(b"data: a\n") == []
-    assert parser.feed(b"\n") == [Event(b"a")]
+    assert parser.feed(b"\n") == [ServerEvent(b"a")]
 
 
 def test_gives_several_events_of_one_chunk_in_order() -> None:
-    assert parse(b"data: a\n\ndata: b\n\ndata: c") == [Event(b"a"), Event(b"b")]
+    assert parse(b"data: a\n\ndata: b\n\ndata: c") == [ServerEvent(b"a"), ServerEvent(b"b")]
 
 
 def test_joins_data_lines_and_drops_one_space_only() -> None:
-    assert parse(b"data:a\ndata:  b\ndata\n\n") == [Event(b"a\n b\n")]
+    assert parse(b"data:a\ndata:  b\ndata\n\n") == [ServerEvent(b"a\n b\n")]
 
 
 def test_skips_comments_unknown_fields_and_events_without_data() -> None:
-    assert parse(b": ping\n\nid: 7\nretry: 3\nevent: x\n\ndata: a\n\n") == [Event(b"a")]
+    assert parse(b": ping\n\nid: 7\nretry: 3\nevent: x\n\ndata: a\n\n") == [ServerEvent(b"a")]
 
 
 def test_names_an_event_and_forgets_the_name_after_it() -> None:
-    assert parse(b"event: error\ndata: a\n\ndata: b\n\n") == [Event(b"a", b"error"), Event(b"b")]
+    assert parse(b"event: error\ndata: a\n\ndata: b\n\n") == [
+        ServerEvent(b"a", b"error"),
+        ServerEvent(b"b"),
+    ]
 
 
 def test_line_separators_of_unicode_are_text() -> None:
     text = "one\u2028two\u2029three\u0085four\x0bfive\x0csix".encode()
-    assert parse(b"data: " + text + b"\n\n") == [Event(text)]
+    assert parse(b"data: " + text + b"\n\n") == [ServerEvent(text)]
 
 
 def test_drops_a_byte_order_mark_at_the_start_only() -> None:
     mark = b"\xef\xbb\xbf"
-    assert parse(mark + b"data: a\n\ndata: " + mark + b"\n\n") == [Event(b"a"), Event(mark)]
+    assert parse(mark + b"data: a\n\ndata: " + mark + b"\n\n") == [
+        ServerEvent(b"a"),
+        ServerEvent(mark),
+    ]
 
 
 def test_close_gives_what_only_lacks_its_blank_line() -> None:
     parser = SseParser()
     parser.feed(b"data: a\ndata: [DO")
     parser.feed(b"NE]")
-    assert parser.close() == [Event(b"a\n[DONE]")]
+    assert parser.close() == [ServerEvent(b"a\n[DONE]")]
     assert parser.close() == []
 
 

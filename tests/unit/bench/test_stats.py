@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from raycluster.bench.limits import parse_bounds
-from raycluster.bench.record import Failure, Record
+from raycluster.bench.record import Failure, RequestRecord
 from raycluster.bench.stats import distribution, max_in_flight, measure, percentile
 
 
@@ -15,10 +15,10 @@ def record(
     tokens: int | None = 3,
     failure: Failure | None = None,
     cached: int | None = None,
-) -> Record:
+) -> RequestRecord:
     """Return a record whose events came so many seconds after sending."""
     at = [sent + event for event in events]
-    return Record(
+    return RequestRecord(
         id="x",
         line=1,
         repeat=0,
@@ -139,7 +139,7 @@ def test_in_flight_counts_overlaps_and_not_neighbours() -> None:
 
 def test_a_record_comes_back_from_its_line() -> None:
     before = record(1.25, (0.5, 0.75), failure="protocol", cached=4)
-    assert Record.from_json(before.to_json()) == before
+    assert RequestRecord.from_json(before.to_json()) == before
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import statistics
 import pytest
 
 from raycluster.bench.dataset import parse_dataset
-from raycluster.bench.run import Options, load_of
+from raycluster.bench.run import BenchOptions, load_of
 from raycluster.bench.schedule import Open, arrivals, check_load
 from raycluster.bench.synthetic import Synthetic, lines_of, parse_synthetic
-from raycluster.errors import UsageError
-from raycluster.openai_wire.lines import TOKEN_IDS
-from raycluster.openai_wire.prompts import Defaults
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.lines import TOKEN_IDS
+from raycluster.openai_client.prompts import Defaults
 
 
 def test_lengths_are_exact_and_the_prefix_is_shared() -> None:
@@ -59,10 +59,10 @@ def test_gaps_have_the_rate_and_the_spread_that_were_asked_for(burstiness: float
 
 
 def test_burstiness_is_of_the_open_loop() -> None:
-    [shape] = load_of(Options("f", rate="5", burstiness=0.5)).shapes
+    [shape] = load_of(BenchOptions("f", rate="5", burstiness=0.5)).shapes
     assert shape == Open(5.0, None, 0.5)
     assert shape.label == "rate 5/s, burstiness 0.5"
     with pytest.raises(UsageError, match="alone"):
-        load_of(Options("f", burstiness=0.5))
+        load_of(BenchOptions("f", burstiness=0.5))
     with pytest.raises(UsageError, match="greater than zero"):
-        check_load(load_of(Options("f", rate="5", burstiness=0.0)))
+        check_load(load_of(BenchOptions("f", rate="5", burstiness=0.0)))

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.bench.record import Failure, Record
-from raycluster.bench.server import Replica, Server
+from raycluster.bench.record import Failure, RequestRecord
+from raycluster.bench.server import ReplicaLife, ServerFigures
 from raycluster.bench.stats import distribution, measure
 from raycluster.bench.verdict import Circumstances, Client, judge
 
@@ -12,8 +12,8 @@ CALM = Circumstances(Client(distribution([0.1] * 100), 0.2), slots=8)
 
 def records(
     good: int, failed: int = 0, *, failure: Failure = "timeout", cached: int | None = None
-) -> list[Record]:
-    one = Record(
+) -> list[RequestRecord]:
+    one = RequestRecord(
         id="x",
         line=1,
         repeat=0,
@@ -80,7 +80,7 @@ def test_a_clean_level_is_valid() -> None:
     ],
 )
 def test_says_why_figures_cannot_be_believed(
-    level: list[Record], seen: Circumstances, grade: str, reason: str
+    level: list[RequestRecord], seen: Circumstances, grade: str, reason: str
 ) -> None:
     verdict = judge(measure(level), seen)
     assert verdict.grade == grade
@@ -92,7 +92,7 @@ def test_salted_repeats_are_not_suspect() -> None:
     assert verdict.grade == "VALID"
 
 
-QUIET = Server(
+QUIET = ServerFigures(
     running=None,
     waiting=None,
     kv_cache_usage=None,
@@ -106,7 +106,7 @@ QUIET = Server(
     requests=200,
     fewest_replicas=2,
     most_replicas=2,
-    replicas=(Replica("a:1", 90, 180, None, None), Replica("b:1", 110, 220, None, None)),
+    replicas=(ReplicaLife("a:1", 90, 180, None, None), ReplicaLife("b:1", 110, 220, None, None)),
     gpus=(),
     unanswered=0,
     samples=(),
@@ -120,7 +120,7 @@ def hits(count: int, **seen: object) -> Circumstances:
 
 def shared(*requests: int) -> Circumstances:
     """Return what is seen when each replica took so many requests."""
-    took = tuple(Replica(f"{n}:1", count, None, None, None) for n, count in enumerate(requests))
+    took = tuple(ReplicaLife(f"{n}:1", count, None, None, None) for n, count in enumerate(requests))
     return replace(WATCHED, server=replace(QUIET, replicas=took))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.commands.init import init, init_text, own_name
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 from raycluster.spec.given import parse_host
 
 

@@ -15,13 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from raycluster.cli import app
-from raycluster.connect import Fleet, connect
-from raycluster.contracts import Found, Process, Versions
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
+from raycluster.core.interfaces import Found, Process, Versions
+from raycluster.hosts.fleet import Fleet, connect
 from raycluster.logs.cause import causes
 from raycluster.serve.rootcause import MARK
 from raycluster.spec import read_spec
-from raycluster.state import App, ClusterState, HostState
+from raycluster.state.cluster import App, ClusterState, HostState
 
 SPEC = f"""
 cluster.name = "c"

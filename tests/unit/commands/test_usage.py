@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from raycluster.cli import app
 from raycluster.commands.usage import _json, _show, _write_csv
-from raycluster.errors import UsageError
-from raycluster.status.usage import NO_KEY, Row, Usage
+from raycluster.core.errors import UsageError
+from raycluster.status.usage import NO_KEY, Row, UsageReport
 
 ROWS = (Row(NO_KEY, "b", 1, 20, 0, 5, 0.5), Row("alice", "org/a", 1200, 10**7, 10**6, 9, 12.0))
-FOUND = Usage(ROWS, 3600, "EUR", 12.5)
+FOUND = UsageReport(ROWS, 3600, "EUR", 12.5)
 
 
 def spec(folder: Path, more: str = "") -> str:
@@ -58,14 +58,14 @@ def test_a_person_sees_names_numbers_and_money(capsys: pytest.CaptureFixture[str
 def test_one_of_both_has_a_column(
     capsys: pytest.CaptureFixture[str], by: Literal["key", "model"], title: str
 ) -> None:
-    _show(Usage((Row("x" if by == "key" else "", "x", 1),), 60), by)
+    _show(UsageReport((Row("x" if by == "key" else "", "x", 1),), 60), by)
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == [title, "REQUESTS", "PROMPT", "CACHED", "GENERATED"]
     assert out[1].split() == ["x", "1", "0", "0", "0"]
 
 
 def test_nothing_has_a_total_too(capsys: pytest.CaptureFixture[str]) -> None:
-    _show(Usage((), 60), None)
+    _show(UsageReport((), 60), None)
     assert capsys.readouterr().out.splitlines()[1].split() == ["total", "0", "0", "0", "0"]
 
 

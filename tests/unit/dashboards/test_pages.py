@@ -22,7 +22,7 @@ from dashboards.panels import Query, evaluable, queries
 from dashboards.parts import COLUMNS, Line, figure, page
 from dashboards.series import EVERYWHERE, GPU_ONLY, SOMETIMES, named
 from docs.generate.panels import dashboards_reference
-from raycluster import templates
+from raycluster.core import templates
 from raycluster.services.grafana import SOURCE_UID
 
 UNITS = {value for name, value in vars(units).items() if isinstance(value, str) and name[0] != "_"}

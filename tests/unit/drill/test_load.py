@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from raycluster.drill.load import Answer, Load
-from raycluster.openai_wire.target import Target
+from raycluster.drill.load import DrillRequest, SteadyLoad
+from raycluster.openai_client.target import Target
 from tests.local.cluster import until
 
 DONE = b'data: {"choices": []}\n\ndata: [DONE]\n\n'
@@ -57,9 +57,9 @@ def nobody() -> Target:
         return Target(f"http://127.0.0.1:{probe.getsockname()[1]}", "m")
 
 
-def answers(*targets: Target) -> list[Answer]:
+def answers(*targets: Target) -> list[DrillRequest]:
     """Return what a short load got."""
-    with Load(targets, rate=100) as load:
+    with SteadyLoad(targets, rate=100) as load:
         until(lambda: len(load.answers) >= 10, seconds=20, what="no ten answers")
     assert load.waiting == {}
     return load.answers

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.drill.load import Answer
+from raycluster.core.errors import UsageError
+from raycluster.drill.load import DrillRequest
 from raycluster.drill.report import Report, parse
-from raycluster.errors import UsageError
 
 REPORT = Report(
     cluster="q",
@@ -16,13 +16,13 @@ REPORT = Report(
     victim="the worker on gpu-1",
     rate=5.0,
     answers=(
-        Answer(0.0, 0.1, 200),
-        Answer(1.0, 0.3, 200),
-        Answer(10.5, 2.0, 200, retried=True),
-        Answer(11.0, 4.0, 200, tried=2),
-        Answer(12.0, 1.0, 503, "busy"),
-        Answer(13.0, 1.0, 200, "cut", stream=True, truncated=True),
-        Answer(40.0, 9.0, 200),
+        DrillRequest(0.0, 0.1, 200),
+        DrillRequest(1.0, 0.3, 200),
+        DrillRequest(10.5, 2.0, 200, retried=True),
+        DrillRequest(11.0, 4.0, 200, tried=2),
+        DrillRequest(12.0, 1.0, 503, "busy"),
+        DrillRequest(13.0, 1.0, 200, "cut", stream=True, truncated=True),
+        DrillRequest(40.0, 9.0, 200),
     ),
     injected=10.0,
     struck=10.25,
@@ -50,7 +50,7 @@ def test_failures_are_shown_with_the_time_since_the_fault() -> None:
 
 
 def test_an_answer_that_is_no_stream_and_was_cut_has_failed() -> None:
-    whole = replace(REPORT, answers=(Answer(12.0, 1.0, 200, "cut", truncated=True),))
+    whole = replace(REPORT, answers=(DrillRequest(12.0, 1.0, 200, "cut", truncated=True),))
     assert (whole.failed, whole.truncated) == (1, 0)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from raycluster.accelerators.choice import named
-from raycluster.contracts import Secret
+from raycluster.core.accelerators.choice import named
+from raycluster.core.interfaces import Secret
 from raycluster.export.design import Design, Given
-from raycluster.services.wiring import Secrets
 from raycluster.spec import ClusterSpec
+from raycluster.spec.secret_values import Secrets
 
 TOKEN, KEY, HUB = "f" * 64, "sk-0123456789abcdef", "hf_0123456789"
 GIVEN = Given(

@@ -15,7 +15,7 @@ import yaml
 
 from raycluster.export.compose import compose
 from raycluster.export.design import Design
-from raycluster.export.tree import Entry, write
+from raycluster.export.tree import ExportedFile, write
 from raycluster.spec import ClusterSpec
 from tests.unit.export.designs import GIVEN, HUB, KEY, PLAIN, TOKEN, WHOLE, design_of
 
@@ -175,7 +175,7 @@ def test_it_is_as_it_was_last_looked_at() -> None:
     """After a wanted change, write the new file over compose.golden.yaml and look at the diff."""
     made = compose(design_of(PLAIN))["head/compose.yaml"]
     assert yaml.safe_load(made.content) == yaml.safe_load(GOLDEN.read_text())
-    assert made == Entry(GOLDEN.read_bytes())
+    assert made == ExportedFile(GOLDEN.read_bytes())
 
 
 def test_prepare_lays_files_where_another_user_can_read_them(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.contracts import Secret
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
+from raycluster.core.interfaces import Secret
 from raycluster.export.design import Design, app_body, roles
 from raycluster.spec import ClusterSpec
 from tests.unit.export.designs import GIVEN, HUB, KEY, PLAIN, TOKEN, WHOLE, design_of

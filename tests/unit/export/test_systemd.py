@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
 from raycluster.export.systemd import quoted, systemd
 from raycluster.export.tree import write
 from tests.unit.export.designs import GIVEN, PLAIN, TOKEN, WHOLE, design_of

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import UsageError
-from raycluster.export.tree import Entry, script, secret, write
+from raycluster.core.errors import UsageError
+from raycluster.export.tree import ExportedFile, script, secret, write
 
-TREE = {"a/run.sh": script(b"#!/bin/sh\n"), "a/token": secret(b"t"), "README.md": Entry(b"r")}
+TREE = {
+    "a/run.sh": script(b"#!/bin/sh\n"),
+    "a/token": secret(b"t"),
+    "README.md": ExportedFile(b"r"),
+}
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -33,9 +37,9 @@ def test_an_earlier_export_is_replaced_only_by_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(TREE, out)
     with pytest.raises(UsageError, match="already exists"):
-        write({"b": Entry(b"")}, out)
+        write({"b": ExportedFile(b"")}, out)
     assert "a/token" in modes(out)
-    write({"b": Entry(b"")}, out, force=True)
+    write({"b": ExportedFile(b"")}, out, force=True)
     assert set(modes(out)) == {".raycluster-export", "b"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -56,5 +60,5 @@ def test_other_folders_and_files_are_never_replaced(tmp_path: Path, force: bool)
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
-        write({"a": Entry(b""), "a/b": Entry(b"")}, tmp_path / "out")
+        write({"a": ExportedFile(b""), "a/b": ExportedFile(b"")}, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

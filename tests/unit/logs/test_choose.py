@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from raycluster.contracts import Found
-from raycluster.errors import UsageError
-from raycluster.logs.choose import Chosen, Replicas, choose, ids, numbered, targets
+from raycluster.core.errors import UsageError
+from raycluster.core.interfaces import Found
+from raycluster.logs.choose import Chosen, ReplicaChoice, choose, ids, numbered, targets
 from raycluster.spec import ClusterSpec
-from raycluster.state import App, ClusterState, HostState, Replica
+from raycluster.state.cluster import App, ClusterState, HostState, Replica
 
 SPEC = ClusterSpec.model_validate(
     {
@@ -51,14 +51,14 @@ def processes(chosen: Chosen) -> list[tuple[str, str]]:
         ("b/gateway", [("b", "gateway")], []),
         ("b/worker", [("b", "worker")], []),
         ("prometheus", [("head", "prometheus")], []),
-        ("app", [], [Replicas()]),
-        ("Org/Big", [], [Replicas("org-big")]),
-        ("Org/Big#2", [], [Replicas("org-big", "#2")]),
-        ("aaaa1111", [], [Replicas(replica="aaaa1111")]),
+        ("app", [], [ReplicaChoice()]),
+        ("Org/Big", [], [ReplicaChoice("org-big")]),
+        ("Org/Big#2", [], [ReplicaChoice("org-big", "#2")]),
+        ("aaaa1111", [], [ReplicaChoice(replica="aaaa1111")]),
     ],
 )
 def test_a_word_stands_for_processes_or_replicas(
-    word: str, there: list[tuple[str, str]], replicas: list[Replicas]
+    word: str, there: list[tuple[str, str]], replicas: list[ReplicaChoice]
 ) -> None:
     chosen = choose(SPEC, [word])
     assert processes(chosen) == there
@@ -74,7 +74,7 @@ def test_all_is_every_process_and_every_replica() -> None:
         ("b", "worker"),
         ("b", "gateway"),
     ]
-    assert chosen.replicas == (Replicas(),)
+    assert chosen.replicas == (ReplicaChoice(),)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,11 @@ def test_every_target_that_a_shell_completes_is_taken() -> None:
 
 
 def test_a_number_is_the_place_in_the_list_of_status() -> None:
-    assert numbered(SPEC, STATE, Replicas("org-big", "#2")) == Replicas("org-big", "bbbb2222")
+    assert numbered(SPEC, STATE, ReplicaChoice("org-big", "#2")) == ReplicaChoice(
+        "org-big", "bbbb2222"
+    )
     with pytest.raises(UsageError, match="#3: Org/Big has 2 replicas"):
-        numbered(SPEC, STATE, Replicas("org-big", "#3"))
+        numbered(SPEC, STATE, ReplicaChoice("org-big", "#3"))
 
 
 def test_replicas_are_known_by_the_processes_of_their_node() -> None:

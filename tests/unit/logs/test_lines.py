@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 from raycluster.logs.lines import LONGEST, View, Whole, pattern
 from tests.unit.counted import Counted, worked
 

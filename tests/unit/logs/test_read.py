@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from raycluster.errors import HostError
-from raycluster.logs.read import Asked, Line, read
+from raycluster.core.errors import HostError
+from raycluster.logs.read import Line, LogRequest, read
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Says:
     endless: bool = False
     closed: threading.Event = field(default_factory=threading.Event)
 
-    def lines(self, asked: Asked) -> Iterator[Line | None]:
+    def lines(self, asked: LogRequest) -> Iterator[Line | None]:
         try:
             yield from (Line(self.label, text) for text in self.said)
             while self.endless and asked.follow:
@@ -37,7 +37,7 @@ class Says:
 def test_without_following_sources_come_one_after_the_other() -> None:
     sources = [Says("a", [b"1", b"2"]), Says("b", [b"3"]), Says("c", [])]
     told: list[str] = []
-    assert [(x.label, x.text) for x in read(sources, Asked(), told.append)] == [
+    assert [(x.label, x.text) for x in read(sources, LogRequest(), told.append)] == [
         ("a", b"1"),
         ("a", b"2"),
         ("b", b"3"),
@@ -49,7 +49,9 @@ def test_a_source_that_fails_or_ends_is_told_of_and_ends_no_other() -> None:
     lost = HostError("is gone", where="a")
     lasting = Says("c", [b"2"], endless=True)
     told: list[str] = []
-    lines = read([Says("a", [b"1"], lost), Says("b", []), lasting], Asked(follow=True), told.append)
+    lines = read(
+        [Says("a", [b"1"], lost), Says("b", []), lasting], LogRequest(follow=True), told.append
+    )
     assert {next(lines).text, next(lines).text} == {b"1", b"2"}
     lasting.endless = False  # it ends too, and with it all of them
     assert list(lines) == []
@@ -59,7 +61,7 @@ def test_a_source_that_fails_or_ends_is_told_of_and_ends_no_other() -> None:
 def test_all_that_failed_is_told_and_the_first_error_raised() -> None:
     told: list[str] = []
     sources = [Says(n, [b"1"], HostError("is gone", where=n)) for n in "ab"]
-    lines = read(sources, Asked(follow=True), told.append)
+    lines = read(sources, LogRequest(follow=True), told.append)
     assert [next(lines).text, next(lines).text] == [b"1", b"1"]
     with pytest.raises(HostError, match="is gone"):
         next(lines)
@@ -69,19 +71,19 @@ def test_all_that_failed_is_told_and_the_first_error_raised() -> None:
 def test_one_of_several_that_failed_is_no_error() -> None:
     told: list[str] = []
     sources = [Says("a", [], HostError("is gone", where="a")), Says("b", [b"1"])]
-    assert [x.text for x in read(sources, Asked(), told.append)] == [b"1"]
+    assert [x.text for x in read(sources, LogRequest(), told.append)] == [b"1"]
     assert told == ["a: is gone"]
 
 
 def test_the_end_of_a_followed_log_is_told() -> None:
     told: list[str] = []
-    assert list(read([Says("a", []), Says("b", [])], Asked(follow=True), told.append)) == []
+    assert list(read([Says("a", []), Says("b", [])], LogRequest(follow=True), told.append)) == []
     assert sorted(told) == ["a: end of its log", "b: end of its log"]
 
 
 def test_readers_are_closed_when_nobody_reads_on() -> None:
     source = Says("a", [b"1"], endless=True)
-    lines = read([source], Asked(follow=True), print)
+    lines = read([source], LogRequest(follow=True), print)
     assert next(lines).text == b"1"
     lines.close()
     assert source.closed.is_set()

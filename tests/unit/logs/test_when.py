@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycluster.errors import UsageError
+from raycluster.core.errors import UsageError
 from raycluster.logs.when import seconds_ago
 
 NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z

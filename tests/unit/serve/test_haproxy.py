@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.payload import haproxy_file
 from raycluster.serve.haproxy import ALIKE, edited, metrics_relay, refusals, told
 from raycluster.serve.members import own_address
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
+from raycluster.services.node_files import haproxy_file
 
 CONFIG = """\
 frontend prometheus

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
-from raycluster.readings import read_service
+from raycluster.observe.engine_metrics import read_service
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.recent import PERIOD_S, SPAN_S, Recent
 

@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 
 from raycluster.serve.settings import ModelSettings
-from raycluster.serve.wanted import Wanted, differences, wanted
+from raycluster.serve.wanted import ModelRef, differences, wanted
 
 
-def asked(source: str, **engine_args: Any) -> tuple[Wanted, ...]:
+def asked(source: str, **engine_args: Any) -> tuple[ModelRef, ...]:
     return wanted(ModelSettings("m", source, engine_args=engine_args).to_json())
 
 
 @pytest.mark.parametrize("source", ["org/model", "gpt2", "/models/a", "~/a", "./a"])
 def test_hub_ids_and_paths_are_brought(source: str) -> None:
-    assert asked(source) == (Wanted(source),)
+    assert asked(source) == (ModelRef(source),)
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/model", "org/model:Q4_K_M", "a/b/c"])
@@ -24,16 +24,16 @@ def test_the_rest_is_left_to_the_engine(source: str) -> None:
 
 def test_arguments_that_matter_are_kept() -> None:
     assert asked("a/b", **{"revision": "v1", "load-format": "pt", "download_dir": "/d"}) == (
-        Wanted("a/b", "v1", "pt", "/d"),
+        ModelRef("a/b", "v1", "pt", "/d"),
     )
 
 
 @pytest.mark.parametrize("draft", [{"model": "a/draft"}, '{"model": "a/draft"}'])
 def test_a_draft_and_a_tokenizer_are_brought_too(draft: object) -> None:
     assert asked("a/b", speculative_config=draft, tokenizer="a/words") == (
-        Wanted("a/b"),
-        Wanted("a/words", weights=False),
-        Wanted("a/draft"),
+        ModelRef("a/b"),
+        ModelRef("a/words", weights=False),
+        ModelRef("a/draft"),
     )
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raycluster.contracts import Secret
-from raycluster.errors import SpecError
-from raycluster.exposure import open_ports
-from raycluster.plan import check_addresses
+from raycluster.check.open_ports import open_ports
+from raycluster.core.errors import SpecError
+from raycluster.core.interfaces import Secret
+from raycluster.plan.preconditions import check_addresses
 from raycluster.services.firewall import ruleset
 from raycluster.services.gateway import gateway, own_certificate
 from raycluster.services.head import head

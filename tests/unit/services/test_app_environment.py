@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from raycluster.core.tested_versions import OLDEST_VLLM
 from raycluster.serve.environment import Environment
 from raycluster.serve.settings import ModelSettings
 from raycluster.services.app import app
 from raycluster.spec import ClusterSpec
-from raycluster.tested import OLDEST_VLLM
 
 
 def spec_with(**model: Any) -> ClusterSpec:

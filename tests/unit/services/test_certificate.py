@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
-from raycluster.contracts import Secret
+from raycluster.core.interfaces import Secret
 from raycluster.services.certificate import expiry, self_signed
 from raycluster.services.gateway import gateway
 from raycluster.services.wiring import Wiring

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raycluster.contracts import Secret
-from raycluster.plan import plan_nodes
+from raycluster.core.interfaces import Secret
+from raycluster.plan.planner import plan_nodes
 from raycluster.services.firewall import (
     Around,
     cluster_ports,
@@ -23,7 +23,7 @@ from raycluster.services.firewall import (
 )
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
-from raycluster.state import ClusterState, HostState
+from raycluster.state.cluster import ClusterState, HostState
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 WIRING = Wiring({"head": "10.0.0.1", "b": "fd00::2"}, Secret("t"))

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raycluster.contracts import Process, Secret
+from raycluster.core.interfaces import Process, Secret
 from raycluster.serve.engines import inside
 from raycluster.services.gateway import MODELS_HEADER, OWNER_HEADER, gateway, nginx_conf
-from raycluster.services.wiring import Secrets, Wiring
+from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
+from raycluster.spec.secret_values import Secrets
 from raycluster.spec.services import Gateway
 
 ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789ab"

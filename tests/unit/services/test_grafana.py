@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raycluster import templates
-from raycluster.contracts import ROOT, Process, Secret
+from raycluster.core import templates
+from raycluster.core.interfaces import ROOT, Process, Secret
 from raycluster.services.grafana import (
     DASHBOARDS,
     HOME,

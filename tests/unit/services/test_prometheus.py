@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raycluster.contracts import Process, Secret
+from raycluster.core.interfaces import Process, Secret
 from raycluster.services.prometheus import prometheus
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.contracts import ROOT, BoxOptions, Process, Secret
-from raycluster.limits import Limits
+from raycluster.core.cgroups import Limits
+from raycluster.core.interfaces import ROOT, BoxOptions, Process, Secret
 from raycluster.services.head import head
 from raycluster.services.ray_node import within
 from raycluster.services.wiring import Wiring

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
 from raycluster.spec import ClusterSpec, read_spec
 
 Read = Callable[..., ClusterSpec]

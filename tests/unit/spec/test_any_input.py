@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raycluster.errors import SpecError
+from raycluster.core.errors import SpecError
 from raycluster.spec import ClusterSpec, read_spec, shape
 from raycluster.spec.example import toml_value
 from tests.unit.spec.conftest import MINIMAL

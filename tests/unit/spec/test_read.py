@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.errors import SecretError, SpecError
-from raycluster.secrets import resolve_all
+from raycluster.core.errors import SecretError, SpecError
 from raycluster.spec import locate, read_spec
+from raycluster.spec.secret_sources import resolve_all
 from tests.unit.spec.conftest import MINIMAL, Read, Refusal
 
 HEAD = '[head]\nhost = "10.0.0.1"\n'

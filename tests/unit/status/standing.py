@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from raycluster.contracts import Found, Versions
-from raycluster.errors import RuntimeUnavailableError, UnreachableError
-from raycluster.judge import Health, ModelHealth, judge
+from raycluster.core.errors import RuntimeUnavailableError, UnreachableError
+from raycluster.core.interfaces import Found, Versions
+from raycluster.core.untrusted import Told
+from raycluster.observe.diagnosis import Health, ModelHealth, judge
 from raycluster.spec import ClusterSpec
-from raycluster.state import App, ClusterState, HostState, RayNode, Replica
+from raycluster.state.cluster import App, ClusterState, HostState, RayNode, Replica
 from raycluster.status import gpus
 from raycluster.status.ask import Standing
-from raycluster.status.figures import Figures, Latency, Rates, cost
+from raycluster.status.figures import Latency, ModelFigures, Rates, cost
 from raycluster.tunnel.record import Opened
-from raycluster.untrusted import Told
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 USAGE = {"cpu": 12.5, "mem": [64 * 2**30, 0, 0, 8 * 2**30]}
@@ -21,7 +21,7 @@ GPU = {
     **{"index": 0, "name": "NVIDIA H100", "utilizationGpu": 95},
     **{"memoryUsed": 70000, "memoryTotal": 81920, "temperatureC": 71, "powerMw": 350500},
 }
-FIGURES = Figures(
+FIGURES = ModelFigures(
     1, 3.0, 0.0, 0.12, Rates("replicas", 10.0, 12.34, 0.0, 1234.5), Latency(0.045, 1.25, 10.0)
 )
 

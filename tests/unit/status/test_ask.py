@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from raycluster.connect import Fleet
+from raycluster.hosts.fleet import Fleet
 from raycluster.spec import ClusterSpec
-from raycluster.status.ask import APART_S, Watcher
+from raycluster.status.ask import APART_S, StatusWatcher
 from tests.unit.engine import Ports, engines
 
 
 @contextmanager
-def watching(spec: ClusterSpec) -> Iterator[Watcher]:
-    with Fleet("scraped", 4) as fleet, Watcher(spec, fleet) as watcher:
+def watching(spec: ClusterSpec) -> Iterator[StatusWatcher]:
+    with Fleet("scraped", 4) as fleet, StatusWatcher(spec, fleet) as watcher:
         yield watcher
 
 

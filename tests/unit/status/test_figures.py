@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from raycluster.readings import Reading, Service
+from raycluster.observe.engine_metrics import Reading, Service
 from raycluster.status.figures import (
-    Figures,
     Latency,
     Look,
+    ModelFigures,
     Rates,
-    Seen,
+    ReplicaSample,
     Told,
     cost,
     figures,
@@ -38,10 +38,10 @@ def seen(
     first: Mapping[float, float] | None = None,
     tokens: float | None = None,
     kv: float | None = 0.1,
-) -> Seen:
+) -> ReplicaSample:
     engine = Reading(started, age, 2.0, 1.0, kv)
     count = 10 * requests if tokens is None else tokens
-    return Seen(at, model, Service(engine, requests, 0.0, count, first or {}))
+    return ReplicaSample(at, model, Service(engine, requests, 0.0, count, first or {}))
 
 
 def test_counts_of_all_replicas_grow_between_looks() -> None:
@@ -65,7 +65,7 @@ def test_the_fullest_cache_counts() -> None:
 def test_one_look_tells_no_rates() -> None:
     now = figures([{"a:1": seen(100, 50)}], "m")
     assert (now.rates, now.running) == (None, 2.0)
-    assert figures([], "m") == Figures()
+    assert figures([], "m") == ModelFigures()
 
 
 def test_a_replica_that_began_in_the_window_counts_from_zero() -> None:
@@ -97,7 +97,7 @@ def test_no_rate_is_told_while_it_is_unknown_what_one_replica_did(age: float | N
 def test_tokens_that_are_not_counted_are_unknown() -> None:
     engine = Reading(1.0, OLD)
     looks: list[Look] = [
-        {"a:1": Seen(at, "m", Service(engine, at, 0.0, None, {}))} for at in (1.0, 9.0)
+        {"a:1": ReplicaSample(at, "m", Service(engine, at, 0.0, None, {}))} for at in (1.0, 9.0)
     ]
     rates = figures(looks, "m").rates
     assert rates is not None
@@ -146,8 +146,8 @@ def test_quantiles_are_estimated_within_buckets(
     assert found == (None if value is None else pytest.approx(value))
 
 
-def rated(tokens: float | None) -> Figures:
-    return Figures(1, rates=Rates("replicas", 10, 1, 0, tokens))
+def rated(tokens: float | None) -> ModelFigures:
+    return ModelFigures(1, rates=Rates("replicas", 10, 1, 0, tokens))
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def rated(tokens: float | None) -> Figures:
         ({"m": rated(400.0), "n": rated(600.0)}, pytest.approx(5 / 3.6)),
         ({"m": rated(0.0)}, None),
         ({"m": rated(1000.0), "n": rated(None)}, None),
-        ({"m": Figures()}, None),
+        ({"m": ModelFigures()}, None),
     ],
 )
 def test_tokens_cost_what_the_hosts_cost(
-    models: Mapping[str, Figures], per_million: float | None
+    models: Mapping[str, ModelFigures], per_million: float | None
 ) -> None:
     now = cost(spec(), models)
     assert now is not None

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from raycluster.status.gpus import ASK, Gpu, from_ray, from_smi
-from raycluster.untrusted import Told
+from raycluster.core.untrusted import Told
+from raycluster.status.gpus import ASK, GpuStatus, from_ray, from_smi
 from tests.unit.status.standing import GPU
 
 PCI = "pci other\npci nvidia\n"
@@ -24,8 +24,8 @@ def test_reads_what_nvidia_smi_prints() -> None:
     )
     assert from_smi(told(text)) == (
         (
-            Gpu("nvidia-smi", "0", "NVIDIA H100 80GB HBM3", 97, 70123, 81559, 64, 512.31, 0),
-            Gpu(
+            GpuStatus("nvidia-smi", "0", "NVIDIA H100 80GB HBM3", 97, 70123, 81559, 64, 512.31, 0),
+            GpuStatus(
                 *("nvidia-smi", "1", "NVIDIA GeForce RTX 4090, 24 GB", 3, 12, 24564, 31),
                 *(None, None),
             ),
@@ -78,6 +78,6 @@ def test_a_host_without_nvidia_smi_says_nothing_of_gpus() -> None:
 def test_reads_what_ray_gives() -> None:
     less = {"index": 1, "name": "AMD", "utilizationGpu": None, "memoryUsed": 1, "memoryTotal": 2}
     assert from_ray(Told([GPU, less])) == (
-        Gpu("ray", "0", "NVIDIA H100", 95, 70000, 81920, 71, 350.5, None),
-        Gpu("ray", "1", "AMD", None, 1, 2, None, None, None),
+        GpuStatus("ray", "0", "NVIDIA H100", 95, 70000, 81920, 71, 350.5, None),
+        GpuStatus("ray", "1", "AMD", None, 1, 2, None, None, None),
     )

@@ -6,10 +6,10 @@ import json
 import math
 from typing import Any
 
-from raycluster.errors import UnreachableError
-from raycluster.limits import Limits
-from raycluster.state import ClusterState, HostState
-from raycluster.status.figures import Figures, Latency
+from raycluster.core.cgroups import Limits
+from raycluster.core.errors import UnreachableError
+from raycluster.state.cluster import ClusterState, HostState
+from raycluster.status.figures import Latency, ModelFigures
 from raycluster.status.json import status_json
 from tests.unit.status.standing import MODEL, broken, spec, standing, whole
 
@@ -111,7 +111,7 @@ def test_what_is_not_known_is_null_and_not_zero() -> None:
 
 
 def test_a_percentile_beyond_the_last_bound_is_no_number() -> None:
-    figures = Figures(1, first_token=Latency(1.0, math.inf, None))
+    figures = ModelFigures(1, first_token=Latency(1.0, math.inf, None))
     told = status_json(whole(1, figures={MODEL: figures}))
     assert told["models"][0]["figures"]["time_to_first_token"] == {
         "window_seconds": None,

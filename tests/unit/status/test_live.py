@@ -9,7 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from raycluster.errors import HostError
+from raycluster.core.errors import HostError
 from raycluster.status.ask import Standing
 from raycluster.status.live import Ages, watch
 from tests.terminal import FIRST_SCREEN, HIDE, SHOW

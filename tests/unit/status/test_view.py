@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from raycluster.status.ask import Standing
-from raycluster.status.figures import Figures, Latency, Rates
-from raycluster.status.gpus import Gpu
+from raycluster.status.figures import Latency, ModelFigures, Rates
+from raycluster.status.gpus import GpuStatus
 from raycluster.status.view import status_view
 from tests.unit.status.standing import FIGURES, MODEL, broken, whole
 
@@ -69,7 +69,7 @@ def test_everything_is_shown_where_there_is_room_for_it() -> None:
             "req/s and tok/s: the last 10 s; TTFT: streamed answers, the last 10 s",
         ),
         (
-            Figures(
+            ModelFigures(
                 1,
                 rates=Rates("replicas", 0.41, 0, 0, 0),
                 first_token=Latency(0.1, 200, None),
@@ -77,17 +77,17 @@ def test_everything_is_shown_where_there_is_room_for_it() -> None:
             "req/s and tok/s: the last 0.4 s; TTFT: streamed answers, since the replicas started",
         ),
         (
-            Figures(
+            ModelFigures(
                 1,
                 rates=Rates("prometheus", 60, 1, 0, 1),
                 first_token=Latency(None, None, 60),
             ),
             "req/s and tok/s: the last 60 s, from Prometheus",
         ),
-        (Figures(), ""),
+        (ModelFigures(), ""),
     ],
 )
-def test_it_says_of_when_the_figures_are(figures: Figures, notes: str) -> None:
+def test_it_says_of_when_the_figures_are(figures: ModelFigures, notes: str) -> None:
     lines = shown(whole(figures={MODEL: figures}), 200)
     assert [line.strip() for line in lines if "tok/s:" in line] == ([notes] if notes else [])
 
@@ -119,7 +119,7 @@ def test_no_screen_is_overfilled(height: int) -> None:
 
 
 def test_what_could_become_a_problem_is_told_with_the_next_step() -> None:
-    gpu = Gpu("nvidia-smi", "3", "H100", errors=2)
+    gpu = GpuStatus("nvidia-smi", "3", "H100", errors=2)
     failing = replace(FIGURES, rates=Rates("replicas", 10, 1, 0.5, 1))
     lines = shown(whole(gpus={"head": (gpu,)}, figures={MODEL: failing}), 200)
     assert lines[0] == "q is healthy"

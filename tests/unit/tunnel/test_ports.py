@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raycluster.errors import PortInUseError
+from raycluster.core.errors import PortInUseError
 from raycluster.tunnel.ports import Forward, choose_ports, describe, is_free
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from raycluster.serve.asking.gate import Gate
-from raycluster.serve.asking.pace import Pace
+from raycluster.serve.asking.pace import AdaptiveLimiter
 from raycluster.serve.asking.rate import Rate
-from raycluster.serve.asking.result import Job, Reply, Result, UnansweredError
+from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
 from raycluster.serve.asking.verdict import NO_ENTRY, Again, failed, judge, unanswered
 
 _AWAY_BACKOFF_SECONDS = 5.0
@@ -64,19 +64,19 @@ class Counts:
     """Attempts that were made again, by the code of their failure."""
 
 
-class Asker:
+class RetryingClient:
     """All that ask one endpoint, at most `limit` at once; lives in one event loop."""
 
     def __init__(self, tries: Tries, limit: int) -> None:
         self.counts = Counts()
-        self.pace = Pace(limit)
+        self.pace = AdaptiveLimiter(limit)
         self.rate = Rate(1 / tries.backoff, min(1 / tries.backoff, 1 / _AWAY_BACKOFF_SECONDS))
         self.trouble = ""
         self._tries = tries
         self._gate = Gate(self.pace, self.rate)
         self._away_since: float | None = None
 
-    async def result(self, post: Post, job: Job) -> Result:
+    async def result(self, post: Post, job: AskedLine) -> Result:
         """Return the request's result. Raises NoEntryError."""
         began, tried, counted = time.monotonic(), 0, 0
         answered_before = self.counts.answered
@@ -103,7 +103,7 @@ class Asker:
         if since is not None and time.monotonic() - since > patience:
             raise AwayError(f"no response for {patience:g} s; the last failure: {self.trouble}")
 
-    async def _attempt(self, post: Post, job: Job) -> Result | Again:
+    async def _attempt(self, post: Post, job: AskedLine) -> Result | Again:
         async with self._gate:
             epoch, rate_epoch = self.pace.epoch, self.rate.epoch
             self.counts.sent += 1

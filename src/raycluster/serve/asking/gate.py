@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from raycluster.serve.asking.pace import Pace
+from raycluster.serve.asking.pace import AdaptiveLimiter
 from raycluster.serve.asking.rate import Rate
 
 
 class Gate:
     """An async context manager around one attempt; lives in one event loop."""
 
-    def __init__(self, pace: Pace, rate: Rate) -> None:
+    def __init__(self, pace: AdaptiveLimiter, rate: Rate) -> None:
         self.in_flight = 0
         self._pace = pace
         self._rate = rate

@@ -11,7 +11,7 @@ MIN_ROUND = 8
 
 
 @dataclass
-class Pace:
+class AdaptiveLimiter:
     """The limit, between 1 and `maximum`.
 
     A round is as many attempts as the limit, sent since its beginning. Rounds without a failure

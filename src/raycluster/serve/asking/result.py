@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class AskedLine:
     """The request of line `line`."""
 
     line: int

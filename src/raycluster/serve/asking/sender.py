@@ -22,7 +22,7 @@ _READ_BYTES = 65536
 _MAX_BODY_BYTES = 256 * 1024 * 1024
 
 
-class Sender:
+class RequestSender:
     """Sends one request after the other; connects when it has to.
 
     `base` is the address without the API's path, and may hold user and password; `timeout` in

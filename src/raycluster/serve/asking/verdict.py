@@ -9,7 +9,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from raycluster.serve.asking.result import Job, Reply, Result, UnansweredError
+from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
 from raycluster.serve.asking.said import error_text, failure_in, printable, status_in
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
@@ -39,7 +39,7 @@ class Again:
     reply: Reply | None = None
 
 
-def judge(job: Job, reply: Reply, epoch_seconds: float) -> Result | Again:
+def judge(job: AskedLine, reply: Reply, epoch_seconds: float) -> Result | Again:
     """Return what a whole answer means."""
     if 200 <= reply.status < 300:
         value = _object(reply.body)
@@ -78,7 +78,7 @@ def unanswered(error: UnansweredError) -> Again:
     )
 
 
-def failed(job: Job, last: Again, tries: int = 1) -> Result:
+def failed(job: AskedLine, last: Again, tries: int = 1) -> Result:
     """Return the result of a line that is not tried again."""
     message = last.detail if tries == 1 else f"{last.detail} (after {tries} attempts)"
     error = (last.code, message)

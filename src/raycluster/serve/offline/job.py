@@ -19,9 +19,9 @@ from raycluster.serve.offline.order import (
     ORDER_FILE,
     RESULTS_FILE,
     STATE_FILE,
+    JobState,
     Order,
     Shares,
-    State,
     decode_job,
     ranges,
 )
@@ -36,11 +36,11 @@ PIECES_A_READ = 64
 Blocks = Iterator[Mapping[str, list[Any]]]
 
 
-class Results:
+class ResultsFile:
     """The results file: each line once. `last` is the highest number of a line."""
 
     def __init__(self, folder: Path, last: int) -> None:
-        self.state = State()
+        self.state = JobState()
         self._folder = folder
         self._done = bytearray(last // 8 + 1)
         self._told = 0.0
@@ -82,9 +82,9 @@ class Results:
                     file.write(result)
 
 
-def ask_all(folder: Path, order: Order, ask: Callable[[Path], Blocks]) -> State:
+def ask_all(folder: Path, order: Order, ask: Callable[[Path], Blocks]) -> JobState:
     """Write every result, and return how it ended; `ask` yields blocks for an input file."""
-    results = Results(folder, order.last)
+    results = ResultsFile(folder, order.last)
     source = folder / INPUT_FILE
     for number in range(PASSES):
         results.write(ask(source))
@@ -116,7 +116,7 @@ def blocks(order: Order, source: Path) -> Blocks:
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from raycluster.serve.offline.stage import Ask
+    from raycluster.serve.offline.stage import TableStage
 
     shares = Shares.of(sum(bool(node["Alive"]) for node in ray.nodes()), order.concurrency)
     with source.open("rb") as file:
@@ -137,7 +137,7 @@ def blocks(order: Order, source: Path) -> Blocks:
             scheduling_strategy=here,
         )
         .map_batches(
-            Ask,
+            TableStage,
             batch_size=1,
             batch_format="pyarrow",
             fn_constructor_args=(order.encode(), shares.limit),
@@ -174,7 +174,7 @@ def main() -> None:
         ray.init()
         state = ask_all(folder, order, lambda source: blocks(order, source))
     except Exception as error:  # whatever Ray raises is what the person should read
-        state = State(error=root_cause(f"{type(error).__name__}: {error}"), over=True)
+        state = JobState(error=root_cause(f"{type(error).__name__}: {error}"), over=True)
         (folder / STATE_FILE).write_bytes(state.encode())
         raise
     sys.exit(bool(state.error))

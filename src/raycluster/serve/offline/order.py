@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import Job, Stamp
+from raycluster.serve.asking.result import AskedLine, Stamp
 
 ORDER_FILE = "order.json"
 INPUT_FILE = "in.jsonl"
@@ -50,7 +50,7 @@ class Order:
 
 
 @dataclass
-class State:
+class JobState:
     """How far a job is; `error` is what ended it, and `kind` AWAY, NO_ENTRY or nothing."""
 
     sent: int = 0
@@ -70,20 +70,20 @@ class State:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def decode(cls, content: bytes) -> State:
+    def decode(cls, content: bytes) -> JobState:
         """Return what `encode` was called on; of nothing, a job that has not begun."""
         return cls(**json.loads(content)) if content else cls()
 
 
-def encode_job(job: Job) -> bytes:
+def encode_job(job: AskedLine) -> bytes:
     """Return the line of the input file that stands for a request."""
     return json.dumps([job.line, job.custom_id, job.path, job.content.decode()]).encode() + b"\n"
 
 
-def decode_job(line: bytes) -> Job:
+def decode_job(line: bytes) -> AskedLine:
     """Return the request that a line of the input file stands for."""
     number, custom_id, path, content = json.loads(line)
-    return Job(number, custom_id, path, content.encode())
+    return AskedLine(number, custom_id, path, content.encode())
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raycluster.serve.asking.asker import Asker, AwayError, NoEntryError
+from raycluster.serve.asking.asker import AwayError, NoEntryError, RetryingClient
 from raycluster.serve.asking.result import Reply, Result, UnansweredError
-from raycluster.serve.asking.sender import Sender
+from raycluster.serve.asking.sender import RequestSender
 from raycluster.serve.offline.order import AWAY, NO_ENTRY, Order, decode_job
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Ways:
     """A connection that goes to the next address when it is refused at one."""
 
     def __init__(self, addresses: Sequence[str], timeout: float) -> None:
-        self._senders = deque(Sender(address, timeout) for address in addresses)
+        self._senders = deque(RequestSender(address, timeout) for address in addresses)
 
     async def post(self, path: str, content: bytes) -> Reply:
         """Send once, never again; raises UnansweredError."""
@@ -43,12 +43,12 @@ class Ways:
             sender.close()
 
 
-class Ask:
+class TableStage:
     """Takes tables of `lines`, pieces of the input, and yields tables of what `rows` returns."""
 
     def __init__(self, order: bytes, limit: int) -> None:
         self._order = Order.decode(order)
-        self._asker = Asker(self._order.tries, limit)
+        self._asker = RetryingClient(self._order.tries, limit)
         self._addresses = addresses(self._order)
         self._idle: list[Ways] = []
         self._sent = 0

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from raycluster.serve.asking.asker import Asker, Tries
-from raycluster.serve.asking.result import Job, Reply, Result
+from raycluster.serve.asking.asker import RetryingClient, Tries
+from raycluster.serve.asking.result import AskedLine, Reply, Result
 
 GOOD = Reply(200, b'{"choices": []}')
 
@@ -95,16 +95,16 @@ class Endpoint:
 
 def ask(
     monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, lines: int, slots: int = 64
-) -> tuple[float, Asker]:
+) -> tuple[float, RetryingClient]:
     """Have every line answered; return how long that took, and who asked."""
     loop = Clock()
     monkeypatch.setattr("raycluster.serve.asking.asker.time.monotonic", loop.time)
-    asker = Asker(Tries(), min(slots, lines))
+    asker = RetryingClient(Tries(), min(slots, lines))
     left = iter(range(lines))
 
     async def slot() -> None:
         for line in left:
-            result = await asker.result(endpoint, Job(line, str(line), "/", b"{}"))
+            result = await asker.result(endpoint, AskedLine(line, str(line), "/", b"{}"))
             assert isinstance(result, Result) and result.error is None, result
 
     async def run() -> None:

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from raycluster.errors import UsageError
-from raycluster.openai_wire.target import Target, check_address
+from raycluster.core.errors import UsageError
+from raycluster.openai_client.target import Target, check_address
 from raycluster.serve.asking.result import Reply, UnansweredError
-from raycluster.serve.asking.sender import Sender
+from raycluster.serve.asking.sender import RequestSender
 
 OK = b"HTTP/1.1 200 OK\r\n"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -51,7 +51,7 @@ def posts(
     async def run() -> list[Reply | UnansweredError]:
         listening = await asyncio.start_server(server, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
-        sender = Sender(Target(base.format(port=port), "").url(""), timeout, {"x-key": "k"})
+        sender = RequestSender(Target(base.format(port=port), "").url(""), timeout, {"x-key": "k"})
         outcomes: list[Reply | UnansweredError] = []
         for _ in range(count):
             try:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.asking.result import Job, Reply, Result, Stamp, UnansweredError
+from raycluster.serve.asking.result import AskedLine, Reply, Result, Stamp, UnansweredError
 from raycluster.serve.asking.verdict import Again, failed, judge, unanswered
 
-JOB = Job(7, 'a"b', "/v1/chat/completions", b"{}")
+JOB = AskedLine(7, 'a"b', "/v1/chat/completions", b"{}")
 STAMP = Stamp("0123456789ab", "01234567")
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import Job, Result, Stamp
+from raycluster.serve.asking.result import AskedLine, Result, Stamp
 from raycluster.serve.offline.job import PASSES, ask_all
 from raycluster.serve.offline.order import (
     AWAY,
     INPUT_FILE,
     RESULTS_FILE,
     STATE_FILE,
+    JobState,
     Order,
-    State,
     decode_job,
     encode_job,
 )
@@ -35,7 +35,7 @@ def result(line: int) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    jobs = (Job(n, f"c{n}", "/v1/completions", b"{}") for n in (3, 5, 8, 40))
+    jobs = (AskedLine(n, f"c{n}", "/v1/completions", b"{}") for n in (3, 5, 8, 40))
     (tmp_path / INPUT_FILE).write_bytes(b"".join(map(encode_job, jobs)))
     return tmp_path
 
@@ -56,8 +56,8 @@ def test_a_line_that_comes_twice_is_written_once(folder: Path) -> None:
 
     state = ask_all(folder, ORDER, ask)
     assert written(folder) == [result(n) for n in (3, 5, 8, 40)]
-    assert state == State(5, {"http_503": 1}, over=True)
-    assert State.decode((folder / STATE_FILE).read_bytes()) == state
+    assert state == JobState(5, {"http_503": 1}, over=True)
+    assert JobState.decode((folder / STATE_FILE).read_bytes()) == state
 
 
 def test_what_is_missing_is_asked_for_again(folder: Path) -> None:

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import Job, Stamp
+from raycluster.serve.asking.result import AskedLine, Stamp
 from raycluster.serve.offline.order import (
+    JobState,
     Order,
     Shares,
-    State,
     decode_job,
     encode_job,
     ranges,
@@ -30,18 +30,18 @@ def test_an_order_comes_back_as_it_was() -> None:
 def test_a_request_is_one_line_and_comes_back_as_it_was(
     line: int, custom_id: str, path: str, content: bytes
 ) -> None:
-    job = Job(line, custom_id, path, content)
+    job = AskedLine(line, custom_id, path, content)
     encoded = encode_job(job)
     assert encoded.splitlines() == [encoded.removesuffix(b"\n")]
     assert decode_job(encoded) == job
 
 
 def test_a_state_adds_what_actors_count() -> None:
-    state = State()
+    state = JobState()
     state.count(5, {"http_503": 1})
     state.count(3, {"http_503": 2, "timeout": 1})
-    assert State.decode(state.encode()) == State(8, {"http_503": 3, "timeout": 1})
-    assert State.decode(b"") == State()
+    assert JobState.decode(state.encode()) == JobState(8, {"http_503": 3, "timeout": 1})
+    assert JobState.decode(b"") == JobState()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Brings images, environments and models to hosts."""

@@ -1,0 +1,1 @@
+"""What hosts must be able to do before anything starts there."""

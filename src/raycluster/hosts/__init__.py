@@ -1,0 +1,1 @@
+"""Ways to hosts: connections, runtimes, and what is asked of them."""

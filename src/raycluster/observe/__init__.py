@@ -1,0 +1,1 @@
+"""Reads hosts, Ray, hub and registries; changes nothing."""

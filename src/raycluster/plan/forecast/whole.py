@@ -1,0 +1,114 @@
+"""All that is known beforehand of a change; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from raycluster.core.errors import HostError, SpecError
+from raycluster.plan.actions import Action, Deploy
+from raycluster.plan.forecast.cost import CostChange, cost
+from raycluster.plan.forecast.downloads import (
+    Download,
+    absent,
+    downloads,
+    tight,
+    too_little_room,
+    withheld,
+)
+from raycluster.plan.forecast.fits import (
+    ModelForecast,
+    Problem,
+    forecast_models,
+    forecast_notes,
+    together,
+    too_few_cpus,
+    unseen_gpus,
+)
+from raycluster.plan.forecast.interruptions import Interruption, interruptions
+from raycluster.serve.settings import slugs
+from raycluster.serve.wanted import ModelRef
+from raycluster.spec import ClusterSpec
+from raycluster.state.cluster import ClusterState
+from raycluster.state.inventory import Inventory
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a change needs and costs: `problems` keep it from working, `warnings` may.
+
+    `notes` are choices that work, and that a person should know of.
+    """
+
+    models: tuple[ModelForecast, ...] = ()
+    downloads: tuple[Download, ...] = ()
+    interruptions: tuple[Interruption, ...] = ()
+    cost: CostChange | None = None
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
+
+
+def forecast(
+    spec: ClusterSpec,
+    state: ClusterState,
+    actions: Sequence[Action],
+    seen: Inventory,
+    wanted: Mapping[str, tuple[ModelRef, ...]],
+) -> Forecast:
+    """Return what the actions need and cost; `wanted` tells what each starting model reads."""
+    starting = tuple(wanted)
+    read = {name: found[0] for name, found in wanted.items() if found}
+    models = forecast_models(spec, seen, read, starting)
+    every = tuple(dict.fromkeys(w for found in wanted.values() for w in found))
+    fetched = downloads(seen, every)
+    problems = [p for model in models if (p := model.problem)]
+    if shared := together(spec, seen, models):
+        problems.append(shared)
+    problems += too_few_cpus(spec, seen, models)
+    return Forecast(
+        models=models,
+        downloads=fetched,
+        interruptions=interruptions(spec, state, actions, seen.seconds),
+        cost=cost(spec, state),
+        problems=(*problems, *withheld(seen), *too_little_room(fetched)),
+        warnings=(
+            *(w for model in models for w in model.warnings),
+            *absent(seen, every),
+            *tight(fetched),
+        ),
+        notes=(*forecast_notes(spec, seen, starting), *unseen_gpus(spec, seen)),
+    )
+
+
+def at_rest(spec: ClusterSpec, state: ClusterState, actions: Sequence[Action]) -> Forecast:
+    """Return the forecast of a change for which nothing has to be looked at: nothing starts."""
+    return Forecast(interruptions=interruptions(spec, state, actions, {}), cost=cost(spec, state))
+
+
+def starting_models(
+    spec: ClusterSpec, state: ClusterState, actions: Sequence[Action]
+) -> tuple[str, ...]:
+    """Return the models of which replicas start anew: all where it is not known what runs."""
+    names = slugs([model.name for model in spec.models])
+    deploys = [action for action in actions if isinstance(action, Deploy)]
+    if not state.apps:
+        return tuple(names)
+    changed = {slug for deploy in deploys for slug in deploy.rollout.costs}
+    running = {app.name for app in state.apps if app.running}
+    return tuple(n for n, slug in names.items() if slug in changed or slug not in running)
+
+
+def refuse(forecast: Forecast, hosts: Collection[str]) -> None:
+    """Raise HostError or SpecError where a change cannot work: nothing has been started then.
+
+    `hosts` are the names of the hosts, of which a problem may be.
+    """
+    found = forecast.problems
+    if not found:
+        return
+    kind = HostError if all(p.where in hosts for p in found) else SpecError
+    if len(found) == 1:
+        raise kind(found[0].what, where=found[0].where, hint=found[0].hint)
+    lines = [f"{p.where}: {p.what}" + (f"; {p.hint}" if p.hint else "") for p in found]
+    raise kind("\n  ".join([f"{len(lines)} problems", *lines]))

@@ -1,0 +1,91 @@
+"""Whether nodes fit together; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raycluster.core.errors import ImageError, VersionMismatchError
+from raycluster.core.interfaces import Versions
+from raycluster.core.tested_versions import NEWEST_VLLM, OLDEST_VLLM, VLLM, release, startable
+from raycluster.spec import ClusterSpec, Model
+
+SAFE_VLLM = "0.32"
+KNOWN = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
+
+
+def check_versions(
+    spec: ClusterSpec, versions: Mapping[str, Versions], *, gpus: bool = False
+) -> None:
+    """Raise where the nodes differ in Ray, Python (major.minor) or the engine, or lack the engine.
+
+    Hosts with `gpus = 0` hold no replicas beside hosts with GPUs, so their engine may differ.
+    `gpus` tells that the cluster has GPUs: `auto` is vLLM alone then.
+    """
+    for name, seen in versions.items():
+        if not seen.ray:
+            raise ImageError(
+                "ray is missing in the environment",
+                where=name,
+                hint="install ray[serve], or use another image",
+            )
+    _same("Ray", {n: v.ray for n, v in versions.items()})
+    _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in versions.items()})
+    serving = {n: v for n, v in versions.items() if n in _serving(spec)}
+    _same("vLLM", {n: v.vllm or "none" for n, v in serving.items()})
+    own = [model for model in spec.models if model.environment is None]
+    if own and not any(v.vllm or v.transformers for v in serving.values()):
+        raise ImageError(
+            "vllm and transformers are both missing in the environment",
+            where=next(iter(serving), "cluster"),
+            hint="use an image or requirements with an engine",
+        )
+    for name, seen in serving.items():
+        for model in spec.models:
+            if (
+                model.environment is None
+                and model.engine_on(model.each_gpus if gpus else 0) == "vllm"
+            ):
+                _has_vllm(name, seen.vllm, model)
+
+
+def _has_vllm(host: str, version: str, model: Model) -> None:
+    """Raise ImageError where the model needs a vLLM that is not there, or cannot be started."""
+    what = f"vllm is missing in the environment, but {model.name} needs it" if not version else ""
+    if version and not startable(version):
+        what = f"vLLM {version} is not supported: {OLDEST_VLLM} or newer is needed"
+    if what:
+        allow = ", or set `fallback = true`" if model.engine == "auto" else ""
+        raise ImageError(
+            what,
+            where=host,
+            hint=f"use an image or requirements with vLLM {VLLM}{allow}",
+        )
+
+
+def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
+    """Return a sentence for each host whose vLLM has known holes, is new, or cannot be started."""
+    found: dict[str, str] = {}
+    for name, seen in versions.items():
+        if seen.vllm and not startable(seen.vllm):
+            found[name] = f"vLLM {seen.vllm} is not supported: {OLDEST_VLLM} or newer is needed"
+        elif seen.vllm and release(seen.vllm) < release(SAFE_VLLM):
+            found[name] = f"vLLM {seen.vllm} has known vulnerabilities; use {VLLM}"
+        elif seen.vllm and release(seen.vllm) > release(NEWEST_VLLM):
+            found[name] = f"vLLM {seen.vllm} is newer than the tested versions ({KNOWN})"
+    return found
+
+
+def _serving(spec: ClusterSpec) -> set[str]:
+    some = {h.name for h in spec.hosts if h.gpus != 0}
+    return some or {h.name for h in spec.hosts}
+
+
+def _same(what: str, versions: Mapping[str, str]) -> None:
+    if len(set(versions.values())) > 1:
+        listed = ", ".join(f"{name} has {version}" for name, version in versions.items())
+        raise VersionMismatchError(
+            f"{what} differs between nodes: {listed}",
+            where="cluster",
+            hint="give every host the same image or the same requirements"
+            + (", or set runtime.python_version of native hosts" if what == "Python" else ""),
+        )

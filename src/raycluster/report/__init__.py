@@ -1,0 +1,1 @@
+"""Text and JSON of what came of a run."""
