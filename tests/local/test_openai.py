@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -534,10 +535,17 @@ def test_who_hangs_up_lets_go_of_the_engine(served: Cluster, way: str, tmp_path:
             body = {"pad": "x" * 70_000 * (way == "router"), "model": VLLM, **told}
             left = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20))
             left.sendall(post(before + path, json.dumps(body).encode()))
-        until(lambda: running(served) >= 18, seconds=30, what="not all are at work")
+        until(lambda: all_at_work(served), seconds=30, what="not all are at work")
     until(lambda: running(served) == 0, seconds=30, what="they are at work for nobody")
     made = figure(served, "generation_tokens_total") - made
     assert made < 18 * 900 / 2
+
+
+def all_at_work(cluster: Cluster) -> bool:
+    """Tell whether as many run as have to, and no more are on their way."""
+    found = running(cluster)
+    time.sleep(0.5)
+    return found >= 18 and running(cluster) == found
 
 
 def post(path: str, body: bytes) -> bytes:
