@@ -219,7 +219,8 @@ def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
     question = {"role": "user", "content": "Answer with one word: What is the capital of France?"}
     asks = {"messages": [question], "ignore_eos": True}
     first = {"custom_id": "chat", "url": "/v1/chat/completions", "body": asks}
-    lines = [json.dumps(first), '{"prompt": "torn', *(f"Say {n}." for n in range(40))]
+    more = (json.dumps({"prompt": f"Say {n}."}) for n in range(40))
+    lines = [json.dumps(first), '{"prompt": "torn', *more]
     source.write_text("".join(f"{line}\n" for line in lines))
     batch = ("batch", source, "-o", output, "--spec", local.spec, "--max-tokens", "8", "--offline")
     done = local(*batch, "--json")

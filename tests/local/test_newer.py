@@ -38,5 +38,9 @@ def test_newer_releases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     found = {package: newest(package) for package in known}
     told = [f"{p} {found[p]} is out, {v} is tested" for p, v in known.items() if found[p] != v]
     with capsys.disabled():
-        print("".join(f"\n{line}: raise it in tested.py, then `make lock`" for line in told))
+        print(
+            "".join(
+                f"\n{line}: raise it in core/tested_versions.py, then `make lock`" for line in told
+            )
+        )
     assert all(" " not in version for version in found.values())
