@@ -11,7 +11,7 @@ import pytest
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
-SIZING = ROOT / "tests" / "unit" / "sizing"
+SIZING = ROOT / "tests" / "unit" / "plan" / "sizing"
 
 
 def test_vllm_says_what_is_recorded() -> None:
