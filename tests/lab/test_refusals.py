@@ -340,7 +340,7 @@ NEVER_UP = (
     (("logs", "head"), 1, "error: head: the container does not exist"),
     (("logs", "native-1"), 1, "error: native-1: nothing was started here as worker"),
     (("logs", "app"), 1, "error: refuse: no node is running"),
-    (("logs", "nowhere"), 2, "'nowhere' is not a host in this cluster"),
+    (("logs", "nowhere"), 2, "'nowhere' is not a host, service, model or replica in this cluster"),
     (("exec", "head", "--", "true"), 1, "error: head: the container does not exist"),
     (("exec", "native-1", "--", "true"), 1, "error: native-1: nothing was started here as worker"),
     (("exec", "nowhere", "--", "true"), 2, "'nowhere' is not a host in this cluster"),
