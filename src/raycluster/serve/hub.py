@@ -127,7 +127,7 @@ def _refuse_without_room(wanted: ModelRef, listed: Listing) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise ProblemError(
-            f"{wanted.source} needs {in_words(missing)} more, and {in_words(free)} are free "
+            f"{wanted.source} needs {in_words(missing)} more, but only {in_words(free)} are free "
             f"in {folder}",
             "free some space, or set HF_HOME under [runtime.env] to a folder on a larger disk",
         )
