@@ -24,7 +24,8 @@ from statistics import median
 import httpx
 
 from benchmarks.figures import Limit, keep
-from tests.local.cluster import ROOT, free_ports, made_by
+from tests.local.cluster import ROOT, made_by
+from tests.ports import free_ports
 
 BEFORE = "4efbb2b"
 CLIENTS = (1, 4, 16)

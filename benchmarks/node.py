@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from raycluster.services.node_files import haproxy_file
-from tests.local.cluster import PORT_OPTIONS, descendants, free_ports, made_by, serve_env
+from tests.local.cluster import PORT_OPTIONS, descendants, made_by, serve_env
+from tests.ports import free_ports
 
 
 def until(ask: Callable[[], bool], *, seconds: float, what: str) -> None:

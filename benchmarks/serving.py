@@ -32,7 +32,8 @@ from benchmarks.figures import Limit, keep
 from benchmarks.node import Node, open_node, until
 from benchmarks.vllm_client import VllmClient, vllm_client
 from raycluster.serve.settings import ModelSettings, applications
-from tests.local.cluster import free_ports, made_by
+from tests.local.cluster import made_by
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 MODEL = "tiny"

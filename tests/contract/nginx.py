@@ -17,7 +17,7 @@ from raycluster.services.gateway import gateway
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
-from tests.contract.sshd import free_port
+from tests.ports import free_port
 
 ALICE, BOB = "sk-alice.0123456789", "sk-bob-0123456789ab"
 KEYS: dict[str, Any] = {"api_keys": {"alice": "env:A", "bob": "env:B"}}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raycluster.hosts.transports.ssh import SshOptions
+from tests.ports import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 SECONDS = 20.0
@@ -27,18 +28,6 @@ def wait_for(met: Callable[[], bool], what: str, seconds: float = SECONDS) -> No
     while not met():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many ports of 127.0.0.1 that nothing listens on, each another one."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:

@@ -37,7 +37,8 @@ from tests.contract.nginx import (
     served,
     spec_of,
 )
-from tests.contract.sshd import free_port, free_ports, wait_for
+from tests.contract.sshd import wait_for
+from tests.ports import free_port, free_ports
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx", path=PATH), reason="needs nginx")
 

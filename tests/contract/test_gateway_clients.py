@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from tests.contract.nginx import ALICE, BOB, KEYS, PATH, bearer, running
-from tests.contract.sshd import free_port, wait_for
+from tests.contract.sshd import wait_for
 from tests.contract.test_gateway import Api, api
+from tests.ports import free_port
 
 __all__ = ["api"]
 

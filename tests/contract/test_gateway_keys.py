@@ -20,8 +20,9 @@ from raycluster.services.gateway import per_minute
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
 from tests.contract.nginx import ALICE, BOB, PATH, bearer, process_of, served, spec_of
-from tests.contract.sshd import free_port, wait_for
+from tests.contract.sshd import wait_for
 from tests.contract.test_gateway import Api, api, reload
+from tests.ports import free_port
 
 __all__ = ["api"]
 

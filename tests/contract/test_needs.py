@@ -27,7 +27,8 @@ from raycluster.hosts.http import http_client
 from raycluster.observe.facts import read_listening
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
-from tests.contract.sshd import SSHD, Login, Sshd, free_ports
+from tests.contract.sshd import SSHD, Login, Sshd
+from tests.ports import free_ports
 
 if SSHD is None or os.geteuid() != 0:
     pytest.skip("needs OpenSSH's server, and root for mounts of its own", allow_module_level=True)

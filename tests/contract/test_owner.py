@@ -18,7 +18,7 @@ import pytest
 from raycluster.core.interfaces import Process, Versions
 from raycluster.hosts.fleet import Fleet
 from raycluster.spec import read_spec
-from tests.contract.sshd import free_port
+from tests.ports import free_port
 
 SPEC = """schema = 1
 cluster = {{ name = "{name}"{owner} }}

@@ -17,7 +17,7 @@ from raycluster.core.wait import wait_for
 from raycluster.serve.metrics import Metrics, samples
 from raycluster.status.figures import Told
 from raycluster.status.prometheus import QUERY, ask
-from tests.unit.engine import free_ports
+from tests.ports import free_ports
 
 TICK_S = 0.1
 

@@ -32,7 +32,8 @@ from raycluster.hosts.transports.ssh import SshOptions, SshTransport, open_ssh, 
 from raycluster.hosts.transports.ssh_command import command_line
 from raycluster.hosts.transports.ssh_system import open_system
 from tests.contract.ssh_agent import FakeAgent, HeldKey, TokenKey, fake_agent
-from tests.contract.sshd import SSHD, Sshd, free_port, make_key, slow_line, wait_for
+from tests.contract.sshd import SSHD, Sshd, make_key, slow_line, wait_for
+from tests.ports import free_port
 
 if SSHD is None:
     pytest.skip("needs OpenSSH's server", allow_module_level=True)

@@ -29,7 +29,8 @@ from raycluster.hosts.transports.ssh import SshOptions
 from raycluster.hosts.transports.ssh_askpass import Askpass
 from raycluster.hosts.transports.ssh_system import open_system
 from raycluster.spec import read_spec
-from tests.contract.sshd import SSHD, Sshd, free_port, make_key, wait_for
+from tests.contract.sshd import SSHD, Sshd, make_key, wait_for
+from tests.ports import free_port
 
 if SSHD is None or shutil.which("ssh") is None:
     pytest.skip("needs OpenSSH's server and client", allow_module_level=True)

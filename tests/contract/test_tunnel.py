@@ -27,6 +27,7 @@ from raycluster.tunnel.channels import ChannelForwarder
 from raycluster.tunnel.keep import Route, keep
 from raycluster.tunnel.ports import Forward, choose_ports
 from raycluster.tunnel.system import SystemForwarder
+from tests.ports import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 if SSHD is None or shutil.which("ssh") is None:
@@ -40,11 +41,6 @@ def wait_for(met: Callable[[], bool], what: str, seconds: float = SECONDS) -> No
     while not met():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @dataclass

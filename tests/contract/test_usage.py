@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from raycluster.core.wait import wait_for
 from raycluster.spec import ClusterSpec
 from raycluster.status.usage import REQUESTS, TOKENS, Row, UsageReport, ask
-from tests.unit.engine import free_ports
+from tests.ports import free_ports
 
 SPEC = ClusterSpec.model_validate(
     {"cluster": {"name": "q"}, "head": {"host": "h", "price_per_hour": 360}}

@@ -7,10 +7,8 @@ import contextlib
 import functools
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -29,6 +27,7 @@ from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import data_path
 from raycluster.services.node_files import code_files, haproxy_file
 from raycluster.spec.models import Ports
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 Answer = TypeVar("Answer")
@@ -37,23 +36,6 @@ PORT_OPTIONS = (
     *("dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port"),
     *("ray-client-server-port", "dashboard-port"),
 )
-
-
-PORTS = range(21000, 30000)
-"""Outside of what the kernel gives to outgoing connections, Ray's own among them, which could take
-a port between our look and its use; and between the ranges of workers and replicas."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many ports on which nobody listens."""
-    found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError(f"no {count} free ports in {PORTS}")
 
 
 def serve_env(node: str, folder: Path) -> dict[str, str]:

@@ -15,7 +15,8 @@ import pytest
 
 from raycluster.serve.balance import MOST_LOAD, SESSION_HEADER
 from raycluster.serve.haproxy import RETRY_S, edited
-from tests.local.cluster import free_ports, made_by, until
+from tests.local.cluster import made_by, until
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from raycluster.core.errors import MissedLimitError, RayclusterError, UsageError
 from raycluster.openai_client.mock import Call, MockServer, Script
 from raycluster.openai_client.prompts import Defaults, Prompt
 from raycluster.openai_client.target import Target
+from tests.ports import free_port
 
 
 def prompts(count: int) -> tuple[Prompt, ...]:
@@ -250,12 +250,6 @@ def test_several_tokens_in_an_event_are_not_called_tokens() -> None:
     measures = summary.levels[0].measures
     assert measures.itl_ms is None and measures.event_gap_ms is not None
     assert measures.tokens_per_event == pytest.approx(24 / 7)  # six events, and the role's
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_says_so_when_nothing_listens() -> None:

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.local.cluster import ROOT, free_ports, made_by, until
+from tests.local.cluster import ROOT, made_by, until
+from tests.ports import free_ports
 from tests.unit.serve.test_requests import FIELDS, VALUES
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]

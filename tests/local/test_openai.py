@@ -555,10 +555,14 @@ def post(path: str, body: bytes) -> bytes:
 
 def ports_of(cluster: Cluster, app: str) -> tuple[int, int]:
     """Return where HAProxy asks the engine of an application's only replica, and the replica."""
-    [path] = (cluster.folder / "h").rglob("haproxy.cfg")
-    section = path.read_text().partition(f"backend http-{app}\n")[2].partition("\nbackend ")[0]
-    [found] = re.findall(r"server \S+ \S+:(\d+) check addr \S+ port (\d+) ", section)
-    return int(found[0]), int(found[1])
+
+    def found() -> list[tuple[str, str]]:
+        [path] = (cluster.folder / "h").rglob("haproxy.cfg")
+        section = path.read_text().partition(f"backend http-{app}\n")[2].partition("\nbackend ")[0]
+        return re.findall(r"server \S+ \S+:(\d+) check addr \S+ port (\d+) ", section)
+
+    [(engine, own)] = until(found, seconds=30, what="HAProxy knows no engine")
+    return int(engine), int(own)
 
 
 def test_one_that_hangs_up_frees_transformers(served: Cluster) -> None:

@@ -24,7 +24,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import pytest
 
 from tests.contract.nginx import ALICE, KEYS, bearer, running
-from tests.local.cluster import ROOT, free_ports, made_by
+from tests.local.cluster import ROOT, made_by
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.secret_values import Secrets
 from tests.local.hub import Hub, open_hub
 from tests.local.nodes import Inside, Nodes, state_of
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
 
@@ -112,11 +112,6 @@ def make_node(folder: Path, number: int, python: str, hub: str) -> Node:
     root.mkdir()
     (root / "secrets.json").write_text("{}")
     return Node(number, root, python, hub)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def test_one_node_fetches_and_the_others_take_it_from_there(

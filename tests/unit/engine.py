@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from raycluster.serve.metrics import Metrics
 from raycluster.serve.recent import Recent
 from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH
 from raycluster.spec import ClusterSpec
+from tests.ports import ports_in_a_row
 
 LABELS = ("model_name", "engine")
 
@@ -88,27 +88,11 @@ def engines(*ports: int, model: str = "tiny") -> Iterator[list[Engine]]:
             engine.close()
 
 
-def free_ports(count: int) -> list[int]:
-    """Return so many ports in a row that are free."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first: int = probe.getsockname()[1]
-        ports = list(range(first, first + count))
-        try:
-            for port in ports:
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            continue
-        return ports
-
-
 class Ports:
     """Free ports: of replicas, their engines and their gRPC three each, and the node's own."""
 
     def __init__(self) -> None:
-        ports = free_ports(10)
+        ports = ports_in_a_row(10)
         self.http = ports[:3]
         self.replicas = ports[:9]
         self.metrics = ports[9]

@@ -18,7 +18,8 @@ from raycluster.hosts.fleet import Fleet
 from raycluster.observe import replica_endpoints
 from raycluster.openai_client.target import Target
 from raycluster.spec import ClusterSpec
-from tests.unit.engine import Ports, engines, free_ports
+from tests.ports import free_ports
+from tests.unit.engine import Ports, engines
 
 NODE = (Path(__file__).parents[1] / "data" / "node.txt").read_text()
 

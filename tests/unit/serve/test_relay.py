@@ -11,7 +11,7 @@ from aiohttp import web
 
 from raycluster.serve.engines.server import Place, Server
 from raycluster.serve.relay import Relay
-from tests.local.cluster import free_ports
+from tests.ports import free_ports
 
 
 class Engine:

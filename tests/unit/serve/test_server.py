@@ -14,7 +14,8 @@ import pytest
 from raycluster.serve.engines import server as server_module
 from raycluster.serve.engines.keeper import LOOK_S
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
-from tests.local.cluster import descendants, free_ports, gone, until
+from tests.local.cluster import descendants, gone, until
+from tests.ports import free_ports
 
 PROGRAM = """
 import http.server, subprocess, sys
