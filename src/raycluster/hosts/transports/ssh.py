@@ -31,8 +31,8 @@ from raycluster.hosts.transports.ssh_shell import (
 )
 
 if TYPE_CHECKING:
+    from raycluster.hosts.transports.ssh_channel import Chan, Session
     from raycluster.hosts.transports.ssh_connect import OpenConnection
-    from raycluster.hosts.transports.ssh_paramiko import Chan, Session
     from raycluster.hosts.transports.ssh_system import SystemLink
 
 __all__ = ["SshOptions", "SshTransport", "open_ssh", "pinned_key"]
@@ -154,11 +154,7 @@ class SshTransport:
                 if sum(map(len, parts.values())) > ANSWER_BYTES:
                     raise too_much(argv[0], self._name, ANSWER_BYTES)
         except queue.Empty as error:
-            raise HostError(
-                f"{argv[0]} did not finish within {timeout:g} s",
-                where=self._name,
-                hint="check on the host what it waits for",
-            ) from error
+            raise self._too_slow(f"{argv[0]} did not finish within {timeout:g} s") from error
         finally:
             self._sessions.end(session)
         return Completed(session.own_status or 0, bytes(parts["stdout"]), bytes(parts["stderr"]))
@@ -181,11 +177,7 @@ class SshTransport:
         try:
             yield from self._own(session, argv[0], quiet=quiet)
         except queue.Empty as error:
-            raise HostError(
-                f"{argv[0]} had no output for {quiet:g} s",
-                where=self._name,
-                hint="check on the host what it waits for",
-            ) from error
+            raise self._too_slow(f"{argv[0]} had no output for {quiet:g} s") from error
         finally:
             self._sessions.end(session)
         if status := session.own_status:
@@ -208,7 +200,7 @@ class SshTransport:
 
     def connect(self, address: Address, *, timeout: float = 10.0) -> Chan:
         """Open a stream to an address as the host sees it; says why where that is refused."""
-        from raycluster.hosts.transports.ssh_paramiko import ChannelRefusedError
+        from raycluster.hosts.transports.ssh_channel import ChannelRefusedError
 
         try:
             return self._open(address, timeout)
@@ -217,7 +209,7 @@ class SshTransport:
 
     def open_channel(self, address: Address, *, timeout: float = 10.0) -> Chan:
         """Open a stream as `connect` does, but without a command that finds out why not."""
-        from raycluster.hosts.transports.ssh_paramiko import ChannelRefusedError
+        from raycluster.hosts.transports.ssh_channel import ChannelRefusedError
 
         try:
             return self._open(address, timeout)
@@ -240,7 +232,7 @@ class SshTransport:
         *,
         has_input: bool = False,
     ) -> Session:
-        from raycluster.hosts.transports.ssh_paramiko import ChannelRefusedError
+        from raycluster.hosts.transports.ssh_channel import ChannelRefusedError
 
         try:
             mark = new_mark()
@@ -348,6 +340,9 @@ class SshTransport:
                 where=self._name,
                 hint="check ForceCommand and the start-up files of the login shell",
             )
+
+    def _too_slow(self, what: str) -> HostError:
+        return HostError(what, where=self._name, hint="check on the host what it waits for")
 
     def _lost(self, doing: str) -> ConnectionLostError:
         silent = self._link.connection.fell_silent

@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 
-from raycluster.hosts.transports.ssh_paramiko import ChannelRefusedError, Connection, Session
+from raycluster.hosts.transports.ssh_channel import ChannelRefusedError, Session
+from raycluster.hosts.transports.ssh_paramiko import Connection
 from raycluster.hosts.transports.ssh_shell import command_text, kill_argv, new_mark
 
 OPEN_SECONDS = 10.0

@@ -14,7 +14,7 @@ from paramiko.agent import AgentSSH
 from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.packet import Packetizer
 
-from raycluster.hosts.transports import ssh_paramiko
+from raycluster.hosts.transports import ssh_channel, ssh_packets, ssh_paramiko
 
 ADVICE = "; read ssh_paramiko.py against the new paramiko, then change HOLDS_FOR"
 NAMES = {
@@ -67,7 +67,7 @@ def test_they_take_what_we_give(function: object, parameters: list[str]) -> None
 
 def test_every_message_of_a_channel_is_dispatched_by_us() -> None:
     theirs = {kind: handler.__name__ for kind, handler in _table().items()}
-    assert theirs == ssh_paramiko._HANDLERS, ADVICE
+    assert theirs == ssh_channel.HANDLERS, ADVICE
 
 
 def _table() -> dict[int, FunctionType]:
@@ -76,7 +76,7 @@ def _table() -> dict[int, FunctionType]:
 
 
 def test_the_library_does_not_rekey_within_a_run() -> None:
-    assert ssh_paramiko._Packetizer.REKEY_BYTES > 1 << 34
+    assert ssh_packets.Packetizer.REKEY_BYTES > 1 << 34
 
 
 class Ended:
@@ -91,17 +91,17 @@ class Ended:
         self.closed = True
 
 
-def fed(chan: ssh_paramiko.Chan, data: bytes) -> None:
+def fed(chan: ssh_channel.Chan, data: bytes) -> None:
     message = paramiko.Message()
     message.add_string(data)
     message.rewind()
     chan._feed(message)
 
 
-@pytest.mark.parametrize("kind", [ssh_paramiko.Chan, ssh_paramiko.Session])
+@pytest.mark.parametrize("kind", [ssh_channel.Chan, ssh_channel.Session])
 @pytest.mark.parametrize("size", [1, 500])
 def test_a_peer_that_sends_beyond_its_window_is_cut_off(
-    kind: type[ssh_paramiko.Chan], size: int
+    kind: type[ssh_channel.Chan], size: int
 ) -> None:
     chan, connection = kind(1), Ended()
     chan.transport = connection  # type: ignore[assignment]
@@ -115,6 +115,6 @@ def test_a_packet_that_nobody_may_send_is_not_read() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(bytes(100))
-        packetizer = ssh_paramiko._Packetizer(ssh_paramiko.WatchedSocket(ours))
+        packetizer = ssh_packets.Packetizer(ssh_paramiko.WatchedSocket(ours))
         with pytest.raises(paramiko.SSHException, match="a packet of 4294967295 bytes"):
             packetizer.read_all(0xFFFFFFFF)
