@@ -5,6 +5,7 @@ Run in a node's Python, with the folder that holds our middleware on its path; p
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
@@ -30,6 +31,7 @@ from starlette.testclient import TestClient  # noqa: E402
 from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor  # noqa: E402
 from vllm.v1.metrics.stats import IterationStats, PrefillStats  # noqa: E402
 
@@ -49,6 +51,46 @@ def counted() -> dict[str, dict[str, int]]:
     return found
 
 
+def requested(name: str, prompt: int) -> EngineCoreRequest:
+    """Return a request with a prompt of so many tokens."""
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=[1] * prompt,
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=100, detokenize=False),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        external_req_id=f"ext-{name}",
+    )
+
+
+async def handed_over() -> list[str]:
+    """Return what the engine is told to abort of a request whose client leaves meanwhile."""
+    aborted: list[str] = []
+    begun = asyncio.Event()
+
+    async def add(_request: object) -> None:
+        begun.set()
+        await asyncio.sleep(600)
+
+    async def abort(ids: list[str]) -> None:
+        aborted.extend(ids)
+
+    front: Any = object.__new__(AsyncLLM)
+    front.output_processor = OutputProcessor(None, log_stats=True)
+    front.engine_core = SimpleNamespace(add_request_async=add, abort_requests_async=abort)
+    front.log_requests = False
+    front.check_admission = lambda *_, **__: None
+    task = asyncio.ensure_future(front._add_request(requested("r", 3), None, None, 0, None))
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    return aborted
+
+
 class Engine:
     """Stands for vLLM's core: makes the outputs of sequences, of which many are given up."""
 
@@ -62,18 +104,7 @@ class Engine:
         """Have one sequence begin, and end in one of all ways."""
         owner, name = self._random.choice(OWNERS), f"r{number}"
         prompt, made = self._random.randint(1, 50), 0
-        request = EngineCoreRequest(
-            request_id=name,
-            prompt_token_ids=[1] * prompt,
-            mm_features=None,
-            sampling_params=SamplingParams(max_tokens=100, detokenize=False),
-            pooling_params=None,
-            arrival_time=time.time(),
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-            external_req_id=f"ext-{name}",
-        )
+        request = requested(name, prompt)
         token = inside.OWNER.set(owner)
         self.processor.add_request(request, None)
         inside.OWNER.reset(token)
@@ -145,7 +176,8 @@ def main() -> None:
         engine.run(number)
     left = len(engine.processor.request_states)
     told = {"counted": counted(), "expected": engine.expected, "theirs": engine.theirs}
-    print(json.dumps({"answers": answers, "left": left, **told}))
+    aborted = asyncio.run(handed_over())
+    print(json.dumps({"answers": answers, "left": left, "aborted": aborted, **told}))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,12 @@ def test_each_owner_s_tokens_are_those_that_vllm_counts(told: dict[str, Any]) ->
         assert sum(of[kind] for of in told["counted"].values()) == tokens > 0
 
 
+def test_the_engine_lets_go_of_a_request_whose_client_left_while_it_was_handed_over(
+    told: dict[str, Any],
+) -> None:
+    assert told["aborted"] == ["r"]
+
+
 def test_vllm_s_server_knows_whose_request_it_has(told: dict[str, Any]) -> None:
     answers = told["answers"]
     assert answers["plain"] == [200, {"owner": "alice"}]

@@ -154,6 +154,9 @@ def test_what_each_key_took_is_counted_where_sequences_end(build: str) -> None:
     assert {name for name in state if f"self.{name} = " not in text} == set()
     assert "req_stats.num_generation_tokens += " in source(build, "v1/metrics/stats.py")
     assert "in args.middleware:" in source(build, "entrypoints/**/*.py")
+    text = source(build, "v1/engine/async_llm.py")
+    assert "async def _add_request(\n        self,\n        request: EngineCoreRequest," in text
+    assert re.search(r"async def abort\(\s+self, request_id: [^\n]+, internal: bool = False", text)
 
 
 @each_build

@@ -148,6 +148,7 @@ class Inside:
         model = os.environ.get(MODEL, "")
         self._guard = Guard(self._answer, model)
         count_in_vllm(model, usage())
+        let_go_in_vllm()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         await self._guard(scope, receive, send)
@@ -280,6 +281,33 @@ def count_in_vllm(model: str, figures: Usage) -> None:
             state.raycluster_owner = OWNER.get()
 
     OutputProcessor.add_request = add_request
+
+
+class Frontend(Protocol):
+    """What hands requests to vLLM's engine."""
+
+    async def abort(self, request_id: str, internal: bool) -> None:
+        """Take a request from the engine."""
+
+
+def let_go_in_vllm() -> None:
+    """Have vLLM abort a request whose client leaves while it is handed to the engine.
+
+    vLLM aborts what it has handed over; a wait that is cancelled in between leaves the engine with
+    a request that nobody reads, to its last token.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    add = AsyncLLM._add_request
+
+    async def _add_request(self: Frontend, request: State, *args: object, **more: object) -> None:
+        try:
+            await add(self, request, *args, **more)
+        except BaseException:
+            await self.abort(request.request_id, internal=True)
+            raise
+
+    AsyncLLM._add_request = _add_request
 
 
 def _taken(state: State) -> tuple[int, int, int]:
