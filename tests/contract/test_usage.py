@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Metric, start_http_server
 
 from raycluster.core.wait import wait_for
 from raycluster.spec import ClusterSpec
@@ -28,21 +29,28 @@ class Replicas:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._tokens = Gauge(
-            TOKENS, "", ("model", "owner", "kind", "WorkerId"), registry=self.registry
-        )
-        self._requests = Gauge(REQUESTS, "", ("model", "owner", "WorkerId"), registry=self.registry)
+        self._changing = threading.Lock()
+        self._tokens = Gauge(TOKENS, "", ("model", "owner", "kind", "WorkerId"), registry=None)
+        self._requests = Gauge(REQUESTS, "", ("model", "owner", "WorkerId"), registry=None)
+        self.registry.register(self)
+
+    def collect(self) -> list[Metric]:
+        """Show all requests with all their tokens."""
+        with self._changing:
+            return [*self._tokens.collect(), *self._requests.collect()]
 
     def took(self, worker: str, owner: str, model: str, *tokens: int) -> None:
         """Count a request."""
-        self._requests.labels(model, owner, worker).inc()
-        for kind, number in zip(("prompt", "cached", "generation"), tokens, strict=True):
-            self._tokens.labels(model, owner, kind, worker).inc(number)
+        with self._changing:
+            self._requests.labels(model, owner, worker).inc()
+            for kind, number in zip(("prompt", "cached", "generation"), tokens, strict=True):
+                self._tokens.labels(model, owner, kind, worker).inc(number)
 
     def end(self) -> None:
         """Show nothing any more."""
-        self._tokens.clear()
-        self._requests.clear()
+        with self._changing:
+            self._tokens.clear()
+            self._requests.clear()
 
 
 @pytest.fixture

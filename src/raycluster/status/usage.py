@@ -98,17 +98,17 @@ def ask(client: httpx.Client, spec: ClusterSpec, seconds: int, by: By | None = N
     Raises httpx's errors, and AnswerError for an answer of another kind.
     """
     rows: dict[tuple[str, str], Row] = {}
-    for name in (TOKENS, REQUESTS):
-        for labels, grown in _growth(client, name, seconds):
-            key = (
-                "" if by == "model" else labels.get("owner", NO_KEY),
-                "" if by == "key" else labels.get("model", ""),
-            )
-            field = labels.get("kind", "") if name == TOKENS else "requests"
-            row = rows.get(key, Row(*key))
-            if field in ("requests", "prompt", "cached", "generation"):
-                rows[key] = replace(row, **{field: getattr(row, field) + grown})
-    cost = _cost(client, spec, seconds)
+    now = _now(client)
+    for labels, grown in _growth(client, seconds, now):
+        key = (
+            "" if by == "model" else labels.get("owner", NO_KEY),
+            "" if by == "key" else labels.get("model", ""),
+        )
+        field = labels.get("kind", "") if labels["__name__"] == TOKENS else "requests"
+        row = rows.get(key, Row(*key))
+        if field in ("requests", "prompt", "cached", "generation"):
+            rows[key] = replace(row, **{field: getattr(row, field) + grown})
+    cost = _cost(client, spec, seconds, now)
     worked = sum(row.worked for row in rows.values())
     split = [
         row if cost is None or not worked else replace(row, cost=cost * row.worked / worked)
@@ -117,41 +117,56 @@ def ask(client: httpx.Client, spec: ClusterSpec, seconds: int, by: By | None = N
     return UsageReport(tuple(split), seconds, spec.cluster.currency, cost)
 
 
+def _now(client: httpx.Client) -> str:
+    """Return the time at Prometheus, for all queries of one report, in seconds since 1970."""
+    return _answer(client, "time()")["data"]["result"][1].text(40)
+
+
 def _growth(
-    client: httpx.Client, name: str, seconds: int
+    client: httpx.Client, seconds: int, now: str
 ) -> Iterable[tuple[Mapping[str, str], int]]:
     """Yield by how much each series has grown, which is exact: a series begins with nothing.
 
     A replica that starts has series of its own, so that none falls; one that ended keeps its own.
+    Requests and their tokens come with one query, so that none of them is from a later look.
     """
-    before = _query(client, f"last_over_time({name}[{LOOK_BACK}] offset {seconds}s)")
-    for labels, value in _query(client, f"last_over_time({name}[{seconds}s])").items():
+    both = f'{{__name__=~"{TOKENS}|{REQUESTS}"}}'
+    before = _query(client, f"last_over_time({both}[{LOOK_BACK}] offset {seconds}s)", now)
+    for labels, value in _query(client, f"last_over_time({both}[{seconds}s])", now).items():
         earlier = before.get(labels, 0.0)
         grown = value - earlier if value >= earlier else value
         yield dict(labels), round(grown)
 
 
-def _cost(client: httpx.Client, spec: ClusterSpec, seconds: int) -> float | None:
+def _cost(client: httpx.Client, spec: ClusterSpec, seconds: int, now: str) -> float | None:
     """Return what the hosts cost that have a price, while Prometheus saw them."""
     prices = {h.name: h.price_per_hour for h in spec.hosts if h.price_per_hour is not None}
     if not prices:
         return None
     query = f'sum by (node) (sum_over_time(up{{job="ray"}}[{seconds}s]))'
-    seen = {dict(labels).get("node", ""): looks for labels, looks in _query(client, query).items()}
+    found = _query(client, query, now)
+    seen = {dict(labels).get("node", ""): looks for labels, looks in found.items()}
     hours = {name: seen.get(name, 0.0) * SCRAPE_S / 3600 for name in prices}
     return sum(price * hours[name] for name, price in prices.items())
 
 
-def _query(client: httpx.Client, query: str) -> Series:
-    answer = client.post("/api/v1/query", data={"query": query}).raise_for_status()
-    told = read_json(answer.content, "Prometheus")
+def _query(client: httpx.Client, query: str, now: str) -> Series:
+    result = _answer(client, query, now)["data"]["result"]
+    return {_labels(s["metric"]): _value(s["value"][1]) for s in result}
+
+
+def _answer(client: httpx.Client, query: str, now: str = "") -> Told:
+    asked = {"query": query} | ({"time": now} if now else {})
+    told = read_json(
+        client.post("/api/v1/query", data=asked).raise_for_status().content, "Prometheus"
+    )
     if told["status"].text(20) != "success":
         raise told.refused()
-    return {_labels(s["metric"]): _value(s["value"][1]) for s in told["data"]["result"]}
+    return told
 
 
 def _labels(metric: Told) -> frozenset[tuple[str, str]]:
-    return frozenset((name, text.text()) for name, text in metric.named() if name != "__name__")
+    return frozenset((name, text.text()) for name, text in metric.named())
 
 
 def _value(said: Told) -> float:
