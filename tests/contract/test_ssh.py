@@ -28,6 +28,7 @@ from raycluster.core.errors import (
     UnjudgedKeyError,
     UnreachableError,
 )
+from raycluster.hosts.transports import ssh_options
 from raycluster.hosts.transports.ssh import SshOptions, SshTransport, open_ssh, pinned_key
 from raycluster.hosts.transports.ssh_command import command_line
 from raycluster.hosts.transports.ssh_system import open_system
@@ -69,26 +70,29 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @contextlib.contextmanager
-def opened(options: SshOptions, **more: float) -> Iterator[SshTransport]:
+def opened(
+    options: SshOptions, *, ask: Callable[[str], str] | None = None
+) -> Iterator[SshTransport]:
     """Open a transport and close it at the end."""
-    transport = open_ssh("gpu-1", options, **more)  # type: ignore[arg-type]
-    with contextlib.closing(transport):
+    with contextlib.closing(open_ssh("gpu-1", options, ask=ask)) as transport:
         yield transport
 
 
-def failing(kind: type[HostError], options: SshOptions, **more: object) -> HostError:
+def failing(
+    kind: type[HostError], options: SshOptions, *, ask: Callable[[str], str] | None = None
+) -> HostError:
     """Return the error of an attempt to connect, after looking at what all of them have."""
     with pytest.raises(kind) as caught:
-        open_ssh("gpu-1", options, **more)  # type: ignore[arg-type]
+        open_ssh("gpu-1", options, ask=ask)
     assert type(caught.value) is kind
     assert caught.value.where == "gpu-1"
     assert caught.value.hint
     return caught.value
 
 
-def works(options: SshOptions, **more: object) -> bool:
+def works(options: SshOptions, *, ask: Callable[[str], str] | None = None) -> bool:
     """Connect and run a command."""
-    with opened(options, **more) as transport:  # type: ignore[arg-type]
+    with opened(options, ask=ask) as transport:
         return transport.run(("echo", "hi")).text == "hi"
 
 
@@ -825,9 +829,13 @@ class TestDeath:
             assert not transport.alive
 
     @pytest.mark.parametrize("busy", [False, True])
-    def test_a_frozen_sshd_is_noticed(self, start: Start, busy: bool) -> None:
+    def test_a_frozen_sshd_is_noticed(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, busy: bool
+    ) -> None:
         server = start()
-        with opened(server.options(), pulse=0.2, silence=1.5) as transport:
+        monkeypatch.setattr(ssh_options, "PULSE_S", 0.2)
+        monkeypatch.setattr(ssh_options, "SILENCE_S", 1.5)
+        with opened(server.options()) as transport:
             stream = transport.stream(("sh", "-c", "echo up; sleep 60"))
             next(stream)
             server.signal_workers(signal.SIGSTOP)
@@ -842,8 +850,12 @@ class TestDeath:
             finally:
                 server.signal_workers(signal.SIGCONT)
 
-    def test_an_idle_connection_that_answers_stays(self, start: Start) -> None:
-        with opened(start().options(), pulse=0.1, silence=0.6) as transport:
+    def test_an_idle_connection_that_answers_stays(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ssh_options, "PULSE_S", 0.1)
+        monkeypatch.setattr(ssh_options, "SILENCE_S", 0.6)
+        with opened(start().options()) as transport:
             assert transport.run(("sleep", "2")).exit_code == 0
             assert transport.alive
 

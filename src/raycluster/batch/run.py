@@ -12,7 +12,6 @@ from raycluster.batch.census import InputSummary, check_lines, take_census
 from raycluster.batch.job import Refused, RequestShape, to_job
 from raycluster.batch.ledger import Ledger
 from raycluster.batch.report import BatchSummary
-from raycluster.batch.source import prompt_file
 from raycluster.core.errors import RayclusterError, UsageError
 from raycluster.core.interfaces import Tell
 from raycluster.openai_client.files import AS_LINES, PromptFile
@@ -97,7 +96,7 @@ def run(options: BatchOptions, way: Way, voice: Voice) -> BatchSummary:
     """
     _check(options)
     before = _identity(options.input)
-    file = prompt_file(options.input, options.shape.column)
+    file = PromptFile.at(options.input, options.shape.column)
     census = take_census(file, options.limit)
     stamp = Stamp(census.digest, options.shape.digest)
     with Ledger(options.output, stamp, census.last) as ledger:

@@ -13,7 +13,6 @@ from raycluster.bench.jobs import BenchRequest
 from raycluster.bench.record import RequestRecord
 from raycluster.bench.sse import SseParser
 from raycluster.openai_client.lines import CHAT, COMPLETIONS, GENERATING
-from raycluster.openai_client.said import error_text, failure_in
 from raycluster.openai_client.target import Target
 from raycluster.openai_client.wire import (
     CONNECT_SECONDS,
@@ -23,6 +22,7 @@ from raycluster.openai_client.wire import (
     HttpWire,
 )
 from raycluster.serve.asking.coding import CodingError, Unpacker
+from raycluster.serve.asking.said import error_text, failure_in
 
 _ERROR_BODY_BYTES = 64 * 1024
 _WHOLE_BODY_BYTES = 64 * 1024 * 1024

@@ -154,7 +154,5 @@ def _replica(told: Told) -> Replica:
         state=told["state"].text(40),
         node_id=told["node_id"].text(200),
         address=told["node_ip"].text(100),
-        actor_id=told["actor_id"].text(200),
-        log_file=told["log_file_path"].text(1000),
         pid=told["pid"].whole() or 0,
     )

@@ -22,7 +22,6 @@ from raycluster.services.gateway import GATEWAY, REFUSED_PATH
 from raycluster.spec import ClusterSpec
 from raycluster.spec.types import bracketed
 from raycluster.state.cluster import App, ClusterState
-from raycluster.state.serving import still_serving
 
 INGRESS_PATH = "/-/healthz"
 """What Serve's ingress answers itself, for better or worse."""
@@ -107,7 +106,7 @@ def _models(
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not (app.running or still_serving(app)):
+    if app is None or not (app.running or app.still_serving):
         return ModelHealth(name, app)
     try:
         # a question to one that sleeps would start a replica

@@ -42,10 +42,10 @@ from raycluster.serve.metrics import (
     ray_gauge,
     samples,
 )
+from raycluster.serve.node_files import load_secrets
 from raycluster.serve.ready import Readiness, questions
 from raycluster.serve.recent import Recent
 from raycluster.serve.rootcause import MARK, explain, why_dead
-from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import DEPLOYMENT, OFFSET, ModelSettings
 from raycluster.serve.wanted import is_path
 

@@ -18,8 +18,8 @@ from typing import Any
 from raycluster.serve import hub
 from raycluster.serve.hub import Listing
 from raycluster.serve.hub_errors import ProblemError, explained, unreached
+from raycluster.serve.node_files import load_secrets
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.verify import VerifiedFiles, hashed, wrong
 from raycluster.serve.wanted import ModelRef, is_path
 

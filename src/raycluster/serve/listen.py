@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from raycluster.serve.members import members, own_address
+from raycluster.serve.node_files import members, own_address
 
 GRPC_PORTS = "RAYCLUSTER_GRPC_PORTS"
 """The variable that holds the ports for the replicas' gRPC, as FIRST-LAST."""

@@ -9,8 +9,8 @@ from raycluster.services.gateway import gateway
 from raycluster.services.grafana import grafana
 from raycluster.services.head import head
 from raycluster.services.prometheus import prometheus
+from raycluster.services.ray_node import worker
 from raycluster.services.wiring import Wiring
-from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]

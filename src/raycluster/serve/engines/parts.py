@@ -23,9 +23,8 @@ from raycluster.serve.engines.server import Place
 from raycluster.serve.engines.vllm import Share, VllmEngine
 from raycluster.serve.first_to_go import go_first
 from raycluster.serve.listen import GRPC_PORTS
-from raycluster.serve.members import ADDRESS
+from raycluster.serve.node_files import ADDRESS, load_secrets
 from raycluster.serve.rootcause import one_line
-from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import ModelSettings
 
 LATE_S = 30.0
