@@ -69,11 +69,13 @@ class TerminalPrompt:
         """Return the answer; may be called from any thread."""
         import getpass
 
+        from raycluster.core.questions import asked
+
         if not sys.stdin.isatty():
             return ""
         with self._lock:
             if prompt not in self._answers:
-                self._answers[prompt] = getpass.getpass(printable(prompt))
+                self._answers[prompt] = asked(lambda: getpass.getpass(printable(prompt)))
             return self._answers[prompt]
 
     def tell(self, text: str) -> None:
