@@ -12,10 +12,8 @@ import pickle
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
-from importlib.resources.abc import Traversable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from raycluster.bench.summary import BenchSummary, Level
 from raycluster.bench.verdict import Circumstances, Client
 from raycluster.core.errors import AnswerError, RayclusterError
 from raycluster.core.interfaces import Tell
+from raycluster.core.package_files import python_files
 from raycluster.core.untrusted import read_json
 from raycluster.core.wait import wait_for
 from raycluster.openai_client.prompts import Prompt
@@ -75,21 +74,11 @@ def _ignore(level: Level) -> None:
 def code() -> bytes:
     """Return the program's code as a zip file for PYTHONPATH."""
     packed = BytesIO()
-    package = resources.files("raycluster")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in PARTS:
-            for path, content in _walk(package / part, f"raycluster/{part}"):
+            for path, content in python_files(part):
                 archive.writestr(path, content)
     return packed.getvalue()
-
-
-def _walk(place: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    if place.is_file():
-        if path.endswith(".py"):
-            yield path, place.read_bytes()
-        return
-    for entry in place.iterdir():
-        yield from _walk(entry, f"{path}/{entry.name}")
 
 
 def looked_file(number: int) -> str:

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from raycluster.openai_client.mock import Call, MockServer, Script
+from tests.mock_server import Call, MockServer, Script
 
 KIND = "application/json"
 FAULTS = [
