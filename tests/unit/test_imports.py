@@ -69,7 +69,13 @@ EDGES = {
 }
 # 5. What the laptop reads of the code that runs on the cluster.
 SHARED = {
-    *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
+    *(
+        "serve.settings",
+        "serve.rootcause",
+        "serve.failures",
+        "serve.model_refs",
+        "serve.file_selection",
+    ),
     *(
         "serve.asking.said",
         "serve.asking.coding",

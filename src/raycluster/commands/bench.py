@@ -26,7 +26,8 @@ def bench(
     synthetic: Annotated[
         str,
         typer.Option(
-            help="Random prompts instead of a file: prompt=512,output=128[,prefix=N,count=N] tokens."
+            help="Random prompts instead of a file: prompt=512,output=128[,prefix=N,count=N] "
+            "tokens."
         ),
     ] = "",
     spec: SpecOption = None,

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 
 from raycluster.observe.engine_metrics import read_service
 from raycluster.serve.metrics import Metrics
-from raycluster.serve.recent import PERIOD_S, SPAN_S, Recent
+from raycluster.serve.metrics_history import PERIOD_S, SPAN_S, MetricsHistory
 
 
 class Clock:
@@ -26,7 +26,7 @@ def replica() -> tuple[CollectorRegistry, Metrics]:
 def test_the_oldest_is_as_old_as_the_span_and_a_period_at_most() -> None:
     registry, metrics = replica()
     clock = Clock()
-    kept = Recent(registry, clock)
+    kept = MetricsHistory(registry, clock)
     assert kept.earliest() is None
     ages = []
     for number in range(20):
@@ -50,7 +50,7 @@ def test_it_keeps_what_status_reads_and_not_the_rest() -> None:
     ).inc(7)
     Histogram("vllm:e2e_request_latency_seconds", "Long.", registry=registry).observe(1)
     metrics.first_token("vllm", "/v1/completions", 0.05)
-    kept = Recent(registry)
+    kept = MetricsHistory(registry)
     kept.keep()
     earliest = kept.earliest()
     assert earliest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.listen import Server, Servers, among, on_each
+from raycluster.serve.bind_addresses import Server, Servers, among, on_each
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from raycluster.serve.model_refs import ModelRef, differences, model_refs
 from raycluster.serve.settings import ModelSettings
-from raycluster.serve.wanted import ModelRef, differences, wanted
 
 
 def asked(source: str, **engine_args: Any) -> tuple[ModelRef, ...]:
-    return wanted(ModelSettings("m", source, engine_args=engine_args).to_json())
+    return model_refs(ModelSettings("m", source, engine_args=engine_args).to_json())
 
 
 @pytest.mark.parametrize("source", ["org/model", "gpt2", "/models/a", "~/a", "./a"])

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.serve.deaths import (
+from raycluster.serve.engine_failures import (
     FRESH_S,
     INCIDENT_S,
     WINDOW_S,
-    Death,
+    EngineFailure,
     Records,
     folder,
     incidents,
@@ -21,12 +21,12 @@ from raycluster.serve.deaths import (
 NOW = 1_000_000.0
 
 
-def ago(*seconds: float) -> tuple[Death, ...]:
-    return tuple(Death(NOW - s, f"{s:.0f} s ago") for s in seconds)
+def ago(*seconds: float) -> tuple[EngineFailure, ...]:
+    return tuple(EngineFailure(NOW - s, f"{s:.0f} s ago") for s in seconds)
 
 
 @pytest.mark.parametrize(
-    ("deaths", "counted"),
+    ("failures", "counted"),
     [
         ((), 0),
         (ago(5), 1),
@@ -36,9 +36,11 @@ def ago(*seconds: float) -> tuple[Death, ...]:
         (ago(100, 100 + INCIDENT_S * 2, 300), 3),
     ],
 )
-def test_deaths_count_when_recent_and_apart(deaths: tuple[Death, ...], counted: int) -> None:
-    assert len(incidents(deaths, NOW)) == counted
-    assert bool(verdict(deaths, NOW)) == (counted == 3)
+def test_deaths_count_when_recent_and_apart(
+    failures: tuple[EngineFailure, ...], counted: int
+) -> None:
+    assert len(incidents(failures, NOW)) == counted
+    assert bool(verdict(failures, NOW)) == (counted == 3)
 
 
 def test_the_verdict_tells_the_last_cause() -> None:
@@ -49,7 +51,7 @@ def test_the_verdict_tells_the_last_cause() -> None:
 
 def records(place: Path, node: str = "a" * 56) -> Records:
     found = Records(place, node)
-    found.deaths()
+    found.failures()
     return found
 
 
@@ -65,13 +67,13 @@ def abandoned(place: Path, node: str, age: float) -> None:
 def test_a_death_is_on_record_for_the_next_replica(tmp_path: Path) -> None:
     first = records(tmp_path)
     first.alive()
-    assert records(tmp_path).deaths() == ()
+    assert records(tmp_path).failures() == ()
     first.died("killed")
     first.died("later, and less telling")
     first.ended()
-    (death,) = records(tmp_path, "b" * 56).deaths()
-    assert death.cause == "killed"
-    assert death.at == pytest.approx(time.time(), abs=10)
+    (failure,) = records(tmp_path, "b" * 56).failures()
+    assert failure.cause == "killed"
+    assert failure.at == pytest.approx(time.time(), abs=10)
 
 
 def test_a_proper_end_leaves_nothing(tmp_path: Path) -> None:
@@ -84,9 +86,9 @@ def test_a_proper_end_leaves_nothing(tmp_path: Path) -> None:
 def test_a_replica_that_vanished_while_it_served_has_died(tmp_path: Path) -> None:
     one = records(tmp_path)
     abandoned(tmp_path, "a" * 56, age=5)
-    (death,) = one.deaths()
-    assert death.cause == "its process disappeared (probably out of memory)"
-    assert one.deaths() == (Death(death.at, "its process disappeared"),)
+    (failure,) = one.failures()
+    assert failure.cause == "its process disappeared (probably out of memory)"
+    assert one.failures() == (EngineFailure(failure.at, "its process disappeared"),)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_replica_that_vanished_while_it_served_has_died(tmp_path: Path) -> Non
 def test_a_replica_that_was_ended_has_not_died(tmp_path: Path, node: str, age: float) -> None:
     one = records(tmp_path)
     abandoned(tmp_path, node, age)
-    assert one.deaths() == ()
+    assert one.failures() == ()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +106,7 @@ def test_old_deaths_are_forgotten(tmp_path: Path) -> None:
     one.died("long ago")
     (path,) = tmp_path.iterdir()
     os.utime(path, (time.time() - WINDOW_S - 1,) * 2)
-    assert one.deaths() == ()
+    assert one.failures() == ()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ PERIOD_S = 2.0
 SPAN_S = 10.0
 
 
-class Recent:
+class MetricsHistory:
     """Keeps the counters of the last seconds as text, the oldest `SPAN_S` to a period more ago.
 
     Its series are those of the metrics that are there when it begins.

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from raycluster.serve.asgi_wrapper import AsgiWrapper, endpoint_of, respond
 from raycluster.serve.engines import ASGI, Message, Receive, Send
-from raycluster.serve.front import Front, endpoint_of, respond
 from raycluster.serve.metrics import Metrics, samples
+from raycluster.serve.metrics_history import MetricsHistory
 from raycluster.serve.ready import Readiness, questions
-from raycluster.serve.recent import Recent
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -39,8 +39,8 @@ class Asked:
         self.registry = CollectorRegistry()
         readiness = Readiness(app, questions("m"))
         metrics = Metrics("m", self.registry)
-        self.recent = Recent(self.registry)
-        self.front = Front(app, {"engine": "vllm"}, metrics, readiness, self.recent)
+        self.recent = MetricsHistory(self.registry)
+        self.front = AsgiWrapper(app, {"engine": "vllm"}, metrics, readiness, self.recent)
         self.sent: list[Message] = []
 
     def ask(self, path: str, method: str = "POST", root: str = "") -> Asked:

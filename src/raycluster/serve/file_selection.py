@@ -20,7 +20,7 @@ NEVER = (
 )
 
 
-def needed(names: Sequence[str], load_format: str, *, weights: bool) -> tuple[str, ...]:
+def needed_files(names: Sequence[str], load_format: str, *, weights: bool) -> tuple[str, ...]:
     """Return which of a repository's files an engine reads, given how it loads weights."""
     kept = [n for n in names if not any(fnmatch(n, pattern) for pattern in NEVER)]
     forms = {form: [n for n in kept if fnmatch(n, form)] for form in WEIGHTS}

@@ -51,7 +51,7 @@ class Earlier(Protocol):
     def earliest(self) -> tuple[float, bytes | str] | None: ...
 
 
-class Front:
+class AsgiWrapper:
     """An ASGI application that says which engine answers, counts, and reports on itself.
 
     It answers below ROUTE too, when it is alone and has the route "/": so every model can be

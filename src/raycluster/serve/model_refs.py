@@ -35,7 +35,7 @@ def is_path(source: str) -> bool:
     return source.startswith(("/", "./", "../", "~"))
 
 
-def wanted(model: Mapping[str, Any]) -> tuple[ModelRef, ...]:
+def model_refs(model: Mapping[str, Any]) -> tuple[ModelRef, ...]:
     """Return what a model, as `ModelSettings.to_json` tells it, reads.
 
     A draft model and a tokenizer of its own are models of the hub too. What is neither a path nor a

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycluster.serve.needed import needed
+from raycluster.serve.file_selection import needed_files
 
 PLAIN = ("config.json", "tokenizer.json", "chat_template.jinja")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -27,4 +27,4 @@ OTHERS = (".gitattributes", "original/params.json", "onnx/model.onnx", "a.gguf",
 def test_weights_are_brought_in_one_form(
     names: tuple[str, ...], load_format: str, weights: bool, brought: tuple[str, ...]
 ) -> None:
-    assert needed(names, load_format, weights=weights) == brought
+    assert needed_files(names, load_format, weights=weights) == brought

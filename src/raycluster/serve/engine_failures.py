@@ -1,8 +1,8 @@
 """How often a model's engine has died on this node: one file for each replica, in one folder.
 
 A replica that serves keeps a file `alive-...`, which it touches whenever its engine passes a
-check, and removes at a proper end. A death makes it `died-...`, whose time stands still. The folder
-belongs to one deployment of one model and outlives the replica's process, whoever ends that.
+check, and removes at a proper end. A failure makes it `died-...`, whose time stands still. The
+folder belongs to one deployment of one model and outlives the replica's process, whoever ends that.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ Serve checks every 5 s until it ends a replica, and kills one only minutes after
 
 
 @dataclass(frozen=True)
-class Death:
+class EngineFailure:
     """When an engine died (seconds since the epoch) and why, as far as is known."""
 
     at: float
     cause: str
 
 
-def incidents(deaths: Sequence[Death], now: float) -> tuple[Death, ...]:
-    """Return the deaths that count, oldest first, of those close to each other only the first."""
-    recent = sorted((d for d in deaths if now - d.at < WINDOW_S), key=lambda d: d.at)
+def incidents(failures: Sequence[EngineFailure], now: float) -> tuple[EngineFailure, ...]:
+    """Return the failures that count, oldest first, of those close to each other only the first."""
+    recent = sorted((d for d in failures if now - d.at < WINDOW_S), key=lambda d: d.at)
     return tuple(
-        death
-        for at, death in enumerate(recent)
-        if at == 0 or death.at - recent[at - 1].at > INCIDENT_S
+        failure
+        for at, failure in enumerate(recent)
+        if at == 0 or failure.at - recent[at - 1].at > INCIDENT_S
     )
 
 
-def verdict(deaths: Sequence[Death], now: float) -> str:
+def verdict(failures: Sequence[EngineFailure], now: float) -> str:
     """Return why the engine must not be tried again now, or ""."""
-    counted = incidents(deaths, now)
+    counted = incidents(failures, now)
     if len(counted) < MOST:
         return ""
     minutes = WINDOW_S / 60
@@ -66,28 +66,28 @@ class Records:
         self._mine = f"{node[:16]}-{os.getpid()}-{_started(os.getpid())}"
         self._node = node[:16]
 
-    def deaths(self) -> tuple[Death, ...]:
-        """Return the deaths on record, those of vanished replicas included; drop what is old."""
+    def failures(self) -> tuple[EngineFailure, ...]:
+        """Return the failures on record, those of vanished replicas included; drop what is old."""
         now = time.time()
         self._folder.mkdir(parents=True, exist_ok=True)
         found = []
         for path in sorted(self._folder.iterdir()):
             with suppress(OSError):  # another replica may have been quicker
-                if death := self._judge(path, now):
-                    found.append(death)
+                if failure := self._judge(path, now):
+                    found.append(failure)
         return tuple(found)
 
-    def _judge(self, path: Path, now: float) -> Death | None:
-        """Return the death that the file tells of; make an abandoned file one or remove it."""
+    def _judge(self, path: Path, now: float) -> EngineFailure | None:
+        """Return the failure that the file tells of; make an abandoned file one or remove it."""
         kind, _, owner = path.name.partition("-")
         at = path.stat().st_mtime
         if kind == "died" and now - at < WINDOW_S:
-            return Death(at, path.read_text() or "its process disappeared")
+            return EngineFailure(at, path.read_text() or "its process disappeared")
         if kind == "alive" and _lives(owner):
             return None
         if kind == "alive" and owner.startswith(self._node) and now - at < FRESH_S:
             path.rename(path.with_name(f"died-{owner}"))
-            return Death(at, "its process disappeared (probably out of memory)")
+            return EngineFailure(at, "its process disappeared (probably out of memory)")
         path.unlink()
         return None
 
@@ -103,7 +103,7 @@ class Records:
         self.ended()
 
     def ended(self) -> None:
-        """Say that this replica ends on purpose; a death that was told stays."""
+        """Say that this replica ends on purpose; a failure that was told stays."""
         (self._folder / f"alive-{self._mine}").unlink(missing_ok=True)
 
 
