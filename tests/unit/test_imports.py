@@ -77,13 +77,18 @@ SHARED = {
         "serve.file_selection",
     ),
     *(
-        "serve.asking.said",
+        "serve.asking.error_text",
         "serve.asking.coding",
         "serve.adding",
         "serve.environment",
         "serve.peer",
     ),
-    *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
+    *(
+        "serve.asking.retrying_client",
+        "serve.asking.result",
+        "serve.asking.sender",
+        "serve.offline.order",
+    ),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (

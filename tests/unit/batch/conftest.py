@@ -16,9 +16,9 @@ import pytest
 
 from raycluster.batch.online import Connect, online
 from raycluster.batch.report import BatchSummary
-from raycluster.batch.run import BatchOptions, Voice, run
+from raycluster.batch.run import BatchConsole, BatchOptions, run
 from raycluster.openai_client.target import Target
-from raycluster.serve.asking.asker import Tries
+from raycluster.serve.asking.retrying_client import Tries
 
 QUICK = Tries(timeout=20.0, backoff=0.01)
 
@@ -84,7 +84,9 @@ class Batch:
     def run(self, url: str | Connect, **options: Any) -> BatchSummary:
         connect = to(url) if isinstance(url, str) else url
         chosen = BatchOptions(self.input, self.output, **{"tries": QUICK, **options})
-        return run(chosen, online(connect), Voice(self.said, self.told.append, lambda line: None))
+        return run(
+            chosen, online(connect), BatchConsole(self.said, self.told.append, lambda line: None)
+        )
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.output.read_text().splitlines()]

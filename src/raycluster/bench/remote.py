@@ -1,7 +1,7 @@
 """The load made on another machine: what travels there, and what it says while it runs.
 
-As a program, `python -m raycluster.bench.away JOB`: reads a job, and prints a line of JSON for each
-note and record, where the servers are to be looked at, and in the end for each level. Only the
+As a program, `python -m raycluster.bench.remote JOB`: reads a job, and prints a line of JSON for
+each note and record, where the servers are to be looked at, and in the end for each level. Only the
 side that listens can look at them: it says beside the job when it has.
 """
 

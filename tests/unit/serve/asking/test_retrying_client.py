@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from raycluster.serve.asking.asker import RetryingClient, Tries
 from raycluster.serve.asking.result import AskedLine, Reply, Result
+from raycluster.serve.asking.retrying_client import RetryingClient, Tries
 
 GOOD = Reply(200, b'{"choices": []}')
 
@@ -98,7 +98,7 @@ def ask(
 ) -> tuple[float, RetryingClient]:
     """Have every line answered; return how long that took, and who asked."""
     loop = Clock()
-    monkeypatch.setattr("raycluster.serve.asking.asker.time.monotonic", loop.time)
+    monkeypatch.setattr("raycluster.serve.asking.retrying_client.time.monotonic", loop.time)
     asker = RetryingClient(Tries(), min(slots, lines))
     left = iter(range(lines))
 

@@ -34,7 +34,7 @@ Began = Callable[[float], None]
 """Takes the level's beginning, a moment of the monotonic clock."""
 
 
-class Crew(Protocol):
+class Senders(Protocol):
     """Sends levels, one after the other."""
 
     async def level(
@@ -44,7 +44,7 @@ class Crew(Protocol):
         ...
 
 
-class Alone:
+class InProcess:
     """This process sends everything."""
 
     def __init__(self, prompts: Sequence[Prompt], target: Target, load: Load) -> None:
@@ -66,7 +66,7 @@ class Alone:
             self._worker.end()
 
 
-class Team(AbstractContextManager["Team"]):
+class MultiProcess(AbstractContextManager["MultiProcess"]):
     """`count` processes, each with a share. Their clocks are one: the machine's monotonic clock."""
 
     def __init__(self, prompts: Sequence[Prompt], target: Target, load: Load, count: int) -> None:
@@ -159,11 +159,11 @@ def _work(pipe: Connection, counter: Synchronized[int]) -> None:
     with contextlib.suppress(EOFError, OSError):
         make: Callable[[], LoadWorker] = pipe.recv()
         gc.freeze()
-        run_loop(_Hand(pipe, counter, make()).serve())
+        run_loop(WorkerLoop(pipe, counter, make()).serve())
 
 
-class _Hand:
-    """A process of a team: for each level it gets a plan, then a beginning or None to stop."""
+class WorkerLoop:
+    """One of several processes: for each level it gets a plan, then a beginning or None to stop."""
 
     def __init__(self, pipe: Connection, counter: Synchronized[int], worker: LoadWorker) -> None:
         self._pipe = pipe

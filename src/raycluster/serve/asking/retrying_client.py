@@ -9,11 +9,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from raycluster.serve.asking.gate import Gate
-from raycluster.serve.asking.pace import AdaptiveLimiter
+from raycluster.serve.asking.adaptive_limiter import AdaptiveLimiter
 from raycluster.serve.asking.rate import Rate
+from raycluster.serve.asking.request_gate import RequestGate
 from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
-from raycluster.serve.asking.verdict import NO_ENTRY, Again, failed, judge, unanswered
+from raycluster.serve.asking.retry_policy import NO_ENTRY, Retry, decide, failed, unanswered
 
 _AWAY_BACKOFF_SECONDS = 5.0
 _FIRST_PATIENCE_SECONDS = 60.0
@@ -73,7 +73,7 @@ class RetryingClient:
         self.rate = Rate(1 / tries.backoff, min(1 / tries.backoff, 1 / _AWAY_BACKOFF_SECONDS))
         self.trouble = ""
         self._tries = tries
-        self._gate = Gate(self.pace, self.rate)
+        self._gate = RequestGate(self.pace, self.rate)
         self._away_since: float | None = None
 
     async def result(self, post: Post, job: AskedLine) -> Result:
@@ -103,31 +103,31 @@ class RetryingClient:
         if since is not None and time.monotonic() - since > patience:
             raise AwayError(f"no response for {patience:g} s; the last failure: {self.trouble}")
 
-    async def _attempt(self, post: Post, job: AskedLine) -> Result | Again:
+    async def _attempt(self, post: Post, job: AskedLine) -> Result | Retry:
         async with self._gate:
             epoch, rate_epoch = self.pace.epoch, self.rate.epoch
             self.counts.sent += 1
             try:
                 reply = await post.post(job.path, job.content)
             except UnansweredError as error:
-                outcome: Result | Again = unanswered(error)
+                outcome: Result | Retry = unanswered(error)
             else:
                 if reply.status in NO_ENTRY:
                     raise NoEntryError(reply.status)
-                outcome = judge(job, reply, time.time())
+                outcome = decide(job, reply, time.time())
             if isinstance(outcome, Result):
                 self.counts.answered += 1
                 self.pace.answered(epoch)
                 self.rate.answered()
             elif outcome.overloaded:
                 self.pace.overloaded(epoch)
-            if isinstance(outcome, Again) and outcome.too_often:
+            if isinstance(outcome, Retry) and outcome.too_often:
                 self.rate.refused(rate_epoch)
                 self._gate.pause(self.rate.gap)
             self._note(outcome, time.monotonic())
         return outcome
 
-    def _note(self, outcome: Result | Again, now: float) -> None:
+    def _note(self, outcome: Result | Retry, now: float) -> None:
         """Remember since when the endpoint is away, and close the gate for as long as it asks."""
         if isinstance(outcome, Result) or not outcome.away:
             self._away_since = None
@@ -137,7 +137,7 @@ class RetryingClient:
         if outcome.wait:
             self._gate.pause(outcome.wait)
 
-    async def _rest(self, outcome: Again, tried: int) -> None:
+    async def _rest(self, outcome: Retry, tried: int) -> None:
         """Wait before the next attempt: what the server asked for, or longer each time."""
         if outcome.too_often or (outcome.wait and outcome.away):
             return  # the gate is closed for as long

@@ -9,8 +9,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from raycluster.serve.asking.error_text import error_text, failure_in, printable, status_in
 from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
-from raycluster.serve.asking.said import error_text, failure_in, printable, status_in
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 AWAY = frozenset({429, 502, 503, 504})
@@ -21,7 +21,7 @@ _MAX_WAIT = 3600.0
 
 
 @dataclass(frozen=True)
-class Again:
+class Retry:
     """To be tried again.
 
     `away`: the endpoint as a whole is not there or takes no more; `too_often`: requests came too
@@ -39,13 +39,13 @@ class Again:
     reply: Reply | None = None
 
 
-def judge(job: AskedLine, reply: Reply, epoch_seconds: float) -> Result | Again:
+def decide(job: AskedLine, reply: Reply, epoch_seconds: float) -> Result | Retry:
     """Return what a whole answer means."""
     if 200 <= reply.status < 300:
         value = _object(reply.body)
         if value is None:
             text = f"the response is not a JSON object: {reply.body[:80]!r}"
-            return Again("protocol", printable(text))
+            return Retry("protocol", printable(text))
         failure = failure_in(value)
         if failure is None:
             body = _one_line(reply.body, value)
@@ -56,7 +56,7 @@ def judge(job: AskedLine, reply: Reply, epoch_seconds: float) -> Result | Again:
         status, code, said = reply.status, f"http_{reply.status}", _said(reply)
     if status in AGAIN:
         wait = _retry_after(reply.headers, epoch_seconds)
-        return Again(
+        return Retry(
             f"http_{status}",
             said,
             away=status in AWAY,
@@ -65,12 +65,12 @@ def judge(job: AskedLine, reply: Reply, epoch_seconds: float) -> Result | Again:
             wait=wait,
             reply=reply,
         )
-    return failed(job, Again(code, said, reply=reply))
+    return failed(job, Retry(code, said, reply=reply))
 
 
-def unanswered(error: UnansweredError) -> Again:
+def unanswered(error: UnansweredError) -> Retry:
     """Return what a missing answer means."""
-    return Again(
+    return Retry(
         error.code,
         printable(error.detail),
         away=not error.reached,
@@ -78,7 +78,7 @@ def unanswered(error: UnansweredError) -> Again:
     )
 
 
-def failed(job: AskedLine, last: Again, tries: int = 1) -> Result:
+def failed(job: AskedLine, last: Retry, tries: int = 1) -> Result:
     """Return the result of a line that is not tried again."""
     message = last.detail if tries == 1 else f"{last.detail} (after {tries} attempts)"
     error = (last.code, message)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from raycluster.batch.run import Voice
+from raycluster.batch.run import BatchConsole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,7 @@ _PLAIN_SECONDS = 5.0
 
 
 @contextmanager
-def voice(out: TextIO, console: Console) -> Iterator[Voice]:
+def batch_console(out: TextIO, console: Console) -> Iterator[BatchConsole]:
     """Yield where a run's words go; plain lines of progress are five seconds apart."""
 
     def tell(line: str) -> None:
@@ -31,10 +31,10 @@ def voice(out: TextIO, console: Console) -> Iterator[Voice]:
                 last = time.monotonic()
                 tell(line)
 
-        yield Voice(out, tell, progress)
+        yield BatchConsole(out, tell, progress)
         return
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=console, transient=True, auto_refresh=False) as live:
-        yield Voice(out, tell, lambda line: live.update(Text(line), refresh=True))
+        yield BatchConsole(out, tell, lambda line: live.update(Text(line), refresh=True))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.asking.result import AskedLine, Reply, Result, Stamp, UnansweredError
-from raycluster.serve.asking.verdict import Again, failed, judge, unanswered
+from raycluster.serve.asking.result import AskedLine, Fingerprint, Reply, Result, UnansweredError
+from raycluster.serve.asking.retry_policy import Retry, decide, failed, unanswered
 
 JOB = AskedLine(7, 'a"b', "/v1/chat/completions", b"{}")
-STAMP = Stamp("0123456789ab", "01234567")
+STAMP = Fingerprint("0123456789ab", "01234567")
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
 
@@ -31,7 +31,7 @@ def written(result: Result) -> dict[str, Any]:
     ],
 )
 def test_an_answer_is_kept_as_it_was_sent_on_one_line(body: bytes) -> None:
-    result = judge(JOB, Reply(200, body, {"x-request-id": "r\x1b1"}), NOW)
+    result = decide(JOB, Reply(200, body, {"x-request-id": "r\x1b1"}), NOW)
     assert isinstance(result, Result)
     assert written(result) == {
         "id": "batch-0123456789ab-01234567-7",
@@ -54,8 +54,8 @@ def test_an_answer_is_kept_as_it_was_sent_on_one_line(body: bytes) -> None:
     ],
 )
 def test_is_due_again(status: int, away: bool, overloaded: bool) -> None:
-    outcome = judge(JOB, Reply(status, b"oops"), NOW)
-    assert isinstance(outcome, Again)
+    outcome = decide(JOB, Reply(status, b"oops"), NOW)
+    assert isinstance(outcome, Retry)
     assert (outcome.code, outcome.away, outcome.overloaded) == (
         f"http_{status}",
         away,
@@ -66,8 +66,8 @@ def test_is_due_again(status: int, away: bool, overloaded: bool) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'{"a": ', b"\xff\xfe{}", b"[" * 9999])
 def test_an_answer_that_is_no_json_object_is_due_again(body: bytes) -> None:
-    outcome = judge(JOB, Reply(200, body), NOW)
-    assert isinstance(outcome, Again)
+    outcome = decide(JOB, Reply(200, body), NOW)
+    assert isinstance(outcome, Retry)
     assert (outcome.code, outcome.away) == ("protocol", False)
 
 
@@ -88,7 +88,7 @@ def test_an_answer_that_is_no_json_object_is_due_again(body: bytes) -> None:
     ],
 )
 def test_an_error_with_status_200_is_no_answer(body: dict[str, Any]) -> None:
-    result = judge(JOB, Reply(200, json.dumps(body).encode()), NOW)
+    result = decide(JOB, Reply(200, json.dumps(body).encode()), NOW)
     assert isinstance(result, Result)
     line = written(result)
     assert line["error"]["code"] == "error_in_answer"
@@ -106,8 +106,8 @@ def test_an_error_with_status_200_is_no_answer(body: dict[str, Any]) -> None:
 def test_an_error_with_status_200_is_due_again_where_its_code_says_so(
     body: dict[str, Any], away: bool
 ) -> None:
-    outcome = judge(JOB, Reply(200, json.dumps(body).encode()), NOW)
-    assert isinstance(outcome, Again)
+    outcome = decide(JOB, Reply(200, json.dumps(body).encode()), NOW)
+    assert isinstance(outcome, Retry)
     assert outcome.away == away and outcome.detail.startswith("200, and yet: ")
 
 
@@ -123,14 +123,14 @@ def test_an_error_with_status_200_is_due_again_where_its_code_says_so(
     ],
 )
 def test_a_field_called_error_makes_no_error(body: dict[str, Any]) -> None:
-    result = judge(JOB, Reply(200, json.dumps(body).encode()), NOW)
+    result = decide(JOB, Reply(200, json.dumps(body).encode()), NOW)
     assert isinstance(result, Result) and result.error is None
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 405, 413, 422])
 def test_is_an_error_for_good(status: int) -> None:
     body = b'{"error": {"message": "too\\nlong"}}'
-    result = judge(JOB, Reply(status, body), NOW)
+    result = decide(JOB, Reply(status, body), NOW)
     assert isinstance(result, Result)
     line = written(result)
     message = f"{status}: too long"
@@ -157,8 +157,8 @@ def test_is_an_error_for_good(status: int) -> None:
     ],
 )
 def test_retry_after_in_both_its_forms(value: str, wait: float | None) -> None:
-    outcome = judge(JOB, Reply(503, b"", {"retry-after": value}), NOW)
-    assert isinstance(outcome, Again)
+    outcome = decide(JOB, Reply(503, b"", {"retry-after": value}), NOW)
+    assert isinstance(outcome, Retry)
     assert outcome.wait == wait
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raycluster.serve.asking.pace import START, AdaptiveLimiter
+from raycluster.serve.asking.adaptive_limiter import START, AdaptiveLimiter
 
 
 def simulate(pace: AdaptiveLimiter, rounds: int, refused: Callable[[int], bool]) -> list[float]:

@@ -53,7 +53,7 @@ Open = Callable[[], AbstractContextManager[BatchHead]]
 """Connects; raises HostError, and AppError where nothing serves."""
 
 
-class Kept:
+class ReconnectingSession:
     """Calls things with the place; after a break it connects again and calls once more.
 
     Gives up after `patience` seconds. What is called must bear to be called twice.

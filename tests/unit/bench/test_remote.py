@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from raycluster.bench.away import code
+from raycluster.bench.remote import code
 
-PROGRAM = "import raycluster.bench.away as away; print(away.__file__)"
+PROGRAM = "import raycluster.bench.remote as remote; print(remote.__file__)"
 
 
 def test_the_code_that_travels_needs_nothing_of_what_stays(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from raycluster.serve.asking.pace import AdaptiveLimiter
+from raycluster.serve.asking.adaptive_limiter import AdaptiveLimiter
 from raycluster.serve.asking.rate import Rate
 
 
-class Gate:
+class RequestGate:
     """An async context manager around one attempt; lives in one event loop."""
 
     def __init__(self, pace: AdaptiveLimiter, rate: Rate) -> None:

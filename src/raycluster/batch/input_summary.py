@@ -44,7 +44,7 @@ class Refusals:
         return notes
 
 
-def take_census(file: PromptFile, limit: int | None = None) -> InputSummary:
+def summarize(file: PromptFile, limit: int | None = None) -> InputSummary:
     """Read the whole file; only the first `limit` lines are to be sent. Raises UsageError."""
     digest = hashlib.sha256()
     for chunk in file.chunks():
