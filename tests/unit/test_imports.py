@@ -95,7 +95,7 @@ HOST_CODE = (
     *("hosts.runtimes.native_crontab", "hosts.runtimes.native_host", "hosts.runtimes.native_place"),
     *("hosts.runtimes.native_systemd", "hosts.runtimes.native_needs", "core.last_words"),
     *("hosts.runtimes.native_processes", "hosts.runtimes.supervisor"),
-    "hosts.runtimes.docker_spool",
+    "hosts.runtimes.docker_image_staging",
     *("apply.preconditions.connectivity_on_host", "serve.adding"),
     *("serve.transfer", "serve.peer", "logs.on_node", "support.on_node"),
 )

@@ -36,7 +36,7 @@ class DrillCluster:
         except RayclusterError:
             return None
 
-    def whole(self, apps: tuple[App, ...]) -> bool:
+    def is_recovered(self, apps: tuple[App, ...]) -> bool:
         """Tell whether every application runs as many replicas as before, and no more."""
         now = {app.name: app for app in apps}
         return all(
@@ -68,6 +68,6 @@ class Fault(Protocol):
         """Tell whether all is as before."""
         ...
 
-    def heal(self) -> None:
+    def revert(self) -> None:
         """Take back what does not heal by itself; may be called at any time."""
         ...

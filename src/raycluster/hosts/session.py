@@ -26,12 +26,17 @@ class OpenedSpec:
     spec: ClusterSpec
 
     @contextmanager
-    def fleet(self, *, beside: bool = False) -> Iterator[Fleet]:
-        """Yield connections to the spec's hosts, closed at the end; for `beside` see Fleet."""
+    def fleet(self, *, reconnect_in_background: bool = False) -> Iterator[Fleet]:
+        """Yield connections to the spec's hosts, closed at the end; see Fleet."""
         from raycluster.hosts.fleet import Fleet
 
         cluster = self.spec.cluster
-        with Fleet(cluster.name, int(cluster.parallel), TerminalPrompt(), beside=beside) as fleet:
+        with Fleet(
+            cluster.name,
+            int(cluster.parallel),
+            TerminalPrompt(),
+            reconnect_in_background=reconnect_in_background,
+        ) as fleet:
             yield fleet
 
     def secrets(self) -> Secrets:

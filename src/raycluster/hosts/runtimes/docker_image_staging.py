@@ -1,4 +1,6 @@
-"""Between this host's Docker and a file: `python3 docker_spool.py save|load SOCKET FILE [IMAGE]`.
+"""Between this host's Docker and a file.
+
+As a program, `python3 docker_image_staging.py save|load SOCKET FILE [IMAGE]`.
 
 Sent to hosts: it needs a Python 3.8 and its standard library. Every line of the output is JSON:
 `here` bytes, the `size` and `digest` (SHA-256) of what was saved, `loaded`, or `error`.
