@@ -348,8 +348,8 @@ class TestKeysThatNeedSomebody:
     def test_a_key_that_does_not_sign_is_skipped(
         self, start: Start, monkeypatch: pytest.MonkeyPatch, hangs: bool
     ) -> None:
-        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._SIGN_SECONDS", 0.5)
-        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._QUIET_SECONDS", 0.1)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_agent._SIGN_SECONDS", 0.5)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_agent._QUIET_SECONDS", 0.1)
         server = start("MaxAuthTries 1")
         good = paramiko.Ed25519Key.from_private_key_file(str(server.folder / "client"))
         token, other = TokenKey(), paramiko.ECDSAKey.generate()
@@ -375,7 +375,7 @@ class TestKeysThatNeedSomebody:
     def test_an_agent_that_never_answers_is_named(
         self, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._AGENT_SECONDS", 0.2)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_agent._AGENT_SECONDS", 0.2)
         path = Path(os.environ["HOME"]) / "mute"
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as mute:

@@ -14,9 +14,10 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from raycluster.core.errors import BeyondLibraryError, HostError, HostKeyError, UnreachableError
 from raycluster.hosts.transports import ssh_options
+from raycluster.hosts.transports.ssh_attempt import Ask
 from raycluster.hosts.transports.ssh_channel import ChannelRefusedError
 from raycluster.hosts.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
-from raycluster.hosts.transports.ssh_login import Ask, log_in
+from raycluster.hosts.transports.ssh_login import log_in
 from raycluster.hosts.transports.ssh_paramiko import KINDS, Connection
 from raycluster.hosts.transports.ssh_proxy import ProxyCommand
 from raycluster.hosts.transports.ssh_socket import SshWire

@@ -16,10 +16,10 @@ from raycluster.core.errors import HostError, HostKeyError, UnreachableError
 from raycluster.hosts.transports import ssh_options
 from raycluster.hosts.transports.ssh import SshTransport
 from raycluster.hosts.transports.ssh_askpass import Askpass
+from raycluster.hosts.transports.ssh_attempt import Ask
 from raycluster.hosts.transports.ssh_command import command_line
 from raycluster.hosts.transports.ssh_connect import ip_address
 from raycluster.hosts.transports.ssh_hostkeys import checked
-from raycluster.hosts.transports.ssh_login import Ask
 from raycluster.hosts.transports.ssh_master import SILENT, Master, last_lines, refusal
 from raycluster.hosts.transports.ssh_options import SshOptions
 from raycluster.hosts.transports.ssh_paramiko import Multiplexed
