@@ -37,18 +37,21 @@ class Server:
 
 
 Serve = Callable[..., Server]
+SERVER = "tests.unit.batch.server"
+CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start an endpoint that gives faults to so many percent of the questions."""
-    program = Path(__file__).with_name("server.py")
     with ExitStack() as stack:
 
         def start(faults: float = 0.0, delay: float = 0.0) -> Server:
-            argv = [sys.executable, str(program), str(tmp_path / "log"), str(faults), str(delay)]
+            argv = [sys.executable, "-m", SERVER, str(tmp_path / "log"), str(faults), str(delay)]
             process = stack.enter_context(
-                subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
             )
             stack.callback(process.kill)
             assert process.stdout is not None
