@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.local.cluster import ROOT, made_by, until
 from tests.ports import free_ports
-from tests.unit.serve.test_requests import FIELDS, VALUES
+from tests.unit.serve.engines.test_requests import FIELDS, VALUES
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]
 

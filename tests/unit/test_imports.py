@@ -182,6 +182,12 @@ def ours(module: str) -> set[str]:
     return {i.name for i in imports(module) if i.ours and i.name != "raycluster"}
 
 
+@cache
+def imported_modules(file: Path) -> set[str]:
+    """Return what any Python file imports of ours, by short names."""
+    return {i.name for i in _imports(ast.parse(file.read_text())) if i.ours}
+
+
 def package(module: str) -> str:
     """Return the package below the root in which a module is."""
     return module.partition(".")[0]

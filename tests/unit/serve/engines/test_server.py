@@ -75,7 +75,7 @@ REPLICA = """
 import asyncio, os, sys
 sys.path[:0] = sys.argv[1:3]
 import signal
-from tests.unit.serve.test_server import server, started
+from tests.unit.serve.engines.test_server import server, started
 async def main():
     first, *others = await started(server())
     print(first, *others, flush=True)
@@ -87,7 +87,7 @@ asyncio.run(main())
 
 def test_nothing_is_left_when_ray_ends_a_replica_by_force() -> None:
     """It kills the replica's own children, and the replica."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     command = [sys.executable, "-c", REPLICA, str(root / "src"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     below = [int(word) for word in done.stdout.split()]
