@@ -15,9 +15,13 @@ from raycluster.hosts.runtimes.docker import DockerRuntime
 from raycluster.hosts.runtimes.native import NativeRuntime
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.hosts.transports.ssh import open_ssh
+from raycluster.hosts.transports.ssh_system import open_system
+from tests.contract import ssh_client
 from tests.contract.dockerd import IMAGE, USR, docker_daemon
 from tests.contract.odd_hosts import NOISY
+from tests.contract.ssh_client import Start
 from tests.contract.sshd import Sshd
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,30 @@ def native_kind(tmp_path: Path) -> Kind:
         )
 
     return Kind(make)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts one more server, with lines for its configuration."""
+    with contextlib.ExitStack() as stack:
+
+        def one(extra: str = "", host_keys: tuple[str, ...] = ("ed25519",)) -> Sshd:
+            server = Sshd(tmp_path / f"sshd-{free_port()}", extra, host_keys).start()
+            stack.callback(server.stop)
+            return server
+
+        yield one
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """Yield a server that tests share which do not change it."""
+    server = Sshd(tmp_path_factory.mktemp("sshd")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=[open_ssh, open_system], ids=["library", "system"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test connect in this process, and with the system's ssh."""
+    monkeypatch.setattr(ssh_client, "open_ssh", request.param)
