@@ -4,7 +4,7 @@
 
 A gateway on each host with a certificate that signs itself, firewall rules, Prometheus, one model.
 Each round times every size in turn: what `up` and `plan` compare (`plan`), what `status` judges
-(`judge`), and Prometheus's lists of nodes and gateways (`prometheus`). Prints medians, and how many
+(`diagnose`), and Prometheus's lists of nodes and gateways (`prometheus`). Prints medians, and how many
 times those of 50 hosts they are, beside how many times 50 the hosts are; raw figures go to
 benchmarks/results/. Ends with 1 when the largest takes over twice its share of 50 hosts' time.
 """
@@ -18,7 +18,7 @@ from statistics import median
 
 from benchmarks.figures import Limit, keep
 from raycluster.core.interfaces import Found, Secret, Versions
-from raycluster.observe.diagnosis import judge
+from raycluster.observe.diagnosis import diagnose
 from raycluster.plan.planner import plan_nodes
 from raycluster.services import certificate, firewall, prometheus
 from raycluster.services.processes import roles
@@ -70,7 +70,7 @@ class Cluster:
         """Return what is timed, by name."""
         return {
             "plan": lambda: plan_nodes(self.spec, self.state, self.wiring),
-            "judge": lambda: judge(self.spec, self.state, ()),
+            "diagnose": lambda: diagnose(self.spec, self.state, ()),
             "prometheus": lambda: (
                 prometheus.nodes(self.spec, self.wiring),
                 prometheus.gateways(self.spec, self.wiring),
