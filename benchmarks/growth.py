@@ -4,7 +4,7 @@
 
 A gateway on each host with a certificate that signs itself, firewall rules, Prometheus, one model.
 Each round times every size in turn: what `up` and `plan` compare (`plan`), what `status` judges
-(`diagnose`), and Prometheus's lists of nodes and gateways (`prometheus`). Prints medians, and how many
+(`judge`), and Prometheus's lists of nodes and gateways (`prometheus`). Prints medians, and how many
 times those of 50 hosts they are, beside how many times 50 the hosts are; raw figures go to
 benchmarks/results/. Ends with 1 when the largest takes over twice its share of 50 hosts' time.
 """
@@ -70,7 +70,7 @@ class Cluster:
         """Return what is timed, by name."""
         return {
             "plan": lambda: plan_nodes(self.spec, self.state, self.wiring),
-            "diagnose": lambda: diagnose(self.spec, self.state, ()),
+            "judge": lambda: diagnose(self.spec, self.state, ()),
             "prometheus": lambda: (
                 prometheus.nodes(self.spec, self.wiring),
                 prometheus.gateways(self.spec, self.wiring),
