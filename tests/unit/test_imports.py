@@ -73,6 +73,7 @@ SHARED = {
     *(
         "serve.asking.said",
         "serve.asking.coding",
+        "serve.asking.room",
         "serve.adding",
         "serve.environment",
         "serve.peer",

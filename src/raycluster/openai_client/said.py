@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from raycluster.serve.asking.said import error_text, failure_in, printable
+from raycluster.serve.asking.said import error_text, failure_in, hidden, is_secret, printable
 
-__all__ = ["error_text", "failure_in", "printable"]
+__all__ = ["error_text", "failure_in", "hidden", "is_secret", "printable"]
