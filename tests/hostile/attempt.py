@@ -35,8 +35,8 @@ from raycluster.batch import work
 from raycluster.bench import server_metrics
 from raycluster.hosts import fleet
 from raycluster.observe import replica_endpoints
-from raycluster.serve.asking import asker
-from raycluster.serve.asking.asker import Tries
+from raycluster.serve.asking import retrying_client
+from raycluster.serve.asking.retrying_client import Tries
 from tests.hostile.host import (
     FINGERPRINT,
     Answers,
@@ -255,8 +255,10 @@ def attempt_at(stage: Stage, command: str, url: str, *, seconds: float = 0.2) ->
     given = {"URL": url, "SECONDS": str(seconds)}
     words = [given.get(word, word) for word in OF_ENDPOINTS[command]]
     with (
-        mock.patch.object(asker, "Tries", partial(Tries, backoff=0.01, max_backoff=0.02)),
-        mock.patch.multiple(asker, _AWAY_BACKOFF_SECONDS=0.02, _FIRST_PATIENCE_SECONDS=0.5),
+        mock.patch.object(retrying_client, "Tries", partial(Tries, backoff=0.01, max_backoff=0.02)),
+        mock.patch.multiple(
+            retrying_client, _AWAY_BACKOFF_SECONDS=0.02, _FIRST_PATIENCE_SECONDS=0.5
+        ),
         mock.patch.multiple(work, _TICK_SECONDS=0.05),
         mock.patch.multiple(server_metrics, _TIMEOUT_S=0.1),
         mock.patch.multiple(replica_endpoints, METRICS_S=0.2),

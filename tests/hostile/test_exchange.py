@@ -20,8 +20,8 @@ from raycluster.core.errors import RayclusterError
 from raycluster.core.events import Event
 from raycluster.core.interfaces import Address, ByteStream, Channel, Completed, Process
 from raycluster.serve import transfer
+from raycluster.serve.model_refs import ModelRef
 from raycluster.serve.transfer import Item, Shelf, Taker, TransferError
-from raycluster.serve.wanted import ModelRef
 from tests.hostile.attempt import HangError, in_time
 from tests.hostile.endpoint import Endpoint, hostile, whole
 from tests.hostile.host import SILENT

@@ -16,8 +16,8 @@ import httptools
 import httpx
 
 from raycluster.core.errors import UsageError
-from raycluster.openai_client.said import is_secret
 from raycluster.openai_client.target import Target
+from raycluster.serve.asking.error_text import is_secret
 
 CONNECT_SECONDS = 10.0
 MOST_HEADER_BYTES = 1 << 20
