@@ -199,3 +199,23 @@ def test_the_log_is_kept_for_as_long_as_it_is_said(root: Path, api: int) -> None
         assert lines()[refused]["owner"] == ""
         assert BOB not in "".join(path.read_text() for path in kept.iterdir())
         assert "hidden" not in "".join(path.read_text() for path in kept.iterdir())
+
+
+def test_the_log_cannot_fill_the_disk(root: Path, api: int) -> None:
+    """Files with holes, which take no room here: today's, which grows, and those before it."""
+    kept = root / "full" / "gateway" / "access"
+    kept.mkdir(parents=True)
+    sizes = {"2020-01-01.log": 700, "2020-01-02.log": 700, "2020-01-03.log": 700, "now.log": 800}
+    for age, (name, size) in enumerate(reversed(sizes.items())):
+        with (kept / name).open("wb") as file:
+            file.truncate(size << 20)
+        then = time.time() - age
+        os.utime(kept / name, (then, then))
+
+    def left() -> list[str]:
+        return sorted(path.name[:11] for path in kept.iterdir() if path.name < "2021")
+
+    with gate(root, "full", api, {"bob": {}}, access_log="9999d"):
+        wait_for(lambda: len(left()) == 1, "the oldest files to go")
+        assert left() == ["2020-01-03."] and (kept / "now.log").exists()
+        assert not (kept / "2020-01-03.log").exists(), "a large file is put aside"

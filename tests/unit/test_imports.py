@@ -79,6 +79,7 @@ SHARED = {
     *(
         "serve.asking.error_text",
         "serve.asking.coding",
+        "serve.asking.room",
         "serve.adding",
         "serve.environment",
         "serve.peer",

@@ -11,6 +11,7 @@ from raycluster.apply.context import ApplyContext, record, recorded
 from raycluster.apply.distribution.images import bring_images
 from raycluster.apply.firewall import guard
 from raycluster.apply.host_removal import leave, make_way
+from raycluster.apply.image_parity import tell_other_images
 from raycluster.core.errors import CommandError, HostError, PortInUseError, RayclusterError
 from raycluster.core.events import Event
 from raycluster.core.interfaces import Facts, Files, Process, Versions
@@ -150,6 +151,7 @@ def _prepare(
     prepared = {(name, role): v for name, found in by_host.items() for role, v in found.items()}
     on_gpus = any(gpus_of(h, facts[h.name]) for h in work.spec.hosts if h.name in facts)
     _check_versions(work, state, prepared, gpus=on_gpus)
+    tell_other_images(work, nodes)
     return prepared
 
 

@@ -75,6 +75,25 @@ def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
     return found
 
 
+def other_images(
+    image: str, layers: Mapping[str, tuple[str, ...]], machines: Mapping[str, str]
+) -> dict[str, str]:
+    """Return a sentence for each host whose image is not that of the first of its kind of machine.
+
+    `layers` are what the hosts have under the image's name, none where they do not have it.
+    """
+    found, first = dict[str, str](), dict[str, str]()
+    for host in (host for host, held in layers.items() if held and host in machines):
+        other = first.setdefault(machines[host], host)
+        if layers[other] != layers[host]:
+            found[host] = (
+                f"{image} is not the image that {other} has under this name: its tag has moved, or "
+                "the images were built on each host; name it by digest (IMAGE@sha256:...) or use "
+                'distribution.images = "peer" to have one on all hosts'
+            )
+    return found
+
+
 def _serving(spec: ClusterSpec) -> set[str]:
     some = {h.name for h in spec.hosts if h.gpus != 0}
     return some or {h.name for h in spec.hosts}

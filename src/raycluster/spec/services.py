@@ -28,6 +28,8 @@ from raycluster.spec.types import (
     WebOrigin,
 )
 
+MOST_CONNECTIONS = 65_535
+"""What nginx can count."""
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  # the gateway is meant to be reached
 
 
@@ -119,7 +121,9 @@ class Gateway(Part):
     )
     max_body: Bytes = Field(default="64m", description="Maximum request size.")
     max_connections: AtLeastOne = Field(
-        default=1024, description="Maximum concurrent requests per client address."
+        default=1024,
+        le=MOST_CONNECTIONS,
+        description="Maximum concurrent requests per client address.",
     )
     rate_limit: AtLeastOne | None = Field(
         default=None,

@@ -9,7 +9,7 @@ import pytest
 from raycluster.core.errors import ImageError, VersionMismatchError
 from raycluster.core.interfaces import Versions
 from raycluster.core.tested_versions import VLLM
-from raycluster.plan.version_parity import check_versions, doubtful_engines
+from raycluster.plan.version_parity import check_versions, doubtful_engines, other_images
 from raycluster.spec import ClusterSpec, Model
 
 GOOD = Versions("3.11.7", "2.60.0", "0.32.0", "5.19.0")
@@ -104,3 +104,20 @@ def test_a_model_that_needs_vllm_is_refused_without_one_that_starts(
     if error is not None:
         assert error.value.where == "head"
         assert f"vLLM {VLLM}" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("layers", "machines", "expected"),
+    [
+        ({"a": ("1",), "b": ("1",)}, {"a": "x86_64", "b": "x86_64"}, set()),
+        ({"a": ("1",), "b": ("2",)}, {"a": "x86_64", "b": "x86_64"}, {"b"}),
+        ({"a": ("1",), "b": ("2",)}, {"a": "x86_64", "b": "aarch64"}, set()),
+        ({"a": ("1",), "b": ()}, {"a": "x86_64", "b": "x86_64"}, set()),
+        ({"a": ("1",), "b": ("2",)}, {"b": "x86_64"}, set()),
+        ({"a": (), "b": ("2",), "c": ("1", "2")}, dict.fromkeys("abc", "x86_64"), {"c"}),
+    ],
+)
+def test_hosts_with_another_image_under_one_name_are_told(
+    layers: dict[str, tuple[str, ...]], machines: dict[str, str], expected: set[str]
+) -> None:
+    assert other_images("vllm:1", layers, machines).keys() == expected
