@@ -29,7 +29,7 @@ def _walk(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _walk(entry, f"{path}/{entry.name}")
-        elif entry.name.endswith(".py"):
+        elif entry.name.endswith((".py", ".lua")):
             yield f"{path}/{entry.name}", entry.read_bytes()
 
 
