@@ -27,6 +27,7 @@ REPLICAS = 4
 BUSY, DOWN, DYING = "/busy", "/down", "/dying"
 CONFIG = """\
 global
+    maxconn 4096
     tune.bufsize 65536
 defaults
     mode http
@@ -113,13 +114,16 @@ class Ingress:
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client()
 
-    def start(self, rule: str, replicas: list[Held], at_first: int = 200) -> httpx.Client:
+    def start(
+        self, rule: str, replicas: list[Held], at_first: int = 200, connections: int = 0
+    ) -> httpx.Client:
         (port,) = free_ports(1)
         servers = "\n".join(
             f"    server {r.name} 127.0.0.1:{r.server_port} check" for r in replicas
         )
         path = self.folder / "haproxy.cfg"
-        path.write_text(edited(CONFIG.format(port=port, servers=servers), {}, {"smol": rule}))
+        written = CONFIG.format(port=port, servers=servers)
+        path.write_text(edited(written, {}, {"smol": rule}, connections=connections))
         self.stop()
         self.process = subprocess.Popen([self.program, "-f", path, "-db"])
         client = self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
@@ -501,3 +505,27 @@ def test_no_replica_is_told_in_openai_s_form(ingress: Ingress) -> None:
     client = ingress.start("least-busy", [], at_first=503)
     told = (503, "ServiceUnavailableError", 503, str(RETRY_S))
     assert error(client.post("/v1/completions", json={})) == told
+
+
+def test_connections_beyond_what_the_node_holds_are_refused_at_once(ingress: Ingress) -> None:
+    client = ingress.start("least-busy", ingress.replicas, connections=4)
+    client.close()  # it has a connection of its own
+    url = client.base_url
+    for replica in ingress.replicas:
+        replica.go.clear()
+    before = taken(ingress)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(httpx.post, url.join(CHAT), json={}, timeout=30) for _ in range(4)]
+        until(lambda: taken(ingress) == before + 4, seconds=20, what="not there")
+        for _ in range(80):  # more than HAProxy keeps to refuse: it lets go of each
+            answer = httpx.post(url.join(CHAT), json={})
+            assert error(answer) == (503, "ServiceUnavailableError", 503, str(RETRY_S))
+            assert answer.headers["connection"] == "close"
+        for replica in ingress.replicas:
+            replica.go.set()
+        assert [future.result().status_code for future in asked] == [200] * 4
+
+    def lets_go() -> bool:
+        return httpx.post(url.join(CHAT), json={}).status_code == 200
+
+    until(lets_go, seconds=20, what="no free place")
