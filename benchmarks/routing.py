@@ -86,6 +86,7 @@ backend http-m
 class Engine:
     """Serves as a process of its own; a prompt's beginning is found in its cache."""
 
+    slower: float = 1
     cache: OrderedDict[int, None] = field(default_factory=OrderedDict)
     prefill: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: int = 0
@@ -110,7 +111,7 @@ class Engine:
         prompt = "".join(f"<{m['role']}>{m['content']}" for m in body["messages"])
         async with self.prefill:
             cached, tokens = self.cached(prompt), len(prompt) // 4
-            await asyncio.sleep((tokens - cached) / PREFILL_S)
+            await asyncio.sleep((tokens - cached) / PREFILL_S * self.slower)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -118,7 +119,7 @@ class Engine:
         try:
             await response.write(f'data: {{"cached": {cached}, "tokens": {tokens}}}\n\n'.encode())
             for _ in range(ANSWER // 8):  # several tokens a packet: the machine has two cores
-                await asyncio.sleep(8 * STEP_S * (1 + self.running / FULL))
+                await asyncio.sleep(8 * STEP_S * self.slower * (1 + self.running / FULL))
                 await response.write(b'data: {"choices": [{"delta": {"content": "word"}}]}\n\n')
             await response.write(b"data: [DONE]\n\n")
         finally:
@@ -131,9 +132,9 @@ class Engine:
         return web.json_response({})
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, slower: float) -> None:
     """Be an engine until the end of standard input."""
-    engine = Engine()
+    engine = Engine(slower)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post(PATH, engine.answer)
     app.router.add_post("/forget", engine.forget)
@@ -171,22 +172,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=16)
     parser.add_argument("--clients", type=int, default=64, help="conversations at a time")
+    parser.add_argument("--slower", type=float, default=1, help="all times, on a busy machine")
     parser.add_argument("--factors", default="150,200,300")
     parser.add_argument("--loads", default=f"{EVEN},{SKEWED}")
     parser.add_argument("--peers", help="a Python that has sglang_router or vllm_router")
+    parser.add_argument("--ways", help="some of them, with commas; default: all")
     parser.add_argument("--engine", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
-        asyncio.run(serve(options.engine))
+        asyncio.run(serve(options.engine, options.slower))
         return
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp")))
         ports = free_ports(options.engines)
         for port in ports:
-            words = (sys.executable, "-m", "benchmarks.routing", "--engine", str(port))
-            stack.enter_context(running(words, port, stdin=subprocess.PIPE))
+            words = (
+                *(sys.executable, "-m", "benchmarks.routing", "--engine", str(port)),
+                *("--slower", str(options.slower)),
+            )
+            silent = subprocess.DEVNULL  # routers try HTTP/2 first
+            stack.enter_context(running(words, port, stdin=subprocess.PIPE, stderr=silent))
         ways = [*haproxies(stack, folder, ports, options), *peers(stack, ports, options.peers)]
+        ways = [way for way in ways if not options.ways or way.name in options.ways.split(",")]
         for load in options.loads.split(","):
             for number in range(options.rounds):
                 for way in ways if number % 2 == 0 else ways[::-1]:
@@ -299,7 +307,10 @@ async def asked(
         told.since = began + options.seconds * WARMING
         seeds = [chance.random() for _ in range(options.clients)]
         await asyncio.gather(
-            *(client(session, way, (load, began + options.seconds), told, seed) for seed in seeds)
+            *(
+                client(session, way, (load, began + options.seconds, options.slower), told, seed)
+                for seed in seeds
+            )
         )
         took = time.monotonic() - told.since
     cuts = quantiles(told.first, n=100), quantiles(told.whole, n=100)
@@ -315,10 +326,14 @@ async def asked(
 
 
 async def client(
-    session: aiohttp.ClientSession, way: Way, what: tuple[str, float], told: Told, seed: float
+    session: aiohttp.ClientSession,
+    way: Way,
+    what: tuple[str, float, float],
+    told: Told,
+    seed: float,
 ) -> None:
     """Hold one conversation after the other until the time is over."""
-    load, end = what
+    load, end, slower = what
     chance = random.Random(seed)
     while time.monotonic() < end:
         who = f"{chance.random()}"
@@ -332,7 +347,7 @@ async def client(
             messages.append({"role": "user", "content": asked_now})
             await request(session, way, messages, told)
             messages.append({"role": "assistant", "content": f"{who} {turn} " + "answer " * 100})
-            await asyncio.sleep(chance.expovariate(1 / THINKING_S))
+            await asyncio.sleep(slower * chance.expovariate(1 / THINKING_S))
             if time.monotonic() > end:
                 return
 
