@@ -9,7 +9,7 @@ import pytest
 
 from raycluster.serve.connections import most_connections
 from raycluster.serve.haproxy import ALIKE, edited, metrics_relay, refusals, told
-from raycluster.serve.members import own_address
+from raycluster.serve.node_files import own_address
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
 from raycluster.services.node_files import haproxy_file
