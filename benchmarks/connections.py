@@ -4,8 +4,8 @@
 
 Clients open a stream each at one time; the endpoint (benchmarks/streams.py) sends a few events a
 second. Asked in turns: the endpoint itself, HAProxy as Serve has it (4096 connections), and with as
-many as `serve/connections.py` says. Every stream has an answer in the end, refused, or no answer for
-30 s. Ends with 1 when one hangs with our number. Root is not needed.
+many as `serve/connections.py` says. Each stream is answered, refused, or hangs: nothing for 30 s.
+Ends with 1 when one hangs with our number. Root is not needed.
 """
 
 from __future__ import annotations
