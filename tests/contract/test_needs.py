@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from raycluster.core.errors import ForwardRefusedError, HostError
 from raycluster.core.interfaces import Secret
 from raycluster.hosts.fleet import Fleet
 from raycluster.hosts.http import http_client
+from raycluster.hosts.lock import holding
 from raycluster.observe.facts import read_listening
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
+from tests.contract.odd_hosts import BARE, OddHost
 from tests.contract.sshd import SSHD, Login, Sshd
 from tests.ports import free_ports
 
@@ -156,6 +158,20 @@ def test_check_leaves_nothing_behind_and_finds_nothing_wrong(tmp_path: Path) -> 
         assert not list(fine.home.iterdir())
 
 
+def test_a_host_of_odd_names_without_bash_is_fine(odd_sshds: Callable[[OddHost], Sshd]) -> None:
+    server = odd_sshds(BARE)
+    assert server.login is not None
+    odd = Host(server, server.login.home)
+    before = set(odd.home.rglob("*"))
+    spec = odd.spec()
+    assert not wrong(spec)
+    with Fleet("needs", 2) as fleet:
+        fleet.open(spec.hosts[0])
+        with closing(fleet.beside("head")) as own, holding(own, f"needs-{os.getpid()}", "up"):
+            pass
+    assert set(odd.home.rglob("*")) == before
+
+
 def test_a_port_that_sshd_forbids_is_told_from_one_that_nobody_has(tmp_path: Path) -> None:
     with host(tmp_path, "PermitOpen 127.0.0.1:1") as odd, Fleet("needs", 1) as fleet:
         transport = fleet.open(odd.spec().hosts[0]).transport
@@ -239,6 +255,17 @@ def test_a_disk_that_is_full_behind_the_first_bytes(tmp_path: Path) -> None:
         [found] = [f for f in wrong(odd.spec()) if "cannot be written" in f.text]
         assert "quota" in found.hint
         assert "cannot be written" in why_not(odd.spec())
+
+
+@pytest.mark.parametrize("setting", ["folder", "python"])
+def test_a_path_that_no_search_path_can_hold(tmp_path: Path, setting: str) -> None:
+    path = f"{tmp_path}/nas:data"
+    runtime = {"kind": "native", "start_on_boot": False, setting: f"{path}/python"}
+    with host(tmp_path) as odd:
+        [found] = [f for f in wrong(odd.spec(runtime=runtime)) if "colon" in f.text]
+        assert setting in found.hint
+        assert f"{path}" in why_not(odd.spec(runtime=runtime))
+    assert not Path(path).exists()
 
 
 def test_a_python_that_is_named_and_of_no_use(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class NativeRuntime:
         if not processes:
             return ()
         facts = self._remote.ask("where")
+        self._environment.programs(facts)
         complete = self._environment.complete(facts)
         ports = {port for process in processes for port in process.ports.values()}
         told = self._remote.ask(

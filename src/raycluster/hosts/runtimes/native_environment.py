@@ -86,10 +86,20 @@ class NativeEnvironment:
         return (INDEX, CPU_INDEX) if "--torch-backend cpu" in args else (INDEX,)
 
     def programs(self, facts: Mapping[str, Any]) -> str:
-        """Return the folder that holds `python` and `ray`; `facts` are what the host told."""
-        if self.python:
-            return posixpath.dirname(self._given(facts))
-        return f"{facts['root']}/{self.name}/bin"
+        """Return the folder that holds `python` and `ray`; `facts` are what the host told.
+
+        Raises RuntimeUnavailableError where PATH and PYTHONPATH cannot hold it.
+        """
+        root = facts["root"]
+        found = posixpath.dirname(self._given(facts)) if self.python else f"{root}/{self.name}/bin"
+        for folder, setting in ((root, "folder"), (found, "python")):
+            if ":" in folder:
+                raise RuntimeUnavailableError(
+                    f"the path {folder} has a colon, which separates the folders of PATH",
+                    where=self.host,
+                    hint=f"set `{setting}` in [runtime] to a path without a colon",
+                )
+        return found
 
     def ensure(self, facts: Mapping[str, Any], tell: Tell) -> None:
         """Make the environment unless it is given or complete."""
