@@ -21,12 +21,14 @@ from typing import Any, Literal
 import docker
 import docker.errors
 
+from raycluster.core import tested_versions
 from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import AnswerError, HostError, ImageError, RecordError
 from raycluster.core.interfaces import (
     Files,
     Found,
     Health,
+    KnownVersions,
     PrepareForecast,
     Process,
     Shell,
@@ -82,6 +84,7 @@ from raycluster.hosts.runtimes.docker_ray import RAY, AddedRay, RayAdder
 from raycluster.hosts.runtimes.docker_rdma import FOLDER as RDMA
 from raycluster.hosts.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.hosts.runtimes.docker_shell import DockerShell
+from raycluster.spec.known_images import versions_in
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
 GRACE = 10  # seconds between TERM and KILL
@@ -184,6 +187,15 @@ class DockerRuntime:
                 return inside.versions
             adder = RayAdder(self._client, self._cluster, self._edge, self._ray)
             return adder.add(process, home, inside, tell)
+
+    def known_versions(self, process: Process) -> KnownVersions:
+        """Return what is in an image that is there, or what its tag says of one that is not."""
+        with self._edge.translated(f"looking into {process.image}"):
+            self._fits(process)
+            if self._pull == "always" or self._images.held(process.image) is None:
+                return KnownVersions(versions_in(process.image), whole=False)
+            inside = self._images.look_inside(process, self._home(process)).versions
+            return KnownVersions(replace(inside, ray=inside.ray or tested_versions.RAY), whole=True)
 
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of an image's layers, the same whatever store Docker has."""

@@ -22,6 +22,7 @@ from raycluster.core.interfaces import (
     Files,
     Found,
     Health,
+    KnownVersions,
     PrepareForecast,
     Process,
     Shell,
@@ -89,6 +90,13 @@ class NativeRuntime:
         facts = self._remote.ask("where")
         self._environment.ensure(facts, tell)
         return self._versions(process, facts)
+
+    def known_versions(self, process: Process) -> KnownVersions:
+        """Return what is in an environment that is there, or what one that is made will have."""
+        facts = self._remote.ask("where")
+        if self._environment.complete(facts):
+            return KnownVersions(self._versions(process, facts), whole=True)
+        return KnownVersions(self._environment.wanted, whole=False)
 
     def _versions(self, process: Process, facts: Mapping[str, Any]) -> Versions:
         versions = self._environment.versions(facts)

