@@ -193,7 +193,7 @@ def test_a_host_of_odd_names_without_bash_is_fine(odd_sshds: Callable[[OddHost],
     assert not wrong(spec)
     with Fleet("needs", 2) as fleet:
         fleet.open(spec.hosts[0])
-        with closing(fleet.beside("head")) as own, holding(own, f"needs-{os.getpid()}", "up"):
+        with closing(fleet.new_connection("head")) as own, holding(own, f"needs-{os.getpid()}", "up"):
             pass
     assert set(odd.home.rglob("*")) == before
 
