@@ -193,7 +193,10 @@ def test_a_host_of_odd_names_without_bash_is_fine(odd_sshds: Callable[[OddHost],
     assert not wrong(spec)
     with Fleet("needs", 2) as fleet:
         fleet.open(spec.hosts[0])
-        with closing(fleet.new_connection("head")) as own, holding(own, f"needs-{os.getpid()}", "up"):
+        with (
+            closing(fleet.new_connection("head")) as own,
+            holding(own, f"needs-{os.getpid()}", "up"),
+        ):
             pass
     assert set(odd.home.rglob("*")) == before
 
@@ -314,9 +317,11 @@ def with_ray(folder: Path, version: str) -> str:
 def test_versions_of_hosts_are_compared_before_anything_is_brought(
     tmp_path: Path, runtime: dict[str, str], said: str
 ) -> None:
+    home = tmp_path / "home of the other"
+    home.mkdir()
     with (
         host(tmp_path) as odd,
-        closing_server(Sshd(tmp_path / "other", login=odd.server.login)) as other,
+        closing_server(Sshd(tmp_path / "other", login=Login(home, "/bin/sh"))) as other,
         Fleet("needs", 2) as fleet,
     ):
         if version := runtime.get("python"):

@@ -57,7 +57,7 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         hint = "give the user a writable home folder"
         raise ProblemError(f"cannot write to {at.root}: {error.strerror}", hint) from error
     space = os.statvfs(str(at.root))
-    _remove_empty(new)
+    _remove_empty(at.root, new)
     boot = _no_boot() if ask.get("boot") else ""
     own = at.root / "uv" / "bin"
     search = os.environ.get("PATH", SYSTEM_PATH).split(":")
@@ -87,9 +87,10 @@ def _no_boot() -> str:
     return "" if lingers() else no_cron()
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):  # another run of ours has put something there
-        for folder in folders:
+def _remove_empty(root: Path, new: list[Path]) -> None:
+    above = [root.parent] if root.parent.name == ".raycluster" else []
+    with contextlib.suppress(OSError):  # there is something in it
+        for folder in dict.fromkeys([root, *above, *new]):
             folder.rmdir()
 
 
