@@ -105,7 +105,8 @@ def link_node() -> None:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     """The example's cluster, taken down in any case."""
     link_node()
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home") / 'it\'s "$HOME" % ü;&'
+    home.mkdir()
     running = Local("embedded", home, CHECKOUT / "examples" / "local.toml")
     yield running
     running("down", running.spec, "--yes")

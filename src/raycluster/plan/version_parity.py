@@ -14,9 +14,15 @@ KNOWN = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
 
 
 def check_versions(
-    spec: ClusterSpec, versions: Mapping[str, Versions], *, gpus: bool = False
+    spec: ClusterSpec,
+    versions: Mapping[str, Versions],
+    partly: Mapping[str, Versions] | None = None,
+    *,
+    gpus: bool = False,
 ) -> None:
     """Raise where the nodes differ in Ray, Python (major.minor) or the engine, or lack the engine.
+
+    Of nodes that are `partly` known, what is not known is empty, and not compared.
 
     Hosts with `gpus = 0` hold no replicas beside hosts with GPUs, so their engine may differ.
     `gpus` tells that the cluster has GPUs: `auto` is vLLM alone then.
@@ -28,12 +34,16 @@ def check_versions(
                 where=name,
                 hint="install ray[serve], or use another image",
             )
-    _same("Ray", {n: v.ray for n, v in versions.items()})
-    _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in versions.items()})
+    more = partly or {}
+    every = {**versions, **more}
+    _same("Ray", {n: v.ray for n, v in every.items()})
+    _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in every.items()})
     serving = {n: v for n, v in versions.items() if n in _serving(spec)}
-    _same("vLLM", {n: v.vllm or "none" for n, v in serving.items()})
+    coming = {n: v.vllm for n, v in more.items() if n in _serving(spec)}
+    engines = {**{n: v.vllm or "none" for n, v in serving.items()}, **coming}
+    _same("vLLM", {n: v.partition("+")[0] if coming else v for n, v in engines.items()})
     own = [model for model in spec.models if model.environment is None]
-    if own and not any(v.vllm or v.transformers for v in serving.values()):
+    if own and not coming and not any(v.vllm or v.transformers for v in serving.values()):
         raise ImageError(
             "vllm and transformers are both missing in the environment",
             where=next(iter(serving), "cluster"),
@@ -100,8 +110,9 @@ def _serving(spec: ClusterSpec) -> set[str]:
 
 
 def _same(what: str, versions: Mapping[str, str]) -> None:
-    if len(set(versions.values())) > 1:
-        listed = ", ".join(f"{name} has {version}" for name, version in versions.items())
+    known = {name: version for name, version in versions.items() if version}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{name} has {version}" for name, version in known.items())
         raise VersionMismatchError(
             f"{what} differs between nodes: {listed}",
             where="cluster",

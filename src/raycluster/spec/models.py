@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -195,8 +196,8 @@ class ClusterSpec(BaseSettings):
 
     @property
     def owner(self) -> str:
-        """Whose cluster it is; without a word in the spec, whoever runs this."""
-        return self.cluster.owner or login_name()
+        """Whose cluster it is; without a word in the spec, whoever runs this, and where."""
+        return self.cluster.owner or local_owner()
 
     def _resolve(self, name: str, role: Literal["head", "worker"], host: Host) -> ResolvedHost:
         return ResolvedHost(
@@ -239,6 +240,12 @@ def login_name() -> str:
     with suppress(OSError, KeyError, ImportError):
         return getuser()
     return ""
+
+
+def local_owner() -> str:
+    """Return who runs this and on which machine, `user@machine`, as far as it is known."""
+    machine = os.uname().nodename.partition(".")[0]
+    return "@".join(filter(None, (login_name(), machine)))
 
 
 def _repeated(names: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,27 @@ def spec(head_gpus: object = "all") -> ClusterSpec:
 def test_nodes_that_differ(worker: Versions, sentence: str) -> None:
     with pytest.raises(VersionMismatchError, match=sentence):
         check_versions(spec(), {"head": GOOD, "w": worker})
+
+
+@pytest.mark.parametrize(
+    ("coming", "sentence"),
+    [
+        (Versions("3.11"), ""),
+        (Versions("3.11", "2.60.0", "0.32.0"), ""),
+        (Versions(), ""),
+        (Versions("3.12"), "Python differs.*head has 3.11, w has 3.12"),
+        (Versions("", "2.59.0"), "Ray differs.*head has 2.60.0, w has 2.59.0"),
+        (Versions("", "", "0.33.0"), "vLLM differs.*head has 0.32.0, w has 0.33.0"),
+    ],
+)
+def test_of_a_node_that_is_partly_known_what_is_not_known_is_not_compared(
+    coming: Versions, sentence: str
+) -> None:
+    local = replace(GOOD, vllm="0.32.0+cu129")
+    with pytest.raises(VersionMismatchError, match=sentence) if sentence else nullcontext():
+        check_versions(spec(), {"head": local}, {"w": coming}, gpus=True)
+    with pytest.raises(VersionMismatchError) if sentence else nullcontext():
+        check_versions(spec(), {}, {"head": GOOD, "w": coming}, gpus=True)
 
 
 def test_another_patch_of_python_is_fine() -> None:
