@@ -285,7 +285,7 @@ def test_what_a_dead_replica_held_back_is_free_again(clock: Clock) -> None:
     for each in (dead, other, other):
         each.look()
     assert refused(other.quotas.ask("a", limits)).over.held == 500
-    clock.now += shared_quotas.FRESH_S + 1
+    clock.now += quotas.FRESH_S + 1
     other.look()
     taken(other.quotas.ask("a", limits))
 
