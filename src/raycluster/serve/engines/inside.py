@@ -1,7 +1,8 @@
 """Before an engine: who asks, whether they may, and what their requests took.
 
 vLLM's server gets this file as a middleware, with `quotas` alone beside it, on the path of its own
-Python, which may be another one than the replica's: they import nothing else of ours.
+Python, which may be another one than the replica's: they import nothing else of ours. There the two
+are a package of another name, as `vllm.write_inside` writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
-from .quotas import (
+from raycluster.serve.engines.quotas import (
     CLASS,
     UNTOLD,
     Asked,

@@ -251,8 +251,11 @@ def write_inside(folder: Path) -> None:
     files = resources.files(__package__)
     package = folder / INSIDE
     package.mkdir(exist_ok=True)
-    (package / "__init__.py").write_text(files.joinpath("inside.py").read_text())
-    (package / "quotas.py").write_text(files.joinpath("quotas.py").read_text())
+    for name, text in (("__init__", "inside"), ("quotas", "quotas")):
+        plain = files.joinpath(f"{text}.py").read_text()
+        (package / f"{name}.py").write_text(
+            plain.replace(f"from {__package__}.", f"from {INSIDE}.")
+        )
 
 
 def known_as_vllm(folder: Path, number: str) -> str:
