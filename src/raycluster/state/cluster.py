@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from raycluster.core.errors import RayclusterError, RecordError
@@ -134,8 +135,11 @@ class ClusterState:
 
     def node(self, host: ResolvedHost) -> RayNode | None:
         """Return Ray's live node on this host; Ray may call the head by another address."""
-        address = self.hosts[host.name].address
-        for node in self.nodes or ():
-            if node.alive and (node.is_head if host.role == "head" else node.address == address):
-                return node
-        return None
+        if host.role == "head":
+            return next((node for node in self.nodes or () if node.alive and node.is_head), None)
+        return self._alive.get(self.hosts[host.name].address)
+
+    @cached_property
+    def _alive(self) -> Mapping[str, RayNode]:
+        """The live nodes by address."""
+        return {node.address: node for node in reversed(self.nodes or ()) if node.alive}
