@@ -560,7 +560,7 @@ def text_of(told: Any) -> str:
     if str(told.get("type", "")).endswith((".done", ".added", ".completed", "_stop")):
         return ""  # which say again what was said
     delta = told.get("delta")
-    own = [told.get(name) for name in ("text", "content") if isinstance(told.get(name), str)]
+    own = [v for name in ("text", "content") if isinstance(v := told.get(name), str)]
     inner = [told.get(n) for n in ("choices", "message", "content", "output", "delta")]
     return "".join([*own, delta if isinstance(delta, str) else "", text_of(inner)])
 

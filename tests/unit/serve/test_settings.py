@@ -201,3 +201,21 @@ def test_out_of_date() -> None:
     assert out_of_date(body(SMALL), found(*body(SMALL)["applications"], big)) == (
         "qwen-qwen2.5-0.5b-instruct",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ([{}, {}], ["*"]),
+        ([{"allowed_origins": ["https://a", "https://b"]}, {}], ["https://a", "https://b"]),
+        ([{"allowed-origins": ["https://a"]}, {"allowed_origins": ["https://b"]}], []),
+        ([{"allowed_origins": ["*"]}, {"allowed_origins": []}], []),
+        ([{"allowed_origins": "https://a"}, {}], ["*"]),
+    ],
+)
+def test_pages_that_read_all_models_read_the_router(
+    given: list[dict[str, Any]], origins: list[str]
+) -> None:
+    models = [ModelSettings(f"m{n}", "m", engine_args=args) for n, args in enumerate(given)]
+    apps = {app["name"]: app for app in body(*models)["applications"]}
+    assert apps["router"]["args"]["origins"] == origins
