@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -111,7 +111,8 @@ def program() -> str:
 
 
 @pytest.fixture
-def queue(tmp_path: Path, program: str) -> Iterator[Queue]:
+def queue(tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    monkeypatch.setattr(direct, "AHEAD_MS", 10_000)  # longer than a slow machine takes for a test
     port, replica, at = free_ports(3)
     engine = Engine(at)
     checked = ThreadingHTTPServer(("127.0.0.1", replica), Answering)
@@ -148,19 +149,26 @@ def codes(answers: list[Future[httpx.Response]]) -> list[int]:
 def test_a_key_that_floods_leaves_places_and_turns_to_another(queue: Queue) -> None:
     share = PLACES // 2
     flood = [queue.ask("heavy") for _ in range(PLACES)]
-    queue.stands(share - 1)
-    until(lambda: sum(f.done() for f in flood) == PLACES - share, seconds=30, what="not refused")
-    for answer in filter(Future.done, flood):
-        told = answer.result()
+    until(
+        lambda: sum(f.done() for f in flood) + queue.waiting() + 1 == PLACES,
+        seconds=60,
+        what="not all wait or are refused",
+    )
+    refused = [f.result() for f in flood if f.done()]
+    assert share - 8 <= PLACES - len(refused) <= share  # HAProxy's threads count side by side
+    for told in refused:
         assert (told.status_code, told.headers["retry-after"]) == (429, "1")
         assert "of this key" in told.json()["error"]["message"]
     light = [queue.ask("light") for _ in range(3)]
-    queue.stands(share - 1 + 3)
+    queue.stands(PLACES - len(refused) - 1 + 3)
     queue.engine.go.release(1000)
     assert codes(light) == [200] * 3
-    assert codes(flood) == [200] * share + [429] * (PLACES - share)
-    last = max(n for n, owner in enumerate(queue.engine.order) if owner == "light")
-    assert last < share - 5, queue.engine.order
+    assert codes(flood) == [200] * (PLACES - len(refused)) + [429] * len(refused)
+    assert last_of("light", queue.engine.order) < 16, queue.engine.order
+
+
+def last_of(owner: str, order: Sequence[str]) -> int:
+    return max(n for n, each in enumerate(order) if each == owner)
 
 
 @pytest.mark.parametrize("first", ["low", "normal"])
