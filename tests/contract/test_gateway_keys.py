@@ -19,7 +19,7 @@ from raycluster.core.interfaces import Secret
 from raycluster.services.gateway import per_minute
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
-from tests.contract.nginx import ALICE, BOB, PATH, bearer, process_of, served, spec_of
+from tests.contract.nginx import ALICE, BOB, CONF, PATH, bearer, process_of, served, spec_of
 from tests.contract.sshd import wait_for
 from tests.contract.test_gateway import Api, api, reload
 from tests.ports import free_port
@@ -73,6 +73,22 @@ def test_the_server_learns_whose_key_it_was_and_what_it_is_for(root: Path, api: 
         assert alice["x-raycluster-models"] == "a,org/b@1+x"
         assert (bob["x-raycluster-owner"], carol["x-raycluster-owner"]) == ("bob", "carol")
         assert "x-raycluster-models" not in bob | carol
+
+
+def test_engines_learn_the_limits_that_they_keep(root: Path, api: int) -> None:
+    keys = {
+        "alice": {"tokens_per_minute": 5, "tokens_per_day": 10**12, "priority": "low"},
+        "bob": {"requests_per_minute": 3, "priority": "normal"},
+    }
+    name = "x-raycluster-limits"
+    with gate(root, "limits", api, keys) as (client, _):
+        limits = "tokens_per_minute=5,tokens_per_day=1000000000000,priority=low"
+        assert told(client, ALICE, X_Raycluster_Limits="priority=high")[name] == limits
+        assert name not in told(client, BOB, X_Raycluster_Limits="priority=high")
+    workers = {"workers": ({"host": "other"},)}
+    spec = table(1, api, keys, on="all").model_dump(exclude_unset=True) | workers
+    several = process_of(ClusterSpec.model_validate(spec), SECRETS).live_files[CONF].decode()
+    assert '"requests_per_minute=3"' in several
 
 
 @pytest.mark.parametrize("name", ["X-Raycluster-Owner", "x-raycluster-owner", "X_Raycluster_Owner"])

@@ -71,7 +71,9 @@ ANTHROPIC = {
 EXPIRED = ("This API key has expired.", "invalid_request_error", "invalid_api_key")
 
 OWNER_HEADER, MODELS_HEADER = "X-Raycluster-Owner", "X-Raycluster-Models"
-"""By which engines learn whose key it was, and for which models it is; not from clients."""
+LIMITS_HEADER = "X-Raycluster-Limits"
+"""By which engines learn whose key it was, for which models it is, and what they keep of its
+limits; not from clients."""
 
 CORS = tuple(
     f"Access-Control-{name}"
@@ -236,6 +238,8 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         bodies=_bodies(gate),
         owner_header=OWNER_HEADER,
         models_header=MODELS_HEADER,
+        limits_header=LIMITS_HEADER,
+        keys_limits=[(n, told) for n, _ in limited if (told := spec.kept_by_engines(n))],
         keys_models=[(n, _names(spec, key.models)) for n, key in limited if key.models],
         keys_expire=[(n, math.ceil(key.expires.timestamp())) for n, key in limited if key.expires],
         keys_rates=[(n, key.requests_per_minute) for n, key in limited if key.requests_per_minute],

@@ -166,12 +166,19 @@ class ClusterSpec(BaseSettings):
                     )
                 if name not in known:
                     raise ValueError(f"{where} is not a model in the spec")
-            if key.models and self.env.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+            kept = [*(["models"] if key.models else []), *self.kept_by_engines(owner)]
+            if kept and self.env.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
                 raise ValueError(
-                    f"gateway.keys.{owner}.models: vLLM's Rust front end, which `env` asks for, "
+                    f"gateway.keys.{owner}.{kept[0]}: vLLM's Rust front end, which `env` asks for, "
                     "tells no keys apart"
                 )
         return self
+
+    def kept_by_engines(self, owner: str) -> dict[str, object]:
+        """Return the limits of an owner's key that engines keep, and the gateway tells them."""
+        gate = self.gateway
+        several = gate is not None and gate.on == "all" and bool(self.workers)
+        return gate.told(owner, several=several) if gate and owner in gate.keys else {}
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> ClusterSpec:
