@@ -13,7 +13,7 @@ import pytest
 from tests.lab.hosts import Host, Lab
 from tests.lab.image import IMAGE
 from tests.lab.program import Cli
-from tests.local.hub import Hub, files_of, open_hub
+from tests.node.hub import Hub, files_of, open_hub
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(400)]
 

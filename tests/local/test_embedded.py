@@ -32,8 +32,8 @@ PORTS = {
     "RUNTIME_ENV_AGENT": 16384,
     "METRICS": 16385,
     "RAY_CLIENT": 16386,
-    "WORKER_MIN": 26000,
-    "WORKER_MAX": 26999,
+    "WORKER_MIN": 12000,
+    "WORKER_MAX": 12999,
 }
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]

@@ -34,7 +34,7 @@ LONG: dict[str, Any] = {"prompt": "Once", "max_tokens": 2900, "ignore_eos": True
 def serve(**args: Any) -> Iterator[httpx.Client]:
     (port,) = free_ports(1)
     python = f"{made_by('node-env')}/bin/python"
-    words = ("-m", "tests.local.fallback_server", str(port), made_by("tiny"), json.dumps(args))
+    words = ("-m", "tests.node.fallback_server", str(port), made_by("tiny"), json.dumps(args))
     env = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
     with (
         subprocess.Popen([python, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE) as process,

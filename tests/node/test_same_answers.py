@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from tests.contract.nginx import ALICE, bearer
-from tests.local.endpoints import FORMS, POSTS
-from tests.local.test_paths import LARGE, Row, standing
+from tests.node.endpoints import FORMS, POSTS
+from tests.node.test_paths import LARGE, Row, standing
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]
 
