@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Generator
@@ -41,6 +42,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 def _shared(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
     return next((folder for folder in ONE_BY_ONE if path.startswith(f"{folder}/")), path)
+
+
+def pytest_runtest_setup() -> None:
+    """Python drops what a signal's handler raises in such a callback, and hypothesis has one."""
+    gc.callbacks.clear()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
