@@ -126,7 +126,8 @@ def test_the_load_grows_and_what_came_before_it_was_full_is_not_in_the_figures()
     early = [record for record in records if record.intended < 0.8]
     assert level.measures.completed + len(early) == len(records)
     assert sum(record.intended < 0.15 for record in early) <= 4  # one slot, 0.05 s each
-    assert max(record.intended for record in records) == pytest.approx(1.3, abs=0.1)
+    last = max(records, key=lambda record: record.intended)
+    assert last.intended < 1.3 < max(record.end for record in records)
 
 
 def test_a_recorded_load_is_sent_when_it_was() -> None:
