@@ -20,7 +20,7 @@ from typing import IO
 LOCKS = Path("/run/raycluster-lab")
 CGROUPS = Path("/sys/fs/cgroup")
 FIRST_HOST = 11
-SHARES = 4096
+SHARES = 2048
 """What a lab's containers get of a processor, where a session of this machine gets 1024."""
 
 

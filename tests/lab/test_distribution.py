@@ -72,7 +72,7 @@ def test_an_archive_of_the_laptop_comes_to_all_hosts(
     image = f'image = "{NEW}"\narchive = "{archive}"'
     spec.write_text(spec.read_text().replace(f'image = "{IMAGE}"', image))
     try:
-        done = cli("up", spec, "--json", timeout=300)
+        done = cli("up", spec, "--json", timeout=400)
         assert done.returncode == 0, done.stderr
         all_run_it(hosts)
         again = cli("up", spec, "--json")
@@ -93,7 +93,7 @@ def test_hosts_take_image_and_model_from_the_one_that_has_them(
     text = text.replace(f'source = "{lab.tiny}"', f'source = "{REPO}"')
     spec.write_text(text.replace("[env]\n", f'[env]\nHF_ENDPOINT = "{hub.url}"\n'))
     try:
-        done = cli("up", spec, "--json", timeout=300)
+        done = cli("up", spec, "--json", timeout=400)
         assert done.returncode == 0, done.stderr
         all_run_it(hosts)
         assert whole <= sum(hub.sent.values()) < 1.1 * whole

@@ -24,7 +24,7 @@ from tests.lab.program import Cli
 from tests.lab.scan import open_ports
 from tests.lab.specs import MODEL, cluster_toml
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PROMPTLY = 20.0  # seconds from Ctrl-C to the end of the program, on a busy machine
 INT, KILL = signal.SIGINT, signal.SIGKILL

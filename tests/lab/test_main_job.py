@@ -35,7 +35,7 @@ from tests.lab.specs import MODEL, cluster_toml
 from tests.lab.watch import Watch
 from tests.terminal import CTRL_C
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 # Letters and digits alone, which are the same however they are quoted.
 HF_TOKEN, API_KEY, PASSWORD = (f"{n}{secrets.token_hex(16)}" for n in ("hf", "sk", "proxy"))

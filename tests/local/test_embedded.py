@@ -36,7 +36,7 @@ PORTS = {
     "WORKER_MAX": 12999,
 }
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Local:
         return {**os.environ, **ports, **own}
 
     def __call__(
-        self, *args: str | Path, timeout: float = 300, **settings: str
+        self, *args: str | Path, timeout: float = 600, **settings: str
     ) -> subprocess.CompletedProcess[str]:
         """Run the program to its end, with `settings` of the spec in its environment."""
         own = {f"RAYCLUSTER__{name}": value for name, value in settings.items()}

@@ -23,7 +23,7 @@ from raycluster.serve.settings import ROUTER, ModelSettings
 from tests.contract.nginx import running as running_gateway
 from tests.local.cluster import ROOT, Cluster, descendants, until
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 VLLM, PLAIN, VECTORS = "small", "plain", "vectors"
 ALIAS, PLAIN_ALIAS = "gpt-4o", "org/plain"
@@ -62,7 +62,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
         ),
         ModelSettings(VECTORS, model, engine_args=POOLING),
     )
-    until(cluster.running, seconds=240, what="not running")
+    until(cluster.running, seconds=480, what="not running")
     return cluster
 
 

@@ -15,7 +15,7 @@ from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import ModelSettings, out_of_date
 from tests.local.cluster import Cluster, until
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 ARGS = {"max_model_len": 512, "enforce_eager": True}
 NO_VLLM = {"VLLM_LOGGING_CONFIG_PATH": "/nowhere/logging.json"}
@@ -28,7 +28,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
         ModelSettings("org/first", model, engine_args=ARGS),
         ModelSettings("second", model, engine_args=ARGS, env=NO_VLLM),
     )
-    until(cluster.running, seconds=240, what="not running")
+    until(cluster.running, seconds=480, what="not running")
     assert out_of_date(wanted, cluster.details()) == ()
     return cluster
 
@@ -217,7 +217,7 @@ def test_replaced_applications_leave_no_process(broken: Broken) -> None:
     ],
 )
 def test_the_root_cause_comes_first(broken: Broken, name: str, cause: str) -> None:
-    message = until(lambda: broken.cluster.failure(name), seconds=200, what="no failure")
+    message = until(lambda: broken.cluster.failure(name), seconds=400, what="no failure")
     assert root_cause(message).startswith(cause)
 
 

@@ -19,7 +19,7 @@ from tests.lab.faults.cluster import (
 from tests.lab.host import Host, wait_for
 from tests.lab.specs import TINY
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 LONG_DRILLS = (("replica", 120), ("hang", 240), ("worker", 240), ("head", 240), ("partition", 240))
 DRILLS = [

@@ -13,7 +13,7 @@ from tests.lab.faults.cluster import KEY, Faulty
 from tests.lab.host import Host
 from tests.lab.scan import open_ports
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 SSH, GATEWAY = 22, 8080
 SEED = 20261126
