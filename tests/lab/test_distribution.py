@@ -15,7 +15,7 @@ from tests.lab.image import IMAGE
 from tests.lab.program import Cli
 from tests.node.hub import Hub, files_of, open_hub
 
-pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(600)]
 
 NEW = "raycluster-lab:new"
 CONTENT = "head -c 30000000 /dev/urandom >/content"
