@@ -52,6 +52,7 @@ class Local:
         """Return the environment in which the program runs."""
         ports = {f"RAYCLUSTER__PORTS__{key}": str(value) for key, value in self.ports.items()}
         own = {"HOME": str(self.home), "RAYCLUSTER__CLUSTER__NAME": self.name}
+        own["RAYCLUSTER__CLUSTER__NODE_TIMEOUT"] = "360"  # Ray gives up a start after 30 s
         return {**os.environ, **ports, **own}
 
     def __call__(
