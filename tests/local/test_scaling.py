@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.settings import Autoscale, ModelSettings, applications, out_of_date
+from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from tests.local.cluster import Cluster, until
+from tests.local.deployed import out_of_date
 from tests.local.test_serve import ARGS
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from raycluster.commands._options import only_part
 from raycluster.core.errors import UsageError
 from raycluster.core.interfaces import Found, Secret, Versions
 from raycluster.plan.actions import Only
 from raycluster.plan.planner import plan_nodes
+from raycluster.services.gateway import nginx_conf
 from raycluster.services.processes import desired, roles
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
@@ -167,3 +170,41 @@ def test_grafana_comes_when_asked_for_after_the_prometheus_that_it_shows() -> No
 
 def test_roles_need_neither_addresses_nor_keys() -> None:
     assert [roles(A, host) for host in A.hosts] == [("head", "gateway", "prometheus"), ("worker",)]
+
+
+@pytest.mark.parametrize("on", ["head", "workers", "all", None])
+@pytest.mark.parametrize("monitoring", [None, {"grafana": True}, {"prometheus": False}])
+def test_roles_are_those_of_all_processes(on: str | None, monitoring: Any) -> None:
+    parts = {"gateway": on and {"on": on}, "monitoring": monitoring}
+    try:
+        spec = spec_of("a", "b", **{name: part for name, part in parts.items() if part is not None})
+    except ValidationError:
+        assert on == "workers", "no such place"
+        return
+    for host in spec.hosts:
+        processes = desired(spec, host, wiring_of(spec))
+        assert roles(spec, host) == tuple(process.role for process in processes)
+
+
+def test_a_gateway_of_a_large_cluster_knows_the_head_and_hosts_behind_its_own() -> None:
+    spec = spec_of(*(f"w{n}" for n in range(1, 41)), gateway={"on": "all"})
+    wiring = wiring_of(spec)
+    turned_to: dict[str, int] = {}
+    for at, host in enumerate(spec.hosts):
+        text = nginx_conf(spec, host, wiring).decode()
+        servers = re.findall(r"^ +server ([0-9.]+):", text, re.MULTILINE)
+        assert servers[0] == "127.0.0.1"
+        assert len(servers) == 1 + 16
+        assert wiring.addresses[host.name] not in servers
+        assert at == 0 or servers[1] == wiring.addresses["head"]
+        for server in servers:
+            turned_to[server] = turned_to.get(server, 0) + 1
+    workers = [turned_to[wiring.addresses[f"w{n}"]] for n in range(1, 41)]
+    assert max(workers) - min(workers) <= 1, "none is asked by many more than another"
+
+
+def test_a_gateway_of_a_small_cluster_knows_all_hosts_in_the_order_of_the_spec() -> None:
+    spec = spec_of("a", "b", "c", gateway={"on": "all"})
+    text = nginx_conf(spec, spec.hosts[2], wiring_of(spec)).decode()
+    servers = re.findall(r"^ +server ([0-9.]+):", text, re.MULTILINE)
+    assert servers == ["127.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.4"]

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,22 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 def self_signed(token: Secret, name: str, hosts: Iterable[str]) -> tuple[bytes, Secret]:
     """Return certificate and key as PEM, for these names and addresses; `name` is its subject."""
+    return _signed(token, name, tuple(hosts))
+
+
+@lru_cache(maxsize=4)  # all hosts of a cluster have the same one
+def _signed(token: Secret, name: str, hosts: tuple[str, ...]) -> tuple[bytes, Secret]:
+    hosts = tuple(sorted(set(hosts)))
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     key = ec.derive_private_key(1 + _number(token, "key") % (_ORDER - 1), ec.SECP256R1())
-    found = (_general(host) for host in sorted(set(hosts)))
+    found = (_general(host) for host in hosts)
     names = [each for each in found if each is not None]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    serial = 1 + _number(token, f"serial {sorted(set(hosts))}") % (1 << 150)
+    serial = 1 + _number(token, f"serial {list(hosts)}") % (1 << 150)
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -55,6 +62,7 @@ def self_signed(token: Secret, name: str, hosts: Iterable[str]) -> tuple[bytes, 
     return made.public_bytes(serialization.Encoding.PEM), Secret(pem.decode())
 
 
+@lru_cache(maxsize=4)
 def expiry(pem: bytes) -> int | None:
     """Return when the first of these certificates ends, in seconds since 1970; None for no PEM."""
     from cryptography import x509

@@ -8,10 +8,11 @@ import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from raycluster.core import templates
-from raycluster.services.gateway import gateway
+from raycluster.services.gateway import has_gateway
 from raycluster.services.prometheus import HEAD_PORTS
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -59,12 +60,10 @@ def cluster_ports(spec: ClusterSpec) -> tuple[tuple[int, int], ...]:
     return (*alone, *spec.ports.ranges.values())
 
 
-def gateway_is_open(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bool:
+def gateway_is_open(spec: ClusterSpec, host: ResolvedHost) -> bool:
     """Tell whether clients are meant to reach a gateway on the host."""
     gate = spec.gateway
-    if gate is None or gateway(spec, host, wiring) is None:
-        return False
-    return not ip_address(gate.address).is_loopback
+    return gate is not None and has_gateway(spec, host) and not ip_address(gate.address).is_loopback
 
 
 def ruleset(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[str, str]:
@@ -73,17 +72,27 @@ def ruleset(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[str,
     The digits stand among the rules as the name of an empty chain, by which they are found again.
     """
     own = spec.firewall
-    values = {
-        "table": table(spec.cluster.name),
-        "friends": _by_family((*wiring.addresses.values(), *own.allow_from)),
-        "ports": [f"{a}-{b}" if a != b else str(a) for a, b in cluster_ports(spec)],
-        "ssh": sorted({SSH, host.ssh.port or SSH}),
-        "open": [spec.ports.gateway] if gateway_is_open(spec, host, wiring) else [],
-        "allowed": sorted(set(own.allow_ports)),
+    return _rendered(
+        table=table(spec.cluster.name),
+        friends=(*wiring.addresses.values(), *own.allow_from),
+        ports=cluster_ports(spec),
+        ssh=tuple(sorted({SSH, host.ssh.port or SSH})),
+        open=(spec.ports.gateway,) if gateway_is_open(spec, host) else (),
+        allowed=tuple(sorted(set(own.allow_ports))),
+    )
+
+
+@lru_cache(maxsize=8)  # most hosts of a cluster have the same rules
+def _rendered(
+    *, friends: tuple[str, ...], ports: tuple[tuple[int, int], ...], **values: str | tuple[int, ...]
+) -> tuple[str, str]:
+    listed = {
+        "friends": _by_family(friends),
+        "ports": [f"{a}-{b}" if a != b else str(a) for a, b in ports],
     }
-    body = templates.render("nftables/cluster.nft", id="", **values)
+    body = templates.render("nftables/cluster.nft", id="", **listed, **values)
     digits = hashlib.sha256(body).hexdigest()[:ID_DIGITS]
-    return templates.render("nftables/cluster.nft", id=digits, **values).decode(), digits
+    return templates.render("nftables/cluster.nft", id=digits, **listed, **values).decode(), digits
 
 
 def exemptions(cluster: str, around: Around) -> str:

@@ -88,13 +88,21 @@ EXPOSED = (
 KEEP_FILE = "keep"
 """Holds how many minutes a file of the log of requests is kept."""
 
+_MOST_OTHERS = 16
+"""So many other nodes a gateway turns to, one after the other, while its own has no ingress."""
+
 KEYS_FILE = "keys.conf"
 """Where the keys stand when they are apart from the configuration."""
 
 
+def has_gateway(spec: ClusterSpec, host: ResolvedHost) -> bool:
+    """Tell whether a gateway should run on the host."""
+    return spec.gateway is not None and spec.gateway.on in (host.role, "all")
+
+
 def gateway(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
     """Return the process that lets clients in; a changed configuration reaches it by a reload."""
-    if spec.gateway is None or spec.gateway.on not in (host.role, "all"):
+    if spec.gateway is None or not has_gateway(spec, host):
         return None
     files = {**_files(spec, host, wiring), **_keys_apart(spec.gateway, wiring)}
     live_id = wiring.seal(files)
@@ -147,17 +155,26 @@ def _certificate(spec: ClusterSpec, wiring: Wiring) -> tuple[bytes, Secret | Non
 
 def own_certificate(spec: ClusterSpec, wiring: Wiring) -> tuple[bytes, Secret]:
     """Return the certificate that signs itself, and its key, for all of the cluster's hosts."""
-    names = [name for h in spec.hosts for name in (h.host, wiring.addresses.get(h.name)) if name]
-    return self_signed(wiring.token, spec.cluster.name, [*names, "localhost", LOOPBACK])
+    hosts = [h.host for h in spec.hosts]
+    addresses = filter(None, [wiring.addresses.get(h.name) for h in spec.hosts])
+    names = (*hosts, *addresses, "localhost", LOOPBACK)
+    return self_signed(wiring.token, spec.cluster.name, names)
 
 
 def _ingresses(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> list[str]:
     """Return the HTTP of Serve on this node and then on the others; the head's is the first.
 
-    Other nodes know the ways of all replicas but those of models without any.
+    Other nodes know the ways of all replicas but those of models without any. In a large cluster
+    these are the head and the hosts that follow in the spec, from its end on from its beginning.
     """
-    others = [wiring.addresses.get(h.name, "") for h in spec.hosts if h.name != host.name]
-    places = (LOOPBACK, *(bracketed(a) for a in others if a))
+    names = [h.name for h in spec.hosts]
+    at = names.index(host.name)
+    others = [*names[:at], *names[at + 1 :]]
+    if len(others) > _MOST_OTHERS:
+        following = [*names[at + 1 :], *names[1:at]]
+        others = [*names[: min(at, 1)], *following][:_MOST_OTHERS]
+    found = (wiring.addresses.get(name, "") for name in others)
+    places = (LOOPBACK, *(bracketed(a) for a in found if a))
     return [f"{place}:{spec.ports.api}" for place in places]
 
 

@@ -37,9 +37,14 @@ READ_PASSWORD = ("sh", "-c", f'cat "$RAYCLUSTER_ROOT/{GRAFANA}/password"')
 HOW_TO_READ = f"raycluster exec {GRAFANA} -- sh -c 'cat $RAYCLUSTER_ROOT/{GRAFANA}/password'"
 
 
+def has_grafana(spec: ClusterSpec, host: ResolvedHost) -> bool:
+    """Tell whether Grafana should run on the host."""
+    return spec.monitoring is not None and spec.monitoring.grafana and host.role == HEAD
+
+
 def grafana(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
     """Return the process that shows dashboards on the head's loopback."""
-    if spec.monitoring is None or not spec.monitoring.grafana or host.role != HEAD:
+    if spec.monitoring is None or not has_grafana(spec, host):
         return None
     files = {
         f"{GRAFANA}/grafana.ini": grafana_ini(spec),

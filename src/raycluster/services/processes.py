@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from raycluster.core.interfaces import Process, Secret
-from raycluster.services.gateway import gateway
-from raycluster.services.grafana import grafana
+from raycluster.core.interfaces import Process
+from raycluster.services.gateway import GATEWAY, gateway, has_gateway
+from raycluster.services.grafana import GRAFANA, grafana, has_grafana
 from raycluster.services.head import head
-from raycluster.services.prometheus import prometheus
+from raycluster.services.prometheus import PROMETHEUS, has_prometheus, prometheus
+from raycluster.services.ray_node import RAY_ROLES, worker
 from raycluster.services.wiring import Wiring
-from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]
 SERVICES: tuple[Service, ...] = (head, worker, gateway, prometheus, grafana)
 """What may run on hosts; each returns None for a host where it does not run."""
+
+_BESIDE = {GATEWAY: has_gateway, PROMETHEUS: has_prometheus, GRAFANA: has_grafana}
 
 
 def desired(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[Process, ...]:
@@ -25,5 +27,10 @@ def desired(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> tuple[Proc
 
 def roles(spec: ClusterSpec, host: ResolvedHost) -> tuple[str, ...]:
     """Return the roles of all that should run on the host, Ray's first."""
-    anywhere = Wiring({h.name: "" for h in spec.hosts}, Secret(""))
-    return tuple(process.role for process in desired(spec, host, anywhere))
+    return tuple(_roles(spec, host))
+
+
+def _roles(spec: ClusterSpec, host: ResolvedHost) -> Iterator[str]:
+    if host.role in RAY_ROLES:
+        yield host.role
+    yield from (role for role, has in _BESIDE.items() if has(spec, host))

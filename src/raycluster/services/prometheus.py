@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from raycluster.core import templates
 from raycluster.core.interfaces import ROOT, Process
-from raycluster.services.gateway import FIGURES_PATH, gateway
+from raycluster.services.gateway import FIGURES_PATH, has_gateway
 from raycluster.services.ray_node import HEAD
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -27,9 +27,14 @@ cd "$0" && exec prometheus "$@"
 """
 
 
+def has_prometheus(spec: ClusterSpec, host: ResolvedHost) -> bool:
+    """Tell whether Prometheus should run on the host."""
+    return spec.monitoring is not None and spec.monitoring.prometheus and host.role == HEAD
+
+
 def prometheus(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
     """Return the process that records metrics; nodes that come and go do not restart it."""
-    if spec.monitoring is None or not spec.monitoring.prometheus or host.role != HEAD:
+    if spec.monitoring is None or not has_prometheus(spec, host):
         return None
     files = {
         f"{PROMETHEUS}/prometheus.yml": prometheus_yml(spec),
@@ -114,7 +119,7 @@ def gateways(spec: ClusterSpec, wiring: Wiring) -> Targets:
         return []
     listens = ip_address(gate.address)
     found = []
-    for host in (h for h in spec.hosts if gateway(spec, h, wiring)):
+    for host in (h for h in spec.hosts if has_gateway(spec, h)):
         place = _place(host, wiring)
         if host == head:
             place = gate.near

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from raycluster.core.errors import RayclusterError, RecordError
@@ -57,8 +58,6 @@ class Replica:
     state: str
     node_id: str = ""
     address: str = ""
-    actor_id: str = ""
-    log_file: str = ""
     pid: int = 0
 
 
@@ -95,6 +94,14 @@ class App:
     def serving(self) -> int:
         """The number of replicas that take requests, of whichever version."""
         return sum(r.state == "RUNNING" for r in self.replicas)
+
+    @property
+    def still_serving(self) -> str:
+        """What to say of the replicas that serve although the newest version failed, or ""."""
+        if not self.failed or not self.serving:
+            return ""
+        count = "1 replica" if self.serving == 1 else f"{self.serving} replicas"
+        return f"the previous version keeps serving ({count})"
 
     @property
     def alive(self) -> int:
@@ -134,8 +141,11 @@ class ClusterState:
 
     def node(self, host: ResolvedHost) -> RayNode | None:
         """Return Ray's live node on this host; Ray may call the head by another address."""
-        address = self.hosts[host.name].address
-        for node in self.nodes or ():
-            if node.alive and (node.is_head if host.role == "head" else node.address == address):
-                return node
-        return None
+        if host.role == "head":
+            return next((node for node in self.nodes or () if node.alive and node.is_head), None)
+        return self._alive.get(self.hosts[host.name].address)
+
+    @cached_property
+    def _alive(self) -> Mapping[str, RayNode]:
+        """The live nodes by address."""
+        return {node.address: node for node in reversed(self.nodes or ()) if node.alive}
