@@ -25,7 +25,7 @@ from tests.contract.nginx import ALICE, KEYS, bearer
 from tests.contract.nginx import running as running_gateway
 from tests.local.cluster import ROOT, Cluster, descendants, until
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 VLLM, PLAIN, VECTORS = "small", "plain", "vectors"
 ALIAS, PLAIN_ALIAS = "gpt-4o", "org/plain"
@@ -64,7 +64,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
         ),
         ModelSettings(VECTORS, model, engine_args=POOLING),
     )
-    until(cluster.running, seconds=240, what="not running")
+    until(cluster.running, seconds=480, what="not running")
     return cluster
 
 
@@ -504,7 +504,7 @@ async def hang_up(url: str, name: str, count: int) -> None:
 
 def test_two_hundred_that_hang_up_leave_no_request_in_vllm(served: Cluster) -> None:
     asyncio.run(hang_up(str(served.http.base_url), VLLM, 200))
-    until(lambda: running(served) == 0, seconds=5, what="requests still run")
+    until(lambda: running(served) == 0, seconds=30, what="requests still run")
 
 
 LONG = {"max_tokens": 900, "ignore_eos": True}

@@ -21,7 +21,7 @@ from tests.local.older import OLDER, older
 from tests.local.rolling import FIRST_NEW_ONE, at_work, deploy, with_args
 from tests.local.tiny import NAME, tiny
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 REQUESTS = 500
 
