@@ -452,7 +452,7 @@ def test_unfinished_bodies_take_no_memory(root: Path, api: int, path: str, key: 
             assert whole.status_code == 200
         else:
             assert on_disk(folder) == 0
-        assert memory(folder) - before < MANY << 20
+        assert memory(folder) - before < MANY * SIZE / 4  # buffers of its own, and no bodies
 
 
 @pytest.mark.parametrize("sized", [True, False])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from raycluster.observe.health import look
 from raycluster.plan.planner import moved_hosts, removed_hosts, stranded_hosts
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
+from tests.contract.pythons import python_with_ray
 from tests.contract.sshd import SSHD, Sshd
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd: apt install openssh-server")
@@ -48,6 +48,10 @@ class Places:
     told: list[Event] = field(default_factory=list)
 
     @property
+    def python(self) -> str:
+        return str(python_with_ray(self.laptop.parent / "python"))
+
+    @property
     def spec(self) -> ClusterSpec:
         table = {
             "cluster": {"name": self.name},
@@ -57,7 +61,7 @@ class Places:
                 "known_hosts": str(self.laptop / "known_hosts"),
             },
             "head": {"host": "127.0.0.1", "port": self.host.port},
-            "runtime": {"kind": "native", "python": sys.executable, "start_on_boot": False},
+            "runtime": {"kind": "native", "python": self.python, "start_on_boot": False},
         }
         return ClusterSpec.model_validate(table)
 

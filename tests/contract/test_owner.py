@@ -7,9 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 from raycluster.core.interfaces import Process, Versions
 from raycluster.hosts.fleet import Fleet
 from raycluster.spec import read_spec
+from tests.contract.pythons import python_with_ray
 from tests.ports import free_port
 
 SPEC = """schema = 1
@@ -51,14 +50,7 @@ class Shared:
     @property
     def python(self) -> Path:
         """One that has a package by the name of Ray: what is tried beforehand finds it."""
-        made = self.folder / "python/bin/python"
-        if not made.exists():
-            venv.create(made.parents[1], symlinks=True)
-            packages = sysconfig.get_path("purelib", "venv", {"base": str(made.parents[1])})
-            told = Path(packages, "ray-1.0.dist-info/METADATA")
-            told.parent.mkdir()
-            told.write_text("Metadata-Version: 2.1\nName: ray\nVersion: 1.0\n")
-        return made
+        return python_with_ray(self.folder / "python")
 
     def run(
         self, command: str, owner: str = "", name: str = "q"

@@ -101,7 +101,7 @@ def test_a_model_that_the_disk_does_not_hold(refused: Any) -> None:
     memory, disk = planned["problems"]
     assert memory["where"] == "unfit"
     assert (disk["where"], "meta/vast needs 1000000.0 GB" in disk["what"]) == ("head", True)
-    assert f"  head: {disk['what']}" in said
+    assert f"head: {disk['what']}" in said
     [download] = planned["downloads"]
     assert download["bytes"] == 10**15 + len(files["config.json"])
     assert 0 < download["free_bytes"] < 10**15
