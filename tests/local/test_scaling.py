@@ -7,6 +7,7 @@ import random
 import struct
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import Autoscale, ModelSettings, applications, out_of_date
-from tests.local.cluster import Cluster, until
+from tests.local.cluster import LABEL, Cluster, until
 from tests.local.test_serve import ARGS
+from tests.local.tiny import tiny
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
 
@@ -179,3 +181,22 @@ def test_a_replica_of_several_workers_answers(split: Cluster) -> None:
     answer = ask(split, "mp")
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["text"].startswith(" Paris")
+
+
+def test_replicas_are_on_the_hosts_of_their_model_alone(cluster: Cluster) -> None:
+    """Both models ask for the same, at the same time; one for a host that is not there."""
+    here = replace(tiny(), name="here", engine="transformers", hosts={"here": LABEL})
+    cluster.put(here, replace(here, name="lost", hosts={"there": "10.9.9.9"}))
+
+    def states(name: str) -> list[str]:
+        return [replica["state"] for replica in replicas(cluster, name)]
+
+    def started() -> bool:
+        apps = cluster.details()["applications"]
+        return bool({"here", "lost"} <= apps.keys() and states("here") == ["RUNNING"])
+
+    until(started, seconds=120, what="the one with a place does not run")
+    assert states("lost") == ["STARTING"]
+    assert not replicas(cluster, "lost")[0]["node_id"]
+    cluster.put(here, replace(here, name="lost"))
+    until(lambda: states("lost") == ["RUNNING"], seconds=120, what="the other does not run either")
