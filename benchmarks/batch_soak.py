@@ -32,8 +32,8 @@ from typing import Any, TextIO
 
 from benchmarks.figures import Limit, keep
 from benchmarks.local import PROGRAM
-from raycluster.openai_client.mock import Call, MockServer, Script
 from tests.contract.sshd import Sshd
+from tests.mock_server import Call, MockServer, Script
 
 UNAVAILABLE, CUT = 0.01, 0.001
 DELAY = 0.01

@@ -30,7 +30,7 @@ from statistics import median
 from benchmarks.figures import Limit, keep
 from benchmarks.local import API, PROGRAM, Local, made_by
 from raycluster.batch.job import RequestShape, to_job
-from raycluster.batch.source import prompt_file
+from raycluster.openai_client.files import PromptFile
 from raycluster.serve.asking.result import AskedLine
 from raycluster.serve.asking.sender import RequestSender
 
@@ -86,7 +86,7 @@ def batch(prompts: Path, lines: int) -> float:
 def whole(prompts: Path, concurrency: int) -> float:
     """Return the requests a second of batch's own client at a fixed concurrency."""
     shape = RequestShape(model=NAME)
-    jobs = [to_job(number, line, shape) for number, line in prompt_file(prompts).items()]
+    jobs = [to_job(number, line, shape) for number, line in PromptFile.at(prompts).items()]
     return asyncio.run(_whole([job for job in jobs if isinstance(job, AskedLine)], concurrency))
 
 

@@ -23,9 +23,9 @@ from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.stats import distribution, measure
 from raycluster.openai_client.lines import CHAT
-from raycluster.openai_client.mock import Call, MockServer, Script
 from raycluster.openai_client.prompts import Prompt
 from raycluster.openai_client.target import Target
+from tests.mock_server import Call, MockServer, Script
 
 MOST_MS = 2.0
 SCRIPTS: dict[str, Script] = {

@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from raycluster.serve.asgi_wrapper import AsgiWrapper
+from raycluster.serve.bind_addresses import listen_privately
 from raycluster.serve.engines import ASGI
-from raycluster.serve.front import Front
-from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import Metrics
+from raycluster.serve.metrics_history import MetricsHistory
 from raycluster.serve.ready import Readiness
-from raycluster.serve.recent import Recent
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -40,7 +40,7 @@ class Sleeper:
         route = Route("/{path:path}", self._answer)
         app = Starlette(routes=[route])
         ready = Readiness(app, [("/v1/completions", {})])
-        return Front(app, {"engine": "sleep"}, Metrics("sleep"), ready, Recent())
+        return AsgiWrapper(app, {"engine": "sleep"}, Metrics("sleep"), ready, MetricsHistory())
 
     async def _answer(self, _: Request) -> JSONResponse:
         await asyncio.sleep(self._seconds)

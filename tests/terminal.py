@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import pty
@@ -47,18 +46,6 @@ class Terminal:
     def press(self, key: str) -> None:
         """Press a key; Ctrl-C interrupts what runs in the foreground."""
         os.write(self.end, key.encode())
-
-    def interrupt(self) -> None:
-        """Press Ctrl-C at a question, and once more if need be, as a person would.
-
-        Python does not notice a signal that comes after it has written the question and before it
-        waits for the answer: one in some hundred that are pressed as soon as the question is seen.
-        """
-        for _ in range(2):
-            self.press(CTRL_C)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=5)
-                return
 
     def close(self, *, seconds: float = 60.0) -> tuple[int, str]:
         """Read to the end; return the exit status and all that was seen."""

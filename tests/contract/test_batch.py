@@ -18,7 +18,7 @@ from tests.contract.sshd import SSHD, Sshd, wait_for
 pytestmark = pytest.mark.skipif(SSHD is None, reason="there is no sshd")
 
 PROGRAM = "import sys; from raycluster.cli import main; sys.argv[0] = 'raycluster'; main()"
-SERVER = Path(__file__).parents[1] / "unit" / "batch" / "server.py"
+CHECKOUT = Path(__file__).parents[2]
 COUNT = 1500
 
 
@@ -37,8 +37,10 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[int]:
     """Yield the port of an endpoint that needs a hundredth of a second per answer."""
-    argv = [sys.executable, str(SERVER), str(tmp_path / "log"), "0", "0.01"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    argv = [sys.executable, "-m", "tests.unit.batch.server", str(tmp_path / "log"), "0", "0.01"]
+    with subprocess.Popen(
+        argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout is not None
         yield int(child.stdout.readline())
         child.communicate(timeout=20)

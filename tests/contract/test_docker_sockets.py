@@ -17,7 +17,7 @@ import pytest
 
 from raycluster.core.errors import RuntimeUnavailableError
 from raycluster.core.interfaces import Process
-from raycluster.hosts.runtimes import docker as module
+from raycluster.hosts.runtimes import docker_containers as module
 from raycluster.hosts.runtimes import docker_errors
 from raycluster.hosts.runtimes.docker import DockerRuntime
 from raycluster.hosts.runtimes.docker_socket import SocketChoice

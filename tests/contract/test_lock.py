@@ -60,7 +60,7 @@ def work(connected):
 def command():
     with Fleet(name, 2) as fleet:
         fleet.open(host)
-        with lock.holding(fleet.beside("head"), name, "raycluster up") as lease:
+        with lock.holding(fleet.new_connection("head"), name, "raycluster up") as lease:
             with fleet.under(lease):
                 print("held", flush=True)
                 fleet.each(["head"], work)

@@ -14,7 +14,7 @@ import pytest
 
 from raycluster.apply.distribution.images import archived_layers
 from raycluster.core.errors import ImageError
-from raycluster.hosts.runtimes import docker_spool
+from raycluster.hosts.runtimes import docker_image_staging
 from raycluster.hosts.runtimes.docker import DockerRuntime
 from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, docker_cli
@@ -23,7 +23,7 @@ NAME = "acme/spooled:1"
 
 
 def run(*arguments: str) -> list[dict[str, Any]]:
-    argv = (sys.executable, "-I", str(docker_spool.__file__), *arguments)
+    argv = (sys.executable, "-I", str(docker_image_staging.__file__), *arguments)
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -93,4 +93,4 @@ def test_an_archive_of_another_image_names_what_it_holds(dockerd: str, tmp_path:
 
 
 def test_it_can_be_read_by_an_old_python() -> None:
-    assert ast.parse(Path(docker_spool.__file__).read_text(), feature_version=(3, 8)).body
+    assert ast.parse(Path(docker_image_staging.__file__).read_text(), feature_version=(3, 8)).body

@@ -28,6 +28,7 @@ from raycluster.core.errors import (
     UnjudgedKeyError,
     UnreachableError,
 )
+from raycluster.hosts.transports import ssh_options
 from raycluster.hosts.transports.ssh import SshOptions, SshTransport, open_ssh, pinned_key
 from raycluster.hosts.transports.ssh_command import command_line
 from raycluster.hosts.transports.ssh_system import open_system
@@ -69,26 +70,29 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @contextlib.contextmanager
-def opened(options: SshOptions, **more: float) -> Iterator[SshTransport]:
+def opened(
+    options: SshOptions, *, ask: Callable[[str], str] | None = None
+) -> Iterator[SshTransport]:
     """Open a transport and close it at the end."""
-    transport = open_ssh("gpu-1", options, **more)  # type: ignore[arg-type]
-    with contextlib.closing(transport):
+    with contextlib.closing(open_ssh("gpu-1", options, ask=ask)) as transport:
         yield transport
 
 
-def failing(kind: type[HostError], options: SshOptions, **more: object) -> HostError:
+def failing(
+    kind: type[HostError], options: SshOptions, *, ask: Callable[[str], str] | None = None
+) -> HostError:
     """Return the error of an attempt to connect, after looking at what all of them have."""
     with pytest.raises(kind) as caught:
-        open_ssh("gpu-1", options, **more)  # type: ignore[arg-type]
+        open_ssh("gpu-1", options, ask=ask)
     assert type(caught.value) is kind
     assert caught.value.where == "gpu-1"
     assert caught.value.hint
     return caught.value
 
 
-def works(options: SshOptions, **more: object) -> bool:
+def works(options: SshOptions, *, ask: Callable[[str], str] | None = None) -> bool:
     """Connect and run a command."""
-    with opened(options, **more) as transport:  # type: ignore[arg-type]
+    with opened(options, ask=ask) as transport:
         return transport.run(("echo", "hi")).text == "hi"
 
 
@@ -344,8 +348,8 @@ class TestKeysThatNeedSomebody:
     def test_a_key_that_does_not_sign_is_skipped(
         self, start: Start, monkeypatch: pytest.MonkeyPatch, hangs: bool
     ) -> None:
-        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._SIGN_SECONDS", 0.5)
-        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._QUIET_SECONDS", 0.1)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_agent._SIGN_SECONDS", 0.5)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_agent._QUIET_SECONDS", 0.1)
         server = start("MaxAuthTries 1")
         good = paramiko.Ed25519Key.from_private_key_file(str(server.folder / "client"))
         token, other = TokenKey(), paramiko.ECDSAKey.generate()
@@ -371,7 +375,7 @@ class TestKeysThatNeedSomebody:
     def test_an_agent_that_never_answers_is_named(
         self, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("raycluster.hosts.transports.ssh_login._AGENT_SECONDS", 0.2)
+        monkeypatch.setattr("raycluster.hosts.transports.ssh_agent._AGENT_SECONDS", 0.2)
         path = Path(os.environ["HOME"]) / "mute"
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as mute:
@@ -825,9 +829,13 @@ class TestDeath:
             assert not transport.alive
 
     @pytest.mark.parametrize("busy", [False, True])
-    def test_a_frozen_sshd_is_noticed(self, start: Start, busy: bool) -> None:
+    def test_a_frozen_sshd_is_noticed(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, busy: bool
+    ) -> None:
         server = start()
-        with opened(server.options(), pulse=0.2, silence=1.5) as transport:
+        monkeypatch.setattr(ssh_options, "PULSE_S", 0.2)
+        monkeypatch.setattr(ssh_options, "SILENCE_S", 1.5)
+        with opened(server.options()) as transport:
             stream = transport.stream(("sh", "-c", "echo up; sleep 60"))
             next(stream)
             server.signal_workers(signal.SIGSTOP)
@@ -842,8 +850,12 @@ class TestDeath:
             finally:
                 server.signal_workers(signal.SIGCONT)
 
-    def test_an_idle_connection_that_answers_stays(self, start: Start) -> None:
-        with opened(start().options(), pulse=0.1, silence=0.6) as transport:
+    def test_an_idle_connection_that_answers_stays(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ssh_options, "PULSE_S", 0.1)
+        monkeypatch.setattr(ssh_options, "SILENCE_S", 0.6)
+        with opened(start().options()) as transport:
             assert transport.run(("sleep", "2")).exit_code == 0
             assert transport.alive
 

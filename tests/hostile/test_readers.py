@@ -10,8 +10,8 @@ import pytest
 
 from raycluster.apply.engine_probe.judge import asked, judge
 from raycluster.apply.engine_probe.told import MARK, read
-from raycluster.bench.away import RemoteListener, RemoteRun
 from raycluster.bench.load import Conditions
+from raycluster.bench.remote import RemoteListener, RemoteRun
 from raycluster.bench.schedule import Load
 from raycluster.core.accelerators import host as accelerators
 from raycluster.core.errors import RayclusterError

@@ -67,7 +67,7 @@ def put(work: ApplyContext) -> None:
 
 def tell(work: ApplyContext) -> str:
     """Return what a new connection is told of the rules in force."""
-    with closing(work.fleet.beside("head")) as fresh:
+    with closing(work.fleet.new_connection("head")) as fresh:
         return fresh.run(("sh", "-c", read_script("odd"))).text
 
 

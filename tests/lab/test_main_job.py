@@ -25,7 +25,7 @@ import openai
 import pytest
 
 from raycluster.core.tested_versions import DOCKER_API
-from raycluster.serve.recent import PERIOD_S, SPAN_S
+from raycluster.serve.metrics_history import PERIOD_S, SPAN_S
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
 from tests.lab.hosts import Lab, wait_for

@@ -30,8 +30,8 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Mount
 
+from raycluster.serve.asgi_wrapper import AsgiWrapper
 from raycluster.serve.engines.server import Place, Server
-from raycluster.serve.front import Front
 from raycluster.serve.haproxy import edited
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.relay import Relay
@@ -189,7 +189,7 @@ async def main() -> None:
         one_of_all = like_vllm(slug, names[slug]) if names else engine(slug)
         running.append(serve(telling(one_of_all, "engine", f"/m/{slug}"), at + offset))
         relay = Relay(Server((), {}, Place("127.0.0.1", at + offset)))
-        front = Front(relay, {"engine": "vllm"}, metrics, None, None)  # type: ignore[arg-type]
+        front = AsgiWrapper(relay, {"engine": "vllm"}, metrics, None, None)  # type: ignore[arg-type]
         running.append(serve(telling(front, "replica"), at))
     if len(slugs) > 1:
         backends[ROUTER] = ("/", router)

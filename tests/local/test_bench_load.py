@@ -26,9 +26,9 @@ from raycluster.core.errors import HostError, RayclusterError, UsageError
 from raycluster.core.interfaces import Channel, Completed
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.observe.engine_metrics import Reading
-from raycluster.openai_client.mock import Call, MockServer, Script
 from raycluster.openai_client.prompts import Defaults
 from raycluster.openai_client.target import Target
+from tests.mock_server import Call, MockServer, Script
 
 PROGRAM = "import sys; from raycluster.cli import main; sys.argv[0] = 'raycluster'; main()"
 

@@ -25,9 +25,9 @@ from raycluster.bench.run import BenchOptions, LoadTarget, run
 from raycluster.bench.schedule import Closed, Load, Open
 from raycluster.bench.summary import BenchSummary
 from raycluster.core.errors import MissedLimitError, RayclusterError, UsageError
-from raycluster.openai_client.mock import Call, MockServer, Script
 from raycluster.openai_client.prompts import Defaults, Prompt
 from raycluster.openai_client.target import Target
+from tests.mock_server import Call, MockServer, Script
 from tests.ports import free_port
 
 

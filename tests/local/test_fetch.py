@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.wanted import ModelRef, order
+from raycluster.serve.model_refs import ModelRef, order
 from tests.local.hub import Hub, open_hub
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]

@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.settings import Autoscale, ModelSettings, applications, out_of_date
+from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from tests.local.cluster import LABEL, Cluster, until
+from tests.local.deployed import out_of_date
 from tests.local.test_serve import ARGS
 from tests.local.tiny import tiny
 

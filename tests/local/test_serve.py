@@ -12,8 +12,9 @@ import pytest
 
 from raycluster.logs.on_node import causes
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.settings import ModelSettings, out_of_date
+from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import Cluster, until
+from tests.local.deployed import out_of_date
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
 

@@ -23,8 +23,8 @@ from raycluster.core.interfaces import Runtime, Secret, Transport
 from raycluster.hosts import fleet as connect
 from raycluster.hosts.fleet import Fleet
 from raycluster.hosts.transports.local import LocalTransport
+from raycluster.serve.model_refs import ModelRef, order
 from raycluster.serve.settings import ModelSettings
-from raycluster.serve.wanted import ModelRef, order
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.secret_values import Secrets
 from tests.local.hub import Hub, open_hub

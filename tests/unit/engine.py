@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from raycluster.serve.metrics import Metrics
-from raycluster.serve.recent import Recent
+from raycluster.serve.metrics_history import MetricsHistory
 from raycluster.serve.settings import AGE_HEADER, EARLIER_PATH
 from raycluster.spec import ClusterSpec
 from tests.ports import ports_in_a_row
@@ -39,7 +39,7 @@ class Engine:
         self._labels = (model, "0")
         self.took(0)
         self.now = 0.0
-        self.recent = Recent(registry, lambda: self.now)
+        self.recent = MetricsHistory(registry, lambda: self.now)
         self._metrics = make_wsgi_app(registry)
         self.server = make_server(
             "127.0.0.1", port, self._answer, ThreadingWSGIServer, handler_class=_Silent

@@ -69,22 +69,33 @@ EDGES = {
 }
 # 5. What the laptop reads of the code that runs on the cluster.
 SHARED = {
-    *("serve.settings", "serve.rootcause", "serve.failures", "serve.wanted", "serve.needed"),
     *(
-        "serve.asking.said",
+        "serve.settings",
+        "serve.rootcause",
+        "serve.failures",
+        "serve.model_refs",
+        "serve.file_selection",
+    ),
+    *(
+        "serve.asking.error_text",
         "serve.asking.coding",
         "serve.adding",
         "serve.environment",
         "serve.peer",
     ),
-    *("serve.asking.asker", "serve.asking.result", "serve.asking.sender", "serve.offline.order"),
+    *(
+        "serve.asking.retrying_client",
+        "serve.asking.result",
+        "serve.asking.sender",
+        "serve.offline.order",
+    ),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (
     *("hosts.runtimes.native_crontab", "hosts.runtimes.native_host", "hosts.runtimes.native_place"),
     *("hosts.runtimes.native_systemd", "hosts.runtimes.native_needs", "core.last_words"),
     *("hosts.runtimes.native_processes", "hosts.runtimes.supervisor"),
-    "hosts.runtimes.docker_spool",
+    "hosts.runtimes.docker_image_staging",
     *("apply.preconditions.connectivity_on_host", "serve.adding"),
     *("serve.transfer", "serve.peer", "logs.on_node", "support.on_node"),
 )

@@ -31,7 +31,6 @@ from raycluster.services.node_files import app_fingerprint, code_files, haproxy_
 from raycluster.services.ray_node import HEAD
 from raycluster.state.cluster import App, ClusterState
 from raycluster.state.free_capacity import Memory, limited
-from raycluster.state.serving import still_serving
 
 
 def plan_deploy(work: ApplyContext, state: ClusterState) -> Deploy | None:
@@ -246,7 +245,7 @@ def _progress(app_: App) -> str:
 
 
 def _failure(app_: App) -> AppError:
-    before = still_serving(app_)
+    before = app_.still_serving
     cause = root_cause(app_.message) or "the replicas fail to start"
     return AppError(
         f"{cause}\n  the new version fails to start; {before}" if before else cause,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from raycluster.core.events import Event, Listener
 from raycluster.core.interfaces import Secret
-from raycluster.hosts.dashboard import dashboard
 from raycluster.hosts.fleet import Connected, Fleet
-from raycluster.hosts.ray_api import RayApi
+from raycluster.hosts.ray_api import RayApi, open_ray_api
 from raycluster.hosts.remote_files import push_files
 from raycluster.services.ray_node import MEMBERS_FILE
 from raycluster.services.wiring import Wiring
@@ -68,9 +67,6 @@ def record(work: ApplyContext, state: ClusterState, former: Iterable[Former]) ->
     work.fleet.each(running, push)  # a node that just stopped gets the record when it is started
 
 
-@contextmanager
-def ray_api(work: ApplyContext) -> Iterator[RayApi]:
+def ray_api(work: ApplyContext) -> AbstractContextManager[RayApi]:
     """Yield Ray's API on the head."""
-    head = work.fleet[work.head.name]
-    with dashboard(head, work.spec.ports.dashboard, work.token) as client:
-        yield RayApi(work.head.name, client)
+    return open_ray_api(work.fleet[work.head.name], work.spec.ports.dashboard, work.token)

@@ -33,7 +33,7 @@ def locked(spec: ClusterSpec, fleet: Fleet, command: str, listen: Listener) -> I
     runtime = fleet[head].runtime
     docker = runtime.socket_path() if isinstance(runtime, ImageStore) else ""
     with (
-        closing(fleet.beside(head)) as own,
+        closing(fleet.new_connection(head)) as own,
         holding(own, name, command, tell, docker) as lease,
         fleet.under(lease),
     ):

@@ -65,7 +65,7 @@ def _put(work: ApplyContext, connected: Connected, rules: str) -> None:
     work.tell(name)("trying the firewall rules")
     _run(connected.transport, name, try_script(cluster, tag), text.encode())
     try:
-        with closing(work.fleet.beside(name)) as fresh:
+        with closing(work.fleet.new_connection(name)) as fresh:
             said = _run(fresh, name, confirm_script(cluster, tag))
     except CommandError:
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from raycluster.apply.context import ApplyContext, ray_api
-from raycluster.apply.distribution.image_staging import clear_spool
+from raycluster.apply.distribution.image_staging import clear_staging
 from raycluster.apply.firewall import take_away
 from raycluster.core.errors import (
     AuthError,
@@ -143,7 +143,7 @@ def clean_host(
     `purge` takes what is kept for a next time too; without `rules` the firewall stays as it is.
     """
     removed = connected.runtime.remove(None, purge=purge)
-    removed += clear_spool(connected, spec.distribution.folder, spec.cluster.name)
+    removed += clear_staging(connected, spec.distribution.folder, spec.cluster.name)
     if rules and take_away(connected, spec.cluster.name):
         removed = (*removed, "firewall rules")
     return removed

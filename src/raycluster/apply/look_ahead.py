@@ -24,8 +24,8 @@ from raycluster.observe.model_hub import read_hub
 from raycluster.plan.actions import Action, Start
 from raycluster.plan.forecast.whole import Forecast, forecast, starting_models
 from raycluster.plan.preconditions import check_host_gpus
+from raycluster.serve.model_refs import ModelRef, is_path, model_refs
 from raycluster.serve.settings import ENGINE_PATH
-from raycluster.serve.wanted import ModelRef, is_path, wanted
 from raycluster.services.app import app
 from raycluster.services.processes import desired
 from raycluster.services.ray_node import RAY_ROLES
@@ -119,7 +119,7 @@ def reads(spec: ClusterSpec) -> dict[str, tuple[ModelRef, ...]]:
     """Return what each model of the spec reads, the model itself first."""
     applications = app(spec, gpus={}, fingerprint="")["applications"]
     models = [a["args"]["model"] for a in applications if "model" in a["args"]]
-    return {model["name"]: wanted(model) for model in models}
+    return {model["name"]: model_refs(model) for model in models}
 
 
 def _host(

@@ -1,1 +1,1 @@
-"""A file of requests through an endpoint: source -> census -> jobs -> work -> ledger -> summary."""
+"""A file of requests through an endpoint: input -> jobs -> work -> ledger -> summary."""

@@ -10,7 +10,7 @@ from raycluster.core.errors import AppError, HostError
 from raycluster.hosts.session import OpenedSpec
 
 if TYPE_CHECKING:
-    from raycluster.batch.place import BatchHead
+    from raycluster.batch.head_session import BatchHead
 
 
 def site(opened: OpenedSpec) -> Callable[[], AbstractContextManager[BatchHead]]:
@@ -18,7 +18,7 @@ def site(opened: OpenedSpec) -> Callable[[], AbstractContextManager[BatchHead]]:
 
     @contextmanager
     def connect() -> Iterator[BatchHead]:
-        from raycluster.batch.place import BatchHead
+        from raycluster.batch.head_session import BatchHead
         from raycluster.hosts.dashboard import dashboard
         from raycluster.hosts.ray_jobs import RayJobs
         from raycluster.observe.cluster import observe

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from raycluster.core.errors import LockedError, RayclusterError, UsageError
-from raycluster.serve.asking.result import Result, Stamp
+from raycluster.serve.asking.result import Fingerprint, Result
 
 _ID = re.compile(rb'\{"id": "batch-([0-9a-f]{12})-([0-9a-f]{8})-([0-9]{1,18})", ')
 _OK_END = b'"error": null}\n'
@@ -38,14 +38,14 @@ class LedgerLine:
 class Ledger:
     """The output file, open and held by this process alone; a context manager.
 
-    A torn last line is cut off. Raises UsageError for a file that is not of this stamp, LockedError
-    when another process writes it.
+    A torn last line is cut off. Raises UsageError for a file that is not of this fingerprint,
+    LockedError when another process writes it.
     """
 
-    def __init__(self, path: Path, stamp: Stamp, last: int) -> None:
+    def __init__(self, path: Path, fingerprint: Fingerprint, last: int) -> None:
         self.path = Path(os.path.realpath(path))
         self.ok = self.failed = 0
-        self._stamp = stamp
+        self._stamp = fingerprint
         self._done = bytearray(last // 8 + 1)
         self._last = last
         self._size = 0

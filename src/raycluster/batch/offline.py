@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
+from raycluster.batch.head_session import BatchHead, Open, ReconnectingSession, terminated
 from raycluster.batch.job import Refused
-from raycluster.batch.place import BatchHead, Kept, Open, terminated
 from raycluster.batch.report import ProgressLine
-from raycluster.batch.run import Sent, Task, Way
+from raycluster.batch.run import Runner, Sent, Task
 from raycluster.batch.work import away, no_entry
 from raycluster.core.errors import HostError, RayclusterError, RecordError, UsageError
 from raycluster.core.interfaces import PYTHON, Tell
@@ -54,27 +54,29 @@ print(*(name for name in sys.argv[1:] if not there(name)))
 """
 
 
-def offline(open_place: Open) -> Way:
+def offline(open_place: Open) -> Runner:
     """Return the way through the cluster that `open_place` leads to."""
 
-    def way(task: Task) -> Sent:
-        with Kept(open_place, task.options.tries.patience, task.voice.tell) as place:
+    def runner(task: Task) -> Sent:
+        with ReconnectingSession(
+            open_place, task.options.tries.patience, task.console.tell
+        ) as place:
             return _Run(task, place).run()
 
-    return way
+    return runner
 
 
 class _Run:
     """One run of the command. The job's folder is named after input and options, and found by that;
     in it stands which job of Ray's it is."""
 
-    def __init__(self, task: Task, place: Kept) -> None:
+    def __init__(self, task: Task, place: ReconnectingSession) -> None:
         self._task = task
         self._place = place
-        self._tell: Tell = task.voice.tell
+        self._tell: Tell = task.console.tell
         self._python = self._folder = self._job = ""
         self._offset = 0
-        self._progress = ProgressLine(task.census.lines)
+        self._progress = ProgressLine(task.input_summary.lines)
 
     def run(self) -> Sent:
         self._look()
@@ -127,7 +129,9 @@ class _Run:
             cause = last_exception(done.stderr.decode("utf-8", "replace")) or f"{done.exit_code}"
             raise HostError(f"the node's Python does not start: {cause}", where=self._place.host)
         self._python, root, missing = (*done.text.split("\n"), "", "")[:3]
-        self._folder = f"{root}/batch/{self._task.stamp.input}-{self._task.stamp.options}"
+        self._folder = (
+            f"{root}/batch/{self._task.fingerprint.input}-{self._task.fingerprint.options}"
+        )
         lacking = [name for name in missing.split() if name in NEEDED]
         if lacking:
             raise HostError(
@@ -163,16 +167,16 @@ class _Run:
         for content, lines in self._chunks():
             self._place(partial(self._append, offset, content))
             offset, count = offset + len(content), count + lines
-            self._task.voice.progress(f"{count:,} of {began:,} lines are on the head")
+            self._task.console.progress(f"{count:,} of {began:,} lines are on the head")
         options = self._task.options
         order = self._place(
             lambda place: Order(
-                self._task.stamp,
+                self._task.fingerprint,
                 options.tries,
                 place.address,
                 place.port,
                 options.concurrency or PER_REPLICA * max(1, place.replicas),
-                self._task.census.last,
+                self._task.input_summary.last,
             )
         )
         for name, content in ((ORDER_FILE, order.encode()), (JOB_FILE, self._job.encode())):
@@ -222,7 +226,7 @@ class _Run:
             self._task.ledger.sync()
             ledger = self._task.ledger
             line = self._progress.line(time.monotonic(), ledger.ok, ledger.failed)
-            self._task.voice.progress(line)
+            self._task.console.progress(line)
             if over:
                 return self._state()
             time.sleep(TICK_S)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from raycluster.batch.report import ProgressLine
-from raycluster.batch.run import Sent, Task, Way
+from raycluster.batch.run import Runner, Sent, Task
 from raycluster.batch.work import BatchRun
 from raycluster.openai_client.target import Target, allow_connections, check_address, tls_context
 from raycluster.serve.asking.sender import RequestSender
@@ -20,14 +20,14 @@ Connect = Callable[[], AbstractContextManager[tuple[Target, Callable[[], None]]]
 """Yields where to send, and a check that raises when the way there is gone for good."""
 
 
-def online(connect: Connect) -> Way:
+def online(connect: Connect) -> Runner:
     """Return the way to what `connect` yields."""
 
-    def way(task: Task) -> Sent:
+    def runner(task: Task) -> Sent:
         with connect() as (target, check):
             return _send(task, target, check)
 
-    return way
+    return runner
 
 
 def _send(task: Task, target: Target, check: Callable[[], None]) -> Sent:
@@ -36,7 +36,7 @@ def _send(task: Task, target: Target, check: Callable[[], None]) -> Sent:
     slots = min(task.options.concurrency or CONCURRENCY, task.left)
     allow_connections(slots)
     tls = tls_context(target) if target.base_url.startswith("https") else None
-    progress = ProgressLine(task.census.lines)
+    progress = ProgressLine(task.input_summary.lines)
     work = BatchRun(
         task.due(),
         task.ledger,
@@ -45,7 +45,7 @@ def _send(task: Task, target: Target, check: Callable[[], None]) -> Sent:
         slots=slots,
         tries=tries,
         check=check,
-        show=lambda work: task.voice.progress(_line(progress, work)),
+        show=lambda work: task.console.progress(_line(progress, work)),
     )
     began = time.monotonic()
     interrupted = _until_end(work)

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from raycluster.batch.census import InputSummary, check_lines, take_census
+from raycluster.batch.input_summary import InputSummary, check_lines, summarize
 from raycluster.batch.job import Refused, RequestShape, to_job
 from raycluster.batch.ledger import Ledger
 from raycluster.batch.report import BatchSummary
-from raycluster.batch.source import prompt_file
 from raycluster.core.errors import RayclusterError, UsageError
 from raycluster.core.interfaces import Tell
 from raycluster.openai_client.files import AS_LINES, PromptFile
-from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import AskedLine, Stamp
+from raycluster.serve.asking.result import AskedLine, Fingerprint
+from raycluster.serve.asking.retrying_client import Tries
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
-class Voice:
+class BatchConsole:
     """Where words go: `out` is standard output, `tell` takes notes, `progress` passing lines."""
 
     out: TextIO
@@ -54,21 +53,21 @@ class Task:
 
     options: BatchOptions
     file: PromptFile
-    stamp: Stamp
-    census: InputSummary
+    fingerprint: Fingerprint
+    input_summary: InputSummary
     ledger: Ledger
-    voice: Voice
+    console: BatchConsole
 
     @property
     def left(self) -> int:
         """How many lines have no result yet."""
-        return self.census.lines - self.ledger.ok - self.ledger.failed
+        return self.input_summary.lines - self.ledger.ok - self.ledger.failed
 
     def due(self) -> Iterator[AskedLine | Refused]:
         """Yield what is without a result at that moment."""
         shape = replace(self.options.shape, column=self.file.column)
         for number, item in self.file.items():
-            if number > self.census.last:
+            if number > self.input_summary.last:
                 return
             if not self.ledger.has(number):
                 yield to_job(number, item, shape)
@@ -85,11 +84,11 @@ class Sent:
     interrupted: bool = False
 
 
-Way = Callable[[Task], Sent]
+Runner = Callable[[Task], Sent]
 """Does the task; raises RayclusterError."""
 
 
-def run(options: BatchOptions, way: Way, voice: Voice) -> BatchSummary:
+def run(options: BatchOptions, runner: Runner, console: BatchConsole) -> BatchSummary:
     """Bring every line of the input to a result in the output.
 
     Raises UsageError before anything is reached, RayclusterError when the endpoint is away or
@@ -97,19 +96,19 @@ def run(options: BatchOptions, way: Way, voice: Voice) -> BatchSummary:
     """
     _check(options)
     before = _identity(options.input)
-    file = prompt_file(options.input, options.shape.column)
-    census = take_census(file, options.limit)
-    stamp = Stamp(census.digest, options.shape.digest)
-    with Ledger(options.output, stamp, census.last) as ledger:
+    file = PromptFile.at(options.input, options.shape.column)
+    input_summary = summarize(file, options.limit)
+    fingerprint = Fingerprint(input_summary.digest, options.shape.digest)
+    with Ledger(options.output, fingerprint, input_summary.last) as ledger:
         if options.strict or not ledger.ok + ledger.failed:
-            _check_input(options, file, census, voice.tell)
+            _check_input(options, file, input_summary, console.tell)
         if options.retry_errors:
-            voice.tell(f"{ledger.drop_errors():,} failed lines will be sent again")
-        summary = _go(way, Task(options, file, stamp, census, ledger, voice))
+            console.tell(f"{ledger.drop_errors():,} failed lines will be sent again")
+        summary = _go(runner, Task(options, file, fingerprint, input_summary, ledger, console))
         if options.order and not summary.left:
             ledger.put_in_order()
-    voice.out.write((json.dumps(summary.to_json()) if options.json else summary.text()) + "\n")
-    voice.out.flush()
+    console.out.write((json.dumps(summary.to_json()) if options.json else summary.text()) + "\n")
+    console.out.flush()
     if _identity(options.input) != before:
         raise RayclusterError(
             "changed during the run: results may belong to other lines",
@@ -171,13 +170,15 @@ def _identity(path: Path) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _check_input(options: BatchOptions, file: PromptFile, census: InputSummary, tell: Tell) -> None:
+def _check_input(
+    options: BatchOptions, file: PromptFile, input_summary: InputSummary, tell: Tell
+) -> None:
     """Look at every line before the first is sent, whatever the limit; raises UsageError."""
     refusals = check_lines(file, tell)
-    if refusals.count == census.total:
+    if refusals.count == input_summary.total:
         line, reason = refusals.first[0]
         raise UsageError(
-            f"none of its {census.total} lines is a request; line {line}: {reason}",
+            f"none of its {input_summary.total} lines is a request; line {line}: {reason}",
             where=str(options.input),
             hint=f'{AS_LINES}, or with "url" and "body"; --column NAME for their column',
         )
@@ -191,16 +192,16 @@ def _check_input(options: BatchOptions, file: PromptFile, census: InputSummary, 
         tell(note)
 
 
-def _go(way: Way, task: Task) -> BatchSummary:
-    before = task.census.lines - task.left
+def _go(runner: Runner, task: Task) -> BatchSummary:
+    before = task.input_summary.lines - task.left
     if before:
-        task.voice.tell(f"{before:,} of {task.census.lines:,} lines are done already")
-    done = way(task) if task.left else Sent()
+        task.console.tell(f"{before:,} of {task.input_summary.lines:,} lines are done already")
+    done = runner(task) if task.left else Sent()
     return BatchSummary(
         input=str(task.options.input),
         output=str(task.options.output),
         base_url=done.where,
-        lines=task.census.lines,
+        lines=task.input_summary.lines,
         before=before,
         ok=task.ledger.ok,
         failed=task.ledger.failed,

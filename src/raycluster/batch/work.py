@@ -10,8 +10,14 @@ from typing import Any
 from raycluster.batch.job import Refused
 from raycluster.batch.ledger import Ledger
 from raycluster.core.errors import AuthError, RayclusterError
-from raycluster.serve.asking.asker import AwayError, NoEntryError, Post, RetryingClient, Tries
 from raycluster.serve.asking.result import AskedLine
+from raycluster.serve.asking.retrying_client import (
+    AwayError,
+    NoEntryError,
+    Post,
+    RetryingClient,
+    Tries,
+)
 
 _SYNC_SECONDS = 5.0
 _TICK_SECONDS = 0.5

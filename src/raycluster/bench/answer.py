@@ -12,7 +12,7 @@ from typing import Any
 
 from raycluster.bench.record import Failure
 from raycluster.bench.sse import ServerEvent
-from raycluster.openai_client.said import error_text, failure_in, printable
+from raycluster.serve.asking.error_text import error_text, failure_in, printable
 
 MOST_TOKENS = 10**12
 """No answer has more tokens: what says so cannot count."""

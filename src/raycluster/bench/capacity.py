@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from raycluster.bench.crew import Alone, Team
 from raycluster.bench.loops import run_loop
 from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Closed, Load
+from raycluster.bench.senders import InProcess, MultiProcess
 from raycluster.bench.stats import Measures
 from raycluster.bench.worker import Plan
 from raycluster.openai_client.lines import CHAT
@@ -55,16 +55,16 @@ async def _send(
     records: list[RequestRecord] = []
     plan = Plan(load.shapes[0], range(2**62))
 
-    async def send(crew: Alone | Team) -> None:
-        await crew.level(
+    async def send(senders: InProcess | MultiProcess) -> None:
+        await senders.level(
             plan, warmed=lambda _: None, began=lambda _: None, done=records.append, efforts=[]
         )
 
     if processes == 1:
-        await send(Alone(prompts, target, load))
+        await send(InProcess(prompts, target, load))
     else:
-        with Team(prompts, target, load, processes) as team:
-            await send(team)
+        with MultiProcess(prompts, target, load, processes) as senders:
+            await send(senders)
     return records
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from raycluster.bench.answer import IncompleteAnswerError, StreamedAnswer
-from raycluster.bench.jobs import BenchRequest
 from raycluster.bench.record import RequestRecord
+from raycluster.bench.request_sequence import BenchRequest
 from raycluster.bench.sse import SseParser
 from raycluster.openai_client.lines import CHAT, COMPLETIONS, GENERATING
-from raycluster.openai_client.said import error_text, failure_in
 from raycluster.openai_client.target import Target
 from raycluster.openai_client.wire import (
     CONNECT_SECONDS,
@@ -23,6 +22,7 @@ from raycluster.openai_client.wire import (
     HttpWire,
 )
 from raycluster.serve.asking.coding import CodingError, Unpacker
+from raycluster.serve.asking.error_text import error_text, failure_in
 
 _ERROR_BODY_BYTES = 64 * 1024
 _WHOLE_BODY_BYTES = 64 * 1024 * 1024

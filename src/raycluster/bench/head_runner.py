@@ -6,8 +6,8 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from raycluster.bench.away import RemoteListener, RemoteRun, code, looked_file
 from raycluster.bench.load import Conditions, Keep
+from raycluster.bench.remote import RemoteListener, RemoteRun, code, looked_file
 from raycluster.bench.schedule import Load
 from raycluster.bench.summary import BenchSummary
 from raycluster.core.errors import CommandError, HostError
@@ -22,7 +22,7 @@ QUIET_S = 7200.0
 """Seconds without a word after which the program is given up: a level may be that long."""
 _RUN = (
     'cd "$RAYCLUSTER_ROOT/$0" && export PYTHONPATH="$PWD/code.zip" && '
-    f'{FIND_PYTHON}; exec "$python" -m raycluster.bench.away job'
+    f'{FIND_PYTHON}; exec "$python" -m raycluster.bench.remote job'
 )
 _TOUCH = ': >"$RAYCLUSTER_ROOT/$0"'
 _REMOVE = 'rm -rf "$RAYCLUSTER_ROOT/$0"'

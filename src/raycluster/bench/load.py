@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from raycluster.bench.capacity import requests_per_second
-from raycluster.bench.crew import Alone, Crew, Team
-from raycluster.bench.jobs import RequestSequence
 from raycluster.bench.limits import Limit
 from raycluster.bench.loops import run_loop
 from raycluster.bench.record import RequestRecord
+from raycluster.bench.request_sequence import RequestSequence
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load, recorded
 from raycluster.bench.search import SearchResult, found, probe
+from raycluster.bench.senders import InProcess, MultiProcess, Senders
 from raycluster.bench.server import ServerFigures, ServerWatch
 from raycluster.bench.stats import Bound, distribution, measure
 from raycluster.bench.summary import BenchSummary, Level
@@ -81,8 +81,8 @@ def run_bench(
     gc.collect()
     gc.freeze()  # a large file of prompts would make each collection a pause in the measurement
     try:
-        with _crew(prompts, target, load, conditions.processes) as crew:
-            run = _Run(prompts, target, load, crew, conditions, tell=tell, keep=keep)
+        with _senders(prompts, target, load, conditions.processes) as senders:
+            run = _Run(prompts, target, load, senders, conditions, tell=tell, keep=keep)
             levels = run_loop(run.levels())
     except ExceptionGroup as group:
         first = _foreseen(group)
@@ -129,16 +129,16 @@ def _calibrated(levels: tuple[Level, ...], processes: int) -> tuple[Level, ...]:
     return tuple(judged if level is fastest else level for level in levels)
 
 
-def _crew(
+def _senders(
     prompts: Sequence[Prompt], target: Target, load: Load, processes: int
-) -> AbstractContextManager[Crew]:
+) -> AbstractContextManager[Senders]:
     if processes < 1:
         raise UsageError(
             f"{processes} is not greater than zero", where="--processes", hint="1 or more"
         )
     if processes == 1:
-        return contextlib.nullcontext(Alone(prompts, target, load))
-    return Team(prompts, target, load, processes)
+        return contextlib.nullcontext(InProcess(prompts, target, load))
+    return MultiProcess(prompts, target, load, processes)
 
 
 def generated(records: Sequence[RequestRecord]) -> int | None:
@@ -161,7 +161,7 @@ class _Run:
         prompts: Sequence[Prompt],
         target: Target,
         load: Load,
-        crew: Crew,
+        senders: Senders,
         conditions: Conditions,
         *,
         tell: Tell,
@@ -169,7 +169,7 @@ class _Run:
     ) -> None:
         self._target = target
         self._load = load
-        self._crew = crew
+        self._senders = senders
         self._conditions = conditions
         self._tell = tell
         self._keep = keep
@@ -227,7 +227,7 @@ class _Run:
 
         try:
             async with self._reported(shape, records) as report:
-                await self._crew.level(
+                await self._senders.level(
                     plan,
                     warmed=self._warmed,
                     began=began,

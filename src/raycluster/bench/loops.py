@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from raycluster.bench.client import Sender
-from raycluster.bench.jobs import BenchRequest
 from raycluster.bench.record import RequestRecord
+from raycluster.bench.request_sequence import BenchRequest
 
 T = TypeVar("T")
 

@@ -122,11 +122,6 @@ class ResultsFolder(AbstractContextManager["ResultsFolder"]):
         return RayclusterError(what, where=str(self._folder), hint="free some space")
 
 
-def read_records(folder: Path) -> list[list[RequestRecord]]:
-    """Return the records of each level in the order of their ends; see `read_levels`."""
-    return list(read_levels(folder))
-
-
 def read_levels(folder: Path) -> Iterator[list[RequestRecord]]:
     """Yield the records of one level after the other, holding no more than one.
 

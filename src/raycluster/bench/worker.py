@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.bench.client import Sender
-from raycluster.bench.jobs import BenchRequest, RequestSequence
 from raycluster.bench.loops import Done, Senders, Timing, closed_loop, open_loop, watch_lag
 from raycluster.bench.record import RequestRecord
+from raycluster.bench.request_sequence import BenchRequest, RequestSequence
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, arrivals, ramped, recorded
 from raycluster.openai_client.lines import (
     COMPLETIONS,

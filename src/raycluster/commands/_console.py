@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 def confirm(question: str, would: str, *, where: str, hint: str) -> None:
     """Return when a person says yes. Raises UsageError where there is nobody to ask."""
     from raycluster.core.errors import UsageError
+    from raycluster.core.questions import asked
 
     if not sys.stdin.isatty():
         raise UsageError(
             f"{would}, but there is no terminal to ask for confirmation", where=where, hint=hint
         )
-    typer.confirm(question, abort=True, err=True)
+    if not asked(lambda: typer.confirm(question, err=True)):
+        raise typer.Abort
 
 
 def out() -> Console:

@@ -15,7 +15,7 @@ from raycluster.commands._arguments import Json, SpecOption
 from raycluster.hosts import session
 
 if TYPE_CHECKING:
-    from raycluster.batch.run import Way
+    from raycluster.batch.run import Runner
     from raycluster.core.interfaces import Tell
     from raycluster.openai_client.target import Target
 
@@ -99,12 +99,12 @@ def batch(
     as_json: Json = False,
 ) -> None:
     """Send every request in INPUT and save each result; run it again to resume."""
+    from raycluster.batch.console import batch_console
     from raycluster.batch.job import RequestShape
     from raycluster.batch.online import online
     from raycluster.batch.run import BatchOptions, run
-    from raycluster.batch.voice import voice
     from raycluster.core.errors import UsageError
-    from raycluster.serve.asking.asker import Tries
+    from raycluster.serve.asking.retrying_client import Tries
     from raycluster.tunnel.cluster_api import key_headers, served_model
 
     if offline and (url or api_key or ca_file):
@@ -129,7 +129,7 @@ def batch(
     )
     headers = key_headers(api_key, url)
 
-    def way(tell: Tell) -> Way:
+    def runner(tell: Tell) -> Runner:
         if offline and opened:
             from raycluster.batch.head_connection import site
             from raycluster.batch.offline import offline as through_cluster
@@ -137,9 +137,9 @@ def batch(
             return through_cluster(site(opened))
         return online(lambda: _target(opened, url, headers, ca_file, tell))
 
-    with voice(sys.stdout, _console.err()) as said:
+    with batch_console(sys.stdout, _console.err()) as said:
         try:
-            run(options, way(said.tell), said)
+            run(options, runner(said.tell), said)
         except KeyboardInterrupt as interrupt:
             said.tell("interrupted; run the same command to continue")
             raise typer.Exit(130) from interrupt

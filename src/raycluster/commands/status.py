@@ -34,7 +34,10 @@ def status(
 
     # While hosts are waited for, and what they are reached with first.
     Thread(target=_load, args=(opened.spec,), daemon=True).start()
-    with opened.fleet(beside=watch) as fleet, StatusWatcher(opened.spec, fleet) as watcher:
+    with (
+        opened.fleet(reconnect_in_background=watch) as fleet,
+        StatusWatcher(opened.spec, fleet) as watcher,
+    ):
         if watch and not as_json:
             _watch(watcher.look, interval)
         standing = watcher.look()

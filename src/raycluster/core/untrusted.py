@@ -301,7 +301,7 @@ def text_of(done: Completed, doing: str, where: str, hint: str = "") -> str:
     Raises CommandError with its words where it failed: nothing printed is no answer then.
     """
     if done.exit_code != 0:
-        said = clean(done.stderr.decode("utf-8", "replace"), 300) or clean(done.text, 300)
+        said = clean(done.error_text, 300) or clean(done.text, 300)
         raise CommandError(
             f"cannot {doing}: {said or f'the command exited with status {done.exit_code}'}",
             where=where,

@@ -29,15 +29,13 @@ def wait_for(
     *,
     timeout: float,
     interval: float = 0.25,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> T | None:
     """Return the first result of `check` that is not None, or None after `timeout` seconds."""
-    end = clock() + timeout
+    end = time.monotonic() + timeout
     while (result := check()) is None:
-        if clock() >= end:
+        if time.monotonic() >= end:
             return None
-        sleep(interval)
+        time.sleep(interval)
     return result
 
 

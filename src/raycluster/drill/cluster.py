@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from raycluster.core.errors import RayclusterError
 from raycluster.core.interfaces import Secret
-from raycluster.hosts.dashboard import dashboard
 from raycluster.hosts.fleet import Fleet
-from raycluster.hosts.ray_api import RayApi
+from raycluster.hosts.ray_api import RayApi, open_ray_api
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState, RayNode
 
@@ -25,13 +23,10 @@ class DrillCluster:
     before: ClusterState
     token: Secret
 
-    @contextmanager
-    def api(self) -> Iterator[RayApi]:
+    def api(self) -> AbstractContextManager[RayApi]:
         """Yield Ray's API on the head."""
-        head = self.spec.head_host.name
-        port = self.spec.ports.dashboard
-        with dashboard(self.fleet[head], port, self.token, timeout=5) as client:
-            yield RayApi(head, client)
+        head = self.fleet[self.spec.head_host.name]
+        return open_ray_api(head, self.spec.ports.dashboard, self.token, timeout=5)
 
     def seen(self) -> tuple[tuple[RayNode, ...], tuple[App, ...]] | None:
         """Return Ray's nodes and Serve's applications now, or None while the head is away."""
@@ -41,7 +36,7 @@ class DrillCluster:
         except RayclusterError:
             return None
 
-    def whole(self, apps: tuple[App, ...]) -> bool:
+    def is_recovered(self, apps: tuple[App, ...]) -> bool:
         """Tell whether every application runs as many replicas as before, and no more."""
         now = {app.name: app for app in apps}
         return all(
@@ -73,6 +68,6 @@ class Fault(Protocol):
         """Tell whether all is as before."""
         ...
 
-    def heal(self) -> None:
+    def revert(self) -> None:
         """Take back what does not heal by itself; may be called at any time."""
         ...

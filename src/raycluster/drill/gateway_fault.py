@@ -63,7 +63,7 @@ class GatewayFault:
             return False
         return True
 
-    def heal(self) -> None:
+    def revert(self) -> None:
         """Nothing: it comes back by itself."""
 
     def _started(self) -> str:

@@ -68,9 +68,9 @@ class NodeFault:
             and (node.is_head if self.host.role == HEAD else node.address == address)
             for node in seen[0]
         )
-        return back and self.cluster.whole(seen[1])
+        return back and self.cluster.is_recovered(seen[1])
 
-    def heal(self) -> None:
+    def revert(self) -> None:
         """Nothing: it comes back by itself."""
 
     @property

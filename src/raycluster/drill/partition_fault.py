@@ -59,10 +59,10 @@ class PartitionFault:
         return (
             seen is not None
             and any(n.alive and n.address == address for n in seen[0])
-            and self.cluster.whole(seen[1])
+            and self.cluster.is_recovered(seen[1])
         )
 
-    def heal(self) -> None:
+    def revert(self) -> None:
         """Let the others in now."""
         self.cluster.fleet[self.host.name].transport.run(("sh", "-c", _HEAL))
 

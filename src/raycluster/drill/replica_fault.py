@@ -50,9 +50,9 @@ class ReplicaFault:
     def recovered(self) -> bool:
         """Tell whether another took its place."""
         seen = self.cluster.seen()
-        return seen is not None and not self._state(seen[1]) and self.cluster.whole(seen[1])
+        return seen is not None and not self._state(seen[1]) and self.cluster.is_recovered(seen[1])
 
-    def heal(self) -> None:
+    def revert(self) -> None:
         """Let a stopped one go on, if it is still there."""
         if self.signal == "STOP":
             try:

@@ -21,8 +21,8 @@ _TO_S = {"ms": 1e-3, "s": 1.0, "m": 60.0}
 class Report:
     """One drill. Times in seconds; None for `detect` and `recover` is "not within the limit".
 
-    `injected`, `struck` and `ended` are when, since the load began, the fault began to be injected,
-    had been, and all was as before.
+    `began`, `injected_at` and `ended` are when, since the load began, the injection of the fault
+    began and was done, and all was as before.
     """
 
     cluster: str
@@ -30,8 +30,8 @@ class Report:
     victim: str
     rate: float
     answers: Sequence[DrillRequest]
-    injected: float
-    struck: float
+    began: float
+    injected_at: float
     ended: float
     detect: float | None
     recover: float | None
@@ -59,12 +59,12 @@ class Report:
     @property
     def p99(self) -> float | None:
         """Of the whole answers to requests sent between the fault and the end of it."""
-        return _p99([a for a in self.answers if self.injected <= a.at <= self.ended])
+        return _p99([a for a in self.answers if self.began <= a.at <= self.ended])
 
     @property
     def calm_p99(self) -> float | None:
         """The same of those before the fault."""
-        return _p99([a for a in self.answers if a.at < self.injected])
+        return _p99([a for a in self.answers if a.at < self.began])
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the single requests, of which only failed ones are shown."""
@@ -76,14 +76,14 @@ class Report:
             "victim": self.victim,
             "rate": self.rate,
             **{name: getattr(self, name) for name in COUNTS},
-            "inject_s": round(self.struck - self.injected, 3),
+            "inject_s": round(self.injected_at - self.began, 3),
             "detect_s": self.detect,
             "recover_s": self.recover,
             "p99_during_s": self.p99,
             "p99_before_s": self.calm_p99,
             "failures": [
                 {
-                    "after_fault_s": round(a.at - self.injected, 3),
+                    "after_fault_s": round(a.at - self.began, 3),
                     "truncated": a.cut,
                     "status": a.status,
                     "why": a.error,
@@ -94,7 +94,7 @@ class Report:
 
     def text(self) -> str:
         """Return the figures for a person."""
-        first = [f"  {a.at - self.injected:+.1f} s: {a.error}" for a in self.answers if not a.ok]
+        first = [f"  {a.at - self.began:+.1f} s: {a.error}" for a in self.answers if not a.ok]
         lines = [
             f"{self.fault}: {self.victim}",
             f"requests   {self.requests} at {self.rate:g}/s: {self.failed} failed, "

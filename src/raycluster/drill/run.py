@@ -80,17 +80,17 @@ def run(
                 where=targets[0].shown,
                 hint="raycluster status",
             )
-        injected, since = load.now(), time.monotonic()
+        began, since = load.now(), time.monotonic()
         try:
             tell(f"injecting the fault: {fault.victim}")
             fault.inject()
-            struck = load.now()
+            injected_at = load.now()
             detect = wait(fault.noticed, since, options.limit)
             tell("noticed" if detect is None else f"noticed after {detect:.1f} s")
             recover = wait(fault.recovered, since, options.limit)
             tell("NOT recovered" if recover is None else f"recovered after {recover:.1f} s")
         finally:
-            fault.heal()
+            fault.revert()
         ended = load.now()
         time.sleep(min(2.0, options.calm))
     return Report(
@@ -99,8 +99,8 @@ def run(
         fault.victim,
         options.rate,
         sorted(load.answers, key=lambda answer: answer.at),
-        injected,
-        struck,
+        began,
+        injected_at,
         ended,
         detect,
         recover,

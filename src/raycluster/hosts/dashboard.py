@@ -63,7 +63,7 @@ def dashboard(
         except HostError as error:
             raise AskError(error.what, where=connected.host.name) from error
         if done.exit_code == peer.TAKEN:
-            said = done.stderr.decode("ascii", "replace").strip()
+            said = done.error_text
             raise held(connected, port, f"uid {clean(said, 12)}")
         if done.exit_code and not done.stdout:
             said = done.error_text.rpartition("\n")[2]

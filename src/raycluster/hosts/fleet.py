@@ -180,16 +180,21 @@ class Fleet:
     """Hosts that are worked on together, at most `parallel` at once; a context manager.
 
     A host that cannot be reached is remembered with its error and costs the others nothing. One
-    whose connection broke is connected to again; with `beside`, every attempt but the first is
-    made beside the caller, for whom the host keeps its error meanwhile.
+    whose connection broke is connected to again; with `reconnect_in_background`, every attempt but
+    the first is made beside the caller, for whom the host keeps its error meanwhile.
     """
 
     def __init__(
-        self, cluster: str, parallel: int, ask: Ask | None = None, *, beside: bool = False
+        self,
+        cluster: str,
+        parallel: int,
+        ask: Ask | None = None,
+        *,
+        reconnect_in_background: bool = False,
     ) -> None:
         self._cluster = cluster
         self._ask = ask
-        self._beside = beside
+        self._in_background = reconnect_in_background
         self._attempts: dict[str, Thread] = {}
         self._pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="host")
         self._reached: dict[str, Connected | RayclusterError] = {}
@@ -244,7 +249,7 @@ class Fleet:
             if reached.transport.alive:
                 return reached
             reached.transport.close()
-        if isinstance(reached, RayclusterError) and self._beside:
+        if isinstance(reached, RayclusterError) and self._in_background:
             if not (attempt := self._attempts.get(host.name)) or not attempt.is_alive():
                 self._attempts[host.name] = Thread(target=self._attempt, args=(host,), daemon=True)
                 self._attempts[host.name].start()
@@ -268,7 +273,7 @@ class Fleet:
         """Connect to one host. Raises HostError."""
         return all_or_raise(self.reach([host], lambda connected: connected))[host.name]
 
-    def beside(self, name: str) -> Transport:
+    def new_connection(self, name: str) -> Transport:
         """Open a further connection to a reached host, under no lease; the caller closes it.
 
         Raises HostError.

@@ -298,7 +298,7 @@ class Lock:
 
 
 def _said(done: Completed) -> str:
-    return clean(done.stderr.decode("utf-8", "replace")) or f"sh ended with {done.exit_code}"
+    return clean(done.error_text) or f"sh ended with {done.exit_code}"
 
 
 def _clock() -> float:

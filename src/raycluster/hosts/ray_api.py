@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raycluster.core.errors import AppError, HostError
+from raycluster.core.interfaces import Secret
 from raycluster.core.untrusted import Told, read_json
+from raycluster.hosts.dashboard import dashboard
+from raycluster.hosts.fleet import Connected
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import HOST_LABEL
 from raycluster.state.cluster import App, RayNode, Replica
@@ -18,6 +22,15 @@ if TYPE_CHECKING:
 MOST_REPLICAS = 100_000
 MOST_OF_A_NODE = 65536  # processors, or GPUs
 APPLICATIONS = "/api/serve/applications/"
+
+
+@contextmanager
+def open_ray_api(
+    head: Connected, port: int, token: Secret, *, timeout: float = 30.0
+) -> Iterator[RayApi]:
+    """Yield the API of the dashboard at a port of the head; `timeout` is seconds for an answer."""
+    with dashboard(head, port, token, timeout=timeout) as client:
+        yield RayApi(head.host.name, client)
 
 
 class RayApi:
@@ -164,7 +177,5 @@ def _replica(told: Told) -> Replica:
         state=told["state"].text(40),
         node_id=told["node_id"].text(200),
         address=told["node_ip"].text(100),
-        actor_id=told["actor_id"].text(200),
-        log_file=told["log_file_path"].text(1000),
         pid=told["pid"].whole() or 0,
     )

@@ -26,12 +26,17 @@ class OpenedSpec:
     spec: ClusterSpec
 
     @contextmanager
-    def fleet(self, *, beside: bool = False) -> Iterator[Fleet]:
-        """Yield connections to the spec's hosts, closed at the end; for `beside` see Fleet."""
+    def fleet(self, *, reconnect_in_background: bool = False) -> Iterator[Fleet]:
+        """Yield connections to the spec's hosts, closed at the end; see Fleet."""
         from raycluster.hosts.fleet import Fleet
 
         cluster = self.spec.cluster
-        with Fleet(cluster.name, int(cluster.parallel), TerminalPrompt(), beside=beside) as fleet:
+        with Fleet(
+            cluster.name,
+            int(cluster.parallel),
+            TerminalPrompt(),
+            reconnect_in_background=reconnect_in_background,
+        ) as fleet:
             yield fleet
 
     def secrets(self) -> Secrets:
@@ -69,11 +74,13 @@ class TerminalPrompt:
         """Return the answer; may be called from any thread."""
         import getpass
 
+        from raycluster.core.questions import asked
+
         if not sys.stdin.isatty():
             return ""
         with self._lock:
             if prompt not in self._answers:
-                self._answers[prompt] = getpass.getpass(printable(prompt))
+                self._answers[prompt] = asked(lambda: getpass.getpass(printable(prompt)))
             return self._answers[prompt]
 
     def tell(self, text: str) -> None:

@@ -18,9 +18,9 @@ from raycluster.core.interfaces import (
     live_id_path,
 )
 from raycluster.core.stored_json import MOST
-from raycluster.hosts.dashboard import dashboard, taken
+from raycluster.hosts.dashboard import taken
 from raycluster.hosts.fleet import Connected, Fleet
-from raycluster.hosts.ray_api import RayApi
+from raycluster.hosts.ray_api import open_ray_api
 from raycluster.services import firewall
 from raycluster.services.firewall import RULES_ID, read_script
 from raycluster.services.gateway import GATEWAY
@@ -124,9 +124,7 @@ def _taken(spec: ClusterSpec, fleet: Fleet) -> RayclusterError | None:
 
 
 def _with_ray(spec: ClusterSpec, fleet: Fleet, state: ClusterState, token: Secret) -> ClusterState:
-    head = spec.head_host.name
-    with dashboard(fleet[head], spec.ports.dashboard, token) as client:
-        api = RayApi(head, client)
+    with open_ray_api(fleet[spec.head_host.name], spec.ports.dashboard, token) as api:
         try:
             with ThreadPoolExecutor(1) as beside:
                 nodes = beside.submit(api.nodes)

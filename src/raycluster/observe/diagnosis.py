@@ -13,7 +13,6 @@ from raycluster.services.processes import roles
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState
-from raycluster.state.serving import still_serving
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class ModelHealth:
     app: App | None
     engine: str = ""
     reason: str = ""
-    url: str = ""
     unready: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -117,7 +115,7 @@ def _model_problem(model: ModelHealth) -> Issue | None:
     if not model.app.running:
         cause = root_cause(model.app.message) if model.app.message else ""
         what = f"is {model.app.status.lower().replace('_', ' ')}"
-        if before := still_serving(model.app):
+        if before := model.app.still_serving:
             what = f"its new version did not start, {before}"
         told = f"{what}: {cause}" if cause else what
         return Issue(model.name, told, cure(cause) or "raycluster logs app")

@@ -114,10 +114,7 @@ def read_gpus(transport: Transport) -> Accelerators:
             )
         )
     if done.exit_code != 0:
-        said = (
-            clean(done.stderr.decode("utf-8", "replace"))
-            or f"it exited with status {done.exit_code}"
-        )
+        said = clean(done.error_text) or f"it exited with status {done.exit_code}"
         return Accelerators(problem=Trouble(f"cannot query the host's GPUs: {said}"))
     return gpus_of_host.read(done.text)
 

@@ -10,10 +10,9 @@ import httpx
 from raycluster.core.errors import HostError, RayclusterError
 from raycluster.core.interfaces import Secret
 from raycluster.core.untrusted import Told, read_json
-from raycluster.hosts.dashboard import dashboard
 from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.hosts.http import http_client
-from raycluster.hosts.ray_api import RayApi
+from raycluster.hosts.ray_api import open_ray_api
 from raycluster.observe.cluster import observe
 from raycluster.observe.diagnosis import Health, ModelHealth, judge
 from raycluster.observe.replica_endpoints import report
@@ -22,7 +21,6 @@ from raycluster.services.gateway import GATEWAY, REFUSED_PATH
 from raycluster.spec import ClusterSpec
 from raycluster.spec.types import bracketed
 from raycluster.state.cluster import App, ClusterState
-from raycluster.state.serving import still_serving
 
 INGRESS_PATH = "/-/healthz"
 """What Serve's ingress answers itself, for better or worse."""
@@ -82,11 +80,10 @@ def _silent_gateways(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> di
 
 
 def _usage(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> Mapping[str, Told]:
-    head = spec.head_host.name
     token = state.token or Secret("")
-    with dashboard(fleet[head], spec.ports.dashboard, token) as client:
+    with open_ray_api(fleet[spec.head_host.name], spec.ports.dashboard, token) as api:
         try:
-            return RayApi(head, client).usage()
+            return api.usage()
         except RayclusterError:
             return {}  # figures only: the nodes themselves were seen
 
@@ -107,7 +104,7 @@ def _models(
 
 
 def _model(client: httpx.Client, name: str, app: App | None, route: str) -> ModelHealth:
-    if app is None or not (app.running or still_serving(app)):
+    if app is None or not (app.running or app.still_serving):
         return ModelHealth(name, app)
     try:
         # a question to one that sleeps would start a replica

@@ -12,7 +12,7 @@ from raycluster.core.errors import AnswerError
 from raycluster.core.interfaces import Secret
 from raycluster.core.untrusted import Told, read_json
 from raycluster.hosts.http import whole_answer
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 from raycluster.spec.secret_sources import bearer
 from raycluster.state.inventory import Files
 

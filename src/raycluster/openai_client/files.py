@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from raycluster.core.errors import UsageError
@@ -85,6 +85,13 @@ class PromptFile:
         self._delimiter = ""
         self._encoding = "utf-8"
         self.kind: Kind = self._decide()
+
+    @classmethod
+    def at(cls, path: Path, column: str = "") -> PromptFile:
+        """Return what the file at a path holds, which is read again whenever it is needed."""
+        return cls(
+            lambda: path.open("rb", buffering=0), where=str(path), name=path.name, column=column
+        )
 
     def chunks(self) -> Iterator[bytes]:
         """Yield every byte, unpacked."""

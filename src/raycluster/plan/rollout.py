@@ -8,7 +8,7 @@ from typing import Any
 
 from raycluster.serve.settings import ROUTER, WAITING_ROUTE
 from raycluster.state.cluster import App, RayNode
-from raycluster.state.free_capacity import Demand, Memory, Room, memory_of_a_replica
+from raycluster.state.free_capacity import Demand, FreeCapacity, Memory, memory_of_a_replica
 
 Body = Mapping[str, Any]
 
@@ -40,8 +40,10 @@ def plan_rollout(
     running = {a.name: a for a in apps}
     wants = {want["name"]: want for want in wanted["applications"]}
     need = memory_of_a_replica(memory, running.values())
-    room = Room(nodes, memory)
-    waits = _fill(room, wants, running, need) if room.nodes else {}  # before `up` there are none
+    capacity = FreeCapacity(nodes, memory)
+    waits = (
+        _fill(capacity, wants, running, need) if capacity.nodes else {}
+    )  # before `up` there are none
     costs = {name: f"{why}: its new replicas wait for capacity" for name, why in waits.items()}
     surging: set[str] = set()
     for name, want in wants.items():
@@ -50,7 +52,7 @@ def plan_rollout(
             continue
         refused = ""
         if restarts(app.config, want) and app.serving >= _count(want, app.alive):
-            refused = room.take(_demand(want), need)
+            refused = capacity.reserve(_demand(want), need)
             surging |= set() if refused else {name}
         costs[name] = _cost(app, want, refused)
     final = [_surged(want, surging) for want in wants.values()]
@@ -106,9 +108,9 @@ def restarts(seen: Body, want: Body) -> bool:
 
 
 def _fill(
-    room: Room, wants: Mapping[str, Body], running: Mapping[str, App], need: float
+    capacity: FreeCapacity, wants: Mapping[str, Body], running: Mapping[str, App], need: float
 ) -> dict[str, str]:
-    """Take from `room` all that runs and stays, grows or is new; return what finds no place.
+    """Take from `capacity` all that runs and stays, grows or is new; return what finds no place.
 
     Replicas that stop, or that are too many, are not counted: they leave within the time for
     draining.
@@ -117,12 +119,12 @@ def _fill(
         there = [r for r in app.replicas if r.state != "STOPPING"]
         stay = _count(wants[name], len(there)) if name in wants else 0
         for replica in there[:stay]:
-            room.put(_demand(app.config), replica.node_id)
+            capacity.occupy(_demand(app.config), replica.node_id)
     waits: dict[str, str] = {}
     for name, want in wants.items():
         here = running[name].alive if name in running else 0
         for _ in range(here, _count(want, here)):
-            if why := room.take(_demand(want), need):
+            if why := capacity.reserve(_demand(want), need):
                 waits[name] = why
     return waits
 
@@ -175,7 +177,7 @@ def _surged(want: Body, surging: set[str]) -> Body:
 
 
 def _hold(applications: Iterable[Body], running: Mapping[str, App]) -> list[Body]:
-    """Keep autoscaling from growing into the room that a rollout counts on."""
+    """Keep autoscaling from growing into the capacity that a rollout counts on."""
     held = []
     for application in applications:
         scaling = _deployment(application).get("autoscaling_config")

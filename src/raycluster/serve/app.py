@@ -23,15 +23,15 @@ from ray import serve
 from ray.serve import Application
 
 from raycluster.serve import engines
+from raycluster.serve.asgi_wrapper import AsgiWrapper, refuse
+from raycluster.serve.bind_addresses import listen_privately
 from raycluster.serve.capture import Capture
-from raycluster.serve.deaths import Records, folder, verdict
+from raycluster.serve.engine_failures import Records, folder, verdict
 from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive, Send
 from raycluster.serve.engines.inside import OWNER, Guard, usage
 from raycluster.serve.engines.server import Place
 from raycluster.serve.figures import ours, parsed, written
 from raycluster.serve.first_to_go import go_first
-from raycluster.serve.front import Front, refuse
-from raycluster.serve.listen import listen_privately
 from raycluster.serve.metrics import (
     EXPOSED,
     PREFIXES,
@@ -42,12 +42,12 @@ from raycluster.serve.metrics import (
     ray_gauge,
     samples,
 )
+from raycluster.serve.metrics_history import MetricsHistory
+from raycluster.serve.model_refs import is_path
+from raycluster.serve.node_files import load_secrets
 from raycluster.serve.ready import Readiness, questions
-from raycluster.serve.recent import Recent
 from raycluster.serve.rootcause import MARK, explain, why_dead
-from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import DEPLOYMENT, OFFSET, ModelSettings
-from raycluster.serve.wanted import is_path
 
 logger = logging.getLogger("ray.serve")
 
@@ -165,8 +165,8 @@ class Running:
         readiness = Readiness(self._app, questions(settings.name), generated=asked)
         figures = self._engine.figures
         if figures is None:
-            recent = Recent()
-            front = Front(self._app, report, metrics, readiness, recent)
+            recent = MetricsHistory()
+            front = AsgiWrapper(self._app, report, metrics, readiness, recent)
             counted = Counted(Guard(front, settings.name))
             self.front, self._count = counted, counted.count
             self._begin(Mirror(ray_gauge).run(), recent.run(), serve_at(self.front, place))
@@ -183,7 +183,9 @@ class Running:
                     yield name.replace(":", "_"), name, labels, value
 
         figures.also = also
-        self.front = Front(self._app, report, metrics, readiness, figures, figures=figures.newest)
+        self.front = AsgiWrapper(
+            self._app, report, metrics, readiness, figures, figures=figures.newest
+        )
         self._begin(figures.run(), Mirror(ray_gauge, every).run())
 
     def _begin(self, *work: Coroutine[Any, Any, None]) -> None:
@@ -300,7 +302,7 @@ async def listened(place: Place) -> None:
 
 
 class Watch:
-    """Keeps the records of vLLM's deaths for the deployment whose arguments are `told`."""
+    """Keeps the records of vLLM's failures for the deployment whose arguments are `told`."""
 
     def __init__(self, root: str, told: Mapping[str, Any]) -> None:
         context = serve.get_replica_context()
@@ -310,7 +312,7 @@ class Watch:
 
     def verdict(self) -> str:
         """Return why vLLM must not be tried now, or ""."""
-        return verdict(self._records.deaths(), time.time())
+        return verdict(self._records.failures(), time.time())
 
     async def check(self, engine: Engine) -> None:
         """Raise when the engine is dead, and keep that on record."""

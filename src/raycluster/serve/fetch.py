@@ -1,6 +1,6 @@
 """Brings models to this node before replicas start: `python -m raycluster.serve.fetch ORDER`.
 
-ORDER is what `wanted.order` returns. Every line of the output is JSON too: progress (`done` and
+ORDER is what `model_refs.order` returns. Every line of the output is JSON too: progress (`done` and
 `total` bytes), `result`, or `error` with a `hint`.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 from raycluster.serve import hub
 from raycluster.serve.hub import Listing
 from raycluster.serve.hub_errors import ProblemError, explained, unreached
+from raycluster.serve.model_refs import ModelRef, is_path
+from raycluster.serve.node_files import load_secrets
 from raycluster.serve.rootcause import root_cause
-from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.verify import VerifiedFiles, hashed, wrong
-from raycluster.serve.wanted import ModelRef, is_path
 
 EVERY_S = 1.0
 SMALL = 1 << 20

@@ -18,7 +18,7 @@ from typing import Any
 
 from raycluster.serve.balance import balanced
 from raycluster.serve.direct import straight
-from raycluster.serve.members import own_address
+from raycluster.serve.node_files import own_address
 from raycluster.serve.settings import METRICS_PORT, OFFSET
 
 TOLD = "RAYCLUSTER_HAPROXY"

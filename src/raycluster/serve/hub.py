@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raycluster.serve.file_selection import needed_files
 from raycluster.serve.hub_errors import ProblemError
-from raycluster.serve.needed import needed
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def listing(wanted: ModelRef) -> Listing:
 
     info = HfApi().model_info(wanted.source, revision=wanted.revision, files_metadata=True)
     found = {file.rfilename: file for file in info.siblings or ()}
-    names = needed(list(found), wanted.load_format, weights=wanted.weights)
+    names = needed_files(list(found), wanted.load_format, weights=wanted.weights)
     return Listing(str(info.sha), tuple(_file(found[name]) for name in names))
 
 
@@ -91,7 +91,7 @@ def found(wanted: ModelRef) -> Listing | None:
         return None
     folder = Path(config).parent
     paths = {str(p.relative_to(folder)): p.resolve() for p in folder.rglob("*") if p.is_file()}
-    names = needed(sorted(paths), wanted.load_format, weights=wanted.weights)
+    names = needed_files(sorted(paths), wanted.load_format, weights=wanted.weights)
     files = [File(n, paths[n].stat().st_size, _digest(paths[n].name)) for n in names]
     return Listing(folder.name, tuple(files))
 

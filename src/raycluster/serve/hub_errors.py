@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 
 UNREACHED = frozenset({"TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled"})
 """Names of the errors for "no response": the hub's library has had three HTTP clients."""

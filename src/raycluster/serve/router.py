@@ -14,8 +14,7 @@ from urllib.parse import parse_qs
 
 import aiohttp
 
-from raycluster.serve.engines import Message, Receive, Send
-from raycluster.serve.front import (
+from raycluster.serve.asgi_wrapper import (
     CARD_PATH,
     MODELS_PATH,
     READY,
@@ -24,6 +23,7 @@ from raycluster.serve.front import (
     respond,
     unknown,
 )
+from raycluster.serve.engines import Message, Receive, Send
 from raycluster.serve.relay import exchange, located, while_awaited
 from raycluster.serve.settings import ENGINE_PATH, WAITING_ROUTE
 

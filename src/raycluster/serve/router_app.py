@@ -9,9 +9,9 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from raycluster.serve.bind_addresses import listen_privately
 from raycluster.serve.engines import ASGI
 from raycluster.serve.engines.inside import Guard
-from raycluster.serve.listen import listen_privately
 from raycluster.serve.router import Router
 from raycluster.serve.settings import DRAIN_S
 

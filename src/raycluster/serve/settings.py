@@ -228,24 +228,6 @@ def haproxy_of(body: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def out_of_date(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the applications to deploy or remove, to get from `found` to `wanted`.
-
-    `wanted` is from `applications`, `found` what `GET /api/serve/applications/` returned.
-    """
-    there = {
-        name: app.get("deployed_app_config") or {}
-        for name, app in found.get("applications", {}).items()
-    }
-    wants = {app["name"]: app for app in wanted["applications"]}
-    same = {
-        name
-        for name, app in wants.items()
-        if name in there and all(there[name].get(key) == value for key, value in app.items())
-    }
-    return tuple(sorted((wants.keys() | there.keys()) - same))
-
-
 def _model_application(
     model: ModelSettings,
     *,

@@ -18,10 +18,10 @@ from raycluster.serve import hub
 from raycluster.serve.fetch import record_of
 from raycluster.serve.hub import File, Listing
 from raycluster.serve.hub_errors import ProblemError
-from raycluster.serve.secret_file import load_secrets
+from raycluster.serve.model_refs import ModelRef
+from raycluster.serve.node_files import load_secrets
 from raycluster.serve.transfer import Item, read_order, run, say
 from raycluster.serve.verify import VerifiedFiles, hashed, wrong
-from raycluster.serve.wanted import ModelRef
 
 
 def main() -> None:

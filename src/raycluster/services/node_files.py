@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator, Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
+from collections.abc import Mapping
 from typing import Any
 
 from raycluster.core.interfaces import Secret
+from raycluster.core.package_files import python_files
 from raycluster.serve.settings import haproxy_of
 from raycluster.services.data_path import HAPROXY, HAPROXY_FILE, HAPROXY_TOLD
 from raycluster.services.ray_node import CODE_FOLDER, SECRETS_FILE, TOKEN_FILE
@@ -18,19 +17,11 @@ from raycluster.services.ray_node import CODE_FOLDER, SECRETS_FILE, TOKEN_FILE
 
 def code_files() -> dict[str, bytes]:
     """Return the part of this package that runs on the cluster, by path under the root."""
-    package = resources.files("raycluster")
-    files = dict(_walk(package / "serve", f"{CODE_FOLDER}/raycluster/serve"))
-    files[f"{CODE_FOLDER}/raycluster/__init__.py"] = (package / "__init__.py").read_bytes()
-    files[HAPROXY_FILE] = HAPROXY.encode()
-    return files
-
-
-def _walk(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _walk(entry, f"{path}/{entry.name}")
-        elif entry.name.endswith(".py"):
-            yield f"{path}/{entry.name}", entry.read_bytes()
+    parts = (pair for part in ("serve", "__init__.py") for pair in python_files(part))
+    return {
+        **{f"{CODE_FOLDER}/{path}": content for path, content in parts},
+        HAPROXY_FILE: HAPROXY.encode(),
+    }
 
 
 def secret_files(token: Secret, secrets: Mapping[str, Secret]) -> dict[str, bytes]:

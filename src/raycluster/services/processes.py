@@ -9,9 +9,8 @@ from raycluster.services.gateway import GATEWAY, gateway, has_gateway
 from raycluster.services.grafana import GRAFANA, grafana, has_grafana
 from raycluster.services.head import head
 from raycluster.services.prometheus import PROMETHEUS, has_prometheus, prometheus
-from raycluster.services.ray_node import RAY_ROLES
+from raycluster.services.ray_node import RAY_ROLES, worker
 from raycluster.services.wiring import Wiring
-from raycluster.services.worker import worker
 from raycluster.spec import ClusterSpec, ResolvedHost
 
 Service = Callable[[ClusterSpec, ResolvedHost, Wiring], Process | None]

@@ -12,6 +12,7 @@ from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.models import DEFAULT_IMAGE
+from raycluster.spec.types import bracketed
 
 TOKEN_FILE = "token"  # noqa: S105  # a name, no token
 SECRETS_FILE = "secrets.json"
@@ -159,3 +160,11 @@ def parse_volume(text: str) -> Volume:
     """Return the volume that `SOURCE:/TARGET[:ro]` names."""
     source, target, *mode = text.split(":")
     return Volume(source, target, read_only=mode == ["ro"])
+
+
+def worker(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> Process | None:
+    """Return the process that joins `host` to the head."""
+    if host.role != WORKER:
+        return None
+    head = bracketed(wiring.addresses[spec.head_host.name])
+    return ray_node(spec, host, wiring, WORKER, (f"--address={head}:{spec.ports.gcs}",))

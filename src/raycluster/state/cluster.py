@@ -59,8 +59,6 @@ class Replica:
     state: str
     node_id: str = ""
     address: str = ""
-    actor_id: str = ""
-    log_file: str = ""
     pid: int = 0
 
 
@@ -97,6 +95,14 @@ class App:
     def serving(self) -> int:
         """The number of replicas that take requests, of whichever version."""
         return sum(r.state == "RUNNING" for r in self.replicas)
+
+    @property
+    def still_serving(self) -> str:
+        """What to say of the replicas that serve although the newest version failed, or ""."""
+        if not self.failed or not self.serving:
+            return ""
+        count = "1 replica" if self.serving == 1 else f"{self.serving} replicas"
+        return f"the previous version keeps serving ({count})"
 
     @property
     def alive(self) -> int:

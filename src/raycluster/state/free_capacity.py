@@ -1,4 +1,4 @@
-"""Whether one more replica finds its place on a node; pure, and rather too careful.
+"""Whether one more replica finds its place on a node; pure, and cautious.
 
 Ray's scheduler counts CPUs and GPUs. Memory it does not know: not a host's, which on CPU hosts
 holds the model, nor a GPU's, of which every engine takes its share at start. A replica too many
@@ -55,8 +55,8 @@ class Demand:
         return self.gpus != int(self.gpus)
 
 
-class Room:
-    """What is free on live nodes; `put` and `take` make it less."""
+class FreeCapacity:
+    """What is free on live nodes; `occupy` and `reserve` make it less."""
 
     def __init__(self, nodes: Iterable[RayNode], memory: Mapping[str, Memory]) -> None:
         alive = [n for n in nodes if n.alive]
@@ -72,7 +72,7 @@ class Room:
         """The number of live nodes."""
         return len(self._cpus)
 
-    def put(self, demand: Demand, node: str) -> None:
+    def occupy(self, demand: Demand, node: str) -> None:
         """Count a replica that is on a node, or that waits for one."""
         self._known = self._known and not demand.other
         if node in self._cpus:
@@ -81,7 +81,7 @@ class Room:
         else:
             self._place(demand, 0)
 
-    def take(self, demand: Demand, memory: float) -> str:
+    def reserve(self, demand: Demand, memory: float) -> str:
         """Find one more replica its place; return why there is none, or ""."""
         if demand.other or not self._known:
             return "cannot tell whether there is capacity for one more replica"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.core.interfaces import Facts
-from raycluster.serve.needed import WEIGHTS, needed
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.file_selection import WEIGHTS, needed_files
+from raycluster.serve.model_refs import ModelRef
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Files:
 
     def weights(self, load_format: str) -> int | None:
         """Return the bytes of what an engine loads, or None where none is there."""
-        names = needed(list(self.sizes), load_format, weights=True)
+        names = needed_files(list(self.sizes), load_format, weights=True)
         forms = tuple(form.removeprefix("*") for form in WEIGHTS)
         there = sum(self.sizes[name] for name in names if name.endswith(forms))
         return max(there, self.indexed) or None
 
     def needed(self, wanted: ModelRef) -> dict[str, int]:
         """Return the files that an engine reads, with their bytes."""
-        names = needed(list(self.sizes), wanted.load_format, weights=wanted.weights)
+        names = needed_files(list(self.sizes), wanted.load_format, weights=wanted.weights)
         return {name: self.sizes[name] for name in names}
 
 

@@ -14,7 +14,7 @@ from raycluster.hosts.fleet import Connected
 from raycluster.hosts.runtimes.docker import DockerRuntime
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.observe.model_hub import read_hub
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 from raycluster.spec import ClusterSpec
 from raycluster.spec.known_images import DEFAULT_IMAGE
 from raycluster.state.inventory import Files

@@ -16,9 +16,9 @@ import pytest
 
 from raycluster.batch.online import Connect, online
 from raycluster.batch.report import BatchSummary
-from raycluster.batch.run import BatchOptions, Voice, run
+from raycluster.batch.run import BatchConsole, BatchOptions, run
 from raycluster.openai_client.target import Target
-from raycluster.serve.asking.asker import Tries
+from raycluster.serve.asking.retrying_client import Tries
 
 QUICK = Tries(timeout=20.0, backoff=0.01)
 
@@ -37,18 +37,21 @@ class Server:
 
 
 Serve = Callable[..., Server]
+SERVER = "tests.unit.batch.server"
+CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start an endpoint that gives faults to so many percent of the questions."""
-    program = Path(__file__).with_name("server.py")
     with ExitStack() as stack:
 
         def start(faults: float = 0.0, delay: float = 0.0) -> Server:
-            argv = [sys.executable, str(program), str(tmp_path / "log"), str(faults), str(delay)]
+            argv = [sys.executable, "-m", SERVER, str(tmp_path / "log"), str(faults), str(delay)]
             process = stack.enter_context(
-                subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
             )
             stack.callback(process.kill)
             assert process.stdout is not None
@@ -84,7 +87,9 @@ class Batch:
     def run(self, url: str | Connect, **options: Any) -> BatchSummary:
         connect = to(url) if isinstance(url, str) else url
         chosen = BatchOptions(self.input, self.output, **{"tries": QUICK, **options})
-        return run(chosen, online(connect), Voice(self.said, self.told.append, lambda line: None))
+        return run(
+            chosen, online(connect), BatchConsole(self.said, self.told.append, lambda line: None)
+        )
 
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.output.read_text().splitlines()]

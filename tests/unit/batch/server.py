@@ -1,4 +1,4 @@
-"""A scripted endpoint in a process of its own; a program: `server.py LOG FAULTS DELAY`.
+"""A scripted endpoint in a process of its own: `-m tests.unit.batch.server LOG FAULTS DELAY`.
 
 Prints its port. Of each question, the first FAULTS percent of a fixed draw get faults before their
 answer. A question may hold orders: "always:STATUS", "once:STATUS:RETRY_AFTER". When standard input
@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from raycluster.openai_client.mock import Call, MockServer, Script
+from tests.mock_server import Call, MockServer, Script
 
 KIND = "application/json"
 FAULTS = [

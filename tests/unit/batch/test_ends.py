@@ -135,13 +135,13 @@ def test_the_output_is_a_file_and_a_mixture_is_refused_before_anything(
 MEMORY = """
 import asyncio, json, resource, sys
 from pathlib import Path
-from raycluster.batch.census import check_lines, take_census
+from raycluster.batch.input_summary import check_lines, summarize
 from raycluster.batch.job import RequestShape, to_job
 from raycluster.batch.ledger import Ledger
-from raycluster.batch.source import prompt_file
 from raycluster.batch.work import BatchRun
-from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import Reply, Stamp
+from raycluster.openai_client.files import PromptFile
+from raycluster.serve.asking.retrying_client import Tries
+from raycluster.serve.asking.result import Reply, Fingerprint
 
 class Null:
     async def post(self, path, content):
@@ -155,7 +155,7 @@ def rss():
     return pages * resource.getpagesize()
 
 def jobs(path, ledger, marks):
-    for number, item in prompt_file(path).items():
+    for number, item in PromptFile.at(path).items():
         if number in marks:
             marks[number] = rss()
         if not ledger.has(number):
@@ -163,9 +163,10 @@ def jobs(path, ledger, marks):
 
 path, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 marks = {first: 0, last: 0}
-census = take_census(prompt_file(path))
-checked = rss(), check_lines(prompt_file(path), print), rss()
-with Ledger(Path(sys.argv[4]), Stamp(census.digest, RequestShape().digest), census.last) as ledger:
+lines = summarize(PromptFile.at(path))
+stamp = Fingerprint(lines.digest, RequestShape().digest)
+checked = rss(), check_lines(PromptFile.at(path), print), rss()
+with Ledger(Path(sys.argv[4]), stamp, lines.last) as ledger:
     work = BatchRun(
         jobs(path, ledger, marks), ledger, Null, where="nowhere", slots=64, tries=Tries(),
         check=lambda: None, show=lambda work: None,
@@ -173,7 +174,7 @@ with Ledger(Path(sys.argv[4]), Stamp(census.digest, RequestShape().digest), cens
     asyncio.run(work.run())
     done = ledger.ok
 before = rss()
-with Ledger(Path(sys.argv[4]), Stamp(census.digest, RequestShape().digest), census.last) as ledger:
+with Ledger(Path(sys.argv[4]), stamp, lines.last) as ledger:
     ledger.put_in_order()
     again = ledger.ok
 print(json.dumps({

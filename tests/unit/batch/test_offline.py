@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from raycluster.batch.head_session import BatchHead
 from raycluster.batch.offline import offline
-from raycluster.batch.place import BatchHead
 from raycluster.batch.report import BatchSummary
-from raycluster.batch.run import BatchOptions, Voice, run
+from raycluster.batch.run import BatchConsole, BatchOptions, run
 from raycluster.core.errors import (
     AuthError,
     ConnectionLostError,
@@ -32,7 +32,7 @@ from raycluster.core.errors import (
 )
 from raycluster.core.interfaces import Channel, Completed
 from raycluster.hosts.transports.local import LocalTransport
-from raycluster.serve.asking.asker import Tries
+from raycluster.serve.asking.retrying_client import Tries
 from raycluster.serve.offline.order import STATE_FILE
 from tests.unit.batch.conftest import Batch, Serve
 from tests.unit.batch.test_ends import PROGRAM
@@ -176,7 +176,9 @@ def go(
     tries: Tries = Tries(timeout=20.0, backoff=0.01),  # noqa: B008  # frozen
 ) -> BatchSummary:
     chosen = BatchOptions(batch.input, batch.output, concurrency=concurrency, tries=tries)
-    return run(chosen, offline(box.open), Voice(batch.said, batch.told.append, lambda line: None))
+    return run(
+        chosen, offline(box.open), BatchConsole(batch.said, batch.told.append, lambda line: None)
+    )
 
 
 def questions(count: int) -> list[str]:
@@ -360,7 +362,9 @@ def test_the_first_connection_must_be_made(batch: Batch, box: Box) -> None:
     batch.ask("one")
     chosen = BatchOptions(batch.input, batch.output)
     with pytest.raises(UnreachableError, match="no way"):
-        run(chosen, offline(nowhere), Voice(batch.said, batch.told.append, lambda line: None))
+        run(
+            chosen, offline(nowhere), BatchConsole(batch.said, batch.told.append, lambda line: None)
+        )
 
 
 def test_the_cluster_asks_no_other_endpoint(tmp_path: Path) -> None:

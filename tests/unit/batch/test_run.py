@@ -23,8 +23,8 @@ from raycluster.core.errors import (
 )
 from raycluster.core.interfaces import Address, ByteStream
 from raycluster.openai_client.target import Target
-from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import Stamp
+from raycluster.serve.asking.result import Fingerprint
+from raycluster.serve.asking.retrying_client import Tries
 from raycluster.tunnel.channels import ChannelForwarder
 from raycluster.tunnel.ports import Forward
 from tests.unit.batch.conftest import QUICK, Batch, Serve, nowhere
@@ -275,7 +275,7 @@ def test_a_file_of_something_else_is_left_alone(batch: Batch, content: bytes, wh
 def test_another_process_tells_no_result_of_a_line_that_the_input_has_not(
     batch: Batch, line: int
 ) -> None:
-    stamp = Stamp("0" * 12, "0" * 8)
+    stamp = Fingerprint("0" * 12, "0" * 8)
     with Ledger(batch.output, stamp, 1) as ledger:
         content = json.dumps({"id": stamp.id(line), "error": None}).encode() + b"\n"
         with pytest.raises(RayclusterError, match="not a result"):
@@ -405,7 +405,7 @@ def test_gzip_blank_lines_and_marks_of_other_systems(batch: Batch, serve: Serve)
 
 def test_one_output_has_one_writer(batch: Batch) -> None:
     batch.ask("one")
-    with Ledger(batch.output, Stamp("0" * 12, "0" * 8), 1), pytest.raises(LockedError):
+    with Ledger(batch.output, Fingerprint("0" * 12, "0" * 8), 1), pytest.raises(LockedError):
         batch.run(nowhere)
 
 

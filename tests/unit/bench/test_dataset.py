@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
-from raycluster.bench.jobs import RequestSequence
+from raycluster.bench.request_sequence import RequestSequence
 from raycluster.bench.schedule import Load
 from raycluster.core.errors import UsageError
 from raycluster.openai_client.prompts import Defaults

@@ -20,9 +20,9 @@ from raycluster.bench.run import BenchOptions, LoadTarget, run
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.summary import BenchSummary
 from raycluster.core.errors import UsageError
-from raycluster.openai_client.mock import Call, MockServer, Script
 from raycluster.openai_client.prompts import Defaults
 from raycluster.openai_client.target import Target
+from tests.mock_server import Call, MockServer, Script
 
 KIND = "application/json"
 EMBEDDED = {"object": "list", "data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}

@@ -9,7 +9,7 @@ import pytest
 
 from raycluster.bench.page import page
 from raycluster.bench.record import RequestRecord
-from raycluster.bench.results import ResultsFolder, read_levels, read_records
+from raycluster.bench.results import ResultsFolder, read_levels
 from raycluster.core.errors import UsageError
 from tests.unit.bench.level import requests, summary
 
@@ -42,8 +42,8 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text()) == run.to_json()
     with (folder / "requests.csv").open(newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == [r.id for lv in levels for r in lv]
-    assert read_records(folder) == [rounded(records) for records in levels]
-    assert (folder / "report.html").read_bytes() == page(run.to_json(), read_records(folder))
+    assert list(read_levels(folder)) == [rounded(records) for records in levels]
+    assert (folder / "report.html").read_bytes() == page(run.to_json(), list(read_levels(folder)))
 
 
 def test_without_a_folder_nothing_is_written() -> None:
@@ -101,9 +101,9 @@ def test_a_last_line_cut_anywhere_is_left_out(tmp_path: Path) -> None:
     for cut in range(last, len(whole) + 1):
         (tmp_path / "requests.jsonl").write_bytes(whole[:cut])
         wanted = [rounded(records) for records in levels]
-        assert read_records(tmp_path) == (wanted if cut >= len(whole) - 1 else wanted[:1])
+        assert list(read_levels(tmp_path)) == (wanted if cut >= len(whole) - 1 else wanted[:1])
     (tmp_path / "requests.jsonl").write_bytes(whole[:last] + bytes(100))
-    assert read_records(tmp_path) == [rounded(levels[0])]
+    assert list(read_levels(tmp_path)) == [rounded(levels[0])]
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "3", "\0", '{"level": 0}', '{"level": "x"}'])
@@ -112,20 +112,21 @@ def test_a_damaged_line_elsewhere_is_named(tmp_path: Path, line: str) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], line, lines[2]]))
     with pytest.raises(UsageError, match="not a record") as raised:
-        read_records(tmp_path)
+        list(read_levels(tmp_path))
     assert raised.value.where == f"{path}, line 2"
 
 
 def test_a_level_may_have_no_record(tmp_path: Path) -> None:
     first, last = requests(2), requests(1, seed=1)
-    assert read_records(kept(tmp_path, first, [], last)) == [rounded(first), [], rounded(last)]
+    levels = list(read_levels(kept(tmp_path, first, [], last)))
+    assert levels == [rounded(first), [], rounded(last)]
 
 
 def test_a_level_does_not_come_back(tmp_path: Path) -> None:
     path = kept(tmp_path, requests(2), requests(1)) / "requests.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     with pytest.raises(UsageError, match="a finished level"):
-        read_records(tmp_path)
+        list(read_levels(tmp_path))
 
 
 def test_one_level_is_read_at_a_time(tmp_path: Path) -> None:
@@ -140,4 +141,4 @@ def test_one_level_is_read_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_without_results_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        read_records(tmp_path)
+        list(read_levels(tmp_path))

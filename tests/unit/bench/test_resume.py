@@ -8,7 +8,7 @@ import pytest
 
 from raycluster.bench.load import Conditions
 from raycluster.bench.record import RequestRecord
-from raycluster.bench.results import read_records
+from raycluster.bench.results import read_levels
 from raycluster.bench.resume import ENDS, RUN, LevelEnd, begin, restore
 from raycluster.bench.schedule import Closed, Load
 from raycluster.bench.verdict import Client
@@ -62,4 +62,4 @@ def test_a_damaged_folder_is_one_error(tmp_path: Path, file: str, line: bytes) -
 def test_a_record_of_a_level_out_of_all_bounds_is_none(tmp_path: Path) -> None:
     (tmp_path / "requests.jsonl").write_text('{"level": 1000000000000}\n' * 2)
     with pytest.raises(UsageError, match="line 1"):
-        read_records(tmp_path)
+        list(read_levels(tmp_path))

@@ -17,7 +17,7 @@ import pytest
 from raycluster import cli
 from raycluster.apply.converge import Outcome
 from raycluster.apply.smoke_test import Fallback, Proof
-from raycluster.batch.voice import voice
+from raycluster.batch.console import batch_console
 from raycluster.bench.report import render
 from raycluster.check.hosts import Finding
 from raycluster.commands._console import err, out, print_json
@@ -130,7 +130,7 @@ def live() -> None:
             listen(Event(f"{kind}{HOSTILE}", HOSTILE * 40, kind))
         sys.stderr.write(HOSTILE + "\n")  # a library's word in between
         time.sleep(0.3)  # a drawing or two
-    with voice(sys.stdout, err()) as said:
+    with batch_console(sys.stdout, err()) as said:
         said.tell(HOSTILE)
         said.progress(HOSTILE * 40)
     looks = iter([STANDINGS[0], HostError(HOSTILE), STANDINGS[1], KeyError(HOSTILE)])

@@ -95,7 +95,7 @@ RAW = {
     "core/console.py": {"Console"},  # the guard itself
 }
 ON_HOSTS = (
-    *("serve/", "support/on_node.py", "logs/on_node.py", "bench/away.py"),
+    *("serve/", "support/on_node.py", "logs/on_node.py", "bench/remote.py"),
     "apply/engine_probe/on_node.py",
 )
 PAST = re.compile(

@@ -99,9 +99,9 @@ def test_hosts_that_are_still_being_reached_at_the_end(monkeypatch: pytest.Monke
         interrupt(Fleet("c", 4))
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("reconnect_in_background", [False, True])
 def test_a_host_that_was_away_is_reached_again(
-    monkeypatch: pytest.MonkeyPatch, beside: bool
+    monkeypatch: pytest.MonkeyPatch, reconnect_in_background: bool
 ) -> None:
     monkeypatch.setattr(connect, "TRANSPORTS", {"local": lambda host, _: Breaking(host.name)})
     monkeypatch.setattr(Breaking, "attempts", 0)
@@ -114,7 +114,7 @@ def test_a_host_that_was_away_is_reached_again(
     def comes_back(fleet: Fleet) -> bool:
         return isinstance(reached(fleet), Connected)
 
-    with Fleet("c", 4, beside=beside) as fleet:
+    with Fleet("c", 4, reconnect_in_background=reconnect_in_background) as fleet:
         first = reached(fleet)
         assert isinstance(first, Connected)
         assert reached(fleet) is first

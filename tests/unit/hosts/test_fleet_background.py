@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.openai_client.mock import MockServer, Script
+from tests.mock_server import MockServer, Script
 
 PROGRAM = Path(sys.executable).with_name("raycluster")
 BEHIND = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.serve.haproxy import ALIKE, edited, metrics_relay, refusals, told
-from raycluster.serve.members import own_address
+from raycluster.serve.node_files import own_address
 from raycluster.serve.settings import ModelSettings, applications
 from raycluster.services.data_path import HAPROXY
 from raycluster.services.node_files import haproxy_file

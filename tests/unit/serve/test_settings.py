@@ -10,7 +10,6 @@ from raycluster.serve.settings import (
     ModelSettings,
     applications,
     haproxy_of,
-    out_of_date,
     slugs,
 )
 
@@ -180,24 +179,3 @@ def test_slugs_are_distinct_and_stable() -> None:
 def test_the_router_calls_an_address_that_can_be_called(host: str, upstream: str) -> None:
     apps = {app["name"]: app for app in body(SMALL, BIG, host=host)["applications"]}
     assert apps["router"]["args"]["upstream"] == upstream
-
-
-def found(*apps: dict[str, Any]) -> dict[str, Any]:
-    deployed = {a["name"]: {"deployed_app_config": {**a, "added_by_serve": 1}} for a in apps}
-    return {"applications": deployed}
-
-
-def test_out_of_date() -> None:
-    wanted = body(SMALL, BIG)
-    small, big, router = wanted["applications"]
-    assert out_of_date(wanted, found(small, big, router)) == ()
-    assert out_of_date(wanted, {"applications": {}}) == (
-        "qwen-qwen2.5-0.5b-instruct",
-        "router",
-        "smol",
-    )
-    changed = {**small, "args": {}}
-    assert out_of_date(wanted, found(changed, big, router)) == ("smol",)
-    assert out_of_date(body(SMALL), found(*body(SMALL)["applications"], big)) == (
-        "qwen-qwen2.5-0.5b-instruct",
-    )

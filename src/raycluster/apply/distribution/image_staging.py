@@ -22,7 +22,10 @@ PIECE = 16 << 20
 """Bytes of an archive that go to a host at once: what a break costs at most."""
 PIECE_S = 600.0
 """Seconds for a piece: a way that takes longer is none."""
-PROGRAMS = (("raycluster.serve", "transfer.py"), ("raycluster.hosts.runtimes", "docker_spool.py"))
+PROGRAMS = (
+    ("raycluster.serve", "transfer.py"),
+    ("raycluster.hosts.runtimes", "docker_image_staging.py"),
+)
 LOOPBACK = "127.0.0.1"
 
 # Somebody else may hold the usual name: then another, which a later run finds again.
@@ -69,7 +72,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Spool:
+class StagingArea:
     """A host's folder for archives; `python` tells whether programs of ours can run there."""
 
     host: Connected
@@ -133,7 +136,7 @@ class Spool:
     def save(self, image: str) -> Iterator[Told]:
         """Let Docker write an image here; the last line has its `size` and `digest`."""
         argv = ("save", store(self.host).socket_path(), f"{self.folder}/saved.tar", image)
-        yield from self._said(self._program("docker_spool.py", *argv))
+        yield from self._said(self._program("docker_image_staging.py", *argv))
 
     def keep_saved(self, archive: Archive) -> None:
         """Give what was saved its name."""
@@ -142,7 +145,7 @@ class Spool:
     def load(self, archive: Archive) -> None:
         """Give an archive to Docker, and remove it here. Raises ImageError."""
         argv = ("load", store(self.host).socket_path(), self.file(archive))
-        for _ in self._said(self._program("docker_spool.py", *argv)):
+        for _ in self._said(self._program("docker_image_staging.py", *argv)):
             pass
         self.remove(archive)
 
@@ -170,7 +173,7 @@ def store(connected: Connected) -> ImageStore:
     return cast(ImageStore, connected.runtime)
 
 
-def open_spool(connected: Connected, base: str, cluster: str) -> Spool:
+def open_staging(connected: Connected, base: str, cluster: str) -> StagingArea:
     """Make a host's folder, with our programs in it. Raises HostError."""
     transport = connected.transport
     done = transport.run(("sh", "-c", _MAKE, "make", *_place(transport, base, cluster)))
@@ -183,14 +186,14 @@ def open_spool(connected: Connected, base: str, cluster: str) -> Spool:
             hint="set distribution.folder to a folder that the user can write to",
         )
     folder = told[1]
-    spool = Spool(connected, folder, told[2] == "python")
-    for package, program in PROGRAMS if spool.python else ():
+    area = StagingArea(connected, folder, told[2] == "python")
+    for package, program in PROGRAMS if area.python else ():
         content = (resources.files(package) / program).read_bytes()
         transport.put(f"{folder}/{program}", content, mode=0o600)
-    return spool
+    return area
 
 
-def clear_spool(connected: Connected, base: str, cluster: str) -> tuple[str, ...]:
+def clear_staging(connected: Connected, base: str, cluster: str) -> tuple[str, ...]:
     """Remove what an interrupted run has left on a host, and return it."""
     place = _place(connected.transport, base, cluster)
     done = connected.transport.run(("sh", "-c", _CLEAR, "clear", *place))

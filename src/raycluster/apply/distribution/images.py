@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from raycluster.apply.context import ApplyContext
-from raycluster.apply.distribution.image_staging import Archive, Spool, open_spool, store
+from raycluster.apply.distribution.image_staging import Archive, StagingArea, open_staging, store
 from raycluster.apply.distribution.peer_transfer import all_private, exchange
 from raycluster.core.errors import ImageError
 from raycluster.core.events import Event
@@ -77,16 +77,16 @@ class Errand:
         """Say how far it is on a host."""
         self.work.listen(Event(host, f"{self.image}: {text}"))
 
-    def spools(self, hosts: Sequence[str]) -> dict[str, Spool]:
+    def areas(self, hosts: Sequence[str]) -> dict[str, StagingArea]:
         """Make the hosts' folders. Raises HostError."""
         base, cluster = self.work.spec.distribution.folder, self.work.spec.cluster.name
-        return all_or_raise(self.work.fleet.each(hosts, lambda c: open_spool(c, base, cluster)))
+        return all_or_raise(self.work.fleet.each(hosts, lambda c: open_staging(c, base, cluster)))
 
     def hand_on(
         self,
         archive: Archive,
-        first: Spool,
-        others: Sequence[Spool],
+        first: StagingArea,
+        others: Sequence[StagingArea],
         feed: Callable[[], None] | None = None,
     ) -> dict[str, str]:
         """Let others take an archive from the first; return why not, where it failed.
@@ -101,16 +101,16 @@ class Errand:
 
         return exchange(
             [first.party(archive, alone=not others)],
-            [spool.party(archive, alone=False) for spool in others],
+            [area.party(archive, alone=False) for area in others],
             self.work.spec.ports.transfer,
             {"grows": feed is not None},
             told,
             feed=feed or (lambda: None),
         )
 
-    def load(self, archive: Archive, spools: Sequence[Spool]) -> None:
+    def load(self, archive: Archive, areas: Sequence[StagingArea]) -> None:
         """Give an archive to the Docker of each host, and compare. Raises ImageError."""
-        by_host = {spool.name: spool for spool in spools}
+        by_host = {area.name: area for area in areas}
 
         def load(connected: Connected) -> None:
             self.tell(connected.host.name, "loading")
@@ -159,25 +159,25 @@ class _FromFile:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         archive = Archive(self.path.stat().st_size, digest, errand.layers)
-        spools = errand.spools(lacking)
+        areas = errand.areas(lacking)
         try:
-            for row in self._rows([s for s in spools.values() if s.python]):
+            for row in self._rows([s for s in areas.values() if s.python]):
                 self._send(archive, row)
         finally:
-            for spool in spools.values():
-                spool.close()
-        for spool in spools.values():
-            if not spool.python:
-                errand.relay(spool.host, self._pieces, HERE, "the host has no python3 (3.8)")
+            for area in areas.values():
+                area.close()
+        for area in areas.values():
+            if not area.python:
+                errand.relay(area.host, self._pieces, HERE, "the host has no python3 (3.8)")
 
-    def _rows(self, able: list[Spool]) -> list[list[Spool]]:
+    def _rows(self, able: list[StagingArea]) -> list[list[StagingArea]]:
         """Return which hosts hand it on to one another: all, or none over a public network."""
         direct = self.errand.work.spec.distribution.images == "peer"
         if direct or all_private(s.host.address for s in able):
             return [able] if able else []
-        return [[spool] for spool in able]
+        return [[area] for area in able]
 
-    def _send(self, archive: Archive, row: Sequence[Spool]) -> None:
+    def _send(self, archive: Archive, row: Sequence[StagingArea]) -> None:
         """Send it to the first of a row, and let the others take it while it comes."""
         errand, (first, *others) = self.errand, row
 
@@ -189,9 +189,9 @@ class _FromFile:
         if WRONG in problems.get(first.name, ""):  # what an earlier run left there; it is gone
             problems = errand.hand_on(archive, first, others, feed)
         errand.load(archive, [s for s in row if s.name not in problems])
-        for spool in row:
-            if why := problems.get(spool.name):
-                errand.relay(spool.host, self._pieces, HERE, why)
+        for area in row:
+            if why := problems.get(area.name):
+                errand.relay(area.host, self._pieces, HERE, why)
 
     def _pieces(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -219,12 +219,12 @@ class _FromHost:
             lacking.remove(first)
         source = store(self.work.fleet[first])
         errand = Errand(self.work, self.image, source.layers(self.image))
-        spools = errand.spools([first, *lacking])
+        areas = errand.areas([first, *lacking])
         try:
-            problems = self._handed_on(errand, spools[first], [spools[h] for h in lacking])
+            problems = self._handed_on(errand, areas[first], [areas[h] for h in lacking])
         finally:
-            for spool in spools.values():
-                spool.close()
+            for area in areas.values():
+                area.close()
         for host, why in problems.items():
             pieces = lambda: source.save(self.image)  # noqa: E731
             errand.relay(self.work.fleet[host], pieces, first, why)
@@ -242,14 +242,16 @@ class _FromHost:
                 return host
         raise ImageError(f"no host has the image {self.image}")
 
-    def _handed_on(self, errand: Errand, first: Spool, others: Sequence[Spool]) -> dict[str, str]:
+    def _handed_on(
+        self, errand: Errand, first: StagingArea, others: Sequence[StagingArea]
+    ) -> dict[str, str]:
         """Hand it on over the hosts' network; return why not, where it failed."""
         problems = {
-            spool.name: "it needs python3 (3.8 or newer) on both hosts"
-            for spool in others
-            if not (spool.python and first.python)
+            area.name: "it needs python3 (3.8 or newer) on both hosts"
+            for area in others
+            if not (area.python and first.python)
         }
-        direct = [spool for spool in others if spool.name not in problems]
+        direct = [area for area in others if area.name not in problems]
         if not direct:
             return problems
         end = Told(None)

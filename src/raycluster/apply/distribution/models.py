@@ -17,7 +17,7 @@ from raycluster.core.interfaces import FIND_PYTHON, PYTHON
 from raycluster.core.untrusted import Told, not_understood
 from raycluster.hosts.fleet import Connected, all_or_raise
 from raycluster.hosts.remote_files import push_live
-from raycluster.serve.wanted import ModelRef, differences, is_path, order, wanted
+from raycluster.serve.model_refs import ModelRef, differences, is_path, model_refs, order
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import ClusterState
 
@@ -216,7 +216,8 @@ def holders(
     """Return what every live node needs: a model for GPUs only where there are any."""
     held = holding(spec, state, models)
     return {
-        h: tuple(dict.fromkeys(w for m in those for w in wanted(m))) for h, those in held.items()
+        h: tuple(dict.fromkeys(w for m in those for w in model_refs(m)))
+        for h, those in held.items()
     }
 
 

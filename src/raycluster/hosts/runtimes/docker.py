@@ -7,26 +7,21 @@ Everything of a cluster carries its label: a container for each role, and one vo
 from __future__ import annotations
 
 import contextlib
-import io
 import re
-import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import docker
 import docker.errors
 
 from raycluster.core.accelerators.values import clean
-from raycluster.core.errors import AnswerError, HostError, ImageError, RecordError
+from raycluster.core.errors import HostError, ImageError, RecordError
 from raycluster.core.interfaces import (
     Files,
     Found,
-    Health,
     PrepareForecast,
     Process,
     Shell,
@@ -35,19 +30,13 @@ from raycluster.core.interfaces import (
     Versions,
     cluster_of,
 )
-from raycluster.core.last_words import MOST as MOST_WORDS
-from raycluster.core.last_words import last_words
-from raycluster.core.stored_json import MOST, unread
 from raycluster.core.untrusted import (
     Told,
-    is_name,
-    joined,
-    members,
     not_understood,
     read_json,
     text_of,
-    versions,
 )
+from raycluster.hosts.runtimes.docker_containers import Containers
 from raycluster.hosts.runtimes.docker_engine import (
     LOOK,
     EngineFacts,
@@ -58,23 +47,19 @@ from raycluster.hosts.runtimes.docker_engine import (
 )
 from raycluster.hosts.runtimes.docker_errors import Edge
 from raycluster.hosts.runtimes.docker_gpus import GpuOptions, gpu_options
-from raycluster.hosts.runtimes.docker_http import newest_info, open_client
+from raycluster.hosts.runtimes.docker_http import newest_info
 from raycluster.hosts.runtimes.docker_image import Images
 from raycluster.hosts.runtimes.docker_options import (
     CLUSTER,
-    FINGERPRINT,
-    FOLDER,
     ONEOFF,
     OWNER,
     PORTS,
     ROLE,
-    VERSIONS,
     archive,
     container_name,
     container_options,
     labels,
     needs_home,
-    owner,
     place,
     with_added,
 )
@@ -82,13 +67,11 @@ from raycluster.hosts.runtimes.docker_ray import RAY, AddedRay, RayAdder
 from raycluster.hosts.runtimes.docker_rdma import FOLDER as RDMA
 from raycluster.hosts.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.hosts.runtimes.docker_shell import DockerShell
+from raycluster.services.ray_node import RAY_ROLES
 
-LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
-GRACE = 10  # seconds between TERM and KILL
 _SOCKETS = """command -v ls >/dev/null && command -v grep >/dev/null || exit 127
 ls -l /proc/[0-9]*/fd 2>/dev/null | grep -o 'socket:.*'; true"""
 _INODE = re.compile(r"socket:\[([0-9]{1,20})\]")
-RAY_ROLES = ("head", "worker")  # the roles whose image must hold ray
 
 
 class DockerRuntime:
@@ -114,6 +97,7 @@ class DockerRuntime:
         self._ray = ray
         self._rdma = rdma
         self._edge = Edge(host, transport, socket)
+        self._containers = Containers(host, cluster, self._edge)
 
     def socket_path(self) -> str:
         """Return where the host's own programs reach this Docker."""
@@ -122,7 +106,7 @@ class DockerRuntime:
     @cached_property
     def _engine(self) -> tuple[EngineFacts, str]:
         """Return what the engine and its host's shell say, of one that can run our containers."""
-        found = engine(self._looker.info(), self._looker.version())
+        found = engine(self._containers.looker.info(), self._containers.looker.version())
         words = (found.root, "rootless" if found.rootless else "")
         done = self._transport.run(("sh", "-c", LOOK, "sh", *words))
         text = text_of(done, "check what Docker runs in", self._host)
@@ -144,27 +128,13 @@ class DockerRuntime:
         return tuple(dict.fromkeys(told))
 
     @cached_property
-    def _client(self) -> docker.APIClient:
-        return open_client(self._edge.open)
-
-    @cached_property
-    def _looker(self) -> docker.APIClient:
-        return open_client(self._edge.open, timeout=LOOK_S)
-
-    @cached_property
-    def _follower(self) -> docker.APIClient:
-        return open_client(self._edge.open, quiet=None)
-
-    @cached_property
     def _images(self) -> Images:
-        return Images(self._client, self._cluster, self._edge, self._pull)
+        return Images(self._containers.client, self._cluster, self._edge, self._pull)
 
     def observe(self) -> tuple[Found, ...]:
         """Return this cluster's containers, by one call where all of them run."""
         with self._edge.translated("reading the containers"):
-            every = self._listed(client=self._looker)
-            listed = [each for each in every if ONEOFF not in each["Labels"]]
-            return tuple(found for each in listed if (found := self._found(each)))
+            return self._containers.observe()
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Bring the image as the pull policy says, add Ray where a node's lacks it; its versions.
@@ -175,14 +145,16 @@ class DockerRuntime:
             self._fits(process)
             self._gpus(process)  # what cannot be handed on is said before anything is brought
             self._images.bring(process.image, tell, process.login)
-            self._discard(self._listed(ONEOFF))  # a killed run could not remove its own
+            self._containers.discard(
+                self._containers.listed(ONEOFF)
+            )  # a killed run could not remove its own
             if process.role.partition("-")[0] not in RAY_ROLES:
                 return Versions()
             home = self._home(process)
             inside = self._images.look_inside(process, home)
             if inside.versions.ray:
                 return inside.versions
-            adder = RayAdder(self._client, self._cluster, self._edge, self._ray)
+            adder = RayAdder(self._containers.client, self._cluster, self._edge, self._ray)
             return adder.add(process, home, inside, tell)
 
     def layers(self, image: str) -> tuple[str, ...]:
@@ -193,12 +165,12 @@ class DockerRuntime:
     def save(self, image: str) -> Iterator[bytes]:
         """Yield what `docker save` writes."""
         with self._edge.translated(f"saving {image}"):
-            yield from self._client.get_image(image)
+            yield from self._containers.client.get_image(image)
 
     def load(self, archive: Iterable[bytes]) -> None:
         """Take what `docker save` wrote."""
         with self._edge.translated("loading an image"):
-            events = self._client.load_image(archive)  # type: ignore[no-untyped-call]
+            events = self._containers.client.load_image(archive)  # type: ignore[no-untyped-call]
             for event in events:
                 if "error" in event:
                     raise ImageError(f"cannot load an image: {event['error']}", where=self._host)
@@ -212,7 +184,7 @@ class DockerRuntime:
             self._fits(process)
             self._gpus(process)
             held = self._images.held(process.image)
-            root = str(self._looker.info().get("DockerRootDir") or "")
+            root = str(self._containers.looker.info().get("DockerRootDir") or "")
             home = self._home(process)
             places = {path: place(path, self._cluster, process, home, root) for path in paths}
         size = Told(held)["Size"].whole()
@@ -240,25 +212,25 @@ class DockerRuntime:
                 of_image = self._images.environment(process.image)
                 more = with_added(process, of_image, versions.added)
             options = container_options(
-                self._client, self._cluster, made, self._home(process), gpus, more=more
+                self._containers.client, self._cluster, made, self._home(process), gpus, more=more
             )
             user = self._images.user(process.image)
-            self._discard(self._listed(f"{ROLE}={process.role}"))
-            self._client.create_container(
+            self._containers.discard(self._containers.listed(f"{ROLE}={process.role}"))
+            self._containers.client.create_container(
                 process.image,
                 name=name,
                 labels=labels(self._cluster, self._owned_by, process, versions),
                 **options,
             )
             try:
-                delivery = archive(files, self._owner(name, user), time.time())
-                self._client.put_archive(name, "/", delivery)
-                self._client.start(name)
+                delivery = archive(files, self._containers.owner_of(name, user), time.time())
+                self._containers.client.put_archive(name, "/", delivery)
+                self._containers.client.start(name)
             except Exception:  # a container that cannot start is not left behind
                 with contextlib.suppress(docker.errors.APIError):
-                    self._client.remove_container(name, force=True)
+                    self._containers.client.remove_container(name, force=True)
                 raise
-            self._check_runs(name)
+            self._containers.check_runs(name)
 
     def _with_rdma(self, process: Process, tell: Tell) -> Process:
         """Return what is run on a host with GPUs: with the RDMA devices that GPUs talk through.
@@ -274,14 +246,14 @@ class DockerRuntime:
         return replace(process, box=box)
 
     def _gpus(self, process: Process) -> GpuOptions | None:
-        info = newest_info(self._client) if process.gpus else {}
+        info = newest_info(self._containers.client) if process.gpus else {}
         return gpu_options(info, self._transport, process.gpus, self._host)
 
     def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:
         """Remove containers, and without a role also volumes and networks; return their names."""
         with self._edge.translated("removing what this cluster started"):
-            listed = self._listed(*([f"{ROLE}={role}"] if role else []))
-            removed = self._discard(listed)
+            listed = self._containers.listed(*([f"{ROLE}={role}"] if role else []))
+            removed = self._containers.discard(listed)
             if role is None:
                 removed += self._remove_volumes() + self._remove_networks()
             if purge:
@@ -291,13 +263,13 @@ class DockerRuntime:
 
     def inside(self, role: str) -> Shell:
         """Return a shell that runs commands in the role's container by `docker exec`."""
-        return DockerShell(self._client, container_name(self._cluster, role), self._edge)
+        return DockerShell(self._containers.client, container_name(self._cluster, role), self._edge)
 
     def read(self, path: str) -> bytes:
         """Return a file of the cluster's volume, as any of its containers has it."""
         with self._edge.translated(f"reading {path}"):
-            if listed := self._listed():
-                return self._plain(str(listed[0]["Id"]), path)
+            if listed := self._containers.listed():
+                return self._containers.plain_file(str(listed[0]["Id"]), path)
             if volumes := self._volumes():
                 raise RecordError(
                     f"the volume {volumes[0]} exists, but no container to read it with",
@@ -309,7 +281,7 @@ class DockerRuntime:
     def neighbours(self) -> Mapping[int, str]:
         """Return which other clusters have containers here that run, by their ports."""
         with self._edge.translated("reading the containers of other clusters"):
-            listed = self._looker.containers(filters={"label": CLUSTER})
+            listed = self._containers.looker.containers(filters={"label": CLUSTER})
         found: dict[int, str] = {}
         for each in listed:
             marks = Told(each["Labels"])
@@ -323,10 +295,10 @@ class DockerRuntime:
     def sockets(self) -> frozenset[int]:
         """Return the inodes of the containers' sockets, each asked inside of itself."""
         with self._edge.translated("reading the containers"):
-            running = [each for each in self._listed() if each["State"] == "running"]
+            running = [each for each in self._containers.listed() if each["State"] == "running"]
         inodes: set[str] = set()
         for each in running:
-            shell = DockerShell(self._client, each["Id"], self._edge)
+            shell = DockerShell(self._containers.client, each["Id"], self._edge)
             try:
                 done = shell.run(("sh", "-c", _SOCKETS))
                 found = text_of(done, "list the open sockets of its processes", self._host)
@@ -342,60 +314,7 @@ class DockerRuntime:
         """Yield what the container wrote, across its restarts, as Docker has kept it."""
         name = container_name(self._cluster, role)
         with self._edge.translated(f"reading the log of {name}"):
-            begun = self._state(name)["StartedAt"]
-            client = self._follower if follow else self._client
-            lines: Any = client.logs(
-                name,
-                stream=True,
-                follow=follow,
-                tail="all" if tail is None else tail,
-                since=None if since is None else max(1.0, self._now() - since),
-            )
-            try:
-                for chunk in lines:  # noqa: UP028 - `yield from` would close them a second time
-                    yield chunk
-            finally:
-                lines.close()
-            if follow and self._still_runs(name, since=begun):
-                # docker-py lets a cut stream look like an ended one
-                raise self._edge.lost(f"following the log of {name}")
-
-    def _listed(self, *wanted: str, client: docker.APIClient | None = None) -> list[dict[str, Any]]:
-        label = [f"{CLUSTER}={self._cluster}", *wanted]
-        asked = client or self._client
-        found: list[dict[str, Any]] = asked.containers(all=True, filters={"label": label})
-        return found
-
-    def _found(self, listed: Mapping[str, Any]) -> Found | None:
-        """Return one of our processes, None for what somebody else gave our label."""
-        marks = Told(listed["Labels"])
-        role = marks[ROLE].text()
-        if not is_name(role):
-            return None
-        health = _health(listed["State"])
-        return Found(
-            role=role,
-            fingerprint=marks[FINGERPRINT].text(100),
-            health=health,
-            versions=_versions(marks[VERSIONS].text()),
-            detail="" if health == "running" else self._detail(listed),
-            started=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
-            owner=marks[OWNER].text(),
-        )
-
-    def _detail(self, listed: Mapping[str, Any]) -> str:
-        """Return why a container does not run: how it ended and the last thing it said."""
-        if listed["State"] == "created":
-            return "was created, but never started"
-        try:
-            said = self._last_words(listed["Id"])
-        except docker.errors.APIError:  # it is being removed meanwhile
-            return str(listed["Status"])
-        return f"{listed['Status']}: {said}" if said else str(listed["Status"])
-
-    def _last_words(self, container: str) -> str:
-        said: bytes = self._client.logs(container, tail=MOST_WORDS)
-        return last_words(said.decode("utf-8", "replace"))
+            yield from self._containers.logs(name, follow=follow, tail=tail, since=since)
 
     def _home(self, process: Process) -> str:
         """Return the host user's home folder, asked for only where a volume names it."""
@@ -406,128 +325,34 @@ class DockerRuntime:
             raise not_understood("the host's shell (HOME)", self._host, home)
         return home
 
-    def _owner(self, container: str, user: str) -> tuple[int, int]:
-        """Return who the image's user is; a user without a name is still looked up for a group."""
-        if user in ("", "root", "0"):
-            return 0, 0
-        return owner(
-            user, self._read(container, "/etc/passwd"), self._read(container, "/etc/group")
-        )
-
-    def _read(self, container: str, path: str) -> str:
-        try:
-            chunks, _ = self._client.get_archive(container, path)
-        except docker.errors.NotFound:
-            return ""
-        packed = joined(chunks, path, self._host)
-        content = next((content for _, content in members(packed, path, self._host)), b"")
-        return content.decode("utf-8", "replace")
-
-    def _plain(self, container: str, path: str) -> bytes:
-        """Return a plain file under ROOT, empty where there is none. Raises RecordError."""
-        try:
-            chunks, _ = self._client.get_archive(container, f"{FOLDER}/{path}")
-        except docker.errors.NotFound:
-            return b""
-        packed = b""
-        for chunk in chunks:
-            packed += chunk
-            if len(packed) > 2 * MOST:
-                raise unread(path, "it is too large", self._host)
-        try:
-            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
-                entry = tar.next()
-                plain = entry and entry.isreg() and not entry.issparse()
-                file = tar.extractfile(entry) if entry and plain else None
-                return file.read(MOST) if file else b""
-        except (tarfile.TarError, ValueError, LookupError, OSError, RecursionError) as error:
-            raise unread(path, str(error), self._host) from error
-
-    def _state(self, container: str) -> dict[str, Any]:
-        state: dict[str, Any] = self._client.inspect_container(container)["State"]
-        return state
-
-    def _still_runs(self, container: str, *, since: str) -> bool:
-        """Tell whether this run of the container, begun at `since`, goes on; removed is ended."""
-        try:
-            state = self._state(container)
-        except docker.errors.NotFound:
-            return False
-        return bool(state["Running"]) and state["StartedAt"] == since
-
-    def _check_runs(self, name: str) -> None:
-        state = self._state(name)
-        if state["Running"] and not state["Restarting"]:
-            return
-        said = self._last_words(name)
-        raise HostError(
-            f"{name} exited immediately with status "
-            f"{state['ExitCode']}{': ' if said else ''}{said}",
-            where=self._host,
-            hint="see `raycluster logs` for more",
-        )
-
-    def _now(self) -> float:
-        """Return the host's own time: its clock may differ from ours."""
-        said = re.sub(r"\.\d+", "", self._client.info()["SystemTime"])
-        return datetime.fromisoformat(said).timestamp()
-
-    def _discard(self, listed: list[dict[str, Any]]) -> list[str]:
-        """Stop and remove containers, side by side, as each may take its whole grace."""
-        if not listed:
-            return []
-        with ThreadPoolExecutor(len(listed)) as pool:
-            return list(pool.map(self._discard_one, listed))
-
-    def _discard_one(self, listed: Mapping[str, Any]) -> str:
-        try:
-            if listed["State"] not in ("created", "exited", "dead"):
-                self._client.stop(listed["Id"], timeout=GRACE)
-            self._client.remove_container(listed["Id"], force=True, v=True)
-        except docker.errors.APIError as error:  # another run removes it as well
-            if error.status_code != 404 and "already in progress" not in str(error.explanation):
-                raise
-        return f"container {listed['Names'][0].lstrip('/')}"
-
     def _volumes(self) -> list[str]:
-        told = self._client.volumes(filters={"label": f"{CLUSTER}={self._cluster}"})["Volumes"]
+        told = self._containers.client.volumes(filters={"label": f"{CLUSTER}={self._cluster}"})[
+            "Volumes"
+        ]
         return [str(volume["Name"]) for volume in told or []]
 
     def _remove_volumes(self) -> list[str]:
         mine = self._volumes()
         for name in mine:
             with contextlib.suppress(docker.errors.NotFound):
-                self._client.remove_volume(name)
+                self._containers.client.remove_volume(name)
         return [f"volume {name}" for name in mine]
 
     def _remove_networks(self) -> list[str]:
-        mine = self._client.networks(filters={"label": f"{CLUSTER}={self._cluster}"})
+        mine = self._containers.client.networks(filters={"label": f"{CLUSTER}={self._cluster}"})
         for network in mine:
             with contextlib.suppress(docker.errors.NotFound):
-                self._client.remove_network(network["Id"])
+                self._containers.client.remove_network(network["Id"])
         return [f"network {network['Name']}" for network in mine]
 
     def _remove_image(self, image: str) -> str:
-        users = self._client.containers(all=True, filters={"ancestor": image})
+        users = self._containers.client.containers(all=True, filters={"ancestor": image})
         if users:
             return f"image {image} (kept: {users[0]['Names'][0].lstrip('/')} uses it)"
         try:
-            self._client.remove_image(image)
+            self._containers.client.remove_image(image)
         except docker.errors.NotFound:
             return ""
         except docker.errors.APIError as error:
             return f"image {image} (kept: {error.explanation})"
         return f"image {image}"
-
-
-def _health(state: str) -> Health:
-    if state == "restarting":
-        return "restarting"
-    return "running" if state == "running" else "stopped"
-
-
-def _versions(text: str) -> Versions:
-    try:
-        return versions(read_json(text, "a label"))
-    except AnswerError:
-        return Versions()

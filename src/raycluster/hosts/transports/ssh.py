@@ -49,20 +49,16 @@ def open_ssh(
     options: SshOptions,
     *,
     ask: Callable[[str], str] | None = None,
-    pulse: float = 5.0,
-    silence: float = 20.0,
 ) -> SshTransport:
     """Connect, verify the host key and log in; `name` is the host's name in errors.
 
     `ask` is given a prompt and returns a passphrase; without it, encrypted keys need an agent.
-    Every `pulse` seconds the peer is asked for a sign of life; `silence` seconds without any end
-    the connection.
     Raises UnreachableError, HostKeyError, AuthError, SpecError or UsageError.
     """
-    from raycluster.hosts.transports.ssh_connect import Pulse, connect
+    from raycluster.hosts.transports.ssh_connect import connect
     from raycluster.hosts.transports.ssh_target import resolve
 
-    return SshTransport(name, connect(resolve(name, options), ask, Pulse(pulse, silence)))
+    return SshTransport(name, connect(resolve(name, options), ask))
 
 
 def pinned_key(name: str, options: SshOptions, *, ask: Callable[[str], str] | None = None) -> str:
@@ -70,10 +66,10 @@ def pinned_key(name: str, options: SshOptions, *, ask: Callable[[str], str] | No
 
     Raises what `open_ssh` raises, but asks the host for no login.
     """
-    from raycluster.hosts.transports.ssh_connect import Pulse, host_key
+    from raycluster.hosts.transports.ssh_connect import host_key
     from raycluster.hosts.transports.ssh_target import resolve
 
-    key = host_key(resolve(name, options), ask, Pulse(5.0, 20.0))
+    key = host_key(resolve(name, options), ask)
     return f"{key.kind} {base64.b64encode(key.blob).decode()}"
 
 
@@ -206,19 +202,6 @@ class SshTransport:
             return self._open(address, timeout)
         except ChannelRefusedError as error:
             raise self._refused(address, error) from error
-
-    def open_channel(self, address: Address, *, timeout: float = 10.0) -> Chan:
-        """Open a stream as `connect` does, but without a command that finds out why not."""
-        from raycluster.hosts.transports.ssh_channel import ChannelRefusedError
-
-        try:
-            return self._open(address, timeout)
-        except ChannelRefusedError as error:
-            if not isinstance(address, str) and error.reason == error.PROHIBITED:
-                raise self._refused(address, error) from error
-            raise HostError(
-                f"cannot connect to {_place(address)}: {error}", where=self._name
-            ) from error
 
     def close(self) -> None:
         """Close the connection, and those to jump hosts that carried it."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from raycluster.hosts.transports.ssh_login import Ask
+from raycluster.hosts.transports.ssh_attempt import Ask
 from raycluster.hosts.transports.ssh_master import short_folder
 
 _LONGEST_PROMPT = 4096

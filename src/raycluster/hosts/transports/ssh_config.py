@@ -9,14 +9,15 @@ import re
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 
 from raycluster.core.errors import UsageError
 from raycluster.hosts.transports.ssh_files import read_file
 from raycluster.hosts.transports.ssh_options import DEFAULT_CONFIG
-from raycluster.hosts.transports.ssh_patterns import matches
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 _LINE = re.compile(r'"?(\w+)"?(?:\s*=\s*|\s+|$)(.*)', re.ASCII)
@@ -24,6 +25,7 @@ _LISTS = {"identityfile", "certificatefile"}
 _RAW = {"proxycommand"}
 _WAYS = {"proxycommand", "proxyjump"}
 _DEEPEST_INCLUDE = 16
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 @dataclass
@@ -233,3 +235,25 @@ def expand_home(text: str) -> str:
         raise UsageError(
             f"{text}: the home folder does not exist", hint="correct the path, or set HOME"
         ) from error
+
+
+def lowered(text: str) -> str:
+    """Return a text with the letters of ASCII, and no others, in lower case, as OpenSSH does."""
+    return text.translate(_LOWER)
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Tell whether a pattern matches and none that begins with `!` does."""
+    found = False
+    for pattern in patterns:
+        if _fits(pattern.removeprefix("!"), name):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def _fits(pattern: str, name: str) -> bool:
+    if "*" not in pattern and "?" not in pattern:
+        return pattern == name
+    return fnmatchcase(name, pattern.replace("[", "[[]"))  # it alone gives brackets a meaning

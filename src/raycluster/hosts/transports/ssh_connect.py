@@ -13,9 +13,11 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from raycluster.core.errors import BeyondLibraryError, HostError, HostKeyError, UnreachableError
+from raycluster.hosts.transports import ssh_options
+from raycluster.hosts.transports.ssh_attempt import Ask
 from raycluster.hosts.transports.ssh_channel import ChannelRefusedError
 from raycluster.hosts.transports.ssh_hostkeys import ALGORITHMS, HostKey, algorithms, verify
-from raycluster.hosts.transports.ssh_login import Ask, log_in
+from raycluster.hosts.transports.ssh_login import log_in
 from raycluster.hosts.transports.ssh_paramiko import KINDS, Connection
 from raycluster.hosts.transports.ssh_proxy import ProxyCommand
 from raycluster.hosts.transports.ssh_socket import SshWire
@@ -39,14 +41,6 @@ _FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """How a dead peer is noticed, in seconds: asked every `interval`, given up after `silence`."""
-
-    interval: float
-    silence: float
-
-
-@dataclass(frozen=True)
 class OpenConnection:
     """An open connection, the connections that it runs through, and the address at its end."""
 
@@ -60,34 +54,32 @@ class OpenConnection:
             connection.close()
 
 
-def connect(target: SshTarget, ask: Ask | None, pulse: Pulse) -> OpenConnection:
+def connect(target: SshTarget, ask: Ask | None) -> OpenConnection:
     """Dial, verify the host key, log in. Raises UnreachableError, HostKeyError or AuthError."""
     with contextlib.ExitStack() as undo:
-        way = _way(target, ask, pulse, undo)
+        way = _way(target, ask, undo)
         connection, address = _enter(target, way, ask)
-        connection.watch(pulse.interval, pulse.silence)
+        connection.watch(ssh_options.PULSE_S, ssh_options.SILENCE_S)
         undo.pop_all()
     return OpenConnection(connection, tuple(way), address)
 
 
-def host_key(target: SshTarget, ask: Ask | None, pulse: Pulse) -> HostKey:
+def host_key(target: SshTarget, ask: Ask | None) -> HostKey:
     """Dial and verify as `connect` does, without the login, and return the key that was shown."""
     with contextlib.ExitStack() as undo:
-        way = _way(target, ask, pulse, undo)
+        way = _way(target, ask, undo)
         connection, _ = _verified(target, lambda: _dial(target, way[-1] if way else None))
         undo.callback(connection.close)
         return _presented(connection)
 
 
-def _way(
-    target: SshTarget, ask: Ask | None, pulse: Pulse, undo: contextlib.ExitStack
-) -> list[Connection]:
+def _way(target: SshTarget, ask: Ask | None, undo: contextlib.ExitStack) -> list[Connection]:
     """Log in on the jump hosts, the nearest first; `undo` will close what was opened."""
     way: list[Connection] = []
     for hop in target.jumps:
         try:
             connection, _ = _enter(hop, way, ask)
-            connection.watch(pulse.interval, pulse.silence)
+            connection.watch(ssh_options.PULSE_S, ssh_options.SILENCE_S)
         except HostError as error:
             label = f"jump host {hop.options.host}"
             raise type(error)(

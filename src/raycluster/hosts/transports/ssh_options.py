@@ -10,6 +10,9 @@ from raycluster.core.errors import SpecError
 from raycluster.core.usernames import wrong_user
 
 DEFAULT_CONFIG = "~/.ssh/config"
+PULSE_S = 5.0
+SILENCE_S = 20.0
+"""Every `PULSE_S` a peer is asked for a sign of life; `SILENCE_S` without any end a connection."""
 _ODD = re.compile(r"[\s\x00-\x1f\x7f'\"`$\\;&|<>(){}]")
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]+={0,2}")
 _PLACE = re.compile(

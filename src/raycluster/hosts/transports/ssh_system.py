@@ -13,12 +13,13 @@ import subprocess
 from dataclasses import dataclass
 
 from raycluster.core.errors import HostError, HostKeyError, UnreachableError
+from raycluster.hosts.transports import ssh_options
 from raycluster.hosts.transports.ssh import SshTransport
 from raycluster.hosts.transports.ssh_askpass import Askpass
+from raycluster.hosts.transports.ssh_attempt import Ask
 from raycluster.hosts.transports.ssh_command import command_line
-from raycluster.hosts.transports.ssh_connect import Pulse, ip_address
+from raycluster.hosts.transports.ssh_connect import ip_address
 from raycluster.hosts.transports.ssh_hostkeys import checked
-from raycluster.hosts.transports.ssh_login import Ask
 from raycluster.hosts.transports.ssh_master import SILENT, Master, last_lines, refusal
 from raycluster.hosts.transports.ssh_options import SshOptions
 from raycluster.hosts.transports.ssh_paramiko import Multiplexed
@@ -53,8 +54,6 @@ def open_system(
     options: SshOptions,
     *,
     ask: Ask | None = None,
-    pulse: float = 5.0,
-    silence: float = 20.0,
 ) -> SshTransport:
     """Connect as `open_ssh` does, with the system's ssh, which is given its prompts by `ask`.
 
@@ -65,7 +64,7 @@ def open_system(
     first: HostKeyError | None = None
     for kind in _KINDS if options.host_key else _KINDS[:1]:
         try:
-            link = _linked(name, command_line(options, kind), address, ask, Pulse(pulse, silence))
+            link = _linked(name, command_line(options, kind), address, ask)
         except HostKeyError as error:
             first = first or error
         else:
@@ -81,13 +80,11 @@ def open_system(
     ) from first
 
 
-def _linked(
-    name: str, command: tuple[str, ...], address: str, ask: Ask | None, pulse: Pulse
-) -> SystemLink:
-    interval = max(1, round(pulse.interval))
+def _linked(name: str, command: tuple[str, ...], address: str, ask: Ask | None) -> SystemLink:
+    interval = max(1, round(ssh_options.PULSE_S))
     settings = {
         "ServerAliveInterval": f"{interval}",
-        "ServerAliveCountMax": f"{max(1, round(pulse.silence / interval) - 1)}",
+        "ServerAliveCountMax": f"{max(1, round(ssh_options.SILENCE_S / interval) - 1)}",
     }
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as login:
         askpass = None if ask is None else login.enter_context(Askpass(ask))

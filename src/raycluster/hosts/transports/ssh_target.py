@@ -13,10 +13,10 @@ from raycluster.hosts.transports.ssh_config import (
     expand_home,
     expand_path,
     host_tokens,
+    lowered,
     read_config,
 )
 from raycluster.hosts.transports.ssh_options import SshOptions, check_options, jump_hops
-from raycluster.hosts.transports.ssh_patterns import lowered
 
 _DEFAULT_KEYS = tuple(
     f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raycluster.plan.forecast.fits import Problem
-from raycluster.serve.wanted import ModelRef, is_path
+from raycluster.serve.model_refs import ModelRef, is_path
 from raycluster.state.inventory import Disk, Inventory
 
 

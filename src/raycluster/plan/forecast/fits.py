@@ -19,7 +19,7 @@ from raycluster.plan.sizing.memory import (
     load_of,
 )
 from raycluster.plan.sizing.shape import ModelShape, read_shape
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 from raycluster.spec import ClusterSpec, Model
 from raycluster.spec.gpus import usable
 from raycluster.state.inventory import Files, Inventory

@@ -26,8 +26,8 @@ from raycluster.plan.forecast.fits import (
     unseen_gpus,
 )
 from raycluster.plan.forecast.interruptions import Interruption, interruptions
+from raycluster.serve.model_refs import ModelRef
 from raycluster.serve.settings import slugs
-from raycluster.serve.wanted import ModelRef
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import ClusterState
 from raycluster.state.inventory import Inventory

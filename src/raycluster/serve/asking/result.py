@@ -18,7 +18,7 @@ class AskedLine:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Fingerprint:
     """What an output file belongs to."""
 
     input: str
@@ -40,7 +40,7 @@ class Result:
     body: bytes = b"null"
     error: tuple[str, str] | None = None
 
-    def encode(self, stamp: Stamp) -> bytes:
+    def encode(self, fingerprint: Fingerprint) -> bytes:
         """Return the line of the output file."""
         name = json.dumps(self.custom_id)
         response = b"null"
@@ -51,7 +51,7 @@ class Result:
         error: dict[str, object] | None = None
         if self.error is not None:
             error = {"code": self.error[0], "message": self.error[1], "line": self.line}
-        begin = f'{{"id": "{stamp.id(self.line)}", "custom_id": {name}, "response": '.encode()
+        begin = f'{{"id": "{fingerprint.id(self.line)}", "custom_id": {name}, "response": '.encode()
         return begin + response + f', "error": {json.dumps(error)}}}\n'.encode()
 
 

@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raycluster.serve.bind_addresses import GRPC_PORTS
 from raycluster.serve.engines.server import Place
 from raycluster.serve.engines.vllm import Share, VllmEngine
 from raycluster.serve.first_to_go import go_first
-from raycluster.serve.listen import GRPC_PORTS
-from raycluster.serve.members import ADDRESS
+from raycluster.serve.node_files import ADDRESS, load_secrets
 from raycluster.serve.rootcause import one_line
-from raycluster.serve.secret_file import load_secrets
 from raycluster.serve.settings import ModelSettings
 
 LATE_S = 30.0

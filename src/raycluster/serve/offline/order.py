@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import AskedLine, Stamp
+from raycluster.serve.asking.result import AskedLine, Fingerprint
+from raycluster.serve.asking.retrying_client import Tries
 
 ORDER_FILE = "order.json"
 INPUT_FILE = "in.jsonl"
@@ -30,7 +30,7 @@ class Order:
     most requests at once, of all nodes together; `last` the highest number of a line.
     """
 
-    stamp: Stamp
+    fingerprint: Fingerprint
     tries: Tries
     head: str
     port: int
@@ -45,8 +45,8 @@ class Order:
     def decode(cls, content: bytes) -> Order:
         """Return what `encode` was called on."""
         told: dict[str, Any] = json.loads(content)
-        stamp, tries = Stamp(**told.pop("stamp")), Tries(**told.pop("tries"))
-        return cls(stamp=stamp, tries=tries, **told)
+        fingerprint, tries = Fingerprint(**told.pop("fingerprint")), Tries(**told.pop("tries"))
+        return cls(fingerprint=fingerprint, tries=tries, **told)
 
 
 @dataclass

@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raycluster.serve.asking.asker import AwayError, NoEntryError, RetryingClient
 from raycluster.serve.asking.result import Reply, Result, UnansweredError
+from raycluster.serve.asking.retrying_client import AwayError, NoEntryError, RetryingClient
 from raycluster.serve.asking.sender import RequestSender
 from raycluster.serve.offline.order import AWAY, NO_ENTRY, Order, decode_job
 
@@ -78,8 +78,8 @@ class TableStage:
                     yield rows(error=(AWAY, str(error)))
                     return
                 if results:
-                    stamp = self._order.stamp
-                    yield rows([r.encode(stamp) for r in results], counts=self._counted())
+                    fingerprint = self._order.fingerprint
+                    yield rows([r.encode(fingerprint) for r in results], counts=self._counted())
         finally:
             for task in tasks:
                 task.cancel()

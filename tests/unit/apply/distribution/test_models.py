@@ -8,8 +8,8 @@ import pytest
 
 from raycluster.apply.distribution.models import compare, holders
 from raycluster.core.errors import AppError
+from raycluster.serve.model_refs import ModelRef
 from raycluster.serve.settings import ModelSettings
-from raycluster.serve.wanted import ModelRef
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import ClusterState, HostState, RayNode
 

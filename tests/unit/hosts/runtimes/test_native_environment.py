@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from raycluster.core.errors import RuntimeUnavailableError
 from raycluster.core.interfaces import Process, Versions
 from raycluster.core.tested_versions import UV as UV_VERSION
+from raycluster.core.wait import wait_for
 from raycluster.hosts.runtimes.native import NativeRuntime
 from raycluster.hosts.runtimes.native_environment import PYTHON, NativeEnvironment, root_cause
 from raycluster.hosts.transports.local import LocalTransport
@@ -156,11 +158,16 @@ def test_what_makes_an_environment_fails_or_says_nothing(
     with pytest.raises(RuntimeUnavailableError, match=f"cannot be created: {what}"):
         environment._run(("sh", "-c", f"cd {tmp_path}; {script}"), {}, lambda _: None)
     for file in tmp_path.glob("pid"):
-        ps = ("ps", "-o", "stat=", "-p", file.read_text().strip())
-        assert subprocess.run(ps, capture_output=True, check=False).stdout.strip()[:1] in (
-            b"",
-            b"Z",
-        )
+        ended = functools.partial(_ended, file.read_text().strip())
+        assert wait_for(ended, timeout=20), "it runs on"
+
+
+def _ended(pid: str) -> bool | None:
+    ps = ("ps", "-o", "stat=", "-p", pid)
+    return (
+        subprocess.run(ps, capture_output=True, check=False).stdout.strip()[:1] in (b"", b"Z")
+        or None
+    )
 
 
 FETCH = """\

@@ -6,7 +6,7 @@ from typing import Any
 
 from raycluster.core.accelerators.values import Accelerators, Device
 from raycluster.core.interfaces import Facts
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import ClusterState, HostState
 from raycluster.state.inventory import Disk, Files, HostSeen, ModelLocation, RuntimeSource

@@ -13,7 +13,7 @@ from raycluster.plan.forecast.downloads import (
     too_little_room,
     withheld,
 )
-from raycluster.serve.wanted import ModelRef
+from raycluster.serve.model_refs import ModelRef
 from raycluster.state.inventory import (
     Disk,
     Files,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import AskedLine, Result, Stamp
+from raycluster.serve.asking.result import AskedLine, Fingerprint, Result
+from raycluster.serve.asking.retrying_client import Tries
 from raycluster.serve.offline.job import PASSES, ask_all
 from raycluster.serve.offline.order import (
     AWAY,
@@ -23,7 +23,7 @@ from raycluster.serve.offline.order import (
 )
 from raycluster.serve.offline.stage import addresses, rows
 
-STAMP = Stamp("0" * 12, "1" * 8)
+STAMP = Fingerprint("0" * 12, "1" * 8)
 ORDER = Order(STAMP, Tries(), "127.0.0.1", 1, 8, last=40)
 Block = dict[str, list[Any]]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.serve.asking.asker import Tries
-from raycluster.serve.asking.result import AskedLine, Stamp
+from raycluster.serve.asking.result import AskedLine, Fingerprint
+from raycluster.serve.asking.retrying_client import Tries
 from raycluster.serve.offline.order import (
     JobState,
     Order,
@@ -17,7 +17,7 @@ from raycluster.serve.offline.order import (
     ranges,
 )
 
-ORDER = Order(Stamp("a" * 12, "b" * 8), Tries(timeout=5.0), "10.0.0.1", 8000, 64, 99)
+ORDER = Order(Fingerprint("a" * 12, "b" * 8), Tries(timeout=5.0), "10.0.0.1", 8000, 64, 99)
 
 
 def test_an_order_comes_back_as_it_was() -> None:
