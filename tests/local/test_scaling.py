@@ -190,11 +190,13 @@ def test_replicas_are_on_the_hosts_of_their_model_alone(cluster: Cluster) -> Non
     cluster.put(here, replace(here, name="lost", hosts={"there": "10.9.9.9"}))
 
     def states(name: str) -> list[str]:
-        return [replica["state"] for replica in replicas(cluster, name)]
+        deployments = cluster.details()["applications"].get(name, {}).get("deployments", {})
+        return [
+            each["state"] for deployment in deployments.values() for each in deployment["replicas"]
+        ]
 
     def started() -> bool:
-        apps = cluster.details()["applications"]
-        return bool({"here", "lost"} <= apps.keys() and states("here") == ["RUNNING"])
+        return states("here") == ["RUNNING"] and bool(states("lost"))
 
     until(started, seconds=120, what="the one with a place does not run")
     assert states("lost") == ["STARTING"]
