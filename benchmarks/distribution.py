@@ -39,8 +39,8 @@ from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.secret_values import Secrets
 from tests.lab.hosts import Host, Lab, open_lab
 from tests.lab.network import sh
-from tests.local.hub import Hub, open_hub
-from tests.local.nodes import Inside, Nodes, state_of
+from tests.node.hub import Hub, open_hub
+from tests.node.nodes import Inside, Nodes, state_of
 
 MOST = 2.0
 """What 8 hosts may take of the time of 1."""

@@ -84,7 +84,7 @@ def serve(source: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     python = f"{made_by('node-env')}/bin/python"
     args = json.dumps({"max_model_len": 1024})
-    words = ("-m", "tests.local.fallback_server", str(port), made_by("model"), args)
+    words = ("-m", "tests.node.fallback_server", str(port), made_by("model"), args)
     env = {**os.environ, "PYTHONPATH": f"{source}:{ROOT}", "HF_HUB_OFFLINE": "1"}
     pipe = subprocess.PIPE
     with subprocess.Popen([python, *words], cwd=source, env=env, stdout=pipe) as process:

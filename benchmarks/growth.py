@@ -18,7 +18,7 @@ from statistics import median
 
 from benchmarks.figures import Limit, keep
 from raycluster.core.interfaces import Found, Secret, Versions
-from raycluster.observe.diagnosis import judge
+from raycluster.observe.diagnosis import diagnose
 from raycluster.plan.planner import plan_nodes
 from raycluster.services import certificate, firewall, prometheus
 from raycluster.services.processes import roles
@@ -70,7 +70,7 @@ class Cluster:
         """Return what is timed, by name."""
         return {
             "plan": lambda: plan_nodes(self.spec, self.state, self.wiring),
-            "judge": lambda: judge(self.spec, self.state, ()),
+            "judge": lambda: diagnose(self.spec, self.state, ()),
             "prometheus": lambda: (
                 prometheus.nodes(self.spec, self.wiring),
                 prometheus.gateways(self.spec, self.wiring),

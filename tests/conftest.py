@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A shell's background jobs ignore Ctrl-C, and what they start does too: tests that send it need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,7 +23,30 @@ settings.register_profile(
 )
 settings.load_profile("here")
 
-MUST_RUN = ("tests/browser/", "tests/contract/", "tests/lab/", "tests/local/")
+MUST_RUN = ("tests/browser/", "tests/contract/", "tests/lab/", "tests/local/", "tests/node/")
+
+
+ONE_BY_ONE = ("tests/local", "tests/lab/faults", "tests/lab/services")
+"""Folders whose tests share a cluster, or this machine's ports."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
+    """With `--dist loadscope`, give a process all tests that share a cluster, else a file's."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = _shared
+    return scheduler
+
+
+def _shared(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    return next((folder for folder in ONE_BY_ONE if path.startswith(f"{folder}/")), path)
+
+
+def pytest_runtest_setup() -> None:
+    """Python drops what a signal's handler raises in such a callback, and hypothesis has one."""
+    gc.callbacks.clear()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,3 +82,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what tests tell whoever reads the log: their property `told`."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "told":
+                terminalreporter.write_line(str(value))

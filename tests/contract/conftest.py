@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,13 @@ from raycluster.hosts.runtimes.docker import DockerRuntime
 from raycluster.hosts.runtimes.native import NativeRuntime
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.hosts.transports.ssh import open_ssh
+from raycluster.hosts.transports.ssh_system import open_system
+from tests.contract import ssh_client
 from tests.contract.dockerd import IMAGE, USR, docker_daemon
-from tests.contract.odd_hosts import NOISY
+from tests.contract.odd_hosts import BARE, NOISY, OddHost
+from tests.contract.ssh_client import Start
 from tests.contract.sshd import Sshd
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -36,31 +41,53 @@ def dockerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield socket
 
 
-@pytest.fixture
-def docker_kind(dockerd: str) -> Kind:
-    """Return containers on this machine."""
-    transport = LocalTransport("here")
-    return Kind(
-        lambda cluster: DockerRuntime("here", cluster, transport, socket=dockerd), IMAGE, (USR,)
-    )
-
-
 @pytest.fixture(scope="session")
-def odd_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """Yield the server of a host whose start-up files speak, export and change the locale."""
-    server = NOISY.sshd(tmp_path_factory.mktemp("odd")).start()
-    yield server
-    server.stop()
+def odd_sshds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[OddHost], Sshd]]:
+    """Return a function for the servers of odd hosts, one of each."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def one(host: OddHost) -> Sshd:
+            server = host.sshd(tmp_path_factory.mktemp("odd")).start()
+            stack.callback(server.stop)
+            return server
+
+        yield one
 
 
-@pytest.fixture
-def odd_native_kind(odd_sshd: Sshd) -> Iterator[Kind]:
-    """Return supervised processes in the home folder of such a host."""
-    with contextlib.closing(open_ssh("there", odd_sshd.options())) as transport:
+@contextlib.contextmanager
+def native_on(server: Sshd) -> Iterator[Kind]:
+    """Yield supervised processes in the home folder of a host."""
+    with contextlib.closing(open_ssh("there", server.options())) as transport:
         yield Kind(
             lambda cluster: NativeRuntime(
                 "there", cluster, transport, python=sys.executable, start_on_boot=False
             )
+        )
+
+
+@pytest.fixture
+def noisy_native_kind(odd_sshds: Callable[[OddHost], Sshd]) -> Iterator[Kind]:
+    """Return supervised processes on a host whose bash speaks, exports and changes the locale."""
+    with native_on(odd_sshds(NOISY)) as kind:
+        yield kind
+
+
+@pytest.fixture
+def bare_native_kind(odd_sshds: Callable[[OddHost], Sshd]) -> Iterator[Kind]:
+    """Return supervised processes on a host with BusyBox and tcsh, and odd names of folders."""
+    with native_on(odd_sshds(BARE)) as kind:
+        yield kind
+
+
+@pytest.fixture
+def bare_docker_kind(dockerd: str, odd_sshds: Callable[[OddHost], Sshd]) -> Iterator[Kind]:
+    """Return containers on such a host."""
+    with contextlib.closing(open_ssh("there", odd_sshds(BARE).options())) as transport:
+        yield Kind(
+            lambda cluster: DockerRuntime("there", cluster, transport, socket=dockerd),
+            IMAGE,
+            (USR,),
         )
 
 
@@ -76,3 +103,30 @@ def native_kind(tmp_path: Path) -> Kind:
         )
 
     return Kind(make)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts one more server, with lines for its configuration."""
+    with contextlib.ExitStack() as stack:
+
+        def one(extra: str = "", host_keys: tuple[str, ...] = ("ed25519",)) -> Sshd:
+            server = Sshd(tmp_path / f"sshd-{free_port()}", extra, host_keys).start()
+            stack.callback(server.stop)
+            return server
+
+        yield one
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """Yield a server that tests share which do not change it."""
+    server = Sshd(tmp_path_factory.mktemp("sshd")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=[open_ssh, open_system], ids=["library", "system"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test connect in this process, and with the system's ssh."""
+    monkeypatch.setattr(ssh_client, "open_ssh", request.param)

@@ -32,6 +32,8 @@ printf '\000\377\036\361binary, and no line end'
 printf 'you have mail\nno line end' >&2
 """
 ODD_NAME = 'it\'s "$HOME" % é;&'
+ODDER_NAME = 'ACME\\jane\'s  ü[a]*? "$(id)" %h #;&~'
+TEMPORARY = "tmp '$(id)ü"
 STARTUP_FILES = {
     "bash": (".bashrc", f"{SPEAKS}trap 'echo bye' EXIT\ncd /\nset -x\n", "export {}={}\n"),
     "zsh": (".zshenv", f"{SPEAKS}trap 'echo bye' EXIT\ncd /\n", "export {}={}\n"),
@@ -46,12 +48,15 @@ STARTUP_FILES = {
 class OddHost:
     """A host with a login shell whose start-up files speak and export, and with a home of a name.
 
-    `without` are programs of /usr/bin that are not there.
+    `without` are programs of /usr/bin that are not there; with `busybox` it has the others' place.
+    `tmp` is where /tmp leads, and TMPDIR a folder of such a name in it.
     """
 
     shell: str = "bash"
     name: str = ODD_NAME
     without: tuple[str, ...] = ()
+    busybox: bool = False
+    tmp: str = ""
 
     def sshd(self, folder: Path) -> Sshd:
         """Return its server, which has not started."""
@@ -68,11 +73,13 @@ class OddHost:
         german = ("localedef", "-i", "de_DE", "-f", "UTF-8", str(locales / "de_DE.UTF-8"))
         subprocess.run(german, check=True, capture_output=True)
         extra = f"PermitUserEnvironment yes\nSetEnv LOCPATH={locales} RAY_NAMESPACE=not-ours"
-        return Sshd(folder / "sshd", extra, login=Login(home, shell, self.without))
+        login = Login(home, shell, self.without, busybox=self.busybox, tmp=self.tmp)
+        return Sshd(folder / "sshd", extra, login=login)
 
     def _fill(self, home: Path) -> None:
         name, speaks, export = STARTUP_FILES[self.shell]
-        exports = "".join(export.format(k, shlex.quote(v)) for k, v in EXPORTS.items())
+        values = {**EXPORTS, "TMPDIR": str(home / TEMPORARY)} if self.tmp else EXPORTS
+        exports = "".join(export.format(k, shlex.quote(v)) for k, v in values.items())
         written = {
             name: speaks + exports,
             ".ssh/rc": SPEAKS,
@@ -81,10 +88,11 @@ class OddHost:
         for path, text in written.items():
             (home / path).parent.mkdir(parents=True, exist_ok=True)
             (home / path).write_text(text)
+        (home / TEMPORARY).mkdir()
 
 
 NOISY = OddHost()
-BARE = OddHost("tcsh", without=("bash", "zsh", "python"))
+BARE = OddHost("tcsh", ODDER_NAME, ("bash", "zsh", "python"), busybox=True, tmp="/t'mp  ü $(id)")
 OTHERS = (
     # fish spells its home anew where its start-up file changes the locale
     OddHost("fish", ODD_NAME.replace("é", "e")),

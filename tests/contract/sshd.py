@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -42,14 +43,17 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
 class Login:
     """The home and login shell of this user to a server alone; `without` leaves out of /usr/bin.
 
-    Where it is `expired`, the password has to be changed. `mounts` are lines for a shell, which may
-    change what is mounted. Needs root.
+    Where it is `expired`, the password has to be changed. With `busybox`, that takes the place of
+    all programs of /usr/bin that it has. With `tmp`, /tmp is a link to a folder of that path.
+    `mounts` are lines for a shell, which may change what is mounted. Needs root.
     """
 
     home: Path
     shell: str
     without: tuple[str, ...] = ()
     expired: bool = False
+    busybox: bool = False
+    tmp: str = ""
     mounts: tuple[str, ...] = ()
 
     def entering(self, folder: Path) -> tuple[str, ...]:
@@ -65,15 +69,43 @@ class Login:
             shadow = folder / "shadow"
             shadow.write_text(f"{user}:*:0:0:99999:7:::\n")
             steps.append(f"mount --bind {shadow} /etc/shadow")
-        if self.without:
-            over = folder / "over"
-            over.mkdir()
-            steps += [f"mount -t tmpfs none {over}", f"mkdir {over}/upper {over}/work"]
-            steps += [f"mknod {over}/upper/{program} c 0 0" for program in self.without]
-            layers = f"lowerdir=/usr/bin,upperdir={over}/upper,workdir={over}/work"
-            steps.append(f"mount -t overlay none -o {layers} /usr/bin")
+        if self.without or self.busybox:
+            steps += self._programs(folder / "over")
         steps += self.mounts
-        return ("unshare", "--mount", "sh", "-c", "; ".join([*steps, 'exec "$@"']), "sh")
+        if not self.tmp:
+            return ("unshare", "--mount", "sh", "-c", "; ".join([*steps, 'exec "$@"']), "sh")
+        steps += self._root(folder / "root")
+        return ("unshare", "--mount", "sh", "-c", "\n".join(steps), "sh")
+
+    def _programs(self, over: Path) -> list[str]:
+        over.mkdir()
+        upper = f"{over}/upper"
+        steps = [f"mount -t tmpfs none {over}", f"mkdir {upper} {over}/work"]
+        if self.busybox:
+            listed = subprocess.run(
+                ("busybox", "--list"), check=True, capture_output=True, text=True
+            )
+            names = [name for name in listed.stdout.split() if Path("/usr/bin", name).exists()]
+            steps += [f"ln -s busybox {upper}/{name}" for name in names]
+        steps += [f"mknod {upper}/{program} c 0 0" for program in self.without]
+        layers = f"lowerdir=/usr/bin,upperdir={upper},workdir={over}/work"
+        return [*steps, f"mount -t overlay none -o {layers} /usr/bin"]
+
+    def _root(self, root: Path) -> list[str]:
+        """Return how to begin in a root with the folders of this one, where /tmp is a link."""
+        root.mkdir()
+        tmp = shlex.quote(self.tmp)
+        return [
+            f"mount -t tmpfs none {root}",
+            "for each in /*; do",
+            f'  if [ "$each" = /tmp ]; then ln -s {tmp} {root}/tmp',
+            f'  elif [ -L "$each" ]; then ln -s "$(readlink "$each")" "{root}$each"',
+            f'  elif [ -d "$each" ]; then mkdir "{root}$each"; mount --rbind "$each" "{root}$each"',
+            "  fi",
+            "done",
+            f"mkdir {root}{tmp}; mount --bind /tmp {root}{tmp}",
+            f'exec chroot {root} "$@"',
+        ]
 
 
 @dataclass

@@ -124,7 +124,10 @@ def test_what_the_image_lacks_is_added_and_nothing_else(here: Here) -> None:
     here.offer()
     odd = {"~hared": "1.0", "legacy": "2004d", "tensors": "2.13.0a0+git1.cu130"}
     here.hold(vllm="0.32.0", shared="1.0", **odd)
+    before = here.runtime.known_versions(here.process)
+    assert (before.whole, here.added(), here.told) == (True, {}, [])
     versions = here.prepare()
+    assert replace(versions, added="") == before.versions
     assert (versions.ray, versions.vllm) == (RAY, "0.32.0")
     names = ["lacking-1.1", "prometheus_client-0.20.0", f"ray-{RAY}"]
     assert here.added() == {versions.added: [f"{name}.dist-info" for name in names]}

@@ -38,17 +38,10 @@ UNLIMITED = BoxOptions((), {"memlock": -1, "nofile": 1048576}, ("CAP_IPC_LOCK",)
 class GpuHost(LocalTransport):
     """This machine, whose shell tells of a GPU and a container toolkit in CDI mode."""
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        input: bytes = b"",
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = 60.0,
-    ) -> Completed:
+    def run(self, argv: Sequence[str], **options: Any) -> Completed:
         if argv[-1] == look_script():
             return Completed(0, b"pci nvidia\nmode cdi\n")
-        return super().run(argv, input=input, env=env, timeout=timeout)
+        return super().run(argv, **options)
 
 
 @pytest.fixture(scope="module")

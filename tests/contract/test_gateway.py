@@ -21,6 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from raycluster.core.interfaces import Process, Secret
+from raycluster.services import gateway as gateway_service
 from raycluster.services.gateway import FIGURES_PATH
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
@@ -424,6 +425,16 @@ def on_disk(root: Path) -> int:
     return size
 
 
+def begun_in_chunks(client: httpx.Client, path: str, key: str, size: int) -> socket.socket:
+    """Begin a request whose body has no length before it, and leave its end out."""
+    one = socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=20)
+    auth = f"Authorization: Bearer {key}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: chunked\r\n\r\n"
+    with suppress(OSError):  # nginx may refuse it at once
+        one.sendall(f"{head}{size:x}\r\n".encode() + b"x" * (size - 1))
+    return one
+
+
 SIZE, MANY = 8 << 20, 20
 
 
@@ -442,6 +453,36 @@ def test_unfinished_bodies_take_no_memory(root: Path, api: int, path: str, key: 
         else:
             assert on_disk(folder) == 0
         assert memory(folder) - before < MANY << 20
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_bodies_cannot_fill_the_disk(
+    root: Path, api: int, monkeypatch: pytest.MonkeyPatch, sized: bool
+) -> None:
+    """Whoever has a key: no more than a few bodies of each size are on the disk at once."""
+    monkeypatch.setattr(gateway_service, "BODIES_BYTES", 4 * 10**7)
+    folder = root / f"disk-{sized}"
+    folder.mkdir()
+
+    def status(client: httpx.Client, size: int) -> int:
+        body = b"x" * size if sized else iter([b"x" * size])
+        answer = client.post("/v1/x", headers=bearer(ALICE), content=body)
+        assert (answer.status_code == 429) == ("retry-after" in answer.headers)
+        return answer.status_code
+
+    with running(folder, api, max_body="10m", **KEYS) as client, ExitStack() as held:
+        for _ in range(12):
+            begin = begun if sized else begun_in_chunks
+            held.enter_context(begin(client, "/v1/x", ALICE, SIZE))
+        most = 4 if sized else 3  # of 10 MB, and of the largest
+        wait_for(lambda: on_disk(folder) > most * (SIZE - (1 << 20)), "bodies on the disk")
+        assert status(client, SIZE) == 429
+        assert on_disk(folder) <= most * SIZE
+        assert client.post("/v1/x", headers=bearer(ALICE), content=b"{}").status_code == 200
+        if sized:
+            assert status(client, 200_000) == 200
+        held.close()
+        wait_for(lambda: status(client, SIZE) == 200, "room for another body")
 
 
 def test_who_sends_slowly_is_not_waited_for(root: Path, api: int) -> None:

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import pytest
 
@@ -305,16 +306,9 @@ class Watched(LocalTransport):
         super().__init__("here")
         self.seen = seen
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        input: bytes = b"",
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = 60.0,
-    ) -> Completed:
+    def run(self, argv: Sequence[str], **options: Any) -> Completed:
         """Run, and tell."""
-        done = super().run(argv, input=input, env=env, timeout=timeout)
+        done = super().run(argv, **options)
         self.seen(argv)
         return done
 
@@ -414,16 +408,9 @@ class OtherTmp(LocalTransport):
         mount = f'mount -t tmpfs -o {options} none /tmp && exec "$@"'
         self.prefix = ("unshare", "--mount", "sh", "-c", mount, "sh")
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        input: bytes = b"",
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = 60.0,
-    ) -> Completed:
+    def run(self, argv: Sequence[str], **options: Any) -> Completed:
         """Run there."""
-        return super().run((*self.prefix, *argv), input=input, env=env, timeout=timeout)
+        return super().run((*self.prefix, *argv), **options)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -486,19 +473,12 @@ class Broken(LocalTransport):
         self.down = threading.Event()
         self.met = threading.Semaphore(0)
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        input: bytes = b"",
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = 60.0,
-    ) -> Completed:
+    def run(self, argv: Sequence[str], **options: Any) -> Completed:
         """Run, or raise what a broken connection raises."""
         if self.down.is_set():
             self.met.release()
             raise HostError("sshd did not open a session", where="here")
-        return super().run(argv, input=input, env=env, timeout=timeout)
+        return super().run(argv, **options)
 
 
 def test_the_beat_goes_on_after_it_failed(cluster: str) -> None:

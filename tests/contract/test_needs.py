@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +19,32 @@ import pytest
 from raycluster.apply.applications import _wait_for_router
 from raycluster.apply.context import ApplyContext
 from raycluster.apply.converge import up
-from raycluster.apply.nodes import wait_for_head
+from raycluster.apply.nodes import refuse_versions, wait_for_head
 from raycluster.apply.preconditions.connectivity import shared_ports, try_neighbours
 from raycluster.apply.smoke_test import prove
 from raycluster.check.hosts import Finding, check_hosts
-from raycluster.core.errors import ForwardRefusedError, HostError
+from raycluster.core.errors import ForwardRefusedError, HostError, VersionMismatchError
 from raycluster.core.interfaces import Secret
 from raycluster.hosts.fleet import Fleet
 from raycluster.hosts.http import http_client
+from raycluster.hosts.lock import holding
 from raycluster.observe.facts import read_listening
+from raycluster.plan.actions import Start
+from raycluster.services.processes import desired
+from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
+from raycluster.state.cluster import ClusterState
+from tests.contract.odd_hosts import BARE, OddHost
 from tests.contract.sshd import SSHD, Login, Sshd
-from tests.ports import free_ports
+from tests.ports import free_port, free_ports
 
 if SSHD is None or os.geteuid() != 0:
     pytest.skip("needs OpenSSH's server, and root for mounts of its own", allow_module_level=True)
 
 AT_ONCE = 15.0
+OTHER_PYTHON = "3.12" if sys.version_info[:2] == (3, 13) else "3.13"
+NAMES = ("gcs", "node_manager", "object_manager", "api", "dashboard")
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,11 @@ class Host:
     home: Path
 
     def spec(self, **more: Any) -> ClusterSpec:
-        names = ("gcs", "node_manager", "object_manager", "api", "dashboard")
         server = self.server
         document: Mapping[str, Any] = {
             "cluster": {"name": "needs"},
             "runtime": {"kind": "native", "python": sys.executable, "start_on_boot": False},
-            "ports": dict(zip(names, free_ports(len(names)), strict=True)),
+            "ports": dict(zip(NAMES, free_ports(len(NAMES)), strict=True)),
             "head": {
                 "host": "127.0.0.1",
                 "gpus": 0,
@@ -87,13 +97,13 @@ def closing_server(server: Sshd) -> Iterator[Sshd]:
         server.stop()
 
 
-def wrong(spec: ClusterSpec) -> list[Finding]:
-    """Return what `check` finds wrong that is of no concern to other tests."""
+def wrong(spec: ClusterSpec, also: str = "\0") -> list[Finding]:
+    """Return what `check` finds wrong that is no concern of other tests, and what says `also`."""
     with Fleet("needs", 2) as fleet:
         found = [f for f in check_hosts(spec, fleet) if not f.passed and f.subject != "disk"]
     # the tests' own Python has no ray, and another test may have a port
     mine = ("has no ray", "is already in use")
-    return [f for f in found if not any(words in f.text for words in mine)]
+    return [f for f in found if also in f.text or not any(words in f.text for words in mine)]
 
 
 def why_not(spec: ClusterSpec) -> str:
@@ -147,6 +157,24 @@ def test_check_tells_what_up_would_fail_for(
         assert not list(odd.home.glob(".raycluster/*"))
 
 
+def test_up_names_all_that_is_wrong_in_one_run(tmp_path: Path) -> None:
+    with (
+        host(tmp_path, "AllowTcpForwarding no", OVER_TMP % "noexec") as odd,
+        socket.create_server(("127.0.0.1", taken := free_port())),
+    ):
+        plain = odd.spec()
+        head = {**plain.head.model_dump(exclude_none=True), "gpus": 2}
+        ports = {name: getattr(plain.ports, name) for name in NAMES}
+        spec = odd.spec(head=head, ports={**ports, "dashboard": taken})
+        said, found = why_not(spec), [f.text for f in wrong(spec, also=f"port {taken}")]
+    for words in (
+        *("programs in /tmp cannot be run", "sshd forbids forwarding", "gpus = 2, but"),
+        f"port {taken} is already in use",
+    ):
+        assert said.count(words) == 1, said
+        assert any(words in text for text in found), found
+
+
 def test_check_leaves_nothing_behind_and_finds_nothing_wrong(tmp_path: Path) -> None:
     with host(tmp_path) as fine:
         before = set(Path("/tmp").iterdir())
@@ -154,6 +182,23 @@ def test_check_leaves_nothing_behind_and_finds_nothing_wrong(tmp_path: Path) -> 
         left = set(Path("/tmp").iterdir()) - before
         assert not [each for each in left if each.name.startswith(".raycluster-")]
         assert not list(fine.home.iterdir())
+
+
+def test_a_host_of_odd_names_without_bash_is_fine(odd_sshds: Callable[[OddHost], Sshd]) -> None:
+    server = odd_sshds(BARE)
+    assert server.login is not None
+    odd = Host(server, server.login.home)
+    before = set(odd.home.rglob("*"))
+    spec = odd.spec()
+    assert not wrong(spec)
+    with Fleet("needs", 2) as fleet:
+        fleet.open(spec.hosts[0])
+        with (
+            closing(fleet.new_connection("head")) as own,
+            holding(own, f"needs-{os.getpid()}", "up"),
+        ):
+            pass
+    assert set(odd.home.rglob("*")) == before
 
 
 def test_a_port_that_sshd_forbids_is_told_from_one_that_nobody_has(tmp_path: Path) -> None:
@@ -239,6 +284,62 @@ def test_a_disk_that_is_full_behind_the_first_bytes(tmp_path: Path) -> None:
         [found] = [f for f in wrong(odd.spec()) if "cannot be written" in f.text]
         assert "quota" in found.hint
         assert "cannot be written" in why_not(odd.spec())
+
+
+@pytest.mark.parametrize("setting", ["folder", "python"])
+def test_a_path_that_no_search_path_can_hold(tmp_path: Path, setting: str) -> None:
+    path = f"{tmp_path}/nas:data"
+    runtime = {"kind": "native", "start_on_boot": False, setting: f"{path}/python"}
+    with host(tmp_path) as odd:
+        [found] = [f for f in wrong(odd.spec(runtime=runtime)) if "colon" in f.text]
+        assert setting in found.hint
+        assert f"{path}" in why_not(odd.spec(runtime=runtime))
+    assert not Path(path).exists()
+
+
+def with_ray(folder: Path, version: str) -> str:
+    """Return a Python that holds a package by the name of Ray."""
+    venv.create(folder, symlinks=True)
+    packages = sysconfig.get_path("purelib", "venv", {"base": str(folder)})
+    told = Path(packages, f"ray-{version}.dist-info/METADATA")
+    told.parent.mkdir()
+    told.write_text(f"Metadata-Version: 2.1\nName: ray\nVersion: {version}\n")
+    return str(folder / "bin/python")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "said"),
+    [
+        ({"python": "2.59.0"}, r"Ray differs.*w has 2\.59\.0"),
+        ({"python_version": OTHER_PYTHON}, f"Python differs.*w has {OTHER_PYTHON}"),
+    ],
+)
+def test_versions_of_hosts_are_compared_before_anything_is_brought(
+    tmp_path: Path, runtime: dict[str, str], said: str
+) -> None:
+    home = tmp_path / "home of the other"
+    home.mkdir()
+    with (
+        host(tmp_path) as odd,
+        closing_server(Sshd(tmp_path / "other", login=Login(home, "/bin/sh"))) as other,
+        Fleet("needs", 2) as fleet,
+    ):
+        if version := runtime.get("python"):
+            runtime = {"python": with_ray(tmp_path / "b", version)}
+        login = odd.spec().head.model_dump(exclude_none=True)
+        key, known = f"{other.folder}/client", f"{other.folder}/known_hosts"
+        there = {**login, "port": other.port, "identity_file": key, "known_hosts": known}
+        head = {**login, "runtime": {"python": with_ray(tmp_path / "a", "2.60.0")}}
+        workers = [{**there, "name": "w", "runtime": runtime}]
+        spec = odd.spec(runtime={"kind": "native"}, head=head, workers=workers)
+        fleet.reach(spec.hosts, lambda connected: connected.address)
+        wiring = Wiring({each.name: "192.0.2.1" for each in spec.hosts}, Secret("t"))
+        nodes = [desired(spec, each, wiring)[0] for each in spec.hosts]
+        starts = [Start(h.name, p, "") for h, p in zip(spec.hosts, nodes, strict=True)]
+        work = ApplyContext(spec, fleet, Secret("t"), Secrets(), lambda _: None)
+        with pytest.raises(VersionMismatchError, match=said):
+            refuse_versions(work, ClusterState({}), starts, {})
+        assert not (odd.home / ".raycluster").exists()
 
 
 def test_a_python_that_is_named_and_of_no_use(tmp_path: Path) -> None:

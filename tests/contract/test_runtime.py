@@ -18,7 +18,10 @@ from raycluster.core.interfaces import ROOT, Found, Process, Runtime, Versions
 from tests.contract.conftest import Kind
 from tests.contract.odd_hosts import EXPORTS
 
-KINDS = ("docker", "native", "odd_native")
+KINDS = ("native", "bare_native", "bare_docker")
+everywhere = pytest.mark.parametrize("kind", [*KINDS, "noisy_native"], indirect=True)
+"""For what the start-up files of a login shell could spoil: its output, input and environment."""
+
 
 VERSIONS = Versions(python="3.11.2", ray="2.60.0")
 LOOP = "trap 'exit 0' TERM; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.1; done"
@@ -66,6 +69,7 @@ def test_nothing_is_there_before_the_first_start(runtime: Runtime) -> None:
     assert runtime.remove("head") == ()
 
 
+@everywhere
 def test_a_started_process_is_observed_with_what_it_was_started_from(
     kind: Kind, runtime: Runtime
 ) -> None:
@@ -77,7 +81,7 @@ def test_a_started_process_is_observed_with_what_it_was_started_from(
     assert found.started
 
 
-@pytest.mark.parametrize("kind", ["docker", "odd_native"], indirect=True)
+@pytest.mark.parametrize("kind", ["bare_docker", "bare_native"], indirect=True)
 def test_other_clusters_are_known_by_the_ports_of_what_runs(kind: Kind, runtime: Runtime) -> None:
     begin(runtime, replace(loop(kind), ports={"api": 4711}))
     found = kind.make_runtime(f"test-{next(NUMBERS)}").neighbours()
@@ -136,6 +140,7 @@ def test_root_stands_for_the_cluster_folder_in_argv_and_env(kind: Kind, runtime:
     assert second == f"{first}/x"
 
 
+@everywhere
 def test_processes_find_none_of_what_a_login_exports(kind: Kind, runtime: Runtime) -> None:
     script = 'env -0 >"$RAYCLUSTER_ROOT/found"; ' + LOOP
     begin(runtime, loop(kind, script=script, RAYCLUSTER_ROOT=ROOT))
@@ -169,6 +174,7 @@ def test_the_sockets_are_those_of_our_processes(kind: Kind, runtime: Runtime) ->
     assert found.issuperset(said())
 
 
+@everywhere
 def test_files_are_there_before_the_process_and_its_own_alone(kind: Kind, runtime: Runtime) -> None:
     process = loop(kind, script=f'cat "$AT/deep/token"; {LOOP}', AT="{root}")
     begin(runtime, process, deep__token=b"content\n", plain=b"\x00\xff")
@@ -206,6 +212,7 @@ def test_what_keeps_ending_is_told_with_its_last_words(kind: Kind, runtime: Runt
     wait_for(lambda: "no such GPU" in only(runtime.observe()).detail)
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("script", "given", "expected"),
     [
@@ -225,6 +232,7 @@ def test_a_command_inside(
     assert (done.exit_code, done.stdout, done.stderr) == expected
 
 
+@everywhere
 def test_commands_inside_take_their_arguments_as_they_are(kind: Kind, runtime: Runtime) -> None:
     begin(runtime, loop(kind, OWN="from the process"))
     shell = runtime.inside("head")
@@ -249,6 +257,7 @@ def test_a_command_that_takes_too_long_is_ended(kind: Kind, runtime: Runtime) ->
     wait_for(lambda: not running(shell.run, "4321"))
 
 
+@everywhere
 def test_a_stream_inside_gives_both_channels_and_the_status(kind: Kind, runtime: Runtime) -> None:
     begin(runtime, loop(kind))
     shell, seen = runtime.inside("head"), {"stdout": b"", "stderr": b""}
@@ -319,6 +328,7 @@ def test_logs_since_leave_older_lines_out(kind: Kind, runtime: Runtime) -> None:
     assert b"tick 0\n" not in recent
 
 
+@everywhere
 def test_one_role_is_removed_and_then_the_rest(kind: Kind, runtime: Runtime) -> None:
     begin(runtime, loop(kind, "head"))
     begin(runtime, loop(kind, "worker"))

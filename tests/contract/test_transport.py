@@ -17,6 +17,7 @@ import pytest
 
 from raycluster.core.errors import AnswerError, CommandError, HostError
 from raycluster.core.interfaces import Address, ByteStream, Shell, Transport
+from raycluster.hosts.transports import ssh
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.hosts.transports.ssh import open_ssh
 from raycluster.hosts.transports.ssh_system import open_system
@@ -190,8 +191,11 @@ def test_any_login_shell_does(host: OddHost, tmp_path: Path) -> None:
 def test_a_timeout_ends_the_command_and_its_children(transport: Transport, tmp_path: Path) -> None:
     note = tmp_path / "pids"
     script = f"trap '' TERM HUP; sleep 300 & echo $$ $! > {note}; wait; sleep 300"
-    with pytest.raises(HostError, match="sh did not finish within 1 s"):
-        transport.run(("sh", "-c", script), timeout=1)
+    for seconds in (1, 5, 25):  # until it had begun within them
+        with pytest.raises(HostError, match=f"sh did not finish within {seconds} s"):
+            transport.run(("sh", "-c", script), timeout=seconds)
+        if note.exists() and note.read_text():
+            break
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) == 2
     wait_for(lambda: not any(alive(pid) for pid in pids), "the command is gone")
@@ -236,7 +240,7 @@ def test_closing_a_stream_ends_the_command(transport: Transport) -> None:
     began = time.monotonic()
     stream.close()  # type: ignore[attr-defined]
     wait_for(lambda: not alive(pid), "the command is gone")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o755])
@@ -342,7 +346,8 @@ def test_connect_to_nothing_names_the_address(transport: Transport, tmp_path: Pa
             transport.connect(address)
 
 
-def test_thirty_threads_share_it(transport: Transport) -> None:
+def test_thirty_threads_share_it(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "BEGIN_SECONDS", 120.0)  # for a busy machine
     with ThreadPoolExecutor(30) as pool:
         texts = list(pool.map(lambda n: transport.run(("echo", str(n))).text, range(90)))
     assert texts == [str(n) for n in range(90)]

@@ -13,15 +13,16 @@ import threading
 import time
 import tomllib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 from unittest import mock
 
+import httpx
 import typer.main
 
 import raycluster.core.wait
@@ -30,7 +31,12 @@ from raycluster import cli
 from raycluster.apply import applications
 from raycluster.apply.distribution import peer_transfer
 from raycluster.apply.preconditions import connectivity
+from raycluster.batch import work
+from raycluster.bench import server_metrics
 from raycluster.hosts import fleet
+from raycluster.observe import replica_endpoints
+from raycluster.serve.asking import retrying_client
+from raycluster.serve.asking.retrying_client import Tries
 from tests.hostile.host import (
     FINGERPRINT,
     Answers,
@@ -40,8 +46,9 @@ from tests.hostile.host import (
     ray_token,
     recorded,
 )
+from tests.hostile.visitor import visited
 
-REAL_S = 20
+REAL_S = 60
 """Seconds that a run may take in truth."""
 FASTER = 40
 """Waiting takes no time, and time goes on by so many times as much."""
@@ -55,6 +62,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "plan": ("plan", "SPEC"),
     "logs": ("logs", "all", "--spec", "SPEC"),
     "support-bundle": ("support-bundle", "-o", "bundle.tar.gz", "--spec", "SPEC"),
+    "tunnel": ("tunnel", "SPEC"),
     "deploy": ("deploy", "SPEC"),
     "bench": (
         *("bench", "--from", "head", "-n", "4", "-c", "2", "-o", "figures"),
@@ -62,21 +70,42 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     ),
     "down": ("down", "--yes", "SPEC"),
 }
+_AT = ("--url", "URL", "--api-key", "env:HOSTILE_KEY", "--timeout", "SECONDS")
+OF_ENDPOINTS: Mapping[str, tuple[str, ...]] = {
+    "bench-url": (
+        *("bench", *_AT, "-m", "m", "-n", "4", "-c", "2", "--warmup", "1", "--no-calibrate"),
+        *("-o", "figures", "--prompts", "prompts.txt"),
+    ),
+    "bench-embeddings": (
+        *("bench", *_AT, "-m", "m", "-n", "4", "-c", "2", "--warmup", "1", "--no-calibrate"),
+        *("--endpoint", "embeddings", "--json", "--prompts", "prompts.txt"),
+    ),
+    "batch": (
+        *("batch", "prompts.txt", *_AT, "-m", "m", "-o", "answers.jsonl", "-c", "2"),
+        *("--max-retries", "2", "--line-time", "0.5", "--patience", "0.5"),
+    ),
+}
 MADE: Mapping[str, frozenset[str]] = {
     "support-bundle": frozenset({"work/bundle.tar.gz"}),
     "bench": frozenset({"work/figures"}),
+    "tunnel": frozenset({"run/raycluster"}),
+    "bench-url": frozenset({"work/figures"}),
+    "batch": frozenset({"work/answers.jsonl"}),
 }
 """What a command may write, below the folder of the runs."""
+PRINTS_JSON = ("status", "bench-embeddings")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code, what it wrote, and questions that no real host was asked."""
+    """How a run ended: its exit code, what it wrote, questions that no real host was asked, and
+    what came through a tunnel."""
 
     code: int
     out: str
     err: str
-    unknown: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+    heard: bytes = b""
 
 
 _OBEYED = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u202a-\u202e\u2066-\u2069]")
@@ -114,6 +143,19 @@ class Stage:
             size = 0 if path.is_dir() else stat.st_size
             found[place] = (stat.st_mode, size, 0 if path.is_dir() else stat.st_mtime_ns)
         return found
+
+    def written(self, command: str) -> bytes:
+        """Return the content of all that a command wrote; lines of JSON have to be that."""
+        whole = b""
+        for made in MADE.get(command, ()):
+            path = self.folder / made
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                content = file.read_bytes() if file.is_file() else b""
+                if file.suffix in (".json", ".jsonl"):
+                    for line in content.split(b"\n") if file.suffix == ".jsonl" else (content,):
+                        json.loads(line or b"0", parse_constant=_refuse)
+                whole += content
+        return whole
 
     def changes(self, command: str) -> list[str]:
         """Return what was changed that may not be, and take all of it back."""
@@ -162,6 +204,8 @@ def staged(folder: Path) -> Iterator[Stage]:
             mock.patch("raycluster.apply.teardown.locked", lambda *_: nullcontext()),
             mock.patch("raycluster.spec.read_spec", cache(raycluster.spec.read_spec)),
             mock.patch("typer.main.get_command", cache(typer.main.get_command)),
+            mock.patch("httpx.create_ssl_context", cache(httpx.create_ssl_context)),
+            mock.patch("gc.collect", lambda: 0),  # before each level of a load
         ):
             yield stage
     finally:
@@ -177,16 +221,53 @@ def addresses() -> Mapping[str, str]:
     }
 
 
-def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
-    """Run a command. Raises AssertionError, and what the command let through."""
+def attempt(stage: Stage, command: str, spoil: Spoil, *, patience: float = 0.5) -> Outcome:
+    """Run a command. Raises AssertionError, and what the command let through.
+
+    `patience` are the seconds for which somebody at a tunnel waits.
+    """
     answers = Answers(command, spoil)
     known = addresses()
 
     def reach(host: Any, ask: object) -> FakeHost:
         return FakeHost(host.name, known[host.name], answers)
 
-    words = ["raycluster", *COMMANDS[command]]
-    words = ["cluster.toml" if word == "SPEC" else word for word in words]
+    with (
+        mock.patch.dict(fleet.TRANSPORTS, {"ssh": reach, "local": reach}),
+        mock.patch.object(
+            connectivity,
+            "new_tokens",
+            lambda names: dict.fromkeys(names, "0") | neighbours_tokens(command),
+        ),
+        mock.patch.object(applications, "app_fingerprint", lambda *_: FINGERPRINT),
+    ):
+        if command == "tunnel":
+            with visited(opens=patience, answers=patience) as heard:
+                outcome = _run(stage, command, COMMANDS[command])
+            outcome = replace(outcome, heard=b"".join(heard))
+        else:
+            outcome = _run(stage, command, COMMANDS[command])
+    return replace(outcome, unknown=tuple(answers.unknown))
+
+
+def attempt_at(stage: Stage, command: str, url: str, *, seconds: float = 0.2) -> Outcome:
+    """Run a command against an endpoint, with so long for a request. Raises as `attempt` does."""
+    given = {"URL": url, "SECONDS": str(seconds)}
+    words = [given.get(word, word) for word in OF_ENDPOINTS[command]]
+    with (
+        mock.patch.object(retrying_client, "Tries", partial(Tries, backoff=0.01, max_backoff=0.02)),
+        mock.patch.multiple(
+            retrying_client, _AWAY_BACKOFF_SECONDS=0.02, _FIRST_PATIENCE_SECONDS=0.5
+        ),
+        mock.patch.multiple(work, _TICK_SECONDS=0.05),
+        mock.patch.multiple(server_metrics, _TIMEOUT_S=0.1),
+        mock.patch.multiple(replica_endpoints, METRICS_S=0.2),
+    ):
+        return _run(stage, command, words)
+
+
+def _run(stage: Stage, command: str, words: Sequence[str]) -> Outcome:
+    words = ["raycluster", *("cluster.toml" if word == "SPEC" else word for word in words)]
     out, err = _Stream(), _Stream()
     crashed: list[str] = []
 
@@ -195,19 +276,12 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
             crashed.append("".join(traceback.format_exception(told.exc_value)))
 
     with (
-        mock.patch.dict(fleet.TRANSPORTS, {"ssh": reach, "local": reach}),
         mock.patch.object(sys, "argv", words),
         mock.patch.object(sys, "stdout", out),
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(threading, "excepthook", crash),
         mock.patch.object(cli, "_end", _end),
-        mock.patch.object(
-            connectivity,
-            "new_tokens",
-            lambda names: dict.fromkeys(names, "0") | neighbours_tokens(command),
-        ),
-        mock.patch.object(applications, "app_fingerprint", lambda *_: FINGERPRINT),
-        _in_time(),
+        in_time(),
     ):
         cli._open_streams()
         try:
@@ -223,13 +297,15 @@ def attempt(stage: Stage, command: str, spoil: Spoil) -> Outcome:
     bundle = stage.folder / "work" / "bundle.tar.gz"
     if bundle.exists():
         _check_bundle(bundle)
+    written = stage.written(command) if command in OF_ENDPOINTS else b""
     changed = stage.changes(command)
     assert not changed, changed
     for secret in (KEY, TOKEN, ray_token()):
         assert secret not in said + told
-    if command == "status" and said:
+        assert secret.encode() not in written
+    if command in PRINTS_JSON and said:
         json.loads(said, parse_constant=_refuse)
-    return Outcome(code, said, told, tuple(answers.unknown))
+    return Outcome(code, said, told)
 
 
 class _Stream(io.TextIOWrapper):
@@ -279,7 +355,9 @@ def _check_bundle(path: Path) -> None:
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
+def in_time() -> Iterator[None]:
+    """Raise HangError in the main thread where the body takes too long."""
+
     def hang(_number: int, frame: FrameType | None) -> None:
         others = "".join(
             "".join(traceback.format_stack(each)) for each in sys._current_frames().values()

@@ -20,6 +20,7 @@ from typing import Any
 from raycluster.core.errors import CommandError, HostError
 from raycluster.core.interfaces import Address, ByteStream, Channel, Completed
 from raycluster.core.untrusted import ANSWER_BYTES, too_much
+from raycluster.tunnel.link import PULSE
 
 ANSWERS = Path(__file__).with_name("answers.json.xz")
 FINGERPRINT = "aa15fe9aa024"
@@ -156,6 +157,7 @@ class FakeHost:
 
     def __init__(self, name: str, address: str, answers: Answers) -> None:
         self._name, self._address, self._answers = name, address, answers
+        self._closed = threading.Event()
 
     @property
     def address(self) -> str:
@@ -200,6 +202,8 @@ class FakeHost:
             yield "stdout", said[start : start + 4096]
         if err:
             yield "stderr", self._answers.spoil(err)
+        if tuple(argv) == PULSE and said == out:
+            self._closed.wait(LONGEST_S)
         if quiet is not None and said.endswith(SILENT):
             raise HostError(f"{argv[0]} had no output for {quiet:g} s", where=self._name)
         if told["code"]:
@@ -213,14 +217,19 @@ class FakeHost:
         place = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
         if self._answers.refuses(self._name, place):
             raise HostError(f"cannot connect to {place}: refused", where=self._name)
+        if self._answers.command == "tunnel":
+            return PatientStream(self._name, place, self._answers)
         return FakeStream(self._name, place, self._answers)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End what goes on."""
+        self._closed.set()
 
 
 NOTHING: Mapping[str, Any] = {"code": 0, "out": "", "err": ""}
 SILENT = b"<silent>"
+LONGEST_S = 10.0
+"""Seconds for which what has no end goes on, where nobody ends it."""
 
 
 class FakeStream:
@@ -262,6 +271,28 @@ class FakeStream:
 
     def close(self) -> None:
         """Nothing."""
+
+
+class PatientStream(FakeStream):
+    """One that two threads use: who reads waits for a question, and is told the end behind it."""
+
+    def __init__(self, host: str, place: str, answers: Answers) -> None:
+        super().__init__(host, place, answers)
+        self._began = threading.Event()
+
+    def sendall(self, data: bytes, /) -> None:
+        """Take a whole question."""
+        super().sendall(data)
+        self._began.set()
+
+    def recv(self, size: int, /) -> bytes:
+        """Answer, when asked."""
+        self._began.wait(LONGEST_S)
+        return super().recv(size)
+
+    def close(self) -> None:
+        """Let go of who waits."""
+        self._began.set()
 
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"

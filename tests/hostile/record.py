@@ -25,6 +25,7 @@ from raycluster.core.errors import RayclusterError
 from raycluster.core.interfaces import Address, ByteStream, Channel, Completed, Transport
 from raycluster.hosts import fleet
 from tests.hostile.host import FINGERPRINT, question
+from tests.hostile.visitor import visited
 from tests.lab.hosts import open_lab
 from tests.lab.image import IMAGE
 from tests.lab.specs import cluster_toml
@@ -52,6 +53,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "bench": ("bench", "--from", "head", "-n", "8", "-c", "2", "-o", "figures"),
     "status": ("status", "--json"),
     "plan": ("plan",),
+    "tunnel": ("tunnel",),
     "logs": ("logs", "all"),
     "support-bundle": ("support-bundle", "--force", "-o", "bundle.tar.gz"),
     "deploy": ("deploy",),
@@ -186,6 +188,7 @@ def record(folder: Path) -> dict[str, Any]:
         with (
             mock.patch.dict(fleet.TRANSPORTS, {"ssh": reach}),
             mock.patch.object(applications, "app_fingerprint", lambda *_: FINGERPRINT),
+            visited(opens=60.0, answers=30.0),
         ):
             for name, words in COMMANDS.items():
                 recorder.command = name

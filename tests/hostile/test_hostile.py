@@ -18,7 +18,14 @@ from tests.hostile.spoil import Spoiler
 RUNS = int(os.environ.get("RAYCLUSTER_HOSTILE_RUNS", "5000"))
 SHARES: Mapping[str, float] = {
     **{"check": 0.26, "first-plan": 0.25, "status": 0.14, "plan": 0.12, "down": 0.1},
-    **{"deploy": 0.05, "logs": 0.04, "up": 0.016, "bench": 0.016, "support-bundle": 0.008},
+    **{
+        "deploy": 0.05,
+        "logs": 0.04,
+        "tunnel": 0.04,
+        "up": 0.016,
+        "bench": 0.016,
+        "support-bundle": 0.008,
+    },
 }
 """Which part of the runs each command has: those that take long are fewer."""
 WELL: Mapping[str, int] = {"check": 3}
@@ -38,9 +45,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.mark.parametrize("command", SHARES)
 def test_hosts_that_say_what_real_ones_said(stage: Stage, command: str) -> None:
     """Else the runs below would look at next to nothing."""
-    outcome = attempt(stage, command, lambda said: said)
+    outcome = attempt(stage, command, lambda said: said, patience=30.0)
     assert outcome.code == WELL.get(command, 0), f"{outcome.err}\n{ANEW}"
     assert len(outcome.unknown) <= 5, (ANEW, outcome.unknown)
+    assert (b'"object":"list"' in outcome.heard) == (command == "tunnel"), outcome.heard[:500]
 
 
 @pytest.mark.parametrize("command", SHARES)

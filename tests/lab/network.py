@@ -20,6 +20,8 @@ from typing import IO
 LOCKS = Path("/run/raycluster-lab")
 CGROUPS = Path("/sys/fs/cgroup")
 FIRST_HOST = 11
+SHARES = 2048
+"""What a lab's containers get of a processor, where a session of this machine gets 1024."""
 
 
 def sh(*argv: str | Path, stdin: str = "") -> str:
@@ -65,6 +67,10 @@ class Network:
         filtering = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
         if filtering.exists():
             filtering.write_text("0")
+        # All containers of a lab together would get as much of the processors as one session here.
+        if (CGROUPS / "cpu").exists():
+            (CGROUPS / "cpu" / self.tag).mkdir(exist_ok=True)
+            (CGROUPS / "cpu" / self.tag / "cpu.shares").write_text(str(SHARES))
 
     def add_host(self, number: int) -> None:
         """Make a host's namespace and cable."""

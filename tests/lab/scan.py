@@ -38,8 +38,11 @@ def _open_among(targets: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
             probe.connect_ex(target)
             selector.register(probe, selectors.EVENT_WRITE, (probe, target))
         end = time.monotonic() + PATIENCE_S
-        while selector.get_map() and time.monotonic() < end:
-            for key, _ in selector.select(0.1):
+        while selector.get_map():
+            ready = selector.select(0.1)
+            if not ready and time.monotonic() > end:
+                break
+            for key, _ in ready:
                 probe, target = key.data
                 if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                     found.add(target)

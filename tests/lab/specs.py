@@ -12,6 +12,7 @@ MODEL, TINY = "smollm2-135m", "tiny"
 # Gigabytes, for vLLM takes a share of the whole machine by itself; and its threads are not bound,
 # for hosts that share this machine's cores would all bind to the same ones.
 ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+NODE_TIMEOUT = 360  # Ray gives up a start after 30 s, and begins anew
 ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True}
 
 
@@ -35,7 +36,7 @@ def cluster_toml(
     head, *workers = hosts
     own = own or {}
     tables: list[tuple[str, Mapping[str, object]]] = [
-        ("[cluster]", {"name": name}),
+        ("[cluster]", {"name": name, "node_timeout": NODE_TIMEOUT}),
         (
             "[ssh]",  # with the user of native hosts: the last of them may leave
             {"user": "ubuntu", "identity_file": str(lab.key), "known_hosts": str(lab.known_hosts)},

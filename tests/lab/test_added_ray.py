@@ -22,7 +22,7 @@ from tests.lab.hosts import Lab
 from tests.lab.program import Cli
 from tests.lab.specs import MODEL, cluster_toml
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 # What Ray brings and vLLM's own image does not have; the rest is shared by both.
 LACKING = (

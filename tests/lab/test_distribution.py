@@ -13,9 +13,9 @@ import pytest
 from tests.lab.hosts import Host, Lab
 from tests.lab.image import IMAGE
 from tests.lab.program import Cli
-from tests.local.hub import Hub, files_of, open_hub
+from tests.node.hub import Hub, files_of, open_hub
 
-pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(600)]
 
 NEW = "raycluster-lab:new"
 CONTENT = "head -c 30000000 /dev/urandom >/content"
@@ -72,7 +72,7 @@ def test_an_archive_of_the_laptop_comes_to_all_hosts(
     image = f'image = "{NEW}"\narchive = "{archive}"'
     spec.write_text(spec.read_text().replace(f'image = "{IMAGE}"', image))
     try:
-        done = cli("up", spec, "--json", timeout=300)
+        done = cli("up", spec, "--json", timeout=400)
         assert done.returncode == 0, done.stderr
         all_run_it(hosts)
         again = cli("up", spec, "--json")
@@ -93,7 +93,7 @@ def test_hosts_take_image_and_model_from_the_one_that_has_them(
     text = text.replace(f'source = "{lab.tiny}"', f'source = "{REPO}"')
     spec.write_text(text.replace("[env]\n", f'[env]\nHF_ENDPOINT = "{hub.url}"\n'))
     try:
-        done = cli("up", spec, "--json", timeout=300)
+        done = cli("up", spec, "--json", timeout=400)
         assert done.returncode == 0, done.stderr
         all_run_it(hosts)
         assert whole <= sum(hub.sent.values()) < 1.1 * whole

@@ -18,7 +18,7 @@ from tests.lab.hosts import Lab, script
 from tests.lab.image import IMAGE
 from tests.lab.specs import TINY, cluster_toml
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 ENGINE = "transformers"  # which starts sooner than vLLM
 KEY = "sk-lab-0123456789abcdef"
@@ -35,7 +35,7 @@ class Project:
 
     host: Host
 
-    def __call__(self, *argv: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *argv: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Run Docker Compose in the project's folder."""
         there = 'cd /root/export/head && exec /root/docker-compose "$@"'
         return self.host.run(("sh", "-c", there, "compose", *argv), timeout=timeout)
@@ -65,7 +65,7 @@ def project(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proj
 def test_compose_brings_it_up_and_the_gateway_answers(project: Project) -> None:
     up = project("up", "--detach", "--no-color")
     assert up.returncode == 0, up.stderr
-    status = project.host.check("docker", "wait", "moved-deploy-1", timeout=180).strip()
+    status = project.host.check("docker", "wait", "moved-deploy-1", timeout=400).strip()
     assert status == "0", project("logs", "--tail", "40", "deploy", "head").stdout
     body = {"model": TINY, "prompt": "Once", "max_tokens": 4, "ignore_eos": True}
     url = f"http://{project.host.address}:8080/v1/completions"

@@ -23,7 +23,7 @@ from tests.lab.hosts import Lab
 from tests.lab.program import Cli
 from tests.lab.specs import cluster_toml
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 H100 = "NVIDIA H100 80GB HBM3 (80 GiB)"
 SLICES = [part.uuid for part in fake.MIG.cards[0].slices or ()]
@@ -225,7 +225,7 @@ def running(rack: Rack) -> Iterator[Running]:
     before = rack.traces(cases)
     spec = rack.spec(cases, "counted")
     try:
-        done = rack.cli("up", spec, timeout=120)
+        done = rack.cli("up", spec, timeout=400)
         assert done.returncode == 1, done.stderr
         yield Running(rack, cases, spec, done.stderr)
     finally:
@@ -253,7 +253,7 @@ def test_up_goes_as_far_as_the_engine(running: Running) -> None:
     """A GPU that is a double runs nothing: `up` looks, and says so before it deploys."""
     cases = [case for case in running.cases if case != "unseen"]
     spec = running.rack.spec(cases, "counted")
-    done = running.rack.cli("up", spec, timeout=200)
+    done = running.rack.cli("up", spec, timeout=400)
     assert done.returncode == 1, done.stderr
     _, _, errors = done.stderr.partition("error: ")
     told = re.findall(r"^(\S+): the environment has a CPU build of torch", errors, re.MULTILINE)

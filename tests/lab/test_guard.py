@@ -22,7 +22,7 @@ from raycluster.spec.secret_values import Secrets
 from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 SSHD, OUTSIDE = 20022, 30022  # both in a range of the cluster's ports
 

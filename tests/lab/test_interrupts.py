@@ -24,9 +24,9 @@ from tests.lab.program import Cli
 from tests.lab.scan import open_ports
 from tests.lab.specs import MODEL, cluster_toml
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-PROMPTLY = 10.0  # seconds from Ctrl-C to the end of the program
+PROMPTLY = 20.0  # seconds from Ctrl-C to the end of the program, on a busy machine
 INT, KILL = signal.SIGINT, signal.SIGKILL
 
 
@@ -76,7 +76,7 @@ class Cut:
             every = [line for host in self.hosts for line in host.processes()]
             return [line for line in every if ".nft." in line or line == "sleep 1"]
 
-        wait_for(lambda: not on_trial(), "what watches rules on trial to end", 5)
+        wait_for(lambda: not on_trial(), "what watches rules on trial to end")
         assert {host.name: host.traces() for host in self.hosts} == self.before
 
     def down(self) -> None:
@@ -279,7 +279,7 @@ def test_ctrl_c_ends_what_goes_on_for_ever(cut: Cut, command: tuple[str, ...]) -
     assert (program.returncode, rest) == (130, "")
     assert time.monotonic() - began < PROMPTLY
     for host in (cut.hosts[0], cut.hosts[-1]):
-        wait_for(partial(_all_ended, host), f"the end of what it ran on {host.name}", 10)
+        wait_for(partial(_all_ended, host), f"the end of what it ran on {host.name}")
 
 
 def _all_ended(host: Host) -> bool:

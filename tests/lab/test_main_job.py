@@ -35,7 +35,7 @@ from tests.lab.specs import MODEL, cluster_toml
 from tests.lab.watch import Watch
 from tests.terminal import CTRL_C
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 # Letters and digits alone, which are the same however they are quoted.
 HF_TOKEN, API_KEY, PASSWORD = (f"{n}{secrets.token_hex(16)}" for n in ("hf", "sk", "proxy"))
@@ -53,13 +53,17 @@ LOGIN = f"export HTTPS_PROXY=http://lab:{PASSWORD}@127.0.0.1:9\n"  # before all 
 
 @dataclass
 class Running:
-    """The cluster that the tests of this module share; `watch` sees it from first to last."""
+    """The cluster that the tests of this module share; `watch` sees it from first to last.
+
+    `first` is what the first `up` said.
+    """
 
     lab: Lab
     cli: Cli
     folder: Path
     watch: Watch
     before: Mapping[str, tuple[object, ...]]
+    first: Mapping[str, Any]
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -84,10 +88,23 @@ class Running:
         read = ("docker", "exec", "raycluster-job-head", "cat", "/raycluster/token")
         return self.hosts[0].check(*read)
 
+    def run_inside(self, number: int) -> subprocess.CompletedProcess[str]:
+        """Run what the watch has to see in the node of a host."""
+        name = "head" if number == 0 else self.hosts[number].name
+        seen = f"sleep 0.5; : {CANARY}-{number}"
+        script = f"cat /proc/sys/kernel/hostname; echo e >&2; {seen}; exit 7"
+        return self.cli("exec", "--spec", self.spec(), name, "--", "sh", "-c", script)
+
+    def down(self) -> None:
+        """Take the cluster down, where a test did not do so before."""
+        if self.hosts[0].containers():
+            done = self.cli("down", self.spec(), "--yes")
+            assert done.returncode == 0, done.stderr
+
 
 @pytest.fixture(scope="module")
 def job(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A program and a folder for the whole module; the cluster is taken down in any case."""
+    """The cluster, which is taken down in any case."""
     folder = tmp_path_factory.mktemp("job")
     cli = make_cli(lab, folder / "home", {"LAB_HF_TOKEN": HF_TOKEN, "LAB_API_KEY": API_KEY})
     bashrc = lab.native_hosts[0].folder / "disk/home/ubuntu/.bashrc"
@@ -95,9 +112,12 @@ def job(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
     bashrc.write_text(LOGIN + original)
     before = {host.name: host.traces() for host in lab.hosts}
     with Watch() as watch:
-        running = Running(lab, cli, folder, watch, before)
-        yield running
-        cli("down", running.spec(lab.hosts), "--yes")
+        running = Running(lab, cli, folder, watch, before, {})
+        try:
+            running.first = running.up()
+            yield running
+        finally:
+            cli("down", running.spec(lab.hosts), "--yes")
     bashrc.write_text(original)
 
 
@@ -108,8 +128,7 @@ def changed(outcome: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def test_up_ends_with_a_real_completion(job: Running) -> None:
     head, second, native = job.hosts
-    outcome = job.up()
-    *starts, last = changed(outcome)
+    *starts, last = changed(job.first)
     assert sorted(starts) == [
         ("start", second.name, "worker"),
         ("start", "head", "gateway"),
@@ -117,7 +136,7 @@ def test_up_ends_with_a_real_completion(job: Running) -> None:
         ("start", native.name, "worker"),
     ]
     assert last == ("deploy",)
-    [proof] = outcome["completions"]
+    [proof] = job.first["completions"]
     assert proof["engine"] == "vllm"
     assert "Paris" in proof["text"]
     assert sorted(head.containers()) == ["raycluster-job-gateway", "raycluster-job-head"]
@@ -233,7 +252,7 @@ def test_status_tells_of_the_load_and_of_the_tunnel_that_carries_it(job: Running
         assert [t["endpoints"]["API"] for t in status["tunnels"]] == [url]
         figures = status["models"][0]["figures"]
         assert figures["rates"]["source"] == "replicas"
-        assert 9 < figures["rates"]["window_seconds"] < 13  # what the replica remembers
+        assert 9 < figures["rates"]["window_seconds"] < 20  # what the replica remembers
         screen = job.cli.on_terminal("status", "--watch", job.spec())
         try:
             screen.read(lambda text: re.search(r"req/s and tok/s: the last \d\d s", plain(text)))
@@ -288,11 +307,8 @@ def test_bench_runs_through_a_tunnel_of_its_own(job: Running) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["head", "docker", "native"])
 def test_exec_runs_inside_the_node_and_passes_its_status_on(job: Running, number: int) -> None:
-    host = job.hosts[number]
-    name = "head" if number == 0 else host.name
-    script = f"cat /proc/sys/kernel/hostname; echo e >&2; sleep 0.5; : {CANARY}-{number}; exit 7"
-    done = job.cli("exec", "--spec", job.spec(), name, "--", "sh", "-c", script)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (7, host.name, "e\n")
+    done = job.run_inside(number)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (7, job.hosts[number].name, "e\n")
 
 
 def test_logs_of_nodes_and_of_the_app(job: Running) -> None:
@@ -543,6 +559,8 @@ def test_secrets_are_nowhere(job: Running) -> None:
     for more in ("check", "plan", "status"):
         assert job.cli(more, spec, "--json").stdout
         assert job.cli(more, spec).stdout
+    for number in range(3):
+        job.run_inside(number)
     for host in job.hosts[:2]:
         job.cli.said += [host.check("docker", "inspect", name) for name in host.containers()]
     done = job.cli("down", spec, "--yes")
@@ -559,6 +577,7 @@ def test_secrets_are_nowhere(job: Running) -> None:
 
 def test_down_leaves_nothing_and_can_be_repeated(job: Running) -> None:
     """The test before took the cluster down under the eyes of the watch."""
+    job.down()
     assert {host.name: host.traces() for host in job.lab.hosts} == job.before
     again = job.cli("down", job.spec(), "--yes")
     assert (again.returncode, again.stdout) == (0, "job is down: nothing to remove\n")
@@ -566,6 +585,7 @@ def test_down_leaves_nothing_and_can_be_repeated(job: Running) -> None:
 
 @pytest.mark.long
 def test_a_native_head_has_a_docker_worker(job: Running) -> None:
+    job.down()
     head, worker = job.lab.native_hosts[0], job.lab.docker_hosts[0]
     spec = job.folder / "turned.toml"
     spec.write_text(cluster_toml(job.lab, [head, worker], name="turned"))

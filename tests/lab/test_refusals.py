@@ -23,7 +23,7 @@ from tests.lab.image import IMAGE
 from tests.lab.program import Cli
 from tests.lab.specs import cluster_toml
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 QUICK = 10.0  # seconds; an order of magnitude more than a refusal takes on a quiet machine
 RAY_STUB = "Metadata-Version: 2.1\nName: ray\nVersion: 2.59.0\n"

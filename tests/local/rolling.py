@@ -14,7 +14,7 @@ from raycluster.state.free_capacity import Memory
 from tests.local.cluster import Cluster, until
 from tests.local.load import Load
 
-START_S = 240
+START_S = 480
 FIRST_NEW_ONE = "starts each new replica before stopping an old one: no interruption"
 
 

@@ -32,11 +32,11 @@ PORTS = {
     "RUNTIME_ENV_AGENT": 16384,
     "METRICS": 16385,
     "RAY_CLIENT": 16386,
-    "WORKER_MIN": 26000,
-    "WORKER_MAX": 26999,
+    "WORKER_MIN": 12000,
+    "WORKER_MAX": 12999,
 }
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -52,10 +52,11 @@ class Local:
         """Return the environment in which the program runs."""
         ports = {f"RAYCLUSTER__PORTS__{key}": str(value) for key, value in self.ports.items()}
         own = {"HOME": str(self.home), "RAYCLUSTER__CLUSTER__NAME": self.name}
+        own["RAYCLUSTER__CLUSTER__NODE_TIMEOUT"] = "360"  # Ray gives up a start after 30 s
         return {**os.environ, **ports, **own}
 
     def __call__(
-        self, *args: str | Path, timeout: float = 300, **settings: str
+        self, *args: str | Path, timeout: float = 600, **settings: str
     ) -> subprocess.CompletedProcess[str]:
         """Run the program to its end, with `settings` of the spec in its environment."""
         own = {f"RAYCLUSTER__{name}": value for name, value in settings.items()}
@@ -105,7 +106,8 @@ def link_node() -> None:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     """The example's cluster, taken down in any case."""
     link_node()
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home") / 'it\'s "$HOME" % ü;&'
+    home.mkdir()
     running = Local("embedded", home, CHECKOUT / "examples" / "local.toml")
     yield running
     running("down", running.spec, "--yes")

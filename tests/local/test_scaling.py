@@ -21,7 +21,7 @@ from tests.local.deployed import out_of_date
 from tests.local.test_serve import ARGS
 from tests.local.tiny import tiny
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 POLICY = """
 def two(context):
@@ -165,7 +165,7 @@ def split(served: Cluster, model: str) -> Cluster:
 
 @pytest.mark.long
 def test_a_model_whose_heads_do_not_divide_is_refused_by_vllm_s_words(split: Cluster) -> None:
-    message = until(lambda: split.failure("odd"), seconds=200, what="no failure")
+    message = until(lambda: split.failure("odd"), seconds=400, what="no failure")
     assert "attention heads (9) must be divisible by tensor parallel size (2)" in root_cause(
         message
     )
@@ -178,7 +178,7 @@ def test_a_replica_of_several_workers_answers(split: Cluster) -> None:
         assert app["status"] != "DEPLOY_FAILED", json.dumps(app)
         return bool(app["status"] == "RUNNING")
 
-    until(running, seconds=240, what="not running")
+    until(running, seconds=480, what="not running")
     answer = ask(split, "mp")
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["text"].startswith(" Paris")

@@ -16,7 +16,7 @@ from raycluster.serve.settings import ModelSettings
 from tests.local.cluster import Cluster, until
 from tests.local.deployed import out_of_date
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 ARGS = {"max_model_len": 512, "enforce_eager": True}
 NO_VLLM = {"VLLM_LOGGING_CONFIG_PATH": "/nowhere/logging.json"}
@@ -29,7 +29,7 @@ def served(cluster: Cluster, model: str) -> Cluster:
         ModelSettings("org/first", model, engine_args=ARGS),
         ModelSettings("second", model, engine_args=ARGS, env=NO_VLLM),
     )
-    until(cluster.running, seconds=240, what="not running")
+    until(cluster.running, seconds=480, what="not running")
     assert out_of_date(wanted, cluster.details()) == ()
     return cluster
 
@@ -166,7 +166,11 @@ def test_a_client_that_hangs_up_ends_the_generation(
     else:
         short = {"model": name, "prompt": "a", "max_tokens": 1}
         assert served.http.post("/v1/completions", json=short).status_code == 200
-        assert time.monotonic() - started < 400 * 0.01
+        took = time.monotonic() - started
+        if took > 400 * 0.01:  # on a busy machine all of them take longer too
+            started = time.monotonic()
+            served.http.post("/v1/completions", json={**body, "stream": False})
+            assert took < time.monotonic() - started
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -214,7 +218,7 @@ def test_replaced_applications_leave_no_process(broken: Broken) -> None:
     ],
 )
 def test_the_root_cause_comes_first(broken: Broken, name: str, cause: str) -> None:
-    message = until(lambda: broken.cluster.failure(name), seconds=200, what="no failure")
+    message = until(lambda: broken.cluster.failure(name), seconds=400, what="no failure")
     assert root_cause(message).startswith(cause)
 
 

@@ -20,7 +20,7 @@ from tests.local.load import under_load
 from tests.local.rolling import at_work, deploy, with_args
 from tests.local.tiny import NAME, tiny
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 ONGOING, QUEUED = 4, 6
 

@@ -23,7 +23,7 @@ from tests.terminal import (
     on_terminal,
 )
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 MODEL = "fallen-back"
 CAUSE = "/nowhere/logging.json"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.local.cluster import vllm_cache
-from tests.local.hub import Hub, files_of, open_hub
 from tests.local.test_embedded import CHECKOUT, Local
+from tests.node.hub import Hub, files_of, open_hub
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
 SPEC = """
 [cluster]

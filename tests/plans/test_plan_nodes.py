@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -91,10 +92,39 @@ def test_who_runs_this_is_the_owner_where_the_spec_names_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOGNAME", "carol")
+    here = f"carol@{os.uname().nodename.partition('.')[0]}"
     spec = spec_of("h1")
-    with pytest.raises(HostError, match="belongs to alice, but this spec has owner carol"):
+    with pytest.raises(HostError, match=f"to alice, but this spec names none, and you are {here}"):
         check_owner(spec, owned(running(spec), "alice"))
-    assert {host.owner for host in spec.hosts} == {"carol"}
+    assert {host.owner for host in spec.hosts} == {here}
+
+
+def test_the_same_login_on_another_machine_is_somebody_else_until_the_spec_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOGNAME", "carol")
+    spec = spec_of("h1")
+    state = owned(running(spec), "carol@" + "other-machine" * 5)
+    since = replace(state.hosts["h1"].found[0], started="2026-11-30T12:00:00Z")
+    state = replace(state, hosts={"h1": replace(state.hosts["h1"], found=(since,))})
+    with pytest.raises(HostError) as caught:
+        check_owner(spec, state)
+    owner = state.hosts["h1"].found[0].owner
+    assert f"belongs to {owner} (running since 2026-11-30T12:00:00Z), but" in caught.value.what
+    assert f'`owner = "{owner}"`' in caught.value.hint
+    check_owner(spec_of("h1", cluster={"name": "q", "owner": owner}), state)
+
+
+def test_what_was_started_before_machines_were_noted_is_one_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOGNAME", "carol")
+    spec = spec_of("h1")
+    check_owner(spec, owned(running(spec), "carol"))
+    with pytest.raises(HostError, match="belongs to carol, but this spec has owner team"):
+        check_owner(
+            spec_of("h1", cluster={"name": "q", "owner": "team"}), owned(running(spec), "carol")
+        )
 
 
 def test_an_owner_s_name_cannot_write_into_the_terminal() -> None:

@@ -79,6 +79,7 @@ SHARED = {
     *(
         "serve.asking.error_text",
         "serve.asking.coding",
+        "serve.asking.room",
         "serve.adding",
         "serve.environment",
         "serve.peer",
@@ -180,6 +181,12 @@ def _import(name: str, types: bool, late: bool) -> Import:
 def ours(module: str) -> set[str]:
     """Return the modules of ours that a module imports, for types or in earnest."""
     return {i.name for i in imports(module) if i.ours and i.name != "raycluster"}
+
+
+@cache
+def imported_modules(file: Path) -> set[str]:
+    """Return what any Python file imports of ours, by short names."""
+    return {i.name for i in _imports(ast.parse(file.read_text())) if i.ours}
 
 
 def package(module: str) -> str:

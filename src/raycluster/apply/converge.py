@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from raycluster.apply.applications import deploy, plan_deploy, recover, wanted_app
 from raycluster.apply.context import ApplyContext, record, wiring
@@ -13,12 +14,21 @@ from raycluster.apply.distribution.models import bring
 from raycluster.apply.engine_probe.ask import check_environments
 from raycluster.apply.entry import locked, observed, reach, token_of
 from raycluster.apply.look_ahead import look_ahead
-from raycluster.apply.nodes import apply_nodes, check_nodes_gpus, refresh, wait_for_nodes
+from raycluster.apply.nodes import (
+    apply_nodes,
+    check_nodes_gpus,
+    facts_of_starts,
+    refresh,
+    refusals,
+    refuse_by_facts,
+    refuse_versions,
+    wait_for_nodes,
+)
 from raycluster.apply.preconditions.connectivity import refuse_strangers
 from raycluster.apply.preconditions.host_requirements import refuse_unfit
 from raycluster.apply.preconditions.shared_folders import check_folders
 from raycluster.apply.smoke_test import Proof, prove
-from raycluster.core.errors import HostError, RayclusterError
+from raycluster.core.errors import HostError, RayclusterError, apart, raise_together
 from raycluster.core.events import Event, Listener
 from raycluster.core.interfaces import Secret
 from raycluster.hosts.fleet import Fleet
@@ -114,13 +124,27 @@ def preview(
     state = observed(spec, fleet, only)
     work = ApplyContext(spec, fleet, token_of(state), secrets, lambda _: None)
     run = plan(Run(work, state, only, verify=False))
-    check_folders(spec, fleet, folders_to_compare(state, run.actions))
     change = plan_deploy(work, state) if only.app else None
     actions = (*run.actions, change) if change else run.actions
-    if any(isinstance(action, Start | Deploy) for action in actions):
-        found = look_ahead(work, state, actions, models=only.app)
-    else:
-        found = at_rest(spec, state, actions)
+    facts = facts_of_starts(work, run.actions)
+    forecasts: list[Forecast] = []
+
+    def ahead() -> None:
+        if any(isinstance(action, Start | Deploy) for action in actions):
+            forecasts.append(look_ahead(work, state, actions, models=only.app))
+        else:
+            forecasts.append(at_rest(spec, state, actions))
+
+    raise_together(
+        refusals(
+            (
+                lambda: check_folders(spec, fleet, folders_to_compare(state, run.actions)),
+                ahead,
+                lambda: refuse_versions(work, state, run.actions, facts),
+            )
+        )
+    )
+    [found] = forecasts
     told = (*unread(state), *stranded(spec, state))
     more = (Problem(error.where, error.what, error.hint) for error in told)
     return actions, replace(found, warnings=(*found.warnings, *more))
@@ -133,14 +157,32 @@ def plan(run: Run) -> Run:
 
 
 def check(run: Run) -> Run:
-    """Refuse hosts that cannot do what they are asked for, before anything changes."""
-    work, state = run.work, run.state
-    check_folders(work.spec, work.fleet, folders_to_compare(state, run.actions))
-    refuse_unfit(work, run.actions)
+    """Refuse hosts that cannot do what they are asked for, before anything changes.
+
+    One error says all that is wrong.
+    """
+    work, state, actions = run.work, run.state, run.actions
     seen = {name: host.address for name, host in state.hosts.items() if not host.problem}
-    refuse_strangers(work, run.actions, seen)
+    facts = facts_of_starts(work, actions)
+    wrong = refusals(
+        (
+            lambda: check_folders(work.spec, work.fleet, folders_to_compare(state, actions)),
+            lambda: refuse_unfit(work, actions),
+            lambda: refuse_by_facts(work, state, actions, facts),
+            lambda: refuse_strangers(work, actions, seen),
+        )
+    )
+    forecasts: list[Forecast] = []
+    looks: list[Callable[[], object]] = [lambda: refuse_versions(work, state, actions, facts)]
     if run.starts and run.only.app:
-        _refuse_what_cannot_work(work, state, run.actions)
+        looks.append(lambda: forecasts.append(look_ahead(work, state, actions)))
+    # a host that is refused may have nothing to look into: that is no cause of its own
+    refused = {each.where for each in apart(wrong)}
+    wrong += [each for each in apart(refusals(looks)) if each.where not in refused]
+    wrong += refusals(partial(refuse, each, state.hosts) for each in forecasts)
+    work.fleet.check()
+    raise_together(wrong)
+    _tell(work, forecasts)
     return run
 
 
@@ -258,5 +300,9 @@ def _refuse_what_cannot_work(
     """
     forecast = look_ahead(work, state, actions)
     refuse(forecast, state.hosts)
-    for note in forecast.notes:
+    _tell(work, [forecast])
+
+
+def _tell(work: ApplyContext, forecasts: Iterable[Forecast]) -> None:
+    for note in (note for forecast in forecasts for note in forecast.notes):
         work.listen(Event(note.where, f"{note.what}; {note.hint}", "note"))

@@ -67,4 +67,6 @@ def _refuse(spec: ClusterSpec, only: Only, problems: Mapping[str, RayclusterErro
         raise errors[0]
     if errors:
         lines = "\n".join(str(error) for error in errors)
-        raise HostError(f"{len(errors)} hosts cannot be used\n{lines}")
+        whole = HostError(f"{len(errors)} hosts cannot be used\n{lines}")
+        whole.together = tuple(errors)
+        raise whole

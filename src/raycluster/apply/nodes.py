@@ -6,14 +6,22 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from raycluster.apply.context import ApplyContext, record, recorded
 from raycluster.apply.distribution.images import bring_images
 from raycluster.apply.firewall import guard
 from raycluster.apply.host_removal import leave, make_way
-from raycluster.core.errors import CommandError, HostError, PortInUseError, RayclusterError
+from raycluster.apply.image_parity import tell_other_images
+from raycluster.core.errors import (
+    CommandError,
+    HostError,
+    PortInUseError,
+    RayclusterError,
+    raise_together,
+)
 from raycluster.core.events import Event
-from raycluster.core.interfaces import Facts, Files, Process, Versions
+from raycluster.core.interfaces import Facts, Files, ImageStore, KnownVersions, Process, Versions
 from raycluster.core.wait import raise_lasting, wait_for
 from raycluster.hosts.fleet import Connected, all_or_raise
 from raycluster.hosts.remote_files import push_live
@@ -35,6 +43,7 @@ from raycluster.services.processes import desired
 from raycluster.services.ray_node import HEAD, NEW_FILE, RAY_ROLES, WORKER, within
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ResolvedHost
+from raycluster.spec.known_images import versions_in
 from raycluster.state.cluster import ClusterState
 from raycluster.state.members import Former
 
@@ -54,14 +63,13 @@ def apply_nodes(
     """
     starts = [a for a in actions if isinstance(a, Start)]
     removes = [a for a in actions if isinstance(a, Remove)]
-    gone = {r.host for r in removes if not r.role}
+    gone = gone_hosts(actions)
     removed, stranded = removed_hosts(work.spec, state), stranded_hosts(work.spec, state)
     leaving = [f for f in removed if f.name in gone]
     moved = [f for f in moved_hosts(work.spec, state) if f.name in gone]
-    places = {f.host.place for f in moved if f.host}
-    freed = {h.name for h in work.spec.hosts if h.place in places} | {r.host for r in removes}
-    facts = _facts(work, starts)
-    versions = _prepare(work, state, starts, freed, facts)
+    facts = facts_of_starts(work, starts)
+    refuse_by_facts(work, state, actions, facts)
+    versions = _prepare(work, state, starts, facts)
     starts = [_here(work, start, facts[start.host]) for start in starts]
     guard(work, [a for a in actions if isinstance(a, ApplyFirewall)])
     _take_off(work, [r for r in removes if r.role])
@@ -99,9 +107,10 @@ Prepared = Mapping[tuple[str, str], Versions]
 """Host and role -> what is in the image or environment of the process."""
 
 
-def _facts(work: ApplyContext, starts: list[Start]) -> dict[str, Facts]:
+def facts_of_starts(work: ApplyContext, actions: Iterable[Action]) -> dict[str, Facts]:
     """Return what the hosts offer on which something is to be started."""
-    return all_or_raise(work.fleet.each(dict.fromkeys(s.host for s in starts), facts_of))
+    hosts = dict.fromkeys(action.host for action in actions if isinstance(action, Start))
+    return all_or_raise(work.fleet.each(hosts, facts_of))
 
 
 def _here(work: ApplyContext, start: Start, facts: Facts) -> Start:
@@ -112,20 +121,97 @@ def _here(work: ApplyContext, start: Start, facts: Facts) -> Start:
     return replace(start, process=within(start.process, host, facts.limits))
 
 
-def _prepare(
+def refuse_by_facts(
     work: ApplyContext,
     state: ClusterState,
-    starts: list[Start],
-    freed: Collection[str],
+    actions: Collection[Action],
     facts: Mapping[str, Facts],
-) -> Prepared:
-    """Bring to the hosts what they need and compare it; on `freed` hosts our own ports get free."""
-    hosts = list(dict.fromkeys(s.host for s in starts))
-    nodes = [s.host for s in starts if s.process.role in RAY_ROLES]
-    all_or_raise({n: _gpus_answer(work.fleet[n].host, facts[n]) for n in nodes})
+) -> None:
+    """Raise one error for all that hosts lack by their facts for what is to be started there.
+
+    GPUs, addresses, programs and ports; where one is taken it is asked by whom.
+    """
+    starts = [a for a in actions if isinstance(a, Start)]
+    freed = _freed(work, state, actions)
+
+    def look(connected: Connected) -> None:
+        host = connected.host
+        mine = [s for s in starts if s.host == host.name]
+        tries: list[Callable[[], object]] = []
+        if any(s.process.role in RAY_ROLES for s in mine):
+            tries += [
+                lambda: check_host_gpus(host, facts[host.name]),
+                lambda: check_loopback(connected),
+            ]
+        for start in mine:
+            own = replace(start, replaces=start.replaces or host.name in freed)
+            tries.append(
+                partial(check_facts, host, own, facts[host.name], connected.runtime.neighbours)
+            )
+        raise_together(refusals(tries))
+
+    all_or_raise(work.fleet.each(facts, look))
     if facts.keys() == {h.name for h in work.spec.hosts}:
         check_gpus(work.spec, {h.name: gpus_of(h, facts[h.name]) for h in work.spec.hosts})
 
+
+def refusals(tries: Iterable[Callable[[], object]]) -> list[RayclusterError]:
+    """Try one after the other, and return why they refuse."""
+    found = []
+    for each in tries:
+        try:
+            each()
+        except RayclusterError as error:
+            found.append(error)
+    return found
+
+
+def gone_hosts(actions: Iterable[Action]) -> set[str]:
+    """Return the hosts from which everything is removed."""
+    return {action.host for action in actions if isinstance(action, Remove) and not action.role}
+
+
+def _freed(work: ApplyContext, state: ClusterState, actions: Iterable[Action]) -> set[str]:
+    """Return the hosts on which our own ports get free."""
+    gone = gone_hosts(actions)
+    moved = moved_hosts(work.spec, state)
+    places = {former.host.place for former in moved if former.host and former.name in gone}
+    removes = {action.host for action in actions if isinstance(action, Remove)}
+    return {h.name for h in work.spec.hosts if h.place in places} | removes
+
+
+def refuse_versions(
+    work: ApplyContext,
+    state: ClusterState,
+    actions: Collection[Action],
+    facts: Mapping[str, Facts],
+) -> None:
+    """Raise where the nodes differ in what can be known before anything is brought to a host."""
+    starts = {a.host: a for a in actions if isinstance(a, Start) and a.process.role in RAY_ROLES}
+
+    handed_on = work.spec.distribution.images == "peer" and len(starts) > 1
+
+    def look(connected: Connected) -> KnownVersions:
+        process, given = starts[connected.host.name].process, connected.host.runtime.archive
+        if (given or handed_on) and isinstance(connected.runtime, ImageStore):
+            return KnownVersions(versions_in(process.image), whole=False)  # another may come
+        return connected.runtime.known_versions(process)
+
+    known = all_or_raise(work.fleet.each(starts, look))
+    whole = {(n, starts[n].process.role): k.versions for n, k in known.items() if k.whole}
+    partly = {name: k.versions for name, k in known.items() if not k.whole}
+    _compare(work, state, whole, partly, gpus=_on_gpus(work, facts))
+
+
+def _on_gpus(work: ApplyContext, facts: Mapping[str, Facts]) -> bool:
+    return any(gpus_of(h, facts[h.name]) for h in work.spec.hosts if h.name in facts)
+
+
+def _prepare(
+    work: ApplyContext, state: ClusterState, starts: list[Start], facts: Mapping[str, Facts]
+) -> Prepared:
+    """Bring to the hosts what they need and compare it."""
+    hosts = list(dict.fromkeys(s.host for s in starts))
     work.fleet.check()
     login = work.secrets.registry
     starts = [replace(s, process=replace(s.process, login=login)) for s in starts]
@@ -135,12 +221,6 @@ def _prepare(
         name = connected.host.name
         tell = work.tell(name)
         mine = [s for s in starts if s.host == name]
-        if any(s.process.role in RAY_ROLES for s in mine):
-            check_loopback(connected)
-        for start in mine:
-            ours = start.replaces or name in freed
-            mine_free = replace(start, replaces=ours)
-            check_facts(connected.host, mine_free, facts[name], connected.runtime.neighbours)
         found = {s.process.role: connected.runtime.prepare(s.process, tell) for s in mine}
         if v := found.get(connected.host.role):
             tell(f"ready: Ray {v.ray}, Python {v.python}, vLLM {v.vllm or 'none'}")
@@ -148,17 +228,9 @@ def _prepare(
 
     by_host = all_or_raise(work.fleet.each(hosts, prepare))
     prepared = {(name, role): v for name, found in by_host.items() for role, v in found.items()}
-    on_gpus = any(gpus_of(h, facts[h.name]) for h in work.spec.hosts if h.name in facts)
-    _check_versions(work, state, prepared, gpus=on_gpus)
+    _check_versions(work, state, prepared, gpus=_on_gpus(work, facts))
+    tell_other_images(work, [s.host for s in starts if s.process.role in RAY_ROLES])
     return prepared
-
-
-def _gpus_answer(host: ResolvedHost, facts: Facts) -> HostError | None:
-    try:
-        check_host_gpus(host, facts)
-    except HostError as error:
-        return error
-    return None
 
 
 def check_nodes_gpus(work: ApplyContext, state: ClusterState) -> None:
@@ -180,19 +252,39 @@ def _check_versions(
     work: ApplyContext, state: ClusterState, prepared: Prepared, *, gpus: bool
 ) -> None:
     """Compare the Ray nodes that are to be started with those that stay."""
+    versions = _compare(work, state, prepared, {}, gpus=gpus)
+    for name, warning in doubtful_engines(versions).items():
+        work.listen(Event(name, warning, "note"))
+
+
+def _compare(
+    work: ApplyContext,
+    state: ClusterState,
+    prepared: Prepared,
+    partly: Mapping[str, Versions],
+    *,
+    gpus: bool,
+) -> dict[str, Versions]:
+    """Compare nodes that are to be started, and are known or only `partly`, with those that stay.
+
+    Returns those that are known.
+    """
     nodes = {(h.name, h.role): h for h in work.spec.hosts}
-    if not nodes.keys() & prepared.keys():
-        return
+    if not nodes.keys() & prepared.keys() and not partly:
+        return {}
     known = {
         (name, found.role): found.versions
         for name, seen in state.hosts.items()
         for found in seen.found
     }
     known.update(prepared)
-    versions = {host: known[host, role] for host, role in nodes if (host, role) in known}
-    check_versions(work.spec, versions, gpus=gpus)
-    for name, warning in doubtful_engines(versions).items():
-        work.listen(Event(name, warning, "note"))
+    versions = {
+        host: known[host, role]
+        for host, role in nodes
+        if (host, role) in known and host not in partly
+    }
+    check_versions(work.spec, versions, partly, gpus=gpus)
+    return versions
 
 
 def check_loopback(connected: Connected) -> None:

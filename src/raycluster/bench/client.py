@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from raycluster.bench.answer import IncompleteAnswerError, StreamedAnswer
@@ -22,10 +22,13 @@ from raycluster.openai_client.wire import (
     HttpWire,
 )
 from raycluster.serve.asking.coding import CodingError, Unpacker
-from raycluster.serve.asking.error_text import error_text, failure_in
+from raycluster.serve.asking.error_text import error_text, failure_in, hidden
+from raycluster.serve.asking.room import SHARED, Room, RoomError
 
 _ERROR_BODY_BYTES = 64 * 1024
 _WHOLE_BODY_BYTES = 64 * 1024 * 1024
+_EVENT_BYTES = 64
+"""What is kept of an event, about: the gap before it."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,12 +60,14 @@ class Sender:
         salt: bool,
         verify: ssl.SSLContext,
         clock: Callable[[], float],
+        room: Room = SHARED,
     ) -> None:
         self._target = target
         self._timeout = timeout
         self._salt = salt
         self._clock = clock
         self._wire = HttpWire(target, verify)
+        self._room = room
 
     def close(self) -> None:
         """Close the connection."""
@@ -70,7 +75,8 @@ class Sender:
 
     async def send(self, job: BenchRequest, intended: float, origin: float) -> RequestRecord:
         """Send once, never again; times in the record count from `origin` on the clock."""
-        exchange = _Exchange(self._clock, origin, streams=job.prompt.path in GENERATING)
+        streams = job.prompt.path in GENERATING
+        exchange = _Exchange(self._clock, origin, self._room, streams=streams)
         content = encode(job, self._target.model, salt=self._salt)
         sent = self._clock() - origin
         failure: IncompleteAnswerError | None = None
@@ -91,13 +97,19 @@ class Sender:
             )
         except BadHttpError as error:
             failure = IncompleteAnswerError("protocol", str(error))
-        return exchange.record(job, intended, sent, failure)
+        finally:
+            exchange.forget()
+        return exchange.record(job, intended, sent, failure, self._wire.secrets)
 
 
 class _Exchange:
     """One answer, as far as it has come."""
 
-    def __init__(self, clock: Callable[[], float], origin: float, *, streams: bool) -> None:
+    def __init__(
+        self, clock: Callable[[], float], origin: float, room: Room, *, streams: bool
+    ) -> None:
+        self._room = room
+        self._held = 0
         self._clock = clock
         self._origin = origin
         self._answer = StreamedAnswer()
@@ -124,6 +136,7 @@ class _Exchange:
         if self._whole is not None:
             self._whole += chunk
             good = self._status == 200 and not self._streams
+            self._hold(len(self._whole))
             if len(self._whole) > (_WHOLE_BODY_BYTES if good else _ERROR_BODY_BYTES):
                 raise self._refused()
             return
@@ -133,6 +146,20 @@ class _Exchange:
                 self._answer.take(event, now)
         except ValueError as error:
             raise IncompleteAnswerError("protocol", str(error)) from error
+        self._hold(self._parser.held + _EVENT_BYTES * len(self._answer.gaps))
+
+    def _hold(self, size: int) -> None:
+        """Note how much of the answer is in memory; raises AnswerError where that is too much."""
+        more, self._held = size - self._held, size
+        try:
+            self._room.take(more)
+        except RoomError as error:
+            raise IncompleteAnswerError("protocol", str(error)) from error
+
+    def forget(self) -> None:
+        """Hold nothing any more."""
+        self._room.give(self._held)
+        self._held = 0
 
     def finish(self) -> None:
         """Check that the answer is complete, at its end; raises AnswerError."""
@@ -155,8 +182,14 @@ class _Exchange:
         return True
 
     def record(
-        self, job: BenchRequest, intended: float, sent: float, failure: IncompleteAnswerError | None
+        self,
+        job: BenchRequest,
+        intended: float,
+        sent: float,
+        failure: IncompleteAnswerError | None,
+        secrets: Sequence[str],
     ) -> RequestRecord:
+        """Return what is kept of it, without the secrets that the server may have said back."""
         answer = self._answer
         return RequestRecord(
             id=job.prompt.id,
@@ -174,10 +207,10 @@ class _Exchange:
             input_tokens=answer.input_tokens,
             cached_tokens=answer.cached_tokens,
             output_tokens=answer.output_tokens,
-            finish_reason=answer.finish_reason,
+            finish_reason=hidden(answer.finish_reason, secrets) if answer.finish_reason else None,
             status=self._status,
             failure=failure.failure if failure else None,
-            detail=failure.detail if failure else "",
+            detail=hidden(failure.detail, secrets) if failure else "",
         )
 
     def _refused(self) -> IncompleteAnswerError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+_LINE_BYTES = 40
+"""What a line takes beside its value."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -45,9 +47,14 @@ class SseParser:
             event = self._line(line.rstrip(b"\r\n"))
             if event is not None:
                 events.append(event)
-        if self._size + len(self._tail) > MAX_EVENT_BYTES:
+        if self.held > MAX_EVENT_BYTES:
             raise ValueError("an event exceeds 16 MiB")
         return events
+
+    @property
+    def held(self) -> int:
+        """Bytes of the event that is not complete."""
+        return self._size + len(self._tail)
 
     def close(self) -> list[ServerEvent]:
         """Return the event that only lacks its blank line, where the stream ended there."""
@@ -73,7 +80,7 @@ class SseParser:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-            self._size += len(value) + 1
+            self._size += len(value) + _LINE_BYTES
         elif name == b"event":
             self._name = value
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raycluster.apply.converge import preview
@@ -15,7 +15,7 @@ from raycluster.apply.preconditions.host_requirements import Tried, at_boot, tri
 from raycluster.apply.preconditions.shared_folders import check_folders
 from raycluster.core.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.core.accelerators.values import Device
-from raycluster.core.errors import HostError, RayclusterError
+from raycluster.core.errors import HostError, RayclusterError, apart
 from raycluster.core.interfaces import Facts, PrepareForecast, Process, RegistryLogin, Secret
 from raycluster.hosts.dashboard import taken
 from raycluster.hosts.fleet import Connected, Fleet
@@ -23,6 +23,7 @@ from raycluster.observe.facts import facts_of, machine
 from raycluster.observe.image_registry import ImageAnswer, ask_for
 from raycluster.plan.actions import Start
 from raycluster.plan.forecast.downloads import LOAD, in_gb, missing_image
+from raycluster.plan.forecast.fits import Problem
 from raycluster.plan.preconditions import (
     check_addresses,
     check_gpus,
@@ -90,14 +91,29 @@ def check_hosts(
     return (*findings, *(whole or _gpus(spec, facts)))
 
 
-def check_plan(spec: ClusterSpec, fleet: Fleet, secrets: Secrets) -> tuple[Finding, ...]:
-    """Return what `up` would refuse by its plan, on hosts that are in order by themselves."""
+def check_plan(
+    spec: ClusterSpec, fleet: Fleet, secrets: Secrets, told: Collection[Finding]
+) -> tuple[Finding, ...]:
+    """Return what `up` would refuse by its plan, beside what was `told` of the hosts.
+
+    A host that cannot be used leaves nothing to plan with.
+    """
+    wrong = {finding.host for finding in told if not finding.passed}
+    if any(f.subject in ("connection", "host", "owner") for f in told if not f.passed):
+        return ()
+    every: Sequence[Problem | RayclusterError]
     try:
         _, forecast = preview(spec, fleet, secrets)
+        every = (*forecast.problems, *(w for w in forecast.warnings if w.certain))
     except RayclusterError as error:
-        return (Finding(error.where or "cluster", "plan", False, error.what, error.hint),)
-    every = (*forecast.problems, *(w for w in forecast.warnings if w.certain))
-    return tuple(Finding(each.where, "plan", False, each.what, each.hint) for each in every)
+        every = [each for each in apart([error]) if each.where not in wrong]
+    known = {(finding.host, finding.text) for finding in told}
+    new = {(each.where or "cluster", each.what): each.hint for each in every}
+    return tuple(
+        Finding(host, "plan", False, what, hint)
+        for (host, what), hint in new.items()
+        if (host, what) not in known
+    )
 
 
 def _folders(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:

@@ -15,6 +15,7 @@ from raycluster.commands.drill import drill
 from raycluster.commands.exec import exec_
 from raycluster.commands.export import export
 from raycluster.commands.init import init
+from raycluster.commands.keys import keys
 from raycluster.commands.logs import logs
 from raycluster.commands.plan import plan
 from raycluster.commands.schema import schema
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, Command] = {
     "deploy": Command(deploy),
     "status": Command(status),
     "usage": Command(usage),
+    "keys": Command(keys),
     "tunnel": Command(tunnel),
     "bench": Command(bench),
     "batch": Command(batch),

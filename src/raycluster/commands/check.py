@@ -18,8 +18,7 @@ def check(spec: SpecPath = None, named: SpecOption = None, as_json: Json = False
 
     with opened.fleet() as fleet:
         findings = check_hosts(opened.spec, fleet, secrets.registry)
-        if all(finding.passed for finding in findings):
-            findings += check_plan(opened.spec, fleet, secrets)
+        findings += check_plan(opened.spec, fleet, secrets, findings)
     if as_json:
         _console.print_json(checks_json(opened.spec, findings))
     else:

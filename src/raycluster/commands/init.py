@@ -45,11 +45,10 @@ def init(
     force: Force = False,
 ) -> None:
     """Write a commented cluster.toml."""
-    from raycluster.spec.models import login_name
+    from raycluster.spec.models import local_owner, login_name
 
-    user = login_name()
-    owner = user if host else ""
-    chosen = name or own_name(user)
+    owner = local_owner() if host else ""
+    chosen = name or own_name(login_name())
     text = init_text(host or (), None, chosen, model, owner, left_out=_say)
     if str(output) == "-":
         sys.stdout.write(text)

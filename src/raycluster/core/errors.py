@@ -31,13 +31,15 @@ An error says where (`where`), what (`what`) and the next step (`hint`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class RayclusterError(Exception):
     """An error with a place, a fact and a next step; `exit_code` is what the program ends with."""
 
     exit_code = 1
+    together: tuple[RayclusterError, ...] = ()
+    """The errors of which this one says all."""
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(what)
@@ -51,12 +53,23 @@ class RayclusterError(Exception):
         return f"{place}{self.what}{step}"
 
 
+def apart(errors: Iterable[RayclusterError]) -> list[RayclusterError]:
+    """Return errors, those that say all of several as these."""
+    return [each for error in errors for each in error.together or (error,)]
+
+
 def raise_together(errors: Sequence[RayclusterError]) -> None:
-    """Raise the error, or where there are several one of the first one's kind that says all."""
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise type(errors[0])("\n".join(str(error) for error in errors))
+    """Raise the error, or where there are several one of the first one's kind that says all.
+
+    What says the same as another is left out.
+    """
+    every = tuple({str(error): error for error in reversed(apart(errors))}.values())[::-1]
+    if len(every) == 1:
+        raise every[0]
+    if every:
+        whole = type(every[0])("\n".join(str(error) for error in every))
+        whole.together = every
+        raise whole
 
 
 class SpecError(RayclusterError):

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from raycluster.core.accelerators.values import Accelerators, Choice
 from raycluster.core.cgroups import Limits
@@ -265,6 +265,16 @@ class Versions:
     added: str = ""
 
 
+class KnownVersions(NamedTuple):
+    """What is known of a node's environment before anything is brought to its host.
+
+    Where it is not `whole`, what is empty is not known.
+    """
+
+    versions: Versions
+    whole: bool
+
+
 def live_id_path(role: str) -> str:
     """Return the file under ROOT that tells which live files a process has read."""
     return f"{role}/live-id"
@@ -397,6 +407,10 @@ class Runtime(Protocol):
 
         A path may begin with ROOT. Changes nothing, and needs no process to run.
         """
+        ...
+
+    def known_versions(self, process: Process) -> KnownVersions:
+        """Return what `prepare` would return, as far as it is known before; changes nothing."""
         ...
 
     def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:

@@ -16,5 +16,5 @@ def _walk(place: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
     if place.is_dir():
         for entry in place.iterdir():
             yield from _walk(entry, f"{path}/{entry.name}")
-    elif path.endswith(".py"):
+    elif path.endswith((".py", ".lua")):
         yield path, place.read_bytes()

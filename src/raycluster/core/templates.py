@@ -6,7 +6,7 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -76,6 +76,14 @@ def names(values: Iterable[str]) -> Escaped:
     return Escaped(f'"{told}"')
 
 
+def limits(values: Mapping[str, object]) -> Escaped:
+    """Return `name=value` with commas, in nginx's quotes. Raises ValueError for others."""
+    told = ",".join(f"{name}={value}" for name, value in values.items())
+    if not re.fullmatch(r"[a-z0-9_=,]+", told):
+        raise ValueError("not limits")
+    return Escaped(f'"{told}"')
+
+
 def since(second: int) -> Escaped:
     """Return a pattern (PCRE, in quotes of nginx) for seconds since 1970, from this one on."""
     digits = f"{max(0, second):010d}"
@@ -136,6 +144,7 @@ def _environment() -> Environment:
     )
     made.filters |= {"number": number, "word": word, "pattern": pattern, "json": as_json}
     made.filters |= {"line": line, "shell": shell, "quoted": quoted, "names": names, "since": since}
+    made.filters |= {"limits": limits}
     made.filters |= {"text": text, "data": data, "code": code}
     return made
 

@@ -55,7 +55,7 @@ class Health:
     gateways: Mapping[str, str] = field(default_factory=dict)
 
 
-def judge(
+def diagnose(
     spec: ClusterSpec,
     state: ClusterState,
     models: tuple[ModelHealth, ...],

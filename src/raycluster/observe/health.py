@@ -14,7 +14,7 @@ from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.hosts.http import http_client
 from raycluster.hosts.ray_api import open_ray_api
 from raycluster.observe.cluster import observe
-from raycluster.observe.diagnosis import Health, ModelHealth, judge
+from raycluster.observe.diagnosis import Health, ModelHealth, diagnose
 from raycluster.observe.replica_endpoints import report
 from raycluster.serve.settings import ENGINE_PATH, slugs
 from raycluster.services.gateway import GATEWAY, REFUSED_PATH
@@ -34,7 +34,7 @@ def look(
     met: Callable[[Connected], object] = lambda _: None,
     asking: Callable[[], object] = lambda: None,
 ) -> Health:
-    """Observe the cluster and judge it.
+    """Observe the cluster and diagnose it.
 
     `met` is called with each host as soon as it is connected and should return at once; `asking`
     before the models are asked for a token.
@@ -52,7 +52,7 @@ def look(
         else:
             asking()
         silent = gateways.result()
-    return Health(spec, state, usage, models, judge(spec, state, models, silent), silent)
+    return Health(spec, state, usage, models, diagnose(spec, state, models, silent), silent)
 
 
 def _silent_gateways(spec: ClusterSpec, fleet: Fleet, state: ClusterState) -> dict[str, str]:

@@ -26,6 +26,8 @@ true"""
 
 REPORT_S = 5.0
 """Seconds for a replica to tell of itself."""
+METRICS_S = 10.0
+"""Seconds for all of an address's metrics."""
 
 
 def http_ports(spec: ClusterSpec) -> range:
@@ -96,7 +98,10 @@ class MetricsAddress:
 
         The clock is in seconds since the epoch. Raises httpx's errors.
         """
-        answer = client.get(self.base + self.path, params={"name[]": series})
+        from raycluster.hosts.http import whole_answer
+
+        url = self.base + self.path
+        answer = whole_answer(client, url, seconds=METRICS_S, params={"name[]": series})
         if not answer.is_success and self.path.endswith("/"):
             self.path = "/metrics"
             return self.ask(client, series)

@@ -17,6 +17,7 @@ import httpx
 
 from raycluster.core.errors import UsageError
 from raycluster.openai_client.target import Target
+from raycluster.serve.asking.error_text import is_secret
 
 CONNECT_SECONDS = 10.0
 MOST_HEADER_BYTES = 1 << 20
@@ -60,7 +61,9 @@ class HttpWire:
         self._port = base.port or (443 if secure else 80)
         self._tls = tls if secure else None
         self._path = base.raw_path.rstrip(b"/")
-        headers = "".join(f"{name}: {value}\r\n" for name, value in _headers(base, target).items())
+        told = _headers(base, target)
+        self.secrets = _secrets(told, base)
+        headers = "".join(f"{name}: {value}\r\n" for name, value in told.items())
         self._headers = f" HTTP/1.1\r\n{headers}content-length: ".encode()
         self._peer: _Peer | None = None
 
@@ -159,7 +162,8 @@ class _Peer(asyncio.Protocol):
             self._end(EarlyEndError(f"the connection was closed {what}"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if not self._begun:  # what comes behind the body says nothing
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -203,3 +207,9 @@ def _headers(base: httpx.URL, target: Target) -> dict[str, str]:
         if any(ord(sign) < 32 for sign in value):
             raise UsageError("the value holds a control character", where=name, hint="--api-key")
     return headers
+
+
+def _secrets(headers: Mapping[str, str], base: httpx.URL) -> tuple[str, ...]:
+    """Return what a server is told and nobody else may be."""
+    told = (headers.get("authorization", "").rpartition(" ")[2], base.password)
+    return tuple(secret for secret in told if is_secret(secret))

@@ -14,9 +14,15 @@ KNOWN = f"{OLDEST_VLLM} to {NEWEST_VLLM}"
 
 
 def check_versions(
-    spec: ClusterSpec, versions: Mapping[str, Versions], *, gpus: bool = False
+    spec: ClusterSpec,
+    versions: Mapping[str, Versions],
+    partly: Mapping[str, Versions] | None = None,
+    *,
+    gpus: bool = False,
 ) -> None:
     """Raise where the nodes differ in Ray, Python (major.minor) or the engine, or lack the engine.
+
+    Of nodes that are `partly` known, what is not known is empty, and not compared.
 
     Hosts with `gpus = 0` hold no replicas beside hosts with GPUs, so their engine may differ.
     `gpus` tells that the cluster has GPUs: `auto` is vLLM alone then.
@@ -28,12 +34,16 @@ def check_versions(
                 where=name,
                 hint="install ray[serve], or use another image",
             )
-    _same("Ray", {n: v.ray for n, v in versions.items()})
-    _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in versions.items()})
+    more = partly or {}
+    every = {**versions, **more}
+    _same("Ray", {n: v.ray for n, v in every.items()})
+    _same("Python", {n: ".".join(v.python.split(".")[:2]) for n, v in every.items()})
     serving = {n: v for n, v in versions.items() if n in _serving(spec)}
-    _same("vLLM", {n: v.vllm or "none" for n, v in serving.items()})
+    coming = {n: v.vllm for n, v in more.items() if n in _serving(spec)}
+    engines = {**{n: v.vllm or "none" for n, v in serving.items()}, **coming}
+    _same("vLLM", {n: v.partition("+")[0] if coming else v for n, v in engines.items()})
     own = [model for model in spec.models if model.environment is None]
-    if own and not any(v.vllm or v.transformers for v in serving.values()):
+    if own and not coming and not any(v.vllm or v.transformers for v in serving.values()):
         raise ImageError(
             "vllm and transformers are both missing in the environment",
             where=next(iter(serving), "cluster"),
@@ -76,14 +86,34 @@ def doubtful_engines(versions: Mapping[str, Versions]) -> dict[str, str]:
     return found
 
 
+def other_images(
+    image: str, layers: Mapping[str, tuple[str, ...]], machines: Mapping[str, str]
+) -> dict[str, str]:
+    """Return a sentence for each host whose image is not that of the first of its kind of machine.
+
+    `layers` are what the hosts have under the image's name, none where they do not have it.
+    """
+    found, first = dict[str, str](), dict[str, str]()
+    for host in (host for host, held in layers.items() if held and host in machines):
+        other = first.setdefault(machines[host], host)
+        if layers[other] != layers[host]:
+            found[host] = (
+                f"{image} is not the image that {other} has under this name: its tag has moved, or "
+                "the images were built on each host; name it by digest (IMAGE@sha256:...) or use "
+                'distribution.images = "peer" to have one on all hosts'
+            )
+    return found
+
+
 def _serving(spec: ClusterSpec) -> set[str]:
     some = {h.name for h in spec.hosts if h.gpus != 0}
     return some or {h.name for h in spec.hosts}
 
 
 def _same(what: str, versions: Mapping[str, str]) -> None:
-    if len(set(versions.values())) > 1:
-        listed = ", ".join(f"{name} has {version}" for name, version in versions.items())
+    known = {name: version for name, version in versions.items() if version}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{name} has {version}" for name, version in known.items())
         raise VersionMismatchError(
             f"{what} differs between nodes: {listed}",
             where="cluster",

@@ -28,7 +28,7 @@ from raycluster.serve.bind_addresses import listen_privately
 from raycluster.serve.capture import Capture
 from raycluster.serve.engine_failures import Records, folder, verdict
 from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive, Send
-from raycluster.serve.engines.inside import OWNER, Guard, usage
+from raycluster.serve.engines.inside import ASKED, OWNER, Guard, usage
 from raycluster.serve.engines.server import Place
 from raycluster.serve.figures import ours, parsed, written
 from raycluster.serve.first_to_go import go_first
@@ -48,6 +48,7 @@ from raycluster.serve.node_files import load_secrets
 from raycluster.serve.ready import Readiness, questions
 from raycluster.serve.rootcause import MARK, explain, why_dead
 from raycluster.serve.settings import DEPLOYMENT, OFFSET, ModelSettings
+from raycluster.serve.shared_quotas import RayStore, SharedQuotas
 
 logger = logging.getLogger("ray.serve")
 
@@ -125,6 +126,7 @@ class Running:
         self._app = app
         self._beside: list[asyncio.Future[None]] = []
         self._load = 0.0
+        self._quotas: SharedQuotas | None = None
         self._count: Callable[[], int] | None = None
         self.front: ASGI = app
 
@@ -154,6 +156,8 @@ class Running:
         metrics.started(engine.name, reason, phases)
         running = cls(engine, app, watch)
         running._tell(settings, report, metrics, place)
+        running._quotas = SharedQuotas(engine.quotas, RayStore())
+        running._begin(running._quotas.run())
         await asyncio.wait_for(listened(place), LISTEN_S)
         logger.info("raycluster: %s", json.dumps(report))
         return running
@@ -224,6 +228,9 @@ class Running:
         logger.info("raycluster: the engine finished its requests after %.1f s", took)
         for task in self._beside:
             task.cancel()
+        if self._quotas is not None:
+            with contextlib.suppress(Exception):  # of the last second
+                await asyncio.wait_for(self._quotas.once(), FIGURES_S)
         await self._engine.stop()
         if self._watch is not None:
             self._watch.ended()
@@ -270,6 +277,8 @@ def tokens(metrics: Metrics, model: str) -> Callable[[str, int, int], None]:
     def count(engine: str, prompt: int, generated: int) -> None:
         metrics.tokens(engine, prompt, generated)
         usage().took(model, OWNER.get(), prompt, 0, generated)
+        if asked := ASKED.get():
+            asked.took(prompt + generated)
 
     return count
 

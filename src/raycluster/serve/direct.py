@@ -27,6 +27,16 @@ OWN = "-own"
 OWN_PATHS = r"^(/m/[^/]+)?/(raycluster/.*|metrics/?|v1/models/.+)$"
 """What replicas answer, and not the servers of their engines."""
 
+OWNER_HEADER, LIMITS_HEADER = "x-raycluster-owner", "x-raycluster-limits"
+CLASSES = {"high": -1, "low": 1}
+"""What HAProxy's queue calls the priorities of keys; all others have 0."""
+
+AHEAD_MS = 1000
+"""How much later a request stands in the queue for each one that its key has there already."""
+
+PAUSE_S = 10
+"""Seconds for which a share of the places is kept for a key that asks nothing."""
+
 KEPT = "raycluster-kept"
 RESPONSES = r"^(/m/[^/]+)?/v1/responses"
 BODY_S = 10
@@ -36,6 +46,7 @@ RETRY_S = 1
 QUEUE_S = 600
 """Seconds that a request waits for a free place; HAProxy's own default is that of a connection."""
 
+SHARE = ("RateLimitError", "too many requests of this key are waiting: try again later")
 FULL = ("RateLimitError", "too many requests are waiting for this model: try again later")
 BARE = {
     404: ("NotFoundError", 22, "Not Found"),
@@ -177,6 +188,7 @@ def _direct(
         added.append(
             f"http-request return {told} hdr retry-after {RETRY_S} if {{ queue ge {most} }}"
         )
+        added += _fair((ongoing + queued) * len(replicas))
     added += _bare()
     added.append(
         f"http-response set-header {ENGINE_HEADER} {ENGINE} if !{{ res.hdr({ENGINE_HEADER})"
@@ -194,6 +206,33 @@ def _direct(
 
     head, _, rest = _SERVER.sub(moved, backend).partition("\n")
     return head + "\n" + "".join(f"    {line}\n" for line in added) + rest
+
+
+def _fair(places: int) -> list[str]:
+    """Return the lines by which no key takes the places of all, with its priority and its turns.
+
+    `places` are those of requests that run and wait. Of k keys each has at most places / (k + 1),
+    so that there is one for who comes next. In the queue a request stands later for each one that
+    its key has there already, which is why a key with many does not pass one with few, and time
+    brings all of them on.
+    """
+    mine = f"req.fhdr({OWNER_HEADER})"
+    is_key = f"{{ {mine} -m found }}"
+    return [
+        f"stick-table type string len 64 size 4k expire {PAUSE_S}s store conn_cur",
+        f"http-request track-sc2 {mine} if {is_key}",
+        f"http-request set-var(txn.raycluster_keys) table_cnt,add(1) if {is_key}",
+        "http-request set-var(txn.raycluster_share)"
+        f" int({places}),div(txn.raycluster_keys) if {is_key}",
+        f"http-request return {_error(429, *SHARE)} hdr retry-after {RETRY_S}"
+        f" if {is_key} {{ sc2_conn_cur,sub(txn.raycluster_share) gt 0 }}",
+        *(
+            f"http-request set-priority-class int({number})"
+            f" if {{ req.fhdr({LIMITS_HEADER}) -m sub priority={name} }}"
+            for name, number in CLASSES.items()
+        ),
+        f"http-request set-priority-offset sc2_conn_cur,mul({AHEAD_MS}) if {is_key}",
+    ]
 
 
 def _keeping(frontend: str) -> str:

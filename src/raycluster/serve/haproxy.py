@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.serve.balance import balanced
+from raycluster.serve.connections import limited, most_connections
 from raycluster.serve.direct import straight
 from raycluster.serve.node_files import own_address
 from raycluster.serve.settings import METRICS_PORT, OFFSET
@@ -42,6 +43,9 @@ REFUSED = {
     503: ("ServiceUnavailableError", "the model cannot accept the request now: try again later"),
 }
 """What Serve says in plain words, with the time to wait, when a queue is full."""
+
+CROWDED = ("ServiceUnavailableError", "too many connections at a time: try again later")
+"""What is said to those that come beyond what the node can hold."""
 
 LOST_S = 5
 """Seconds after which a connection to a replica on a host that has gone silent counts as broken."""
@@ -89,7 +93,10 @@ def main() -> None:
         more = told(os.environ.get(TOLD, ""))
         offset = int(os.environ.get(OFFSET, "0"))
         metrics = int(os.environ.get(METRICS_PORT, "0"))
-        config = edited(path.read_text(), **more, address=own_address(), offset=offset)
+        most = most_connections()
+        config = edited(
+            path.read_text(), **more, address=own_address(), offset=offset, connections=most
+        )
         path.write_text(config + metrics_relay(own_address(), metrics))
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which names this program
     program = real_program()
@@ -123,20 +130,22 @@ def edited(
     *,
     address: str = "",
     offset: int = 0,
+    connections: int = 0,
 ) -> str:
     """Return the configuration with what Serve has no setting for.
 
-    Metrics and statistics on loopback, a way to each model of `routes`, `routing` as `balance`
-    describes it, errors in OpenAI's form, as many threads as the host has cores to spare, an eye
-    on connections whose other end is gone without a word, and HTTP for the other nodes' gateways
-    at `address`, where there is one.
+    So many `connections` (0: as Serve says), metrics and statistics on loopback, a way to each
+    model of `routes`, `routing` as `balance` describes it, errors in OpenAI's form, as many threads
+    as the host has cores to spare, an eye on connections whose other end is gone without a word,
+    and HTTP for the other nodes' gateways at `address`, where there is one.
     """
     # Serve's own proxy listens on 127.0.0.1, also where Ray's word for loopback is ::1.
     config = re.sub(r"(?m)^(\s*server \S+) ::1(:\d+ .*\bbackup)\b", r"\1 127.0.0.1\2", config)
     config = _placed(straight(config, limits or {}, offset, address=address))
     config = re.sub(r"(?m)^(\s*bind) (?::|\*:)(\d+)$", r"\1 127.0.0.1:\2", config)
     frontend = re.compile(r"(?m)^frontend http_frontend\n\s*bind \S+:(\d+)\n")
-    added = "".join([*ALIKE, *model_rules(routes), *refusals()])
+    config = limited(config, connections) if connections else config
+    added = "".join([*ALIKE, *crowded(connections), *model_rules(routes), *refusals()])
     config = frontend.sub(lambda m: m[0] + _bind(address, m[1]) + added, config, count=1)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}{malformed()}", config, count=1)
     config = re.sub(r"(?m)^(\s*)option httplog$", rf"\1{LOG}", config)
@@ -199,6 +208,16 @@ def model_rules(routes: Mapping[str, str]) -> Sequence[str]:
         ),
         f"    http-request return {_error(400, 'BadRequestError', UNNAMED)}"
         " if { req.hdr(upgrade) -m str -i websocket } !{ path_beg /m/ }\n",
+    )
+
+
+def crowded(connections: int) -> Sequence[str]:
+    """Return the lines that refuse more connections; Serve's own questions are answered."""
+    if not connections:
+        return ()
+    return (
+        f"    http-request return {_error(503, *CROWDED)} hdr retry-after {RETRY_S}"
+        f" hdr connection close if {{ fe_conn gt {connections} }} !{{ path_beg /-/ }}\n",
     )
 
 

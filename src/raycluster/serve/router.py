@@ -41,7 +41,8 @@ class Router:
     """An ASGI application over `routes` (name -> path prefix) at the URL `upstream`.
 
     `adapters` tells which names are further ones of a model (adapter or alias -> model). What lists
-    models asks none of those `asleep`: that would start their replicas.
+    models asks none of those `asleep`: that would start their replicas. Web pages of `origins` may
+    read what the router says itself; models say so for their own answers.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Router:
         upstream: str,
         adapters: Mapping[str, str] | None = None,
         asleep: Collection[str] = (),
+        origins: Collection[str] = (),
     ) -> None:
         self._routes = dict(routes)
         self._adapters = dict(adapters or {})
         self._models = tuple(name for name in routes if name not in self._adapters)
         self._asleep = frozenset(asleep)
+        self._origins = frozenset(origins)
         self._upstream = upstream.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
         self._created = int(time.time())
@@ -67,12 +70,34 @@ class Router:
             await _lifespan(scope, receive, send)
             return
         path = str(scope["path"]).removeprefix(WAITING_ROUTE)
+        own = self._readable(scope, send)
         if path in HEALTH:
-            await respond(send, 200, b"{}")
+            await respond(own, 200, b"{}")
         elif path.startswith("/m/"):  # no model has it now: it would come back here for ever
-            await refuse(send, 404, f"there is no model at {path}")
-        elif scope["method"] != "GET" or not await self._told(path, send):
-            await self._by_model(path, scope, receive, send)
+            await refuse(own, 404, f"there is no model at {path}")
+        elif scope["method"] != "GET" or not await self._told(path, own):
+            body = await _body(receive)
+            if body is None:
+                await refuse(own, 413, f"the body is longer than {MOST_BODY} bytes")
+            elif route := await self._route(path, scope, body, own):
+                exchange = self._exchange(scope, send, own, route + path, body)
+                await while_awaited(receive, exchange)  # ends both when the client goes away
+
+    def _readable(self, scope: Message, send: Send) -> Send:
+        """Return a way out for the router's own answers, by which a browser lets its page read."""
+        origin = next((v for name, v in scope["headers"] if name.lower() == b"origin"), None)
+        if origin is None or not self._origins & {"*", origin.decode("latin-1")}:
+            return send
+        everybody = "*" in self._origins
+        more = [(b"access-control-allow-origin", b"*" if everybody else origin)]
+        more += [] if everybody else [(b"vary", b"Origin")]
+
+        async def readable(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        return readable
 
     async def close(self) -> None:
         """Close the connections."""
@@ -93,20 +118,16 @@ class Router:
             return False
         return True
 
-    async def _by_model(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on to the model that it names.
+    async def _route(self, path: str, scope: Message, body: bytes, send: Send) -> str:
+        """Return the route of the model that a request names, or refuse it and return "".
 
         Where none need be named, all models answer alike, and the first that is awake does.
         """
-        body = await _body(receive)
-        if body is None:
-            await refuse(send, 413, f"the body is longer than {MOST_BODY} bytes")
-            return
         try:
             model = await named(path, scope, body)
         except ValueError as error:
             await refuse(send, 400, str(error))
-            return
+            return ""
         awake = next((name for name in self._models if name not in self._asleep), None)
         if model is None and awake and scope["method"] != "POST" and path not in OF_ONE:
             model = awake
@@ -117,7 +138,8 @@ class Router:
         elif model not in self._routes:
             await refuse(send, 404, unknown(model, self._routes), "model")
         else:
-            await self._pass_on(scope, receive, send, self._routes[model] + path, body)
+            return self._routes[model]
+        return ""
 
     async def _ready(self, send: Send) -> None:
         """Answer 200 when every model can answer; one that may sleep is not woken to be asked."""
@@ -148,18 +170,15 @@ class Router:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
-    async def _pass_on(
-        self, scope: Message, receive: Receive, send: Send, path: str, body: bytes
+    async def _exchange(
+        self, scope: Message, send: Send, own: Send, path: str, body: bytes
     ) -> None:
-        """Send the request on and its answer back; end both when the client goes away."""
-        await while_awaited(receive, self._exchange(scope, send, path, body))
-
-    async def _exchange(self, scope: Message, send: Send, path: str, body: bytes) -> None:
+        """Send the request on and its answer back."""
         try:
             url = located(self._upstream, path, scope)
             await exchange(self._client(), scope, send, url, body)
         except aiohttp.ClientConnectorError as error:
-            await refuse(send, 503, f"the model cannot be reached: {error}")
+            await refuse(own, 503, f"the model cannot be reached: {error}")
 
     def _client(self) -> aiohttp.ClientSession:
         """Return the session, made on the event loop that serves."""

@@ -22,7 +22,7 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 def build(args: Mapping[str, Any]) -> Application:
     """Return the application for what `settings.applications` put into `args`."""
-    told = {name: args[name] for name in ("routes", "upstream", "adapters", "asleep")}
+    told = {name: args[name] for name in ("routes", "upstream", "adapters", "asleep", "origins")}
     return RouterReplica.bind(told)  # type: ignore[attr-defined]
 
 

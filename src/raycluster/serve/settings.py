@@ -196,6 +196,7 @@ def applications(
             },
             "adapters": {name: model.name for model in models for name in model.further_names},
             "asleep": [model.name for model in models if model.sleeps],
+            "origins": _origins(models),
         }
         apps.append(_router_application(told, (upstream, port), code_path, fingerprint))
     return {
@@ -324,6 +325,15 @@ def _router_application(
         "runtime_env": _environment({}, code_path),
         "args": {**told, "upstream": url, "fingerprint": fingerprint},
     }
+
+
+def _origins(models: Sequence[ModelSettings]) -> list[str]:
+    """Return the web pages that may read the answers of all models; vLLM lets all by itself."""
+    given = [{n.replace("-", "_"): v for n, v in m.engine_args.items()} for m in models]
+    said = [told["allowed_origins"] for told in given if "allowed_origins" in told]
+    lists = [set(map(str, each)) for each in said if isinstance(each, (list, tuple))]
+    named = [each for each in lists if "*" not in each]
+    return sorted(set.intersection(*named)) if named else ["*"]
 
 
 def _digest(text: str) -> str:

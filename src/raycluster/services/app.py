@@ -46,7 +46,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         max_queued_requests=model.max_queued_requests,
         adapters=model.adapters,
         aliases=model.aliases,
-        routing=model.routing,
+        routing=model.routed,
         spread=parts(model, gpus),
         environment=_environment(model.environment, needed),
     )

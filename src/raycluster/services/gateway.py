@@ -11,7 +11,7 @@ from raycluster.core.interfaces import ROOT, Process, Secret, live_id_path
 from raycluster.services.certificate import expiry, self_signed
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
-from raycluster.spec.services import EVERYWHERE, LOOPBACK, Gateway
+from raycluster.spec.services import EVERYWHERE, LOOPBACK, MOST_CONNECTIONS, Gateway
 from raycluster.spec.types import bracketed, in_bytes
 
 GATEWAY = "gateway"
@@ -24,14 +24,21 @@ REFUSED_PATH = "/v1/load_lora_adapter"
 # Started by root, nginx works as another user, who must reach its temporary files: from the working
 # folder, since the home of root lets nobody through. A request opens up to three files: client,
 # server, body. It reads the whole configuration before it listens, and says in one line what is
-# wrong with it. Beside it, old files of the log of requests are removed as long as it runs.
+# wrong with it. Beside it, old files of the log of requests are removed as long as it runs, and the
+# oldest where they are more than 2 GiB: who asks often must not fill the disk.
 _RUN = """\
 command -v nginx >/dev/null || { echo "nginx is not installed" >&2; exit 127; }
 cd "$0" && chmod 711 . && mkdir -p temp new access && chmod 711 temp && chmod 1733 access || exit 1
 ulimit -n "$(ulimit -Hn)"
 while kill -0 $$; do
   [ -s keep ] && find access -type f -mmin "+$(cat keep)" -exec rm -f {} +
-  sleep 60
+  find access -type f -name '????-??-??.log' -size +262144k | while read -r log; do
+    mv "$log" "${log%.log}.$(date +%s).log"
+  done
+  ls -lt access | awk 'NR > 1 && (sum += $5) > 2147483648 {print $NF}' | while read -r log; do
+    rm -f "access/$log"
+  done
+  sleep 15
 done >/dev/null 2>&1 &
 exec nginx -e stderr -p ./ -c nginx.conf
 """
@@ -64,7 +71,9 @@ ANTHROPIC = {
 EXPIRED = ("This API key has expired.", "invalid_request_error", "invalid_api_key")
 
 OWNER_HEADER, MODELS_HEADER = "X-Raycluster-Owner", "X-Raycluster-Models"
-"""By which engines learn whose key it was, and for which models it is; not from clients."""
+LIMITS_HEADER = "X-Raycluster-Limits"
+"""By which engines learn whose key it was, for which models it is, and what they keep of its
+limits; not from clients."""
 
 CORS = tuple(
     f"Access-Control-{name}"
@@ -87,6 +96,9 @@ EXPOSED = (
 
 KEEP_FILE = "keep"
 """Holds how many minutes a file of the log of requests is kept."""
+
+BODIES_BYTES = 4_000_000_000
+"""What all bodies of one class of size may have on the disk together."""
 
 _MOST_OTHERS = 16
 """So many other nodes a gateway turns to, one after the other, while its own has no ingress."""
@@ -223,8 +235,11 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         paths=sorted(set(gate.paths)),
         max_body=in_bytes(gate.max_body),
         max_connections=gate.max_connections,
+        bodies=_bodies(gate),
         owner_header=OWNER_HEADER,
         models_header=MODELS_HEADER,
+        limits_header=LIMITS_HEADER,
+        keys_limits=[(n, told) for n, _ in limited if (told := spec.kept_by_engines(n))],
         keys_models=[(n, _names(spec, key.models)) for n, key in limited if key.models],
         keys_expire=[(n, math.ceil(key.expires.timestamp())) for n, key in limited if key.expires],
         keys_rates=[(n, key.requests_per_minute) for n, key in limited if key.requests_per_minute],
@@ -235,9 +250,15 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
     )
 
 
+def _bodies(gate: Gateway) -> list[tuple[str, int]]:
+    """Return how many bodies of each class may be under way: up to 1 MB, 10 MB, and larger ones."""
+    sizes = {"small": 10**6, "medium": 10**7, "large": in_bytes(gate.max_body)}
+    return [(n, max(1, min(MOST_CONNECTIONS, BODIES_BYTES // s))) for n, s in sizes.items()]
+
+
 def _errors(gate: Gateway) -> Iterator[dict[str, object]]:
     """Yield what the gateway says by itself: location, status, and the two forms of the error."""
-    many = f"at most {gate.max_connections} at once from one address"
+    many = f"at most {gate.max_connections} at once from one address, large ones fewer in all,"
     many += f" and {gate.rate_limit} a second" if gate.rate_limit else ""
     if _rates(gate):
         many += ", and of a key as many a minute as the header x-ratelimit-limit-requests says"

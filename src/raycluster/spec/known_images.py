@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from raycluster.core.tested_versions import VLLM
+from raycluster.core.interfaces import Versions
+from raycluster.core.tested_versions import RAY, VLLM
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ KNOWN = (
     ),
 )
 
+_RAY_TAG = re.compile(r"rayproject/[a-z-]+:([0-9]+\.[0-9]+\.[0-9]+)-py([0-9])([0-9]+)(?:-.*)?")
+
 RAY_BYTES = 500_000_000
 """About what Ray takes on a disk, with what vLLM's own image lacks of what it needs."""
 
@@ -65,14 +68,30 @@ def python_in(image: str) -> str:
     return next((known.python for known in _of(image)), "")
 
 
+def versions_in(image: str) -> Versions:
+    """Return what the tag of an image says, and the Ray that is added to it; or empty texts."""
+    tag = image.partition("@")[0].rpartition(":")[2]
+    if told := _RAY_TAG.fullmatch(image.removeprefix("docker.io/").partition("@")[0]):
+        return Versions(f"{told[2]}.{told[3]}", told[1])
+    for known in _of(image):
+        if told := _pattern(known).fullmatch(tag):
+            ray, vllm = (told[1], "") if known.versions_of == "Ray" else (RAY, told[1])
+            return Versions(known.python, ray, vllm)
+    return Versions(python_in(image))
+
+
 def cuda_in(image: str) -> str:
     """Return the version of CUDA that an image with a known tag is built for, or ""."""
     tag = image.partition("@")[0].rpartition(":")[2]
     for known in _of(image):
-        pattern = re.escape(known.tag).replace(re.escape("{}"), r"[0-9]+(\.[0-9]+)*(rc[0-9]+)?")
-        if known.platform.startswith("CUDA ") and re.fullmatch(pattern, tag):
+        if known.platform.startswith("CUDA ") and _pattern(known).fullmatch(tag):
             return known.platform.removeprefix("CUDA ")
     return ""
+
+
+def _pattern(known: Known) -> re.Pattern[str]:
+    number = r"([0-9]+(?:\.[0-9]+)*(?:rc[0-9]+)?)"
+    return re.compile(re.escape(known.tag).replace(re.escape("{}"), number))
 
 
 def _of(image: str) -> list[Known]:

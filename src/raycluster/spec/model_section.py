@@ -148,10 +148,12 @@ class Model(Part):
         description="Maximum queued requests; default: four times max_ongoing_requests.",
         examples=[1024],
     )
-    routing: Literal["least-busy", "sticky", "prefix"] = Field(
-        default="least-busy",
-        description="How requests are routed: also `sticky` by the header x-session-id, or "
-        "`prefix` by the start of the prompt.",
+    routing: Literal["least-busy", "sticky", "prefix"] | None = Field(
+        default=None,
+        description="How requests are routed to several replicas: `prefix` by the start of the "
+        "prompt, `sticky` by the header x-session-id, or `least-busy`. Default: `prefix` where "
+        "vLLM caches prefixes, otherwise `least-busy`.",
+        examples=["least-busy"],
     )
     aliases: tuple[ModelName, ...] = Field(
         default=(),
@@ -240,6 +242,15 @@ class Model(Part):
     def may_run_on(self, host: str) -> bool:
         """Tell whether a replica may be placed on the host of this name."""
         return self.hosts is None or host in self.hosts
+
+    @property
+    def routed(self) -> Literal["least-busy", "sticky", "prefix"]:
+        """How requests are routed, by default as the engine's cache profits."""
+        arguments = self.engine_args
+        caches = arguments.get("enable_prefix_caching", True) is not False
+        pools = arguments.get("runner") == "pooling"
+        profits = self.engine != "transformers" and caches and not pools
+        return self.routing or ("prefix" if profits else "least-busy")
 
     @property
     def location(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -182,12 +183,19 @@ class ClusterSpec(BaseSettings):
                     )
                 if name not in known:
                     raise ValueError(f"{where} is not a model in the spec")
-            if key.models and self.env.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+            kept = [*(["models"] if key.models else []), *self.kept_by_engines(owner)]
+            if kept and self.env.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
                 raise ValueError(
-                    f"gateway.keys.{owner}.models: vLLM's Rust front end, which `env` asks for, "
+                    f"gateway.keys.{owner}.{kept[0]}: vLLM's Rust front end, which `env` asks for, "
                     "tells no keys apart"
                 )
         return self
+
+    def kept_by_engines(self, owner: str) -> dict[str, object]:
+        """Return the limits of an owner's key that engines keep, and the gateway tells them."""
+        gate = self.gateway
+        several = gate is not None and gate.on == "all" and bool(self.workers)
+        return gate.told(owner, several=several) if gate and owner in gate.keys else {}
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> ClusterSpec:
@@ -212,8 +220,8 @@ class ClusterSpec(BaseSettings):
 
     @property
     def owner(self) -> str:
-        """Whose cluster it is; without a word in the spec, whoever runs this."""
-        return self.cluster.owner or login_name()
+        """Whose cluster it is; without a word in the spec, whoever runs this, and where."""
+        return self.cluster.owner or local_owner()
 
     def _resolve(self, name: str, role: Literal["head", "worker"], host: Host) -> ResolvedHost:
         return ResolvedHost(
@@ -256,6 +264,12 @@ def login_name() -> str:
     with suppress(OSError, KeyError, ImportError):
         return getuser()
     return ""
+
+
+def local_owner() -> str:
+    """Return who runs this and on which machine, `user@machine`, as far as it is known."""
+    machine = os.uname().nodename.partition(".")[0]
+    return "@".join(filter(None, (login_name(), machine)))
 
 
 def _repeated(names: Iterable[str]) -> str | None:

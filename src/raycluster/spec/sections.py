@@ -40,7 +40,7 @@ class Cluster(Part):
     owner: Text | None = Field(
         default=None,
         description="Owner of the cluster: a person or team. Clusters with the same name and "
-        "another owner are left alone. Default: your local user name.",
+        "another owner are left alone. Default: your user name and machine, `user@machine`.",
         examples=["ml-team"],
     )
     parallel: AtLeastOne = Field(

@@ -25,9 +25,12 @@ from raycluster.spec.types import (
     RegistryName,
     Seconds,
     SecretSource,
+    TokenCount,
     WebOrigin,
 )
 
+MOST_CONNECTIONS = 65_535
+"""What nginx can count."""
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  # the gateway is meant to be reached
 
 
@@ -70,8 +73,23 @@ class Key(Part):
     )
     requests_per_minute: AtLeastOne | None = Field(
         default=None,
-        description="Maximum requests per minute; each gateway counts separately.",
+        description="Maximum requests per minute, over all gateways.",
         examples=[60],
+    )
+    tokens_per_minute: TokenCount | None = Field(
+        default=None,
+        description="Maximum prompt and generated tokens per minute, over all models and replicas.",
+        examples=[100_000],
+    )
+    tokens_per_day: TokenCount | None = Field(
+        default=None,
+        description="The same per day (in UTC).",
+        examples=[5_000_000],
+    )
+    priority: Literal["high", "normal", "low"] = Field(
+        default="normal",
+        description="Requests of keys with a higher priority go first while others wait; keys of "
+        "one priority share evenly.",
     )
     expires: Moment | None = Field(
         default=None,
@@ -119,7 +137,9 @@ class Gateway(Part):
     )
     max_body: Bytes = Field(default="64m", description="Maximum request size.")
     max_connections: AtLeastOne = Field(
-        default=1024, description="Maximum concurrent requests per client address."
+        default=1024,
+        le=MOST_CONNECTIONS,
+        description="Maximum concurrent requests per client address.",
     )
     rate_limit: AtLeastOne | None = Field(
         default=None,
@@ -147,6 +167,20 @@ class Gateway(Part):
     def sources(self) -> dict[str, str]:
         """The source of each owner's key."""
         return {**self.api_keys, **{owner: key.key for owner, key in self.keys.items()}}
+
+    def told(self, owner: str, *, several: bool) -> dict[str, object]:
+        """What engines keep of an owner's limits: of requests where there are `several` gateways.
+
+        One gateway counts requests by itself.
+        """
+        key = self.keys[owner]
+        limits: dict[str, object] = {
+            "requests_per_minute": key.requests_per_minute if several else None,
+            "tokens_per_minute": key.tokens_per_minute,
+            "tokens_per_day": key.tokens_per_day,
+            "priority": None if key.priority == "normal" else key.priority,
+        }
+        return {name: value for name, value in limits.items() if value is not None}
 
     @property
     def unlimited(self) -> str:

@@ -19,7 +19,7 @@ from raycluster.core.cgroups import Limits
 from raycluster.core.errors import RayclusterError
 from raycluster.core.untrusted import Told as Said
 from raycluster.observe import health
-from raycluster.observe.diagnosis import Health, judge
+from raycluster.observe.diagnosis import Health, diagnose
 from raycluster.observe.engine_metrics import SERVICE_SERIES, read_service
 from raycluster.observe.replica_endpoints import LISTENING, MetricsAddress, http_ports, listening
 from raycluster.status import gpus, prometheus
@@ -164,7 +164,7 @@ def _with_fallbacks(seen: Health, look: Look) -> Health:
         for m in seen.models
     )
     return replace(
-        seen, models=models, problems=judge(seen.spec, seen.state, models, seen.gateways)
+        seen, models=models, problems=diagnose(seen.spec, seen.state, models, seen.gateways)
     )
 
 

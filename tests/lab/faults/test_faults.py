@@ -19,7 +19,7 @@ from tests.lab.faults.cluster import (
 from tests.lab.host import Host, wait_for
 from tests.lab.specs import TINY
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 LONG_DRILLS = (("replica", 120), ("hang", 240), ("worker", 240), ("head", 240), ("partition", 240))
 DRILLS = [
@@ -160,7 +160,7 @@ def test_a_gateway_is_killed(faulty: Faulty) -> None:
         since = load.now()
         faulty.kill_container(first, "gateway")
         struck = since, load.now()
-        back = seconds_until(lambda: _open(first), load, since, 5)  # alone on the machine: 0.7
+        back = seconds_until(lambda: _open(first), load, since, 20)  # alone on the machine: 0.7
     told("gateway killed", load, since, back=back)
     assert failures(load, struck) == []
 

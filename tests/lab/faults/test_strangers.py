@@ -13,7 +13,7 @@ from tests.lab.faults.cluster import KEY, Faulty
 from tests.lab.host import Host
 from tests.lab.scan import open_ports
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 SSH, GATEWAY = 22, 8080
 SEED = 20261126
@@ -128,7 +128,7 @@ def test_a_docker_daemon_that_hangs_is_said_and_the_others_are_shown(faulty: Fau
         host.check("pkill", "-CONT", "-x", "dockerd")
     print(f"status with a hung Docker daemon: {took:.1f} s")
     assert code == 3
-    assert took < 15
+    assert took < 25
     assert "docker-3" in {p["where"] for p in status["problems"]}
     processes = {n["name"]: n["process"] for n in status["nodes"]}
     assert (processes["head"], processes["docker-2"]) == ("running", "running")

@@ -11,7 +11,7 @@ import pytest
 from tests.lab.faults.cluster import NAME, Faulty
 from tests.lab.host import Host, wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 HEAD = f"raycluster-{NAME}-head"
 HEARD = "/tmp/heard"

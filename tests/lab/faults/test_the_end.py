@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.faults.cluster import Faulty
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 LONG_FAULTS = ("off", "replica", "hang", "head", "gateway", "partition", "reboot", "up")
 FAULTS = ["worker", *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG_FAULTS)]

@@ -12,7 +12,7 @@ from tests.lab.host import wait_for
 from tests.lab.services.cluster import API_PORT, KEY, NAME, OTHER_KEY, URLS, Watched
 from tests.lab.specs import MODEL
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 def test_up_starts_ray_then_what_stands_beside_it(watched: Watched) -> None:

@@ -16,7 +16,7 @@ from tests.lab.host import wait_for
 from tests.lab.services.cluster import Watched
 from tests.lab.specs import MODEL
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 WINDOW = "15m"  # all of the load, however long ago it was
 FILES = [json.loads((FOLDER / name).read_text()) for name in PAGES]

@@ -11,7 +11,7 @@ import pytest
 from tests.lab.host import wait_for
 from tests.lab.services.cluster import NAME, Watched, written
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 FOLLOW_S = 30.0
 """Within so many seconds after `up` Prometheus has to know of nodes that came or went."""

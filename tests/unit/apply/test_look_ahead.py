@@ -18,7 +18,7 @@ from raycluster.serve.model_refs import ModelRef
 from raycluster.spec import ClusterSpec
 from raycluster.spec.known_images import DEFAULT_IMAGE
 from raycluster.state.inventory import Files
-from tests.local.hub import Hub, open_hub
+from tests.node.hub import Hub, open_hub
 
 HERE = LocalTransport("here")
 CONFIG = {"num_hidden_layers": 2, "name": "file 7 config\n"}

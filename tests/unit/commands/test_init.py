@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_each_cluster_gets_a_name_and_an_owner_of_its_own(
         init(["h"], output=tmp_path / file)
         clusters.append(tomllib.loads((tmp_path / file).read_text())["cluster"])
     assert all(re.fullmatch("acme-jane-doe-[0-9a-f]{4}", c["name"]) for c in clusters)
-    assert {c["owner"] for c in clusters} == {"ACME\\Jane Doe"}
+    machine = os.uname().nodename.partition(".")[0]
+    assert {c["owner"] for c in clusters} == {f"ACME\\Jane Doe@{machine}"}
     assert clusters[0]["name"] != clusters[1]["name"]
 
 

@@ -36,11 +36,15 @@ class Server(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Listener(ThreadingHTTPServer):
+    request_queue_size = 128  # of five, a busy machine resets connections
+
+
 @contextmanager
 def serving(how: str) -> Iterator[Target]:
     """Yield the address of a server that answers in this way."""
     handler = type("Handler", (Server,), {"how": how})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Listener(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:

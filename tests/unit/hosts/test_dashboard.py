@@ -18,7 +18,7 @@ from raycluster.hosts.dashboard import dashboard, holders, taken
 from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.hosts.ray_api import RayApi
 from raycluster.observe.cluster import observe
-from raycluster.observe.diagnosis import judge
+from raycluster.observe.diagnosis import diagnose
 from raycluster.observe.facts import read_facts
 from raycluster.spec import ClusterSpec
 
@@ -128,7 +128,7 @@ def test_who_holds_its_port_is_named_and_told_nothing(
         state = observe(spec, fleet)
         assert isinstance(state.head_problem, PortInUseError)
         assert state.head_problem.what == what
-        told = {problem.what: problem.hint for problem in judge(spec, state, ())}
+        told = {problem.what: problem.hint for problem in diagnose(spec, state, ())}
         assert "set `ports.dashboard`" in told[what]
         assert str(taken(box, port)).startswith(f"{spec.hosts[0].name}: {what}")
         if argv[0] == "sleep":  # any question at all

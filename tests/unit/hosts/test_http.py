@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,7 +14,7 @@ import pytest
 
 from raycluster.core.interfaces import Address, ByteStream
 from raycluster.hosts import http
-from raycluster.hosts.http import asking_client, http_client
+from raycluster.hosts.http import asking_client, http_client, whole_answer
 from raycluster.hosts.transports.local import LocalTransport
 
 
@@ -116,3 +119,24 @@ def test_a_token_goes_out_and_the_limits_end_with_the_request() -> None:
         assert client.get("/").json() == {}
     assert b"Authorization: Bearer t\r\n" in asked[0]
     assert http._limits.end is None
+
+
+def test_a_stranger_whose_head_drips_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, httpx.Client(timeout=5.0) as client:
+        over = threading.Event()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+                while not over.wait(0.05):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(httpx.ReadTimeout):
+                whole_answer(client, f"http://127.0.0.1:{server.getsockname()[1]}/", seconds=0.5)
+        finally:
+            over.set()
+            thread.join()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from raycluster.core.interfaces import Found
-from raycluster.observe.diagnosis import ModelHealth, judge
+from raycluster.observe.diagnosis import ModelHealth, diagnose
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState, HostState, RayNode, Replica
 
@@ -31,6 +31,6 @@ def test_a_model_without_replicas_is_asleep_and_not_ill(
         nodes=(RayNode("h", "n", alive=True, is_head=True),),
         apps=(app,),
     )
-    found = judge(SPEC, state, (ModelHealth("m", app),))
+    found = diagnose(SPEC, state, (ModelHealth("m", app),))
     assert app.asleep is asleep
     assert [problem.what for problem in found] == problems

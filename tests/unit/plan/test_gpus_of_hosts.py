@@ -170,7 +170,7 @@ def test_up_refuses_before_anything_is_brought(install: Install, fleet: Fleet) -
     ):
         with pytest.raises(HostError, match="head: a GPU is lost") as caught:
             attempt()
-        assert "gpus = 0" in caught.value.hint
+        assert "gpus = 0" in str(caught.value)  # a port may be taken here, too
     assert told == []
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
 from raycluster.core.errors import ImageError, VersionMismatchError
 from raycluster.core.interfaces import Versions
 from raycluster.core.tested_versions import VLLM
-from raycluster.plan.version_parity import check_versions, doubtful_engines
+from raycluster.plan.version_parity import check_versions, doubtful_engines, other_images
 from raycluster.spec import ClusterSpec, Model
 
 GOOD = Versions("3.11.7", "2.60.0", "0.32.0", "5.19.0")
@@ -38,6 +39,27 @@ def spec(head_gpus: object = "all") -> ClusterSpec:
 def test_nodes_that_differ(worker: Versions, sentence: str) -> None:
     with pytest.raises(VersionMismatchError, match=sentence):
         check_versions(spec(), {"head": GOOD, "w": worker})
+
+
+@pytest.mark.parametrize(
+    ("coming", "sentence"),
+    [
+        (Versions("3.11"), ""),
+        (Versions("3.11", "2.60.0", "0.32.0"), ""),
+        (Versions(), ""),
+        (Versions("3.12"), "Python differs.*head has 3.11, w has 3.12"),
+        (Versions("", "2.59.0"), "Ray differs.*head has 2.60.0, w has 2.59.0"),
+        (Versions("", "", "0.33.0"), "vLLM differs.*head has 0.32.0, w has 0.33.0"),
+    ],
+)
+def test_of_a_node_that_is_partly_known_what_is_not_known_is_not_compared(
+    coming: Versions, sentence: str
+) -> None:
+    local = replace(GOOD, vllm="0.32.0+cu129")
+    with pytest.raises(VersionMismatchError, match=sentence) if sentence else nullcontext():
+        check_versions(spec(), {"head": local}, {"w": coming}, gpus=True)
+    with pytest.raises(VersionMismatchError) if sentence else nullcontext():
+        check_versions(spec(), {}, {"head": GOOD, "w": coming}, gpus=True)
 
 
 def test_another_patch_of_python_is_fine() -> None:
@@ -104,3 +126,20 @@ def test_a_model_that_needs_vllm_is_refused_without_one_that_starts(
     if error is not None:
         assert error.value.where == "head"
         assert f"vLLM {VLLM}" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("layers", "machines", "expected"),
+    [
+        ({"a": ("1",), "b": ("1",)}, {"a": "x86_64", "b": "x86_64"}, set()),
+        ({"a": ("1",), "b": ("2",)}, {"a": "x86_64", "b": "x86_64"}, {"b"}),
+        ({"a": ("1",), "b": ("2",)}, {"a": "x86_64", "b": "aarch64"}, set()),
+        ({"a": ("1",), "b": ()}, {"a": "x86_64", "b": "x86_64"}, set()),
+        ({"a": ("1",), "b": ("2",)}, {"b": "x86_64"}, set()),
+        ({"a": (), "b": ("2",), "c": ("1", "2")}, dict.fromkeys("abc", "x86_64"), {"c"}),
+    ],
+)
+def test_hosts_with_another_image_under_one_name_are_told(
+    layers: dict[str, tuple[str, ...]], machines: dict[str, str], expected: set[str]
+) -> None:
+    assert other_images("vllm:1", layers, machines).keys() == expected

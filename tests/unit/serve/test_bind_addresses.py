@@ -47,7 +47,7 @@ def test_one_server_for_each_address_and_all_end_together() -> None:
         task, server = await begin("app", Options("0.0.0.0"), event_loop=None)
         assert not task.done()
         server.should_exit = True
-        return list(await asyncio.wait_for(task, 5))
+        return list(await asyncio.wait_for(task, 30))
 
     assert asyncio.run(run()) == ["127.0.0.1", "10.0.0.2"]
 

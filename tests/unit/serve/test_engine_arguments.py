@@ -166,6 +166,7 @@ def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() ->
     assert vllm.arguments(ModelSettings("a", "a", engine_args={"dtype": "auto"}), cpu=True) == {
         "allowed_media_domains": [vllm.NO_DOMAIN],
         "disable_uvicorn_access_log": True,
+        "scheduling_policy": "priority",
         "dtype": "auto",
     }
     given = vllm.arguments(
@@ -179,6 +180,7 @@ def test_our_arguments_follow_from_the_settings_and_the_spec_s_own_go_first() ->
     assert given == {
         "allowed_media_domains": [vllm.NO_DOMAIN],
         "disable_uvicorn_access_log": True,
+        "scheduling_policy": "priority",
         "enable_lora": True,
         "max_loras": 1,
     }

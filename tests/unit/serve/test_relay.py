@@ -141,6 +141,6 @@ def test_a_client_that_leaves_is_seen_by_the_engine() -> None:
     async def run() -> None:
         async with relayed() as (relay, engine):
             await asked(relay, "/lasts", left=asyncio.Event())
-            await asyncio.wait_for(engine.left.wait(), 5)
+            await asyncio.wait_for(engine.left.wait(), 30)
 
     asyncio.run(run())

@@ -70,7 +70,14 @@ class Call:
     """One request to an ASGI application: what it sends arrives in `sent`."""
 
     def __init__(
-        self, router: Router, method: str, path: str, body: bytes = b"", query: bytes = b""
+        self,
+        router: Router,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        query: bytes = b"",
+        *,
+        origin: str = "",
     ) -> None:
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
         self.received: asyncio.Queue[Any] = asyncio.Queue()
@@ -79,6 +86,8 @@ class Call:
             "type": "http", "method": method, "path": path, "query_string": query,
             "headers": [(b"content-type", b"application/json"), (b"host", b"x")],
         }  # fmt: skip
+        if origin:
+            scope["headers"].append((b"origin", origin.encode()))  # type: ignore[attr-defined]
         self.task = asyncio.ensure_future(router(scope, self.received.get, self.sent.put))
 
     def hang_up(self) -> None:
@@ -217,6 +226,33 @@ def test_a_router_that_waits_for_its_way_in_can_be_asked() -> None:
     async def test(_: Upstream, router: Router) -> None:
         status, _headers, _body = await Call(router, "GET", "/m/router/health").whole()
         assert status == 200
+
+    on(test)
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [(["*"], "*"), (["https://a"], "https://a"), (["https://b"], None), ([], None)],
+)
+def test_pages_read_what_the_router_says_and_what_models_say_is_theirs(
+    origins: list[str], allowed: str | None
+) -> None:
+    async def test(upstream: Upstream, router: Router) -> None:
+        there = Router({"a/b": "/m/one"}, router._upstream, origins=origins)
+        for method, path, body in (
+            ("GET", "/v1/models", b""),
+            ("GET", "/health", b""),
+            ("POST", "/v1/completions", asking("nope")),
+            ("POST", "/v1/completions", b"{}"),
+        ):
+            for origin in ("https://a", ""):
+                _, headers, _ = await Call(there, method, path, body, origin=origin).whole()
+                wanted = allowed.encode() if allowed and origin else None
+                assert headers.get(b"access-control-allow-origin") == wanted
+                assert (headers.get(b"vary") == b"Origin") == (wanted == b"https://a")
+        answer = Call(there, "POST", "/v1/completions", asking("a/b"), origin="https://a")
+        assert b"access-control-allow-origin" not in (await answer.whole())[1]
+        await there.close()
 
     on(test)
 

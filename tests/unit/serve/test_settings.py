@@ -179,3 +179,21 @@ def test_slugs_are_distinct_and_stable() -> None:
 def test_the_router_calls_an_address_that_can_be_called(host: str, upstream: str) -> None:
     apps = {app["name"]: app for app in body(SMALL, BIG, host=host)["applications"]}
     assert apps["router"]["args"]["upstream"] == upstream
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ([{}, {}], ["*"]),
+        ([{"allowed_origins": ["https://a", "https://b"]}, {}], ["https://a", "https://b"]),
+        ([{"allowed-origins": ["https://a"]}, {"allowed_origins": ["https://b"]}], []),
+        ([{"allowed_origins": ["*"]}, {"allowed_origins": []}], []),
+        ([{"allowed_origins": "https://a"}, {}], ["*"]),
+    ],
+)
+def test_pages_that_read_all_models_read_the_router(
+    given: list[dict[str, Any]], origins: list[str]
+) -> None:
+    models = [ModelSettings(f"m{n}", "m", engine_args=args) for n, args in enumerate(given)]
+    apps = {app["name"]: app for app in body(*models)["applications"]}
+    assert apps["router"]["args"]["origins"] == origins

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raycluster.core.interfaces import Process, Secret
+from raycluster.serve import direct
 from raycluster.serve.engines import inside
-from raycluster.services.gateway import MODELS_HEADER, OWNER_HEADER, gateway, nginx_conf
+from raycluster.services.gateway import (
+    LIMITS_HEADER,
+    MODELS_HEADER,
+    OWNER_HEADER,
+    gateway,
+    nginx_conf,
+)
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
@@ -273,9 +280,10 @@ def keyed(**key: Any) -> ClusterSpec:
         ({"expires": "2027-01-01T10:00:00"}, "with its offset"),
         ({"expires": "2027-02-30"}, "a date such as"),
         ({"expires": 2027}, "a date such as"),
-        ({"tokens_per_minute": 5}, "Extra inputs"),
-        ({"tokens_per_day": 5}, "Extra inputs"),
-        ({"priority": 5}, "Extra inputs"),
+        ({"tokens_per_minute": 0}, "greater than or equal to 1"),
+        ({"tokens_per_day": 10**13}, "less than or equal to"),
+        ({"tokens_per_day": 1.5}, "valid integer|a number is expected"),
+        ({"priority": 5}, "'high', 'normal' or 'low'"),
         ({"key": "sk-123"}, "env:NAME"),
     ],
 )
@@ -323,3 +331,5 @@ def test_the_key_of_a_drill_has_no_limits() -> None:
 def test_engines_read_the_headers_that_it_sends() -> None:
     assert OWNER_HEADER.lower() == inside.OWNER_HEADER
     assert MODELS_HEADER.lower() == inside.MODELS_HEADER
+    assert LIMITS_HEADER.lower() == inside.LIMITS_HEADER == direct.LIMITS_HEADER
+    assert OWNER_HEADER.lower() == direct.OWNER_HEADER

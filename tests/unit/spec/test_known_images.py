@@ -6,8 +6,16 @@ import re
 
 import pytest
 
+from raycluster.core.interfaces import Versions
+from raycluster.core.tested_versions import RAY
 from raycluster.spec import ClusterSpec
-from raycluster.spec.known_images import DEFAULT_IMAGE, KNOWN, lacks_ray, python_in
+from raycluster.spec.known_images import (
+    DEFAULT_IMAGE,
+    KNOWN,
+    lacks_ray,
+    python_in,
+    versions_in,
+)
 
 
 def test_every_entry_has_a_dated_source_and_a_place_for_the_version() -> None:
@@ -48,6 +56,24 @@ def test_images_that_lack_ray_are_known(image: str, lacks: bool) -> None:
 )
 def test_the_python_of_an_image_is_known(image: str, python: str) -> None:
     assert python_in(image) == python
+
+
+@pytest.mark.parametrize(
+    ("image", "known"),
+    [
+        ("vllm/vllm-openai:v0.31.0-cu129", Versions("3.12", RAY, "0.31.0")),
+        ("docker.io/vllm/vllm-openai:v0.33.0rc1", Versions("3.12", RAY, "0.33.0rc1")),
+        ("vllm/vllm-openai:nightly", Versions("3.12")),
+        ("vllm/vllm-openai@sha256:00", Versions("3.12")),
+        ("rayproject/ray-llm:2.60.0-py311-cu128", Versions("3.11", "2.60.0")),
+        ("docker.io/rayproject/ray:2.59.0-py312@sha256:00", Versions("3.12", "2.59.0")),
+        ("rayproject/ray:nightly-py311", Versions()),
+        ("acme/ray:2.60.0-py311", Versions()),
+        ("acme/serving:1", Versions()),
+    ],
+)
+def test_what_a_tag_says_is_known_before_it_is_brought(image: str, known: Versions) -> None:
+    assert versions_in(image) == known
 
 
 @pytest.mark.parametrize(

@@ -134,3 +134,20 @@ def test_eight_gpus_of_four_engines_of_two_are_what_num_gpus_says(read: Read, lo
     sizes = f"{{ tensor_parallel_size = 2, data_parallel_size = 4{local} }}"
     (model,) = read(f"{MODEL}num_gpus = 8\nengine_args = {sizes}\n").models
     assert model.each_gpus == model.world_size == 8
+
+
+@pytest.mark.parametrize(
+    ("lines", "rule"),
+    [
+        ("replicas = 2", "prefix"),
+        ('engine = "transformers"', "least-busy"),
+        ("engine_args = { enable_prefix_caching = false }", "least-busy"),
+        ('engine_args = { runner = "pooling" }', "least-busy"),
+        ('routing = "least-busy"', "least-busy"),
+        ('engine = "transformers"\nrouting = "prefix"', "prefix"),
+    ],
+)
+def test_requests_go_by_their_prompt_where_a_cache_profits(
+    read: Read, lines: str, rule: str
+) -> None:
+    assert read(MODEL + lines).models[0].routed == rule

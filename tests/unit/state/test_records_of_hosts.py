@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -101,8 +102,6 @@ def test_the_token_alone_is_no_record_of_members() -> None:
 class Api:
     """Ray with a node at each of two addresses."""
 
-    def __init__(self, *_: object) -> None: ...
-
     def nodes(self) -> list[Any]:
         return [Node("1", "10.0.0.1"), Node("9", "10.0.0.9")]
 
@@ -144,8 +143,8 @@ def test_a_host_that_stays_is_not_drained_whatever_address_one_that_left_is_said
         return Completed(0)
 
     monkeypatch.setattr(head, "run", run)
-    monkeypatch.setattr(raycluster.apply.context, "RayApi", Api)
-    monkeypatch.setattr(raycluster.apply.context, "dashboard", lambda *_, **__: memoryview(b""))
+    opened = contextlib.nullcontext(Api())
+    monkeypatch.setattr(raycluster.apply.context, "open_ray_api", lambda *_: opened)
     fleet = cast("Fleet", Fleets({"head": head}))
     work = ApplyContext(SPEC, fleet, Secret("t"), Secrets(), lambda _: None)
     drain(work, left, spare={"10.0.0.0", "10.0.0.1", "10.0.0.2"})

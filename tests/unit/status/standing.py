@@ -7,7 +7,7 @@ from typing import Any
 from raycluster.core.errors import RuntimeUnavailableError, UnreachableError
 from raycluster.core.interfaces import Found, Versions
 from raycluster.core.untrusted import Told
-from raycluster.observe.diagnosis import Health, ModelHealth, judge
+from raycluster.observe.diagnosis import Health, ModelHealth, diagnose
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState, HostState, RayNode, Replica
 from raycluster.status import gpus
@@ -78,7 +78,7 @@ def standing(told: ClusterSpec, state: ClusterState, **changes: Any) -> Standing
     app = next(iter(state.apps or ()), None)
     models = (ModelHealth(MODEL, app, "vllm" if app else ""),)
     usage = {node.node_id: Told(USAGE) for node in state.nodes or ()}
-    health = Health(told, state, usage, models, judge(told, state, models))
+    health = Health(told, state, usage, models, diagnose(told, state, models))
     seen: dict[str, Any] = {
         "figures": {MODEL: FIGURES},
         "gpus": {name: gpus.from_ray(Told([GPU])) for name, h in state.hosts.items() if h.found},

@@ -12,7 +12,12 @@ from raycluster.apply.context import ApplyContext
 from raycluster.apply.firewall import check_firewall
 from raycluster.core.accelerators.host import by_word
 from raycluster.core.accelerators.values import clean, whole
-from raycluster.core.errors import ForwardRefusedError, HostError
+from raycluster.core.errors import (
+    ForwardRefusedError,
+    HostError,
+    RayclusterError,
+    raise_together,
+)
 from raycluster.core.interfaces import PrepareForecast, Process
 from raycluster.core.untrusted import free_bytes, text_of
 from raycluster.hosts.fleet import Connected, all_or_raise
@@ -110,14 +115,15 @@ def refuse_unfit(work: ApplyContext, actions: Sequence[Action]) -> None:
     def look(connected: Connected) -> None:
         spec, name = work.spec, connected.host.name
         found = tried(spec, connected) if name in starts else _rules(spec, connected)
-        wrong = [each for each in found if each.failed]
-        if len(wrong) == 1:
-            raise HostError(wrong[0].text, where=name, hint=wrong[0].hint)
-        if wrong:
-            lines = (f"\n  {each.text}\n    next: {each.hint}" for each in wrong)
-            raise HostError(f"{len(wrong)} problems{''.join(lines)}", where=name)
-        if name in starts:
-            connected.runtime.verify(starts[name])
+        wrong: list[RayclusterError] = [
+            HostError(each.text, where=name, hint=each.hint) for each in found if each.failed
+        ]
+        if name in starts and not any(e.failed and e.subject == "storage" for e in found):
+            try:
+                connected.runtime.verify(starts[name])
+            except HostError as error:
+                wrong.append(error)
+        raise_together(wrong)
 
     all_or_raise(work.fleet.each(sorted({*starts, *rules}), look))
 

@@ -17,11 +17,13 @@ from typing import Literal
 import docker
 import docker.errors
 
+from raycluster.core import tested_versions
 from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import HostError, ImageError, RecordError
 from raycluster.core.interfaces import (
     Files,
     Found,
+    KnownVersions,
     PrepareForecast,
     Process,
     Shell,
@@ -68,6 +70,7 @@ from raycluster.hosts.runtimes.docker_rdma import FOLDER as RDMA
 from raycluster.hosts.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.hosts.runtimes.docker_shell import DockerShell
 from raycluster.services.ray_node import RAY_ROLES
+from raycluster.spec.known_images import versions_in
 
 _SOCKETS = """command -v ls >/dev/null && command -v grep >/dev/null || exit 127
 ls -l /proc/[0-9]*/fd 2>/dev/null | grep -o 'socket:.*'; true"""
@@ -156,6 +159,15 @@ class DockerRuntime:
                 return inside.versions
             adder = RayAdder(self._containers.client, self._cluster, self._edge, self._ray)
             return adder.add(process, home, inside, tell)
+
+    def known_versions(self, process: Process) -> KnownVersions:
+        """Return what is in an image that is there, or what its tag says of one that is not."""
+        with self._edge.translated(f"looking into {process.image}"):
+            self._fits(process)
+            if self._pull == "always" or self._images.held(process.image) is None:
+                return KnownVersions(versions_in(process.image), whole=False)
+            inside = self._images.look_inside(process, self._home(process)).versions
+            return KnownVersions(replace(inside, ray=inside.ray or tested_versions.RAY), whole=True)
 
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of an image's layers, the same whatever store Docker has."""

@@ -22,6 +22,7 @@ from raycluster.core.interfaces import (
     Files,
     Found,
     Health,
+    KnownVersions,
     PrepareForecast,
     Process,
     Shell,
@@ -90,6 +91,13 @@ class NativeRuntime:
         self._environment.ensure(facts, tell)
         return self._versions(process, facts)
 
+    def known_versions(self, process: Process) -> KnownVersions:
+        """Return what is in an environment that is there, or what one that is made will have."""
+        facts = self._remote.ask("where")
+        if self._environment.complete(facts):
+            return KnownVersions(self._versions(process, facts), whole=True)
+        return KnownVersions(self._environment.wanted, whole=False)
+
     def _versions(self, process: Process, facts: Mapping[str, Any]) -> Versions:
         versions = self._environment.versions(facts)
         if "ray" in process.argv and not versions.ray:
@@ -105,6 +113,7 @@ class NativeRuntime:
         if not processes:
             return ()
         facts = self._remote.ask("where")
+        self._environment.programs(facts)
         complete = self._environment.complete(facts)
         ports = {port for process in processes for port in process.ports.values()}
         told = self._remote.ask(

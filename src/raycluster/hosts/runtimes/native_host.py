@@ -39,10 +39,11 @@ PASSED = (
 
 
 def where(ask: dict[str, Any]) -> dict[str, Any]:
-    """Try to write in the root folder and tell what is there; a folder made for that is removed."""
+    """Try to write in the root folder and tell what is there; folders made for that are removed."""
     at = place(ask)
     if not home().is_dir():  # it would be made, with the wrong owner for whoever comes later
         raise ProblemError(f"the home folder {home()} does not exist", "create it for the user")
+    new = [each for each in (at.root, *at.root.parents) if not os.path.lexists(str(each))]
     try:
         at.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if ask["root"] and not is_own(at.root):
@@ -56,7 +57,7 @@ def where(ask: dict[str, Any]) -> dict[str, Any]:
         hint = "give the user a writable home folder"
         raise ProblemError(f"cannot write to {at.root}: {error.strerror}", hint) from error
     space = os.statvfs(str(at.root))
-    _remove_empty(at.root)
+    _remove_empty(at.root, new)
     boot = _no_boot() if ask.get("boot") else ""
     own = at.root / "uv" / "bin"
     search = os.environ.get("PATH", SYSTEM_PATH).split(":")
@@ -86,11 +87,11 @@ def _no_boot() -> str:
     return "" if lingers() else no_cron()
 
 
-def _remove_empty(root: Path) -> None:
-    with contextlib.suppress(OSError):
-        root.rmdir()
-        if root.parent.name == ".raycluster":
-            root.parent.rmdir()
+def _remove_empty(root: Path, new: list[Path]) -> None:
+    above = [root.parent] if root.parent.name == ".raycluster" else []
+    with contextlib.suppress(OSError):  # there is something in it
+        for folder in dict.fromkeys([root, *above, *new]):
+            folder.rmdir()
 
 
 def observe(ask: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from raycluster.core.errors import HostError, SpecError
+from raycluster.core.errors import HostError, SpecError, raise_together
 from raycluster.plan.actions import Action, Deploy
 from raycluster.plan.forecast.cost import CostChange, cost
 from raycluster.plan.forecast.downloads import (
@@ -108,7 +108,4 @@ def refuse(forecast: Forecast, hosts: Collection[str]) -> None:
     if not found:
         return
     kind = HostError if all(p.where in hosts for p in found) else SpecError
-    if len(found) == 1:
-        raise kind(found[0].what, where=found[0].where, hint=found[0].hint)
-    lines = [f"{p.where}: {p.what}" + (f"; {p.hint}" if p.hint else "") for p in found]
-    raise kind("\n  ".join([f"{len(lines)} problems", *lines]))
+    raise_together([kind(p.what, where=p.where, hint=p.hint) for p in found])

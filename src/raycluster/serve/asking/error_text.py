@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 _CHARS = 300
+_KNOWN = 8
+"""Characters of a secret that are hidden where a text was cut behind them."""
+_LEAST = 4
 
 
 def error_text(body: object) -> str:
@@ -14,8 +19,29 @@ def error_text(body: object) -> str:
         inner = body.get("error", body)
         if isinstance(inner, dict):
             inner = inner.get("message", inner)
-        return str(inner)[:_CHARS]
-    return str(body)[:_CHARS]
+        body = inner
+    try:
+        return str(body)[:_CHARS]
+    except RecursionError:
+        return "an error that is nested too deeply"
+
+
+def is_secret(text: str) -> bool:
+    """Tell whether a key is one: `x` and its like are told to servers that want none."""
+    return len(text) >= _LEAST
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """Return the text without the secrets, nor their beginnings where it was cut."""
+    for secret in secrets:
+        begin = secret[:_KNOWN]
+        at = text.find(begin) if is_secret(secret) else -1
+        while at >= 0:
+            both = zip(text[at:], secret, strict=False)
+            length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+            text = f"{text[:at]}***{text[at + length :]}"
+            at = text.find(begin, at + 3)
+    return text
 
 
 def failure_in(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -43,8 +69,8 @@ def status_in(failure: Mapping[str, Any]) -> int | None:
     inner = failure.get("error")
     for said in (inner if isinstance(inner, dict) else {}, failure):
         for name in ("code", "status", "status_code"):
-            text = str(said.get(name))
-            if text.isascii() and text.isdigit() and 400 <= int(text[:4]) < 600:
+            text = str(code) if isinstance(code := said.get(name), str | int) else ""
+            if re.fullmatch("[45][0-9]{2}", text):
                 return int(text)
     return None
 

@@ -57,11 +57,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer; the names of `headers` are in lower case."""
+    """A whole answer; the names of `headers` are in lower case.
+
+    What is told of it shows none of the `secrets`, which the server knows.
+    """
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
 
 
 class UnansweredError(Exception):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from raycluster.serve.asking.error_text import error_text, failure_in, printable, status_in
+from raycluster.serve.asking.error_text import error_text, failure_in, hidden, printable, status_in
 from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
@@ -18,6 +19,10 @@ AWAY = frozenset({429, 502, 503, 504})
 NO_ENTRY = frozenset({401, 403, 407})
 """No request will be served with this key."""
 _MAX_WAIT = 3600.0
+_SPACES = bytes.maketrans(b"\r\n", b"  ")
+_BOM = b"\xef\xbb\xbf"
+_NO_JSON = (b"NaN", b"Infinity")
+_CONSTANTS = re.compile(rb'("(?:[^"\\]|\\.)*")|-?(?:NaN|Infinity)')
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,13 @@ def decide(job: AskedLine, reply: Reply, epoch_seconds: float) -> Result | Retry
         value = _object(reply.body)
         if value is None:
             text = f"the response is not a JSON object: {reply.body[:80]!r}"
-            return Retry("protocol", printable(text))
+            return Retry("protocol", _told(reply, text))
         failure = failure_in(value)
         if failure is None:
-            body = _one_line(reply.body, value)
+            body = _one_line(reply.body)
             return Result(job.line, job.custom_id, reply.status, _request_id(reply), body)
         status, code = status_in(failure) or reply.status, "error_in_answer"
-        said = printable(f"{reply.status}, and yet: {error_text(failure)}")
+        said = _told(reply, f"{reply.status}, and yet: {error_text(failure)}")
     else:
         status, code, said = reply.status, f"http_{reply.status}", _said(reply)
     if status in AGAIN:
@@ -85,24 +90,30 @@ def failed(job: AskedLine, last: Retry, tries: int = 1) -> Result:
     if last.reply is None:
         return Result(job.line, job.custom_id, error=error)
     value = _object(last.reply.body)
-    body = b"null" if value is None else _one_line(last.reply.body, value)
+    body = b"null" if value is None else _one_line(last.reply.body)
     return Result(job.line, job.custom_id, last.reply.status, _request_id(last.reply), body, error)
 
 
 def _object(content: bytes) -> dict[str, Any] | None:
     """Return a JSON object; None for what is none."""
     try:
-        content.decode()
-        value = json.loads(content)
+        value = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _one_line(content: bytes, value: dict[str, Any]) -> bytes:
-    """Return an object as it was sent, or as it would be on one line."""
-    content = content.strip()
-    return json.dumps(value).encode() if b"\n" in content or b"\r" in content else content
+def _one_line(content: bytes) -> bytes:
+    """Return an object on one line, and as JSON: NaN and its like, which Python reads, are null."""
+    content = content.removeprefix(_BOM).strip()
+    content = content.translate(_SPACES)  # line ends stand between JSON's words alone
+    if not any(word in content for word in _NO_JSON):
+        return content
+    return _CONSTANTS.sub(lambda found: found[1] or b"null", content)
+
+
+def _told(reply: Reply, text: str) -> str:
+    return hidden(printable(text), reply.secrets)
 
 
 def _said(reply: Reply) -> str:
@@ -110,11 +121,11 @@ def _said(reply: Reply) -> str:
         said = error_text(json.loads(reply.body))
     except (ValueError, RecursionError):
         said = reply.body[:200].decode("utf-8", "replace")
-    return printable(f"{reply.status}: {said}")
+    return _told(reply, f"{reply.status}: {said}")
 
 
 def _request_id(reply: Reply) -> str:
-    return printable(reply.headers.get("x-request-id", ""))
+    return _told(reply, reply.headers.get("x-request-id", ""))
 
 
 def _retry_after(headers: Mapping[str, str], epoch_seconds: float) -> float | None:
@@ -124,7 +135,7 @@ def _retry_after(headers: Mapping[str, str], epoch_seconds: float) -> float | No
         return None
     try:
         seconds = float(text) if text.isdigit() else _until(text, epoch_seconds)
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return min(max(0.0, seconds), _MAX_WAIT)
 

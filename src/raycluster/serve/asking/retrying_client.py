@@ -88,11 +88,11 @@ class RetryingClient:
             # When no line was answered since this one last failed, the fault is not this line's.
             counted += not outcome.away or self.counts.answered > answered_before
             answered_before = self.counts.answered
-            late = time.monotonic() - began > self._tries.line_time
+            late = time.monotonic() - began >= self._tries.line_time
             if counted and (counted > self._tries.retries or late):
                 return failed(job, outcome, tried)
             self.counts.retried[outcome.code] += 1
-            await self._rest(outcome, tried)
+            await self._rest(outcome, tried, began + self._tries.line_time)
 
     def check_patience(self) -> None:
         """Raise AwayError when nothing was answered for too long."""
@@ -137,12 +137,15 @@ class RetryingClient:
         if outcome.wait:
             self._gate.pause(outcome.wait)
 
-    async def _rest(self, outcome: Retry, tried: int) -> None:
-        """Wait before the next attempt: what the server asked for, or longer each time."""
+    async def _rest(self, outcome: Retry, tried: int, end: float) -> None:
+        """Wait before the next attempt: what the server asked for, or longer each time.
+
+        A server that asks for more than is left until `end` is asked once more then.
+        """
         if outcome.too_often or (outcome.wait and outcome.away):
             return  # the gate is closed for as long
         if outcome.wait:
-            await asyncio.sleep(outcome.wait)
+            await asyncio.sleep(min(outcome.wait, max(0.0, end - time.monotonic())))
             return
         longest = _AWAY_BACKOFF_SECONDS if outcome.away else self._tries.max_backoff
         delay = min(longest, self._tries.backoff * 2 ** min(tried - 1, 16))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import h11
 
 from raycluster.serve.asking.coding import CodingError, Unpacker
+from raycluster.serve.asking.error_text import hidden, is_secret
 from raycluster.serve.asking.result import Reply, UnansweredError
+from raycluster.serve.asking.room import SHARED, Room, RoomError
 
 _CONNECT_SECONDS = 10.0
 _READ_BYTES = 65536
@@ -35,17 +37,30 @@ class RequestSender:
         timeout: float,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        room: Room = SHARED,
     ) -> None:
         self._timeout = timeout
+        self._room = room
         self._tls = tls
         self._base = urlsplit(base)
         self._headers = _headers(self._base, headers or {})
+        self._secrets = _secrets(self._headers, self._base)
         self._wire: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._http = h11.Connection(h11.CLIENT)
 
     async def post(self, path: str, content: bytes) -> Reply:
-        """Send once, never again; raises UnansweredError."""
-        reply = _Reply()
+        """Send once, never again; raises UnansweredError. A key that is said back is hidden."""
+        reply = _Reply(self._room)
+        try:
+            return await self._post(path, content, reply)
+        except UnansweredError as error:
+            raise UnansweredError(
+                error.code, hidden(error.detail, self._secrets), reached=error.reached
+            ) from error
+        finally:
+            reply.forget()
+
+    async def _post(self, path: str, content: bytes, reply: _Reply) -> Reply:
         if self._wire is not None and self._wire[0].at_eof():
             self.close()  # the server ended it while it was idle
         try:
@@ -56,7 +71,7 @@ class RequestSender:
             self.close()
             text = f"no complete response after {self._timeout:g} s"
             raise UnansweredError("timeout", text, reached=True) from error
-        except CodingError as error:
+        except (CodingError, RoomError) as error:
             self.close()
             raise UnansweredError("protocol", str(error), reached=True) from error
         except (OSError, EOFError, h11.ProtocolError) as error:
@@ -68,7 +83,7 @@ class RequestSender:
             self.close()
             raise
         self._again()
-        return reply.whole()
+        return reply.whole(self._secrets)
 
     def close(self) -> None:
         """Drop the connection; may be called twice."""
@@ -127,7 +142,8 @@ class RequestSender:
 class _Reply:
     """An answer as far as it has come."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._head: h11.Response | None = None
         self._unpacker = Unpacker("")
         self._parts: list[bytes] = []
@@ -145,6 +161,7 @@ class _Reply:
         elif isinstance(event, h11.Data):
             self._parts.append(self._unpacker.feed(bytes(event.data)))
             self._size += len(self._parts[-1])
+            self._room.take(len(self._parts[-1]))
             if self._size > _MAX_BODY_BYTES:
                 raise EOFError(f"the response is longer than {_MAX_BODY_BYTES >> 20} MiB")
         elif isinstance(event, h11.ConnectionClosed):
@@ -153,10 +170,24 @@ class _Reply:
     def end(self) -> None:
         self._unpacker.close()
 
-    def whole(self) -> Reply:
+    def whole(self, secrets: Sequence[str]) -> Reply:
         assert self._head is not None  # noqa: S101  # an answer ends only after it began
-        names = {name.decode(): value.decode("latin-1") for name, value in self._head.headers}
-        return Reply(self._head.status_code, b"".join(self._parts), names)
+        headers = ((n.decode(), v.decode("latin-1")) for n, v in self._head.headers)
+        body = b"".join(self._parts)
+        for secret in secrets:
+            body = body.replace(secret.encode(), b"***")
+        names = {name: hidden(value, secrets) for name, value in headers}
+        return Reply(self._head.status_code, body, names, tuple(secrets))
+
+    def forget(self) -> None:
+        self._room.give(self._size)
+        self._size, self._parts = 0, []
+
+
+def _secrets(headers: Sequence[tuple[str, str]], base: SplitResult) -> tuple[str, ...]:
+    """Return what a server is told and nobody else may be."""
+    told = [value.rpartition(" ")[2] for name, value in headers if name == "authorization"]
+    return tuple(secret for secret in (*told, unquote(base.password or "")) if is_secret(secret))
 
 
 def _headers(base: SplitResult, more: Mapping[str, str]) -> list[tuple[str, str]]:

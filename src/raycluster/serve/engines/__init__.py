@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Raise when the engine cannot serve any more."""
         ...
 
+    async def quotas(self, others: bytes) -> bytes:
+        """Tell what keys have used elsewhere, and return what they have used here; see `Quotas`."""
+        ...
+
     async def stop(self) -> None:
         """End the engine's processes and free its memory; may be called twice."""
         ...

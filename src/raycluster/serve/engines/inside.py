@@ -1,7 +1,8 @@
 """Before an engine: who asks, whether they may, and what their requests took.
 
-vLLM's server gets this file as a middleware, alone in a folder on the path of its own Python, which
-may be another one than the replica's: it imports nothing of ours.
+vLLM's server gets this file as a middleware, with `quotas` alone beside it, on the path of its own
+Python, which may be another one than the replica's: they import nothing else of ours. There the two
+are a package of another name, as `vllm.write_inside` writes it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
@@ -17,16 +18,33 @@ from typing import Any, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
+from raycluster.serve.engines.quotas import (
+    CLASS,
+    UNTOLD,
+    Asked,
+    Limits,
+    Refusal,
+    Turns,
+    expected_of,
+    limits_of,
+    quotas,
+)
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OWNER_HEADER, MODELS_HEADER = "x-raycluster-owner", "x-raycluster-models"
-"""What the gateway tells of the key that a request came with: its owner, and the models it is for.
+LIMITS_HEADER = "x-raycluster-limits"
+"""What the gateway tells of the key that a request came with: its owner, the models it is for, and
+its limits.
 
-No second one means all. Clients of the gateway cannot set them.
+No second one means all models. Clients of the gateway cannot set them.
 """
+
+QUOTAS_PATH = "/raycluster/quotas"
+"""Where the replica tells what keys have used elsewhere, and learns what they have used here."""
 
 MODEL_HEADER = "x-raycluster-model"
 """What the gateway's log learns of an answer."""
@@ -42,10 +60,18 @@ MODEL = "RAYCLUSTER_MODEL"
 """The variable that tells vLLM's server the name of its model in the spec."""
 
 OWNER: ContextVar[str] = ContextVar("raycluster_owner", default=NOBODY)
+ASKED: ContextVar[Asked | None] = ContextVar("raycluster_asked", default=None)
+PRIORITY: ContextVar[int] = ContextVar("raycluster_priority", default=0)
+
+MOST_READ = 1 << 20
+"""Bytes of a body that are looked into for how many tokens it asks for."""
 
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LISTS = re.compile(r"(?:/m/[^/]+)?/v1/models/?")
 _MESSAGES = re.compile(r"(?:/m/[^/]+)?/v1/messages(?:/|$)")
+_NOT_FOR = "The model `{}` is not one of those that this key may use."
+_FREE = re.compile(r".*/(?:count_tokens|cancel|render|tokenize|detokenize)/?")
+"""What takes no tokens."""
 _FLAG = "--tool-call-parser"
 
 PARSERS = {
@@ -103,41 +129,52 @@ class Guard:
             if models is not None and _LISTS.fullmatch(scope["path"]):
                 await self._app(scope, receive, Rewritten(send, lambda x: _only(x, models)))
             elif models is not None and self._model and self._model not in models:
-                await self._refuse(scope, send)
+                message = _NOT_FOR.format(self._model)
+                told = _error(message, "invalid_request_error", "model_not_found", "model")
+                await _refuse(scope, send, 403, told, anthropic="permission_error")
+            elif self._model and (scope.get("method") == "POST" or scope["type"] == "websocket"):
+                await self._limited(scope, receive, send, owner)
             else:
-                if self._model and scope.get("method") == "POST":
-                    usage().asked(self._model)
                 await self._app(scope, receive, self._named(send))
         finally:
             OWNER.reset(token)
 
-    def _named(self, send: Send) -> Send:
-        """Return a way out by which the gateway's log learns the model."""
+    async def _limited(self, scope: Message, receive: Receive, send: Send, owner: str) -> None:
+        """Let a request through that the limits of its key leave room for."""
+        limits = _limits(scope["headers"])
+        asked: Asked | Refusal | None = None
+        if owner != NOBODY and not _FREE.fullmatch(scope["path"]):
+            receive, expected, most = await _expected(scope, receive, limits)
+            asked = quotas().ask(owner, limits, expected, most)
+        if isinstance(asked, Refusal):
+            told = _error(asked.message, asked.over.kind, "rate_limit_exceeded")
+            headers = [(b"retry-after", b"%d" % asked.later), *asked.over.headers]
+            await _refuse(scope, send, 429, told, anthropic="rate_limit_error", headers=headers)
+            return
+        if scope["type"] == "http":
+            usage().asked(self._model)
+        tokens = ASKED.set(asked), PRIORITY.set(limits.priority)
+        try:
+            more = asked.headers if asked else ()
+            await self._app(scope, receive, self._named(send, more))
+        finally:
+            ASKED.reset(tokens[0])
+            PRIORITY.reset(tokens[1])
+            if asked:
+                asked.end()
+
+    def _named(self, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> Send:
+        """Return a way out by which the gateway's log learns the model, and clients `headers`."""
         if not self._model:
             return send
-        name = (MODEL_HEADER.encode(), self._model.encode())
+        more = [(MODEL_HEADER.encode(), self._model.encode()), *headers]
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), name]}
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
         return named
-
-    async def _refuse(self, scope: Message, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        message = f"The model `{self._model}` is not one of those that this key may use."
-        said: dict[str, Any] = {"error": {"message": message}}
-        if _MESSAGES.match(scope["path"]):
-            said = {"type": "error", "error": {"type": "permission_error", "message": message}}
-        else:
-            said["error"] |= {"type": "invalid_request_error", "param": "model"}
-            said["error"]["code"] = "model_not_found"
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(said).encode()})
 
 
 class Inside:
@@ -151,7 +188,10 @@ class Inside:
         let_go_in_vllm()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        await self._guard(scope, receive, send)
+        if str(scope.get("path", "")).endswith(QUOTAS_PATH) and scope.get("method") == "POST":
+            await _exchange(scope, receive, send)
+        else:
+            await self._guard(scope, receive, send)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -245,6 +285,15 @@ class State(Protocol):
     lora_name: str | None
     request_id: str
     raycluster_owner: str
+    raycluster_asked: Asked | None
+
+
+class Request(Protocol):
+    """What vLLM's core gets of a sequence; of two, the one with the lower priority goes first."""
+
+    request_id: str
+    sampling_params: Any
+    priority: int
 
 
 class Processor(Protocol):
@@ -267,20 +316,43 @@ def count_in_vllm(model: str, figures: Usage) -> None:
             state = super().pop(key, *default)
             if (owner := getattr(state, "raycluster_owner", "")) != "":
                 with suppress(Exception):  # figures are no reason to stop serving
-                    figures.took(state.lora_name or model, owner, *_taken(state))
+                    taken = _taken(state)
+                    figures.took(state.lora_name or model, owner, *taken)
+                    turns.give(key, taken[2])
+                    if state.raycluster_asked:
+                        state.raycluster_asked.took(taken[0] + taken[2], key)
             return state
 
     add = OutputProcessor.add_request
+    turns = Turns()
 
-    def add_request(self: Processor, request: State, *args: object, **more: object) -> None:
+    def add_request(self: Processor, request: Request, *args: object, **more: object) -> None:
         if type(self.request_states) is not Counted:
             self.request_states = Counted(self.request_states)
         add(self, request, *args, **more)
         state = self.request_states.get(request.request_id)
         if state is not None and not hasattr(state, "raycluster_owner"):
-            state.raycluster_owner = OWNER.get()
+            state.raycluster_owner, state.raycluster_asked = OWNER.get(), ASKED.get()
+            with suppress(Exception):
+                _begins(turns, request, state)
 
     OutputProcessor.add_request = add_request
+
+
+def _begins(turns: Turns, request: Request, state: State) -> None:
+    """Give a sequence its turn, and have its tokens counted while it runs."""
+    most = getattr(request.sampling_params, "max_tokens", 0) or 0
+    owner, name, prompt = state.raycluster_owner, request.request_id, state.prompt_len
+    turn = turns.take(owner, name, state, prompt, most)
+    if owner != NOBODY or not request.priority:  # who has no key may have one of his own
+        request.priority = PRIORITY.get() * CLASS + turn
+    if state.raycluster_asked:
+        state.raycluster_asked.begins(name, prompt, most, lambda: _tokens(state))
+
+
+def _tokens(state: State) -> int:
+    prompt, _, generated = _taken(state)
+    return prompt + generated
 
 
 class Frontend(Protocol):
@@ -332,6 +404,75 @@ def asked_by(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, frozenset[str
         elif name == MODELS_HEADER.encode():
             models = frozenset(value.decode("latin-1").split(",")) | (models or frozenset())
     return owner, models
+
+
+def _limits(headers: Iterable[tuple[bytes, bytes]]) -> Limits:
+    told = (value for name, value in headers if name == LIMITS_HEADER.encode())
+    return limits_of(next(told, b"").decode("latin-1"))
+
+
+async def _expected(scope: Message, receive: Receive, limits: Limits) -> tuple[Receive, int, int]:
+    """Return a way to the same body, the tokens it may take, and the most that one part generates.
+
+    The body is read where tokens are limited alone: vLLM reads it whole before it does anything.
+    """
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    json_body = not any(b"multipart/" in kind for kind in kinds)
+    if not limits.tokens or not json_body or scope["type"] != "http":
+        return receive, UNTOLD, UNTOLD
+    messages = [await receive()]
+    while messages[-1]["type"] == "http.request" and messages[-1].get("more_body"):
+        messages.append(await receive())
+    parts = [message.get("body", b"") for message in messages]
+    length = sum(map(len, parts))
+    expected, most = expected_of(b"".join(parts) if length <= MOST_READ else b"", length)
+    read = iter(messages)
+
+    async def again() -> Message:
+        return next(read, None) or await receive()
+
+    return again, expected, most
+
+
+async def _exchange(scope: Message, receive: Receive, send: Send) -> None:
+    """Answer the replica; who comes by the gateway has an owner."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    status, said = 404, b"{}"
+    with suppress(ValueError):
+        if asked_by(scope["headers"])[0] == NOBODY:
+            status, said = 200, quotas().exchange(body)
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+def _error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, str | None]:
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+async def _refuse(
+    scope: Message,
+    send: Send,
+    status: int,
+    error: Mapping[str, str | None],
+    *,
+    anthropic: str,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Say an error in OpenAI's form, or in Anthropic's, where its kind has another name."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1013 if status == 429 else 1008})
+        return
+    said: dict[str, Any] = {"error": dict(error)}
+    if _MESSAGES.match(scope["path"]):
+        said = {"type": "error", "error": {"type": anthropic, "message": error["message"]}}
+    told = [(b"content-type", b"application/json"), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": json.dumps(said).encode()})
 
 
 def _only(body: bytes, models: frozenset[str]) -> bytes:

@@ -135,6 +135,12 @@ class Server:
             answer.raise_for_status()
             return await answer.text()
 
+    async def post(self, path: str, body: bytes) -> bytes:
+        """Return what it answers; raises aiohttp.ClientError and TimeoutError."""
+        async with self.http.post(path, data=body) as answer:
+            answer.raise_for_status()
+            return await answer.read()
+
     def written(self) -> str:
         """Return what its processes, and this one, have written since the start."""
         return self._capture.text()

@@ -13,6 +13,7 @@ from typing import Any
 
 from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.engines.generation import Decode, Generator
+from raycluster.serve.engines.quotas import quotas
 from raycluster.serve.engines.sampling import Foreign
 from raycluster.serve.settings import ModelSettings
 
@@ -81,6 +82,9 @@ class TransformersEngine:
     async def check(self) -> None:
         if self._generator is not None:
             self._generator.check()
+
+    async def quotas(self, others: bytes) -> bytes:
+        return quotas().exchange(others)
 
     async def stop(self) -> None:
         if self._generator is not None:

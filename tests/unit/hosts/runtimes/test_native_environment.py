@@ -68,7 +68,10 @@ def test_an_environment_is_made_once_and_made_again_when_it_is_not_whole(
 ) -> None:
     runtime, told = _runtime(tmp_path / "root", wheels, "ray==2.60.0"), list[str]()
     expected = Versions(python=".".join(map(str, sys.version_info[:3])), ray="2.60.0")
+    assert runtime.known_versions(RAY) == (Versions(PYTHON, "2.60.0"), False)
+    assert not (tmp_path / "root").exists()
     found = runtime.prepare(RAY, told.append)
+    assert runtime.known_versions(RAY) == (found, True)
     assert found.ray == expected.ray
     assert found.python.startswith(PYTHON)
     assert told[0] == "creating the environment ray==2.60.0"

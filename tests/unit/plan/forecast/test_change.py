@@ -162,12 +162,12 @@ def test_a_change_that_works_is_not_refused_and_one_that_cannot_is() -> None:
     bad = forecast(spec, state_of(spec), (), Inventory(hosts, {LLAMA: listed}), read)
     with pytest.raises(SpecError) as caught:
         refuse(bad, state_of(spec).hosts)
-    first, weights, disk = str(caught.value).splitlines()
-    assert first == "2 problems"
-    assert weights.startswith("  llama: does not fit on head: its weights take 83.8 GiB")
+    weights, disk = map(str, caught.value.together)
+    assert weights.startswith("llama: does not fit on head: its weights take 83.8 GiB")
     assert disk.startswith(
-        "  head: meta/llama needs 90.0 GB, but only 0 MB are free in /hub; free some space"
+        "head: meta/llama needs 90.0 GB, but only 0 MB are free in /hub\n  next: free some space"
     )
+    assert str(caught.value) == f"{weights}\n{disk}"
 
 
 def test_a_full_disk_is_the_hosts_and_not_the_specs_fault() -> None:

@@ -1,6 +1,6 @@
 """Ours agrees with what vLLM says of published configs, as `vllm.json` has it.
 
-`tests/local/test_vllm_sizes.py` shows that vLLM still says so.
+`tests/node/test_vllm_sizes.py` shows that vLLM still says so.
 """
 
 from __future__ import annotations

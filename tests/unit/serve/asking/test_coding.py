@@ -10,16 +10,16 @@ import pytest
 from raycluster.serve.asking.coding import CodingError, Unpacker
 
 PLAIN = b'{"choices": []}' * 100
-PACKED = {"gzip": gzip.compress(PLAIN), "deflate": zlib.compress(PLAIN), "identity": PLAIN}
+PACKED = {"gzip": gzip.compress(PLAIN, mtime=0), "deflate": zlib.compress(PLAIN), "identity": PLAIN}
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 @pytest.mark.parametrize(
-    ("coding", "content"),
-    [*PACKED.items(), ("x-gzip", PACKED["gzip"]), ("", PLAIN), (" GZip ", PACKED["gzip"])],
+    ("coding", "packed"),
+    [*((name, name) for name in PACKED), ("x-gzip", "gzip"), ("", "identity"), (" GZip ", "gzip")],
 )
-def test_what_was_packed_comes_out(coding: str, content: bytes, size: int) -> None:
-    unpacker = Unpacker(coding)
+def test_what_was_packed_comes_out(coding: str, packed: str, size: int) -> None:
+    unpacker, content = Unpacker(coding), PACKED[packed]
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     assert b"".join(map(unpacker.feed, pieces)) == PLAIN
     unpacker.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ def written(result: Result) -> dict[str, Any]:
         b' {"a":\r\n 1}\n',
         '{"a": "\u2028 \\n é"}'.encode(),
         b'{"a": "\\", \\"error\\": null}"}',
+        b'{"a": "NaN, \\" -Infinity", "b": 1e999}',
     ],
 )
 def test_an_answer_is_kept_as_it_was_sent_on_one_line(body: bytes) -> None:
@@ -39,6 +41,52 @@ def test_an_answer_is_kept_as_it_was_sent_on_one_line(body: bytes) -> None:
         "response": {"status_code": 200, "request_id": "r 1", "body": json.loads(body)},
         "error": None,
     }
+
+
+def test_what_python_alone_takes_for_json_is_written_as_json() -> None:
+    body = b'\xef\xbb\xbf{"a": [NaN, -Infinity,\n "NaN"], "b": Infinity}'
+    result = decide(JOB, Reply(200, body), NOW)
+    assert isinstance(result, Result)
+    line = result.encode(STAMP)
+    assert b'{"a": [null, null,  "NaN"], "b": null}' in line and line.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("status", [200, 401, 400, 500])
+@pytest.mark.parametrize("said", ["sk-secret-1", "\\u0073k-secret-1", "x" * 286 + "sk-secret-1"])
+def test_a_key_that_is_said_back_is_not_told(status: int, said: str) -> None:
+    body = f'{{"error": {{"message": "{said}"}}}}'.encode()
+    reply = Reply(status, body, {"x-request-id": "sk-secret-1"}, ("sk-secret-1",))
+    outcome = decide(JOB, reply, NOW)
+    told = outcome.detail if isinstance(outcome, Retry) else str(outcome.error) + outcome.request_id
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize("code", ["4" * 5000, "4000", "\u0665\u0660\u0660", None, [500], "5e2"])
+def test_a_code_that_is_no_status_is_none(code: object) -> None:
+    result = decide(JOB, Reply(200, json.dumps({"error": {"code": code}}).encode()), NOW)
+    assert isinstance(result, Result) and result.error and result.error[0] == "error_in_answer"
+
+
+@pytest.mark.parametrize(
+    "wait",
+    ["9" * 400, "\u00b2", "Thu, 01 Jan 1970 00:00:00 +99999999999", "Fri, 31 Dec 9999 -9999"],
+)
+def test_a_wish_to_wait_that_is_none_harms_nothing(wait: str) -> None:
+    outcome = decide(JOB, Reply(503, b"", {"retry-after": wait}), NOW)
+    assert isinstance(outcome, Retry) and outcome.wait in (None, 3600.0)
+
+
+def test_an_error_too_deep_to_write_is_said() -> None:
+    deep: object = "x"
+    for _ in range(900):
+        deep = [deep]
+    body = json.dumps({"error": deep}).encode()
+    told = _at_depth(60, lambda: decide(JOB, Reply(400, body), NOW))
+    assert isinstance(told, Result) and told.error
+
+
+def _at_depth(depth: int, call: Callable[[], object]) -> object:
+    return call() if not depth else _at_depth(depth - 1, call)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,29 @@ def ask(
     return loop.now, asker
 
 
+def test_a_server_that_asks_for_more_than_a_line_has_is_asked_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = Clock()
+    monkeypatch.setattr("raycluster.serve.asking.retrying_client.time.monotonic", loop.time)
+
+    class Server:
+        asked = 0
+
+        async def post(self, path: str, content: bytes) -> Reply:
+            self.asked += 1
+            return Reply(408, b"", {"retry-after": "3000"})
+
+        def close(self) -> None: ...
+
+    server, line = Server(), AskedLine(1, "1", "/", b"{}")
+    client = RetryingClient(Tries(line_time=60.0), 1)
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        result = runner.run(client.result(server, line))
+    assert result.error and result.error[0] == "http_408"
+    assert server.asked == 2 and 60 <= loop.now < 70
+
+
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "1"}])
 @pytest.mark.parametrize(
     ("limit", "lines", "best", "most"),

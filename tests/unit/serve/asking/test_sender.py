@@ -12,6 +12,7 @@ import pytest
 from raycluster.core.errors import UsageError
 from raycluster.openai_client.target import Target, check_address
 from raycluster.serve.asking.result import Reply, UnansweredError
+from raycluster.serve.asking.room import Room
 from raycluster.serve.asking.sender import RequestSender
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -46,12 +47,18 @@ class Server:
 
 
 def posts(
-    server: Server, count: int = 1, *, timeout: float = 10.0, base: str = "http://127.0.0.1:{port}"
+    server: Server,
+    count: int = 1,
+    *,
+    timeout: float = 10.0,
+    base: str = "http://127.0.0.1:{port}",
+    key: str = "",
 ) -> list[Reply | UnansweredError]:
     async def run() -> list[Reply | UnansweredError]:
         listening = await asyncio.start_server(server, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
-        sender = RequestSender(Target(base.format(port=port), "").url(""), timeout, {"x-key": "k"})
+        headers = {"x-key": "k"} | ({"authorization": f"Bearer {key}"} if key else {})
+        sender = RequestSender(Target(base.format(port=port), "").url(""), timeout, headers)
         outcomes: list[Reply | UnansweredError] = []
         for _ in range(count):
             try:
@@ -154,3 +161,62 @@ def test_the_address_may_hold_a_path_a_version_and_a_password() -> None:
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError):
         check_address(Target(url, ""))
+
+
+def test_answers_under_way_share_what_they_may_hold() -> None:
+    """Three connections, room for two answers; what is done holds nothing any more."""
+    body = b'{"a": "' + b"x" * 60_000 + b'"}'
+    answer = OK + b"content-length: %d\r\n\r\n" % len(body) + body
+    room = Room(140_000)
+    waits, goes_on = asyncio.Event(), asyncio.Event()
+    open_now: list[int] = []
+
+    async def halves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(answer[:-9])
+        await writer.drain()
+        open_now.append(1)
+        if len(open_now) == 2:
+            waits.set()
+        await goes_on.wait()
+        writer.write(answer[-9:])
+        writer.close()
+
+    async def run() -> None:
+        listening = await asyncio.start_server(halves, "127.0.0.1", 0)
+        base = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        senders = [RequestSender(base, 20.0, room=room) for _ in range(3)]
+        first = [asyncio.create_task(s.post("/", b"{}")) for s in senders[:2]]
+        await asyncio.wait_for(waits.wait(), 20)
+        with pytest.raises(UnansweredError, match="together"):
+            while True:  # the first two may still be on their way to us
+                await asyncio.wait_for(senders[2].post("/", b"{}"), 20)
+        goes_on.set()
+        assert [reply.body for reply in await asyncio.gather(*first)] == [body, body]
+        assert (await senders[2].post("/", b"{}")).body == body
+        for sender in senders:
+            sender.close()
+        listening.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 401 No\r\ncontent-length: 11\r\n\r\nsk-secret-1",
+        b"HTTP/1.1 200 sk-secret-1\r\nx-a: sk-secret-1\r\ncontent-length: 11\r\n\r\nsk-secret-1",
+        b"HTTP/1.1 sk-secret-1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: sk-secret-1\r\n\r\n",
+        OK + b"content-encoding: sk-secret-1\r\ncontent-length: 2\r\n\r\n{}",
+    ],
+)
+@pytest.mark.parametrize(
+    "base", ["http://127.0.0.1:{port}", "http://me:sk-secret-1@127.0.0.1:{port}"]
+)
+def test_a_key_that_is_said_back_is_hidden(answer: bytes, base: str) -> None:
+    for told in posts(Server(answer, close=True), base=base, key="sk-secret-1"):
+        shown = repr(
+            told.detail if isinstance(told, UnansweredError) else (told.body, told.headers)
+        )
+        assert "secret" not in shown, shown

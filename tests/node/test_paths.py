@@ -143,7 +143,7 @@ def standing(
 ) -> Iterator[Row]:
     ports = free_ports(5 + len(slugs))
     told = {"folder": str(folder), "slugs": slugs, "ports": ports, "offset": OFFSET, **more}
-    program = [f"{made_by('node-env')}/bin/python", "-m", "tests.local.row"]
+    program = [f"{made_by('node-env')}/bin/python", "-m", "tests.node.row"]
     env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     taker = socket.socket(type=socket.SOCK_DGRAM)
     taker.bind(("127.0.0.1", ports[4]))

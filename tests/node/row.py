@@ -36,7 +36,7 @@ from raycluster.serve.haproxy import edited
 from raycluster.serve.metrics import Metrics
 from raycluster.serve.relay import Relay
 from raycluster.serve.router import Router
-from tests.local.endpoints import FORMS, POSTS
+from tests.node.endpoints import FORMS, POSTS
 
 ROUTER = "router"
 

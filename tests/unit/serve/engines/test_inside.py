@@ -11,7 +11,16 @@ import pytest
 from prometheus_client import REGISTRY
 
 from raycluster.serve.engines import inside
-from raycluster.serve.engines.inside import NOBODY, OWNER, Guard, Rewritten, asked_by, parser_of
+from raycluster.serve.engines.inside import (
+    ASKED,
+    NOBODY,
+    OWNER,
+    Guard,
+    Rewritten,
+    asked_by,
+    parser_of,
+)
+from raycluster.serve.engines.quotas import Quotas
 
 Headers = Mapping[str, str]
 CARDS = {"object": "list", "data": [{"id": "a"}, {"id": "a-law", "parent": "a"}, {"id": "b"}]}
@@ -146,6 +155,135 @@ def test_other_answers_pass_as_they_come() -> None:
 )
 def test_the_parser_of_a_family(model_type: str, name: str, parser: str) -> None:
     assert parser_of(model_type, name, KNOWN) == parser
+
+
+LIMITS = "x-raycluster-limits"
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Quotas:
+    """Have nothing used by anybody."""
+    made = Quotas()
+    monkeypatch.setattr(inside, "quotas", lambda: made)
+    return made
+
+
+class Reading:
+    """An engine that reads its request, as often as it comes, and takes tokens for it."""
+
+    def __init__(self, tokens: int = 0) -> None:
+        self.read: list[bytes] = []
+        self._tokens = tokens
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message["more_body"]
+        self.read.append(body)
+        if asked := ASKED.get():
+            asked.took(self._tokens)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": (await receive())["type"].encode()})
+
+
+def post(
+    app: Any, headers: Headers, path: str = "/v1/completions", parts: tuple[bytes, ...] = (b"{}",)
+) -> tuple[int, bytes, Headers]:
+    """Send a body in parts, after which the client leaves."""
+    sent: list[Any] = []
+    last = len(parts) - 1
+    coming = iter(
+        [
+            *(
+                {"type": "http.request", "body": part, "more_body": n < last}
+                for n, part in enumerate(parts)
+            ),
+            {"type": "http.disconnect"},
+        ]
+    )
+
+    async def receive() -> Any:
+        return next(coming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": raw}
+    asyncio.run(app(scope, receive, send))
+    told = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:]), told
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_minute=50", "tokens_per_day=50"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/m/a/v1/responses", "/v1/messages"])
+def test_a_key_whose_tokens_are_used_is_told_when_to_come_back(
+    fresh: Quotas, limit: str, path: str
+) -> None:
+    engine = Reading(tokens=60)
+    headers = {**owned(), LIMITS: limit}
+    status, _, told = post(Guard(engine, "a"), headers, path)
+    assert (status, told["x-ratelimit-limit-tokens"]) == (200, "50")
+    status, body, told = post(Guard(engine, "a"), headers, path)
+    assert (status, len(engine.read)) == (429, 1)
+    assert told["x-ratelimit-remaining-tokens"] == "0"
+    assert told["x-ratelimit-reset-tokens"] == f"{told['retry-after']}s"
+    assert int(told["retry-after"]) >= 1
+    said = json.loads(body)
+    if path.endswith("messages"):
+        assert (said["type"], said["error"]["type"]) == ("error", "rate_limit_error")
+    else:
+        assert (said["error"]["type"], said["error"]["code"]) == ("tokens", "rate_limit_exceeded")
+    for other in ({**headers, "x-raycluster-owner": "bob"}, owned(), {LIMITS: limit}):
+        assert post(Guard(engine, "a"), other, path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/messages/count_tokens", "/v1/responses/resp_1/cancel", "/m/a/tokenize"]
+)
+def test_what_takes_no_tokens_is_not_refused(fresh: Quotas, path: str) -> None:
+    headers = {**owned(), LIMITS: "tokens_per_minute=5"}
+    post(Guard(Reading(10), "a"), headers)
+    assert post(Guard(Reading(), "a"), headers)[0] == 429
+    assert post(Guard(Reading(), "a"), headers, path)[0] == 200
+
+
+@pytest.mark.parametrize("parts", [(b"",), (b'{"max_to', b'kens": 7}'), (b"x" * (2 << 20), b"")])
+@pytest.mark.parametrize("limit", ["", "tokens_per_minute=5", "requests_per_minute=5"])
+def test_the_engine_gets_the_body_as_it_came(
+    fresh: Quotas, parts: tuple[bytes, ...], limit: str
+) -> None:
+    engine = Reading()
+    status, body, _ = post(Guard(engine, "a"), {**owned(), LIMITS: limit}, parts=parts)
+    assert (status, body, engine.read) == (200, b"http.disconnect", [b"".join(parts)])
+
+
+def test_a_websocket_over_the_limit_is_closed(fresh: Quotas) -> None:
+    headers = {**owned(), LIMITS: "tokens_per_minute=5"}
+    post(Guard(Reading(10), "a"), headers)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": raw}
+    asyncio.run(Guard(Reading(), "a")(scope, None, send))  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1013}]
+
+
+def test_replicas_tell_what_is_used_elsewhere_and_clients_of_the_gateway_cannot(
+    fresh: Quotas,
+) -> None:
+    door = object.__new__(inside.Inside)
+    others = (b'{"alice": [1, 2, 3, 4, 5, 6]}',)
+    path = f"/m/a{inside.QUOTAS_PATH}"
+    status, body, _ = post(door, {}, path, others)
+    assert (status, json.loads(body)) == (200, {"limited": False, "used": {}})
+    assert post(door, owned(), path, others)[0] == 404
+    assert post(door, {}, path, (b"{",))[0] == 404
 
 
 def value(name: str, **labels: str) -> float:

@@ -156,6 +156,10 @@ def test_what_each_key_took_is_counted_where_sequences_end(build: str) -> None:
     assert "in args.middleware:" in source(build, "entrypoints/**/*.py")
     text = source(build, "v1/engine/async_llm.py")
     assert "async def _add_request(\n        self,\n        request: EngineCoreRequest," in text
+    handed = text.index("self.engine_core.add_request_async(request)")
+    assert text.index("self.output_processor.add_request(request") < handed
+    assert re.search(r"(?m)^    priority: int = 0$", source(build, "v1/engine/__init__.py"))
+    assert '"priority"' in source(build, "config/scheduler.py")
     assert re.search(r"async def abort\(\s+self, request_id: [^\n]+, internal: bool = False", text)
 
 

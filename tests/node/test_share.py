@@ -27,8 +27,8 @@ from raycluster.serve.model_refs import ModelRef, order
 from raycluster.serve.settings import ModelSettings
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.secret_values import Secrets
-from tests.local.hub import Hub, open_hub
-from tests.local.nodes import Inside, Nodes, state_of
+from tests.node.hub import Hub, open_hub
+from tests.node.nodes import Inside, Nodes, state_of
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]

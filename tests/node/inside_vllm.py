@@ -30,12 +30,18 @@ from prometheus_client import REGISTRY  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
+from vllm.v1.core.sched.request_queue import (  # noqa: E402
+    SchedulingPolicy,
+    create_request_queue,
+)
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor  # noqa: E402
 from vllm.v1.metrics.stats import IterationStats, PrefillStats  # noqa: E402
+from vllm.v1.request import Request as Waiting  # noqa: E402
 
 inside: Any = import_module("raycluster_inside")
+quotas: Any = import_module("raycluster_inside.quotas")
 OWNERS = ("alice", "bob", "carol", inside.NOBODY)
 NEED = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
 
@@ -106,8 +112,13 @@ class Engine:
         prompt, made = self._random.randint(1, 50), 0
         request = requested(name, prompt)
         token = inside.OWNER.set(owner)
+        asked = None
+        if owner != inside.NOBODY:
+            asked = quotas.quotas().ask(owner, quotas.Limits())
+        given = inside.ASKED.set(asked)
         self.processor.add_request(request, None)
         inside.OWNER.reset(token)
+        inside.ASKED.reset(given)
         cached = self._random.randint(0, prompt)
         steps, ends = self._random.randint(0, 6), self._random.random() < 0.5
         for step in range(steps):
@@ -129,12 +140,71 @@ class Engine:
             self.theirs["prompt"] += told.num_prompt_tokens
             self.theirs["cached"] += told.prompt_token_stats.cached_tokens
             self.theirs["generation"] += told.num_generation_tokens
+        if asked is not None and self._random.random() < 0.5:
+            asked.end()  # a client that leaves before the engine lets go
+            asked = None
         if not (ends and steps):
             internal = self._random.random() < 0.5
             self.processor.abort_requests([name if internal else f"ext-{name}"], internal=internal)
         of = self.expected.setdefault(owner, dict.fromkeys(self.theirs, 0))
         for kind, tokens in (("prompt", prompt), ("cached", cached), ("generation", made)):
             of[kind] += tokens if steps else 0
+        if asked is not None:
+            asked.end()
+
+
+def limited() -> dict[str, int]:
+    """Return what keys have used of their limits today, by owner."""
+    used = json.loads(quotas.quotas().exchange(b"{}"))["used"]
+    return {owner: numbers[4] for owner, numbers in used.items() if owner in OWNERS}
+
+
+def running() -> list[int]:
+    """Return what a request counts before its first token, while it runs, and holds afterwards."""
+    told = []
+    processor = OutputProcessor(None, log_stats=True)
+    asked = quotas.quotas().ask("dave", quotas.Limits(tokens_per_day=10_000), 5000, 50)
+    token = inside.ASKED.set(asked)
+    processor.add_request(requested("x", 1000), None)
+    inside.ASKED.reset(token)
+    told.append(asked.news())
+    stats = PrefillStats()
+    stats.set(1000, 0, 0)
+    output = EngineCoreOutput("x", [7] * 7, prefill_stats=stats)
+    processor.process_outputs([output], 0.0, IterationStats())
+    told.append(asked.news())
+    processor.abort_requests(["x"], internal=True)
+    asked.end()
+    told.append(asked.held)
+    return told
+
+
+def order() -> list[str]:
+    """Return whose requests leave vLLM's own queue, in turn; a light key comes after a flood."""
+    processor = OutputProcessor(None, log_stats=True)
+    queue = create_request_queue(SchedulingPolicy.PRIORITY)
+    sent = [("low", "low"), *[("flood", "")] * 100, *[("light", "")] * 3, ("high", "high")]
+    for number, (owner, priority) in enumerate(sent):
+        request = requested(f"{owner}-{number}", 20)
+        tokens = inside.OWNER.set(owner), inside.PRIORITY.set(quotas.PRIORITIES.get(priority, 0))
+        processor.add_request(request, None)
+        inside.OWNER.reset(tokens[0])
+        inside.PRIORITY.reset(tokens[1])
+        queue.add_request(Waiting.from_engine_core_request(request, None))
+    return [queue.pop_request().request_id.partition("-")[0] for _ in sent]
+
+
+def wishes() -> list[bool]:
+    """Tell whether requests have the priority that they name: without a key, and with a key."""
+    processor, told = OutputProcessor(None, log_stats=True), []
+    for owner in (inside.NOBODY, "erin"):
+        request = requested(f"wish-{owner}", 20)
+        request.priority = -7
+        token = inside.OWNER.set(owner)
+        processor.add_request(request, None)
+        inside.OWNER.reset(token)
+        told.append(request.priority < 0)
+    return told
 
 
 def served() -> dict[str, Any]:
@@ -165,6 +235,8 @@ def served() -> dict[str, Any]:
         "plain": ask({}, owner="alice", models="a,b"),
         "nobody": ask({}),
         "other": ask({}, owner="alice", models="b"),
+        "some": ask({"max_tokens": 5}, owner="frank", limits="requests_per_minute=1"),
+        "full": ask({"max_tokens": 5}, owner="frank", limits="requests_per_minute=1"),
     }
 
 
@@ -177,6 +249,7 @@ def main() -> None:
     left = len(engine.processor.request_states)
     told = {"counted": counted(), "expected": engine.expected, "theirs": engine.theirs}
     aborted = asyncio.run(handed_over())
+    told |= {"limited": limited(), "running": running(), "order": order(), "wishes": wishes()}
     print(json.dumps({"answers": answers, "left": left, "aborted": aborted, **told}))
 
 

@@ -126,7 +126,8 @@ def test_the_load_grows_and_what_came_before_it_was_full_is_not_in_the_figures()
     early = [record for record in records if record.intended < 0.8]
     assert level.measures.completed + len(early) == len(records)
     assert sum(record.intended < 0.15 for record in early) <= 4  # one slot, 0.05 s each
-    assert max(record.intended for record in records) == pytest.approx(1.3, abs=0.1)
+    last = max(records, key=lambda record: record.intended)
+    assert last.intended < 1.3 < max(record.end for record in records)
 
 
 def test_a_recorded_load_is_sent_when_it_was() -> None:
@@ -153,8 +154,8 @@ def test_a_recorded_load_without_order_is_refused(second: dict[str, object]) -> 
 
 def test_the_search_ends_at_the_highest_rate_that_keeps_the_limits() -> None:
     """The endpoint answers one at a time, in 20 ms: above 50 requests/s a queue grows."""
-    conditions = Conditions(find_max=parse_limits("e2el_p90<400ms"))
-    load = Load((Open(10.0),), duration=1.5, warmup=0)
+    conditions = Conditions(find_max=parse_limits("e2el_p90<800ms"))
+    load = Load((Open(10.0),), duration=2.5, warmup=0)
     text = "".join(f"question {number}\n" for number in range(50))
     prompts = parse_dataset(text.encode(), Defaults(), where="test").prompts
     free = [0.0]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from raycluster.serve.model_refs import ModelRef, order
-from tests.local.hub import Hub, open_hub
+from tests.node.hub import Hub, open_hub
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
 

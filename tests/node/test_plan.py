@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.local.hub import LARGE, Hub, open_hub
+from tests.node.hub import LARGE, Hub, open_hub
 
 PROGRAM = Path(sys.executable).with_name("raycluster")
 NODE = Path(__file__).parents[2] / ".node" / "bin" / "python"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raycluster.serve.engines import vllm
-from raycluster.serve.engines.inside import MODEL
+from raycluster.serve.engines.inside import MODEL, NOBODY
 
 pytestmark = pytest.mark.local
 
@@ -26,7 +26,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [ROOT / "scripts/node-env"], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.split("\n")[-2]
     folder = tmp_path_factory.mktemp("inside")
-    (folder / f"{vllm.INSIDE}.py").write_text(vllm.inside())
+    vllm.write_inside(folder)
     env = {**os.environ, "PYTHONPATH": str(folder), MODEL: "a", "VLLM_NO_USAGE_STATS": "1"}
     done = subprocess.run(
         [Path(node, "bin/python"), PROGRAM], env=env, check=True, stdout=subprocess.PIPE, text=True
@@ -42,6 +42,20 @@ def test_each_owner_s_tokens_are_those_that_vllm_counts(told: dict[str, Any]) ->
         assert sum(of[kind] for of in told["counted"].values()) == tokens > 0
 
 
+def test_limits_count_what_is_counted_for_the_bill(told: dict[str, Any]) -> None:
+    keys = {owner: of for owner, of in told["expected"].items() if owner != NOBODY}
+    assert told["limited"] == {owner: of["prompt"] + of["generation"] for owner, of in keys.items()}
+    assert told["running"] == [0, 1007, 0]
+
+
+def test_a_flood_of_one_key_lets_another_pass_in_vllm_s_queue(told: dict[str, Any]) -> None:
+    order = told["order"]
+    assert sorted(order) == ["flood"] * 100 + ["high"] + ["light"] * 3 + ["low"]
+    assert (order[0], order[-1]) == ("high", "low")
+    assert [n for n, owner in enumerate(order) if owner == "light"][-1] < 12
+    assert told["wishes"] == [True, False]
+
+
 def test_the_engine_lets_go_of_a_request_whose_client_left_while_it_was_handed_over(
     told: dict[str, Any],
 ) -> None:
@@ -52,6 +66,8 @@ def test_vllm_s_server_knows_whose_request_it_has(told: dict[str, Any]) -> None:
     answers = told["answers"]
     assert answers["plain"] == [200, {"owner": "alice"}]
     assert answers["nobody"] == [200, {"owner": "-"}]
+    status, said = answers["full"]
+    assert (status, said["error"]["code"]) == (429, "rate_limit_exceeded")
     status, said = answers["other"]
     assert (status, said["error"]["code"]) == (403, "model_not_found")
 
