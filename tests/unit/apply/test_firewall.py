@@ -423,7 +423,7 @@ class OneHost:
                 results[name] = error
         return results
 
-    def beside(self, name: str) -> LocalTransport:
+    def new_connection(self, name: str) -> LocalTransport:
         return self.fresh()
 
 
