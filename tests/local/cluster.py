@@ -23,7 +23,7 @@ import httpx
 from raycluster.core.interfaces import ROOT as PLACE
 from raycluster.core.interfaces import file_mode
 from raycluster.serve.rootcause import MARK
-from raycluster.serve.settings import ModelSettings, applications
+from raycluster.serve.settings import HOST_LABEL, ModelSettings, applications
 from raycluster.services.data_path import data_path
 from raycluster.services.node_files import code_files, haproxy_file
 from raycluster.spec.models import Ports
@@ -60,6 +60,10 @@ def until(ask: Callable[[], Answer], *, seconds: float, what: str) -> Answer:
             return answer
         assert time.monotonic() < end, f"{what} after {seconds} s"
         time.sleep(0.2)
+
+
+LABEL = "127.0.0.1"
+"""By which a model is placed on the only node."""
 
 
 def made_by(script: str) -> str:
@@ -173,6 +177,7 @@ def open_cluster() -> Iterator[Cluster]:
     options += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
     # Ray believes in these GPUs: enough to see where it puts what asks for some.
     options += ["--object-store-memory=100000000", "--num-cpus=4", "--num-gpus=4"]
+    options += [f"--labels={HOST_LABEL}={LABEL}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [f"{node}/bin/ray", "start", "--head", "--block", *options],

@@ -7,6 +7,7 @@ import random
 import struct
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 
 from raycluster.serve.rootcause import root_cause
 from raycluster.serve.settings import Autoscale, ModelSettings, applications
-from tests.local.cluster import Cluster, until
+from tests.local.cluster import LABEL, Cluster, until
 from tests.local.deployed import out_of_date
 from tests.local.test_serve import ARGS
+from tests.local.tiny import tiny
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
@@ -180,3 +182,23 @@ def test_a_replica_of_several_workers_answers(split: Cluster) -> None:
     answer = ask(split, "mp")
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["text"].startswith(" Paris")
+
+
+def test_replicas_are_on_the_hosts_of_their_model_alone(cluster: Cluster) -> None:
+    """Both models ask for the same, at the same time; one for a host that is not there."""
+    here = replace(
+        tiny(), name="here", engine="transformers", engine_args={}, hosts={"here": LABEL}
+    )
+    cluster.put(here, replace(here, name="lost", hosts={"there": "10.9.9.9"}))
+
+    def states(name: str) -> list[str]:
+        deployments = cluster.details()["applications"].get(name, {}).get("deployments", {})
+        return [
+            each["state"] for deployment in deployments.values() for each in deployment["replicas"]
+        ]
+
+    until(lambda: states("here") == ["RUNNING"], seconds=120, what="it does not run")
+    assert cluster.details()["applications"]["lost"]["status"] == "DEPLOYING"
+    assert "RUNNING" not in states("lost")
+    cluster.put(here, replace(here, name="lost"))
+    until(lambda: states("lost") == ["RUNNING"], seconds=120, what="the other does not run either")

@@ -81,12 +81,20 @@ def look_ahead(
     read = {name: found for name, found in reads(spec).items() if name in starting}
     every = tuple(dict.fromkeys(w for found in read.values() for w in found))
     names = [name for name, host in state.hosts.items() if not host.problem]
+    models_by_name = {model.name: model for model in spec.models}
 
     def look(connected: Connected) -> HostSeen:
         starts = [
             a.process for a in actions if isinstance(a, Start) and a.host == connected.host.name
         ]
-        return _host(work, state, connected, starts, every)
+        name = connected.host.name
+        there = [
+            w
+            for model, found in read.items()
+            if models_by_name[model].may_run_on(name)
+            for w in found
+        ]
+        return _host(work, state, connected, starts, tuple(dict.fromkeys(there)))
 
     hosts = all_or_raise(work.fleet.each(names, look))
     if spec.distribution.images == "peer":

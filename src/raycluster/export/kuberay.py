@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raycluster.core.errors import SpecError
 from raycluster.core.interfaces import ROOT, Process, Volume
 from raycluster.export.design import CAPABILITIES, Design, app_body, roles
 from raycluster.export.readme import readme
@@ -67,6 +68,13 @@ def _comment(design: Design) -> str:
 
 def _service(design: Design) -> dict[str, Any]:
     head, *workers = design.spec.hosts
+    if chosen := [model.name for model in design.spec.models if model.hosts]:
+        raise SpecError(
+            f"Kubernetes chooses the machines of pods: `hosts` of {chosen[0]} cannot be kept",
+            where="models",
+            hint="remove `hosts` for the export, and choose nodes with a nodeSelector in the "
+            "files that it writes",
+        )
     body = app_body(design, env_secrets=True)
     serve = {**body, "http_options": {"host": "0.0.0.0", "port": SERVE_PORT}}  # noqa: S104 # pods
     return {

@@ -12,6 +12,7 @@ from raycluster.core.untrusted import Told, read_json
 from raycluster.hosts.dashboard import dashboard
 from raycluster.hosts.fleet import Connected
 from raycluster.serve.rootcause import root_cause
+from raycluster.serve.settings import HOST_LABEL
 from raycluster.state.cluster import App, RayNode, Replica
 from raycluster.state.free_capacity import Memory
 
@@ -104,6 +105,7 @@ def _node(told: Told) -> RayNode:
         is_head=told["is_head_node"].flag(),
         cpus=_count(resources["CPU"]),
         gpus=_count(resources["GPU"]),
+        label=told["labels"][HOST_LABEL].text(100),
     )
 
 
@@ -139,10 +141,18 @@ def _config(value: object) -> Mapping[str, Any]:
     right = (
         isinstance(deployments, list | None)
         and all(map(_is_deployment, deployments or ()))
-        and isinstance(args, dict | None)
+        and _is_args(args)
         and isinstance(route, str | None)
     )
     return {key: each for key, each in value.items() if each is not None} if right else {}
+
+
+def _is_args(value: object) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    model = value.get("model") or {}
+    hosts = (model.get("hosts") or {}) if isinstance(model, dict) else None
+    return isinstance(hosts, dict) and all(isinstance(label, str) for label in hosts.values())
 
 
 def _is_deployment(value: object) -> bool:

@@ -138,7 +138,9 @@ def _demand(application: Body) -> Demand:
     deployment = _deployment(application)
     options = deployment.get("ray_actor_options") or {}
     other = bool(deployment.get("placement_group_bundles")) or bool(options.get("resources"))
-    return Demand(options.get("num_cpus") or 0, options.get("num_gpus") or 0, other=other)
+    hosts = ((application.get("args") or {}).get("model") or {}).get("hosts") or {}
+    cpus, gpus = options.get("num_cpus") or 0, options.get("num_gpus") or 0
+    return Demand(cpus, gpus, other=other, labels=frozenset(hosts.values()))
 
 
 def _count(want: Body, here: int) -> int:

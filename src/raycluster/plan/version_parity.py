@@ -49,13 +49,14 @@ def check_versions(
             where=next(iter(serving), "cluster"),
             hint="use an image or requirements with an engine",
         )
-    for name, seen in serving.items():
-        for model in spec.models:
-            if (
-                model.environment is None
-                and model.engine_on(model.each_gpus if gpus else 0) == "vllm"
-            ):
-                _has_vllm(name, seen.vllm, model)
+    for model in own:
+        hosts = [h for h in spec.hosts if model.may_run_on(h.name)]
+        on_gpus = gpus and any(host.gpus != 0 for host in hosts)
+        if model.engine_on(model.each_gpus if on_gpus else 0) != "vllm":
+            continue
+        for host in hosts:
+            if host.name in serving or (model.hosts and host.name in versions):
+                _has_vllm(host.name, versions[host.name].vllm, model)
 
 
 def _has_vllm(host: str, version: str, model: Model) -> None:

@@ -83,6 +83,7 @@ class ModelSettings:
     `aliases` are further names of the model; `adapters` are LoRA adapters, name -> hub id or path.
     `spread` is not 0 where a replica needs
     several hosts: it is the number of its equal parts then, each with its GPUs on one host.
+    `hosts` are the nodes that may run replicas, each with its label; without any, all of them.
     `environment` is the one of vLLM, where that is not the node's own.
     `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
@@ -94,6 +95,7 @@ class ModelSettings:
     replicas: int | Autoscale = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    hosts: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     secrets_path: str = ""
     max_ongoing_requests: int = DEFAULT_ONGOING
@@ -121,6 +123,7 @@ class ModelSettings:
         plain["env"] = dict(self.env)
         plain["adapters"] = dict(self.adapters)
         plain["aliases"] = list(self.aliases)
+        plain["hosts"] = dict(self.hosts)
         plain["environment"] = self.environment.to_json() if self.environment else None
         if isinstance(self.replicas, Autoscale):
             plain["replicas"] = {f.name: getattr(self.replicas, f.name) for f in fields(Autoscale)}
@@ -136,6 +139,10 @@ class ModelSettings:
         if isinstance(environment := values.get("environment"), Mapping):
             values["environment"] = Environment.from_json(environment)
         return cls(**values)
+
+
+HOST_LABEL = "raycluster/host"
+"""The label of a node of Ray by which models are placed on its host."""
 
 
 def slugs(names: Sequence[str]) -> dict[str, str]:
@@ -291,8 +298,10 @@ def _place(model: ModelSettings) -> dict[str, Any]:
     The replica itself has the first part, and starts the others in the other bundles.
     """
     cpus, gpus = float(model.num_cpus), float(model.num_gpus)
+    where = {HOST_LABEL: f"in({', '.join(model.hosts.values())})"} if model.hosts else {}
     if not model.spread:
-        return {"ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus}}
+        chosen = {"label_selector": where} if where else {}
+        return {"ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus, **chosen}}
     each = gpus / model.spread
     other = {"GPU": each} if each else {"CPU": cpus}
     first = {"CPU": cpus, **other} if cpus else other
@@ -300,6 +309,7 @@ def _place(model: ModelSettings) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": cpus, "num_gpus": each},
         "placement_group_bundles": [first, *([other] * (model.spread - 1))],
         "placement_group_strategy": "PACK",
+        **({"placement_group_bundle_label_selector": [where]} if where else {}),
     }
 
 

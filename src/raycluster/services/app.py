@@ -9,7 +9,7 @@ from raycluster.serve.environment import Environment
 from raycluster.serve.settings import Autoscale, ModelSettings, applications
 from raycluster.services.ray_node import SECRETS_FILE
 from raycluster.spec import ClusterSpec, Model
-from raycluster.spec.gpus import parts
+from raycluster.spec.gpus import parts, usable
 from raycluster.spec.models import EngineEnvironment, Replicas
 
 
@@ -30,7 +30,7 @@ def app(spec: ClusterSpec, *, gpus: Mapping[str, float], fingerprint: str) -> di
 def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> ModelSettings:
     needed = model.num_gpus
     if needed is None:
-        needed = model.world_size if any(gpus.values()) else 0
+        needed = model.world_size if any(usable(model, gpus).values()) else 0
     return ModelSettings(
         name=model.name,
         source=model.location,
@@ -39,6 +39,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         replicas=_replicas(model.replicas),
         num_cpus=model.num_cpus,
         num_gpus=needed,
+        hosts={h.name: h.label for h in spec.hosts if h.name in (model.hosts or ())},
         env=spec.env,
         secrets_path=f"$RAYCLUSTER_ROOT/{SECRETS_FILE}" if spec.secrets else "",
         max_ongoing_requests=model.max_ongoing_requests,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from raycluster.core.accelerators.choice import named
 from raycluster.core.cgroups import Limits
 from raycluster.core.interfaces import ROOT, BoxOptions, Process, Volume
-from raycluster.serve.settings import METRICS_PORT
+from raycluster.serve.settings import HOST_LABEL, METRICS_PORT
 from raycluster.services.data_path import data_path
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
@@ -79,6 +79,7 @@ def ray_node(
         argv=(
             *("ray", "start", "--block", "--disable-usage-stats"),
             f"--node-ip-address={wiring.addresses[host.name]}",
+            f"--labels={HOST_LABEL}={host.label}",
             *arguments,
             *(f"{flag}={ports[name]}" for flag, name in _PORT_FLAGS.items()),
             f"--min-worker-port={spec.ports.worker_min}",

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from raycluster.spec.model_section import Model
+
+N = TypeVar("N", bound=float)
+
+
+def usable(model: Model, gpus: Mapping[str, N]) -> dict[str, N]:
+    """Return the GPUs, by host, of the hosts that may run the model's replicas."""
+    return {host: count for host, count in gpus.items() if model.may_run_on(host)}
 
 
 def spreads(model: Model, gpus: Mapping[str, float]) -> bool:
     """Tell whether one replica needs the GPUs of several hosts."""
+    gpus = usable(model, gpus)
     return model.world_size > 1 and model.each_gpus > max(gpus.values(), default=0) > 0
 
 
@@ -19,24 +28,42 @@ def parts(model: Model, gpus: Mapping[str, float]) -> int:
     """
     if not spreads(model, gpus):
         return 0
+    gpus = usable(model, gpus)
     return model.rank_gpus // min(model.stage, int(max(gpus.values())))
 
 
 def lacking_gpus(models: Sequence[Model], gpus: Mapping[str, float]) -> str:
     """Return why the GPUs, by host, cannot hold the smallest numbers of replicas, or "".
 
-    Without any GPU the models run on CPUs.
+    Where no host that may run a model has a GPU, the model runs on CPUs.
     """
-    if not any(gpus.values()):
-        return ""
-    needed, given = sum(m.each_gpus * m.least_replicas for m in models), sum(gpus.values())
+    on_gpus = [m for m in models if any(usable(m, gpus).values())]
+    needed, given = sum(m.each_gpus * m.least_replicas for m in on_gpus), sum(gpus.values())
     if needed > given:
         return f"the models need at least {needed:g} GPUs, but the hosts have {given:g}"
-    return next((lack for m in models if (lack := _lacking(m, gpus))), "")
+    lacks = (_lacking(m, usable(m, gpus)) or _crowded(m, on_gpus, gpus) for m in on_gpus)
+    return next(filter(None, lacks), "")
+
+
+def _crowded(model: Model, models: Sequence[Model], gpus: Mapping[str, float]) -> str:
+    """Return why the models that may run on this one's hosts alone cannot all do so, or ""."""
+    if model.hosts is None:
+        return ""
+    there = [m for m in models if m.hosts and set(m.hosts) <= set(model.hosts)]
+    needed = sum(m.each_gpus * m.least_replicas for m in there)
+    given = sum(usable(model, gpus).values())
+    if needed <= given:
+        return ""
+    names = ", ".join(m.name for m in there)
+    need = "need" if len(there) > 1 else "needs"
+    hosts = ", ".join(model.hosts)
+    have = "have" if len(model.hosts) > 1 else "has"
+    return f"{names} {need} at least {needed:g} GPUs on {hosts}, which {have} {given:g}"
 
 
 def advice(model: Model, gpus: Mapping[str, float]) -> tuple[str, str] | None:
     """Return what to know of a replica whose stages spread over hosts, and what else there is."""
+    gpus = usable(model, gpus)
     most = int(max(gpus.values(), default=0))
     if not spreads(model, gpus) or model.stage <= most or _lacking(model, gpus):
         return None
@@ -54,7 +81,7 @@ def _lacking(model: Model, gpus: Mapping[str, float]) -> str:
     given = sum(gpus.values())
     if model.each_gpus > given:  # of which there may be no replica at first
         return (
-            f"a replica of {model.name} needs {model.each_gpus:g} GPUs, but the hosts have "
+            f"a replica of {model.name} needs {model.each_gpus:g} GPUs, but {_hosts(model)} have "
             f"{given:g}"
         )
     if not spreads(model, gpus):
@@ -74,8 +101,12 @@ def _lacking_blocks(model: Model, gpus: Mapping[str, float], block: float, least
         return ""
     return (
         f"{model.name} needs {blocks:g} times {block:g} GPUs on one host; "
-        f"the hosts have capacity for {room:g}"
+        f"{_hosts(model)} have capacity for {room:g}"
     )
+
+
+def _hosts(model: Model) -> str:
+    return "its hosts" if model.hosts else "the hosts"
 
 
 def _lacking_host(model: Model, gpus: Mapping[str, float]) -> str:

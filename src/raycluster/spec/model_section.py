@@ -135,6 +135,11 @@ class Model(Part):
         description="GPUs per replica; default: what the engine arguments need.",
         examples=[1],
     )
+    hosts: Annotated[tuple[Operand, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Names of the hosts that may run its replicas; default: all.",
+        examples=[["head"]],
+    )
     max_ongoing_requests: AtLeastOne = Field(
         default=256, description="Maximum concurrent requests per replica."
     )
@@ -233,6 +238,10 @@ class Model(Part):
         """Return the engine of a replica that takes so many GPUs; "auto" may fall back."""
         alone = self.engine == "auto" and gpus > 0 and not self.fallback
         return "vllm" if alone else self.engine
+
+    def may_run_on(self, host: str) -> bool:
+        """Tell whether a replica may be placed on the host of this name."""
+        return self.hosts is None or host in self.hosts
 
     @property
     def routed(self) -> Literal["least-busy", "sticky", "prefix"]:

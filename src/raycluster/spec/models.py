@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from getpass import getuser
+from hashlib import sha256
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -20,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from raycluster.core.accelerators.choice import named
+from raycluster.spec.explain import suggest
 from raycluster.spec.gpus import lacking_gpus
 from raycluster.spec.known_images import DEFAULT_IMAGE, cuda_in, python_in
 from raycluster.spec.model_section import EngineEnvironment, Model, Replicas
@@ -150,6 +153,20 @@ class ClusterSpec(BaseSettings):
             if host.place in places:
                 raise ValueError(f"{places[host.place]} and {host.name} are the same machine")
             places[host.place] = host.name
+        return self
+
+    @model_validator(mode="after")
+    def _models_name_hosts(self) -> ClusterSpec:
+        known = [host.name for host in self.hosts]
+        for model in self.models:
+            if twice := _repeated(model.hosts or ()):
+                raise ValueError(f"`hosts` of {model.name} names {twice!r} twice")
+            for name in model.hosts or ():
+                if name not in known:
+                    raise ValueError(
+                        f"`hosts` of {model.name}: no host has the name {name!r}"
+                        f"{suggest(name, known)}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -293,6 +310,13 @@ class ResolvedHost(Part):
         if self.transport == "local":
             return ("local",)
         return (self.host.lower().removesuffix("."), self.ssh.port, self.ssh.proxy_jump)
+
+    @property
+    def label(self) -> str:
+        """A word in Ray's form for labels by which its node is chosen, whatever its name is."""
+        told = self.private_address or "-".join(str(part) for part in self.place if part)
+        word = re.sub("[^A-Za-z0-9.]+", "-", told).strip("-.")
+        return word if word == told and len(word) < 64 else sha256(told.encode()).hexdigest()[:12]
 
     @property
     def address(self) -> str:

@@ -40,7 +40,7 @@ class HostState:
 
 @dataclass(frozen=True)
 class RayNode:
-    """A node as Ray's control store sees it."""
+    """A node as Ray's control store sees it; models are placed by its `label`."""
 
     address: str
     node_id: str
@@ -48,6 +48,7 @@ class RayNode:
     is_head: bool = False
     cpus: float = 0
     gpus: float = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,15 @@ def limited(memory: Memory, limits: Limits | None) -> Memory:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one replica needs of one node; `other` says that it needs more than is counted here."""
+    """What one replica needs of one node, of any or of one with one of the `labels`.
+
+    `other` says that it needs more than is counted here.
+    """
 
     cpus: float
     gpus: float
     other: bool = False
+    labels: frozenset[str] = frozenset()
 
     @property
     def part_of_gpu(self) -> bool:
@@ -58,6 +62,7 @@ class FreeCapacity:
         alive = [n for n in nodes if n.alive]
         self._cpus = {n.node_id: n.cpus for n in alive}
         self._gpus = {n.node_id: n.gpus for n in alive}
+        self._labels = {n.node_id: n.label for n in alive}
         told = [n.node_id for n in alive if n.node_id in memory]
         self._memory = {node: memory[node].available for node in told}
         self._known = True
@@ -85,7 +90,10 @@ class FreeCapacity:
         return self._place(demand, memory)
 
     def _place(self, demand: Demand, memory: float) -> str:
-        places = list(self._cpus)
+        labels = demand.labels
+        places = [node for node in self._cpus if not labels or self._labels[node] in labels]
+        if not places:
+            return "none of its hosts is there for one more replica"
         for what, free, need in (
             ("no free GPU", self._gpus, demand.gpus),
             ("no free CPU", self._cpus, demand.cpus),

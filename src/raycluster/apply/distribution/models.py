@@ -229,7 +229,11 @@ def holding(
     for host in spec.hosts:
         node = state.node(host)
         if node is not None and node.cpus:
-            found[host.name] = [m for m in listed if not m["num_gpus"] or node.gpus]
+            found[host.name] = [
+                m
+                for m in listed
+                if (not m["num_gpus"] or node.gpus) and host.name in (m.get("hosts") or [host.name])
+            ]
     return found
 
 

@@ -39,7 +39,8 @@ def check_environments(work: ApplyContext, state: ClusterState, hosts: Collectio
         node = state.node(host)
         if host.name not in hosts or host.gpus == 0 or node is None or node.node_id in running:
             continue
-        question = asked(work.spec.models, int(node.gpus), slices=_slices(host.gpus))
+        models = [model for model in work.spec.models if model.may_run_on(host.name)]
+        question = asked(models, int(node.gpus), slices=_slices(host.gpus))
         if question:
             questions[host.name] = replace(question, ours=node.node_id in others)
 

@@ -21,6 +21,7 @@ from raycluster.plan.sizing.memory import (
 from raycluster.plan.sizing.shape import ModelShape, read_shape
 from raycluster.serve.model_refs import ModelRef
 from raycluster.spec import ClusterSpec, Model
+from raycluster.spec.gpus import usable
 from raycluster.state.inventory import Files, Inventory
 
 KEPT = 2 << 30
@@ -142,13 +143,16 @@ def _forecast(
     gpus: Mapping[str, int],
 ) -> ModelForecast:
     silent = seen.hosts.keys() - gpus.keys()
-    each = model.each_gpus if any(gpus.values()) or silent else 0
+    gpus = usable(model, gpus)
+    each = model.each_gpus if any(gpus.values()) or any(map(model.may_run_on, silent)) else 0
     files, why = _files(wanted, seen)
     shape = read_shape(files.config) if files.config else ModelShape()
     fits: dict[str, Fit] = {}
     load = ReplicaMemory(None, None, None, None, ())
     ask = ask_of(model, gpus=each, env=spec.env)
     for host in spec.hosts:
+        if not model.may_run_on(host.name):
+            continue
         there = seen.hosts.get(host.name)
         if there is None or host.name not in gpus:  # or its GPUs do not answer
             fits[host.name] = Fit()
@@ -216,20 +220,24 @@ def gpu_batch(facts: Facts, gpus: Gpus) -> int:
 def too_few_cpus(
     spec: ClusterSpec, seen: Inventory, models: Sequence[ModelForecast]
 ) -> tuple[Problem, ...]:
-    """Return the models of which one replica asks for more processors than any host has."""
+    """Return the models of which one replica asks for more processors than its hosts have."""
     if len(seen.hosts) < len(spec.hosts):
         return ()
-    have = [seen.hosts[h.name].facts.cpus if h.num_cpus is None else h.num_cpus for h in spec.hosts]
-    most, starting = max(have), {model.name for model in models}
-    return tuple(
-        Problem(
-            model.name,
-            f"each replica asks for {model.num_cpus:g} CPUs, and no host has more than {most}",
-            "lower `num_cpus` of the model, or set that of the host",
-        )
-        for model in spec.models
-        if model.name in starting and model.num_cpus > most > 0
-    )
+    have = {
+        h.name: seen.hosts[h.name].facts.cpus if h.num_cpus is None else h.num_cpus
+        for h in spec.hosts
+    }
+    starting = {model.name for model in models}
+    found = []
+    for model in (m for m in spec.models if m.name in starting):
+        most = max(count for name, count in have.items() if model.may_run_on(name))
+        if model.num_cpus <= most or not any(have.values()):
+            continue
+        hosts = f"none of {', '.join(model.hosts)}" if model.hosts else "no host"
+        what = f"each replica asks for {model.num_cpus:g} CPUs, and {hosts} has more than {most}"
+        hint = "lower `num_cpus` of the model, or set that of the host"
+        found.append(Problem(model.name, what, hint))
+    return tuple(found)
 
 
 def together(spec: ClusterSpec, seen: Inventory, models: Sequence[ModelForecast]) -> Problem | None:
