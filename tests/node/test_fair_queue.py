@@ -110,6 +110,21 @@ def program() -> str:
     return subprocess.check_output([python, "-c", told], text=True).strip()
 
 
+@pytest.mark.parametrize("routing", ["least-busy", "sticky", "prefix"])
+def test_turns_go_with_every_way_of_routing(program: str, tmp_path: Path, routing: str) -> None:
+    """A section of HAProxy has one table; keys need theirs, and prefixes."""
+    replica, port = free_ports(2)
+    config = CONFIG.format(port=port, replica=replica, stats=tmp_path / "s")
+    config += f"    server TWO 127.0.0.2:{replica} check\n"
+    path = tmp_path / "haproxy.cfg"
+    limits = {"a": [1, PLACES - 1]}
+    path.write_text(edited(config, {}, {"a": routing}, limits, offset=1, connections=1000))
+    assert "track-sc2" in path.read_text()
+    assert ("track-sc1" in path.read_text()) == (routing == "prefix")
+    done = subprocess.run([program, "-c", "-f", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def queue(tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     monkeypatch.setattr(direct, "AHEAD_MS", 10_000)  # longer than a slow machine takes for a test

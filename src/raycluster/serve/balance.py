@@ -33,20 +33,24 @@ PROMPTS = ("/completions", "/responses", "/messages", "/generate", "/invocations
 """How the paths of requests with a prompt end; others are of no use to a cache."""
 
 _KEY = "txn.raycluster_prefix"
+_TABLE = "raycluster-prefixes-"
+"""Begins the name of the section of a backend that counts like requests; keys are counted in it."""
+
+COUNTS = "stick-table type integer size 100k expire 10s store conn_cur"
+
 _MANY = f"if {{ sc0_conn_cur gt {TOGETHER} }}"
 
 STICKY = (f"balance hdr({SESSION_HEADER})", "hash-type consistent")
 PREFIX = (
     "option http-buffer-request",
-    "stick-table type integer size 100k expire 10s store conn_cur",
     f"http-request set-var({_KEY}) req.body,lua.raycluster_prefix({PART})"
     f" if METH_POST {{ path_end {' '.join(PROMPTS)} }}",
     f"http-request set-var({_KEY}) req.fhdr({SESSION_HEADER})"
     f" if {{ req.fhdr({SESSION_HEADER}) -m len gt 0 }}"
     f" !{{ var({_KEY}) -m beg prompt_cache_key= }}",
-    f"http-request track-sc0 var({_KEY}),xxh32 if {{ var({_KEY}) -m found }}",
+    f"http-request track-sc0 var({_KEY}),xxh32 table {_TABLE} if {{ var({_KEY}) -m found }}",
     f"http-request set-var({_KEY}) req.body,lua.raycluster_prefix({LONG_PART}) {_MANY}",
-    f"http-request track-sc1 var({_KEY}),xxh32 {_MANY}",
+    f"http-request track-sc1 var({_KEY}),xxh32 table {_TABLE} {_MANY}",
     f"http-request unset-var({_KEY}) if {{ sc1_conn_cur gt {TOGETHER} }}",
     f"balance hash var({_KEY})",
     "hash-type consistent",
@@ -71,13 +75,21 @@ def balanced(config: str, routing: Mapping[str, str]) -> str:
 
 
 def _with(backend: str, lines: Sequence[str]) -> str:
-    """Return the section with the lines, and what hashing knows its servers by and shares by."""
+    """Return the section with the lines, and what hashing knows its servers by and shares by.
+
+    A section has one table at most, so that of prefixes is one more section.
+    """
     replicas = re.findall(r"(?m)^\s*server (?!.* backup$).*$", backend)
     if not lines or len(replicas) < 2:
         return backend
     head, _, rest = backend.partition("\n")
     named = re.sub(r"(?m)^(\s*server (\S+) .*)$", _identified, rest)
-    return f"{head}\n" + "".join(f"    {line}\n" for line in lines) + named
+    table = _TABLE + head.removeprefix("backend http-")
+    added = "".join(f"    {line}\n" for line in lines).replace(f"table {_TABLE}", f"table {table}")
+    section = f"{head}\n{added}{named}"
+    if f"table {table}" not in added:
+        return section
+    return f"{section.rstrip()}\nbackend {table}\n    {COUNTS}\n"
 
 
 def _identified(line: re.Match[str]) -> str:
