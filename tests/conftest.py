@@ -9,7 +9,6 @@ from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadScopeScheduling
 
 # A shell's background jobs ignore Ctrl-C, and what they start does too: tests that send it need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,24 +23,6 @@ settings.register_profile(
 settings.load_profile("here")
 
 MUST_RUN = ("tests/browser/", "tests/contract/", "tests/lab/", "tests/local/", "tests/node/")
-
-
-ONE_BY_ONE = ("tests/local", "tests/lab/faults", "tests/lab/services")
-"""Folders whose tests share a cluster, or this machine's ports."""
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
-    """With `--dist loadscope`, give a process all tests that share a cluster, else a file's."""
-    if config.getoption("dist") != "loadscope":
-        return None
-    scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = _shared
-    return scheduler
-
-
-def _shared(nodeid: str) -> str:
-    path = nodeid.partition("::")[0]
-    return next((folder for folder in ONE_BY_ONE if path.startswith(f"{folder}/")), path)
 
 
 def pytest_runtest_setup() -> None:

@@ -407,7 +407,8 @@ def processes(root: Path) -> list[Path]:
     wait_for(lambda: pid.exists() and bool(pid.read_text().strip()), "nginx's number")
     master = pid.read_text().strip()
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return [Path(f"/proc/{pid}") for pid in (master, *children)]
+    every = [Path(f"/proc/{pid}") for pid in (master, *children)]
+    return [each for each in every if (each / "comm").read_text() == "nginx\n"]  # not who prunes
 
 
 def memory(root: Path) -> int:
@@ -452,7 +453,7 @@ def test_unfinished_bodies_take_no_memory(root: Path, api: int, path: str, key: 
             assert whole.status_code == 200
         else:
             assert on_disk(folder) == 0
-        assert memory(folder) - before < MANY * SIZE / 4  # buffers of its own, and no bodies
+        assert memory(folder) - before < MANY << 20
 
 
 @pytest.mark.parametrize("sized", [True, False])

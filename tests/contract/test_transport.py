@@ -17,7 +17,6 @@ import pytest
 
 from raycluster.core.errors import AnswerError, CommandError, HostError
 from raycluster.core.interfaces import Address, ByteStream, Shell, Transport
-from raycluster.hosts.transports import ssh
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.hosts.transports.ssh import open_ssh
 from raycluster.hosts.transports.ssh_system import open_system
@@ -240,7 +239,7 @@ def test_closing_a_stream_ends_the_command(transport: Transport) -> None:
     began = time.monotonic()
     stream.close()  # type: ignore[attr-defined]
     wait_for(lambda: not alive(pid), "the command is gone")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o755])
@@ -346,8 +345,7 @@ def test_connect_to_nothing_names_the_address(transport: Transport, tmp_path: Pa
             transport.connect(address)
 
 
-def test_thirty_threads_share_it(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "BEGIN_SECONDS", 120.0)  # for a busy machine
+def test_thirty_threads_share_it(transport: Transport) -> None:
     with ThreadPoolExecutor(30) as pool:
         texts = list(pool.map(lambda n: transport.run(("echo", str(n))).text, range(90)))
     assert texts == [str(n) for n in range(90)]

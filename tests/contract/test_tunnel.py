@@ -275,7 +275,7 @@ def test_a_slow_reader_holds_up_only_itself(
         began = time.monotonic()
         answers = [ask(fast, b"y" * 500_000) for _ in range(5)]
         assert all(len(answer) == 500_000 for answer in answers)
-        assert time.monotonic() - began < SECONDS
+        assert time.monotonic() - began < SECONDS / 2
 
 
 def test_a_closed_client_ends_an_endless_answer(

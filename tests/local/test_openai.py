@@ -504,7 +504,7 @@ async def hang_up(url: str, name: str, count: int) -> None:
 
 def test_two_hundred_that_hang_up_leave_no_request_in_vllm(served: Cluster) -> None:
     asyncio.run(hang_up(str(served.http.base_url), VLLM, 200))
-    until(lambda: running(served) == 0, seconds=30, what="requests still run")
+    until(lambda: running(served) == 0, seconds=5, what="requests still run")
 
 
 LONG = {"max_tokens": 900, "ignore_eos": True}

@@ -166,11 +166,7 @@ def test_a_client_that_hangs_up_ends_the_generation(
     else:
         short = {"model": name, "prompt": "a", "max_tokens": 1}
         assert served.http.post("/v1/completions", json=short).status_code == 200
-        took = time.monotonic() - started
-        if took > 400 * 0.01:  # on a busy machine all of them take longer too
-            started = time.monotonic()
-            served.http.post("/v1/completions", json={**body, "stream": False})
-            assert took < time.monotonic() - started
+        assert time.monotonic() - started < 400 * 0.01
 
 
 def alive(pids: list[int]) -> list[int]:

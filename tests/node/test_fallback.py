@@ -162,7 +162,7 @@ def test_what_is_far_too_long_is_refused_while_others_are_answered(
             waited.append(time.monotonic() - began)
     assert answer.result().status_code == 400
     assert "context" in answer.result().json()["error"]["message"]
-    assert max(waited) < max(5, sum(waited) / 2)
+    assert max(waited) < 5
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -184,5 +184,5 @@ def test_who_leaves_frees_the_place(client: httpx.Client, many: int, stream: boo
             await answer.aread()
 
     asyncio.run(leave())
-    until(lambda: counts(client)[1] == 0, seconds=30, what="transformers still generates")
+    until(lambda: counts(client)[1] == 0, seconds=5, what="transformers still generates")
     assert counts(client)[0] - before < LONG["max_tokens"]

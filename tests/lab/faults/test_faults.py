@@ -160,7 +160,7 @@ def test_a_gateway_is_killed(faulty: Faulty) -> None:
         since = load.now()
         faulty.kill_container(first, "gateway")
         struck = since, load.now()
-        back = seconds_until(lambda: _open(first), load, since, 20)  # alone on the machine: 0.7
+        back = seconds_until(lambda: _open(first), load, since, 5)  # alone on the machine: 0.7
     told("gateway killed", load, since, back=back)
     assert failures(load, struck) == []
 

@@ -109,7 +109,7 @@ def test_a_server_is_ended_with_its_engine() -> None:
         until(lambda: comm.read_text().startswith("VLLM"), seconds=10, what="no name")
         until(lambda: engine in watched_by(keeper), seconds=30, what="the keeper does not know it")
         os.kill(engine, signal.SIGKILL)
-        until(lambda: gone([leader]), seconds=10, what="the leader is left")
+        until(lambda: gone([leader]), seconds=1, what="the leader is left")
         with pytest.raises(ServerEndedError, match="SIGKILL"):
             while True:
                 await kept.check()
