@@ -50,6 +50,14 @@ async def started(kept: Server) -> list[int]:
     return [pid for pid in descendants(os.getpid()) if pid not in before]
 
 
+async def is_found_killed(kept: Server) -> None:
+    """Check until the server is found to have been killed."""
+    with pytest.raises(ServerEndedError, match="SIGKILL"):
+        while True:
+            await kept.check()
+            await asyncio.sleep(0.05)
+
+
 def watched_by(pid: int) -> set[int]:
     """Return the processes whose end a process waits for."""
     files = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
@@ -66,10 +74,7 @@ def test_nothing_is_left_whoever_is_killed(victim: int | None) -> None:
         assert len(below) == 4
         if victim is not None:
             os.kill(below[victim], signal.SIGKILL)
-            with pytest.raises(ServerEndedError, match="SIGKILL"):
-                while True:
-                    await kept.check()
-                    await asyncio.sleep(0.05)
+            await is_found_killed(kept)
         await kept.stop()
         return below
 
@@ -110,10 +115,7 @@ def test_a_server_is_ended_with_its_engine() -> None:
         until(lambda: engine in watched_by(keeper), seconds=30, what="the keeper does not know it")
         os.kill(engine, signal.SIGKILL)
         until(lambda: gone([leader]), seconds=1, what="the leader is left")
-        with pytest.raises(ServerEndedError, match="SIGKILL"):
-            while True:
-                await kept.check()
-                await asyncio.sleep(0.05)
+        await is_found_killed(kept)
         await kept.stop()
         return below
 
