@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Set
+from ipaddress import ip_address
 from typing import Literal
 
 from raycluster.core import templates, tested_versions
@@ -16,6 +17,8 @@ from raycluster.services.grafana import GRAFANA
 from raycluster.services.processes import roles as role_names
 from raycluster.services.ray_node import RAY_ROLES, SECRETS_FILE, TOKEN_FILE
 from raycluster.services.wiring import Wiring
+from raycluster.spec.services import LOOPBACK
+from raycluster.spec.types import bracketed
 
 Kind = Literal["compose", "systemd", "kuberay"]
 
@@ -66,10 +69,19 @@ def readme(
         scheme=gate.scheme if gate else "http",
         keys=bool(gate and gate.sources),
         port=spec.ports.gateway if gate else spec.ports.api,
-        address=design.addresses[spec.head_host.name] if gate else "127.0.0.1",
+        address=bracketed(_reached(design)),
         **more,
     )
     return ExportedFile(text)
+
+
+def _reached(design: Design) -> str:
+    """Return where clients on the head's network reach the API, or the head itself does."""
+    gate = design.spec.gateway
+    if gate is None:
+        return LOOPBACK
+    everywhere = ip_address(gate.address).is_unspecified
+    return design.addresses[design.spec.head_host.name] if everywhere else gate.address
 
 
 def _exported(socket: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from raycluster.core.errors import SpecError
 from raycluster.core.interfaces import Secret
+from raycluster.export.compose import compose
 from raycluster.export.design import Design, app_body, roles
+from raycluster.export.systemd import systemd
 from raycluster.spec import ClusterSpec
 from tests.unit.export.designs import GIVEN, HUB, KEY, PLAIN, TOKEN, WHOLE, design_of
 
@@ -84,3 +89,26 @@ def test_what_could_not_run_is_refused() -> None:
     large = {**WHOLE, "head": {"host": "10.0.0.1"}, "models": [{"name": "m", "num_gpus": 4}]}
     with pytest.raises(SpecError, match="GPUs"):
         Design(ClusterSpec.model_validate(large), design_of().addresses, gpus)
+
+
+NODE = {"host": "fd00::11", "gpus": 0}
+NATIVE = {"runtime": {"kind": "native", "python": "/opt/env/bin/python"}}
+
+
+@pytest.mark.parametrize(("write", "own"), [(compose, {}), (systemd, NATIVE)])
+@pytest.mark.parametrize(
+    ("gateway", "reached"),
+    [
+        ({"gateway": {"api_keys": {"alice": "env:KEY"}}}, ("fd00::11", 8080)),
+        ({"gateway": {"listen": "fd00::5"}}, ("fd00::5", 8080)),
+        ({"gateway": {}}, ("127.0.0.1", 8080)),
+        ({}, ("127.0.0.1", 8000)),
+    ],
+)
+def test_the_readme_asks_the_api_where_it_listens(
+    write: Any, own: dict[str, Any], gateway: dict[str, Any], reached: tuple[str, int]
+) -> None:
+    text = write(design_of({**PLAIN, "head": NODE, **own, **gateway}))["README.md"].content.decode()
+    [url] = re.findall(r"^curl '(\S+)/v1/models'", text, re.M)
+    asked = urlsplit(url)
+    assert (asked.hostname, asked.port) == reached
