@@ -58,6 +58,9 @@ class Host:
     def save(self, _image: str) -> Iterator[bytes]:
         yield CONTENT
 
+    def pullable(self, _process: Process) -> bool:
+        return True
+
     def prepare(self, _process: Process, _tell: object) -> None:
         self._has = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raycluster.apply.converge import preview
 from raycluster.apply.look_ahead import disk_of
@@ -15,8 +15,15 @@ from raycluster.apply.preconditions.host_requirements import Tried, at_boot, tri
 from raycluster.apply.preconditions.shared_folders import check_folders
 from raycluster.core.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.core.accelerators.values import Device
-from raycluster.core.errors import HostError, RayclusterError, apart
-from raycluster.core.interfaces import Facts, PrepareForecast, Process, RegistryLogin, Secret
+from raycluster.core.errors import HostError, ImageError, RayclusterError, apart
+from raycluster.core.interfaces import (
+    Facts,
+    ImageStore,
+    PrepareForecast,
+    Process,
+    RegistryLogin,
+    Secret,
+)
 from raycluster.hosts.dashboard import taken
 from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.observe.facts import facts_of, machine
@@ -291,48 +298,89 @@ def _finding(host: ResolvedHost, found: Tried) -> Finding:
 def _images(
     spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str], login: RegistryLogin | None
 ) -> list[Finding]:
-    """Ask registries for the images that hosts would pull; one that does not tell fails nothing.
+    """Let hosts ask registries for the images that they would pull; else this machine asks.
 
     Where the spec lets no host pull, an image that nothing brings fails the check.
     """
     held: set[str] = set()
+    peer = spec.distribution.images == "peer"
 
-    def lacking(connected: Connected) -> list[PrepareForecast]:
-        host, found = connected.host, list[PrepareForecast]()
+    def lacking(connected: Connected) -> list[tuple[Process, PrepareForecast]]:
+        host, found = connected.host, list[tuple[Process, PrepareForecast]]()
         for process in _processes(spec, host, addresses):
             if not (process.role == host.role and host.runtime.archive):
                 outlook = connected.runtime.outlook(process, ())
                 if outlook.there:
                     held.add(outlook.what)
                 elif outlook.image or outlook.withheld:
-                    found.append(outlook)
+                    found.append((replace(process, login=login), outlook))
         return found
 
     looked = fleet.each(addresses, lacking)
     wanted = {n: looks for n, looks in looked.items() if not isinstance(looks, RayclusterError)}
-    asked = sorted({look.image for looks in wanted.values() for look in looks if look.image})
-    answers = {image: ask_for(image, login) for image in asked}
-    others = held if spec.distribution.images == "peer" else set[str]()
     missing = [
         Finding(host, "image", False, what, LOAD)
         for host, looks in wanted.items()
         for what in dict.fromkeys(
-            missing_image(look.what) for look in looks if look.withheld and look.what not in others
+            missing_image(look.what)
+            for _, look in looks
+            if look.withheld and not (peer and look.what in held)
         )
     ]
-    return missing + [
-        _image(host, image, answers[image])
+    handed_on = {
+        (host, look.image)
         for host, looks in wanted.items()
-        for image in dict.fromkeys(look.image for look in looks if look.image)
+        for _, look in looks
+        if peer and "@" not in look.image and look.held_bytes is None
+    }
+    pulled = {
+        host: {
+            look.image: process
+            for process, look in looks
+            if look.image and not ((host, look.image) in handed_on and look.what in held)
+        }
+        for host, looks in wanted.items()
+    }
+
+    def ask(connected: Connected) -> dict[str, bool | ImageError]:
+        mine = pulled[connected.host.name]
+        return {image: _pullable(connected, process) for image, process in mine.items()}
+
+    asked = fleet.each([host for host, images in pulled.items() if images], ask)
+    told = {
+        (host, image): False if isinstance(answers, RayclusterError) else answers[image]
+        for host, answers in asked.items()
+        for image in pulled[host]
+    }
+    sources = {image for (_, image), answer in told.items() if answer is True}
+    told |= {place: True for place in handed_on & told.keys() if place[1] in sources}
+    doubtful = sorted({image for (_, image), answer in told.items() if answer is not True})
+    here = {image: ask_for(image, login) for image in doubtful}
+    return missing + [
+        _image(host, image, answer, here.get(image)) for (host, image), answer in told.items()
     ]
 
 
-def _image(host: str, image: str, answer: ImageAnswer) -> Finding:
-    if answer.there is None:
-        return Finding(host, "image", True, f"{image} was not looked up: {answer.why}")
-    if answer.there:
+def _pullable(connected: Connected, process: Process) -> bool | ImageError:
+    runtime = connected.runtime
+    try:
+        return isinstance(runtime, ImageStore) and runtime.pullable(process)
+    except ImageError as error:
+        return error
+
+
+def _image(host: str, image: str, told: bool | ImageError, here: ImageAnswer | None) -> Finding:
+    """Return what a host's Docker was `told` of an image, or this machine where that is nothing."""
+    if told is True:
         return Finding(host, "image", True, f"{image} exists in its registry")
-    like = f"; it has {', '.join(answer.nearest)}" if answer.nearest else ""
+    like = f"; it has {', '.join(here.nearest)}" if here and here.nearest else ""
+    if isinstance(told, ImageError):
+        return Finding(host, "image", False, f"{told.what}{like}", told.hint)
+    if here is None or here.there is None:
+        why = here.why if here else ""
+        return Finding(host, "image", True, f"{image} was not looked up: {why}")
+    if here.there:
+        return Finding(host, "image", True, f"{image} exists in its registry, as seen from here")
     what = f"the registry has no {image}{like}"
     return Finding(host, "image", False, what, "correct the image name in the spec")
 

@@ -382,6 +382,13 @@ class ImageStore(Protocol):
         """Return the digests of an image's layers; none where it is not there."""
         ...
 
+    def pullable(self, process: Process) -> bool:
+        """Ask the registry of the process's image as a pull would; False where that tells nothing.
+
+        Raises ImageError where a pull would fail.
+        """
+        ...
+
     def save(self, image: str) -> Iterator[bytes]:
         """Yield an archive of an image."""
         ...

@@ -31,6 +31,9 @@ class Docker:
     def socket_path(self) -> str:
         return ""
 
+    def pullable(self, process: object) -> bool:
+        return False
+
     def save(self, image: str) -> None: ...
     def load(self, archive: object) -> None: ...
 

@@ -174,6 +174,15 @@ class DockerRuntime:
         with self._edge.translated(f"checking {image}"):
             return self._images.layers(image)
 
+    def pullable(self, process: Process) -> bool:
+        """Let Docker ask the image's registry, by the way and with the login of a pull.
+
+        Returns False where that tells nothing. Raises ImageError where a pull would fail.
+        """
+        with self._edge.translated(f"asking for {process.image}"):
+            asker = Images(self._containers.asker, self._cluster, self._edge, self._pull)
+            return asker.pullable(process.image, process.login)
+
     def save(self, image: str) -> Iterator[bytes]:
         """Yield what `docker save` writes."""
         with self._edge.translated(f"saving {image}"):

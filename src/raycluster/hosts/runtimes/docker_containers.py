@@ -34,6 +34,7 @@ from raycluster.hosts.runtimes.docker_options import (
 )
 
 LOOK_S = 8.0  # for a look at what runs, which a daemon that is well answers at once
+REGISTRY_S = 12.0  # for what a daemon has to ask a registry for
 GRACE = 10  # seconds between TERM and KILL
 
 
@@ -57,6 +58,11 @@ class Containers:
     def looker(self) -> docker.APIClient:
         """For a look at what runs, which a daemon that is well answers at once."""
         return open_client(self._edge.open, timeout=LOOK_S)
+
+    @cached_property
+    def asker(self) -> docker.APIClient:
+        """For what the daemon asks others for."""
+        return open_client(self._edge.open, timeout=REGISTRY_S)
 
     @cached_property
     def follower(self) -> docker.APIClient:

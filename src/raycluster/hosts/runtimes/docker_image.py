@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import docker
 import docker.errors
+import requests.exceptions
 
 from raycluster.core.errors import AnswerError, ImageError
 from raycluster.core.interfaces import Process, RegistryLogin, Tell, Versions
-from raycluster.core.untrusted import read_json
+from raycluster.core.untrusted import Told, read_json
 from raycluster.hosts.runtimes.docker_errors import Edge
 from raycluster.hosts.runtimes.docker_options import oneoff_options
 
@@ -185,6 +186,32 @@ class Images:
         self._check_architecture(image, held)
         return held
 
+    def pullable(self, image: str, login: RegistryLogin | None) -> bool:
+        """Let the daemon ask the image's registry; return False where that tells nothing.
+
+        Raises ImageError where a pull would fail.
+        """
+        try:
+            told = self._client.inspect_distribution(image, auth_config=_given(image, login))
+        except docker.errors.APIError as error:
+            said = str(error.explanation or error)
+            if self._goes_on(image) or not _of_a_registry(error.status_code, said):
+                return False
+            raise self._refused(image, said) from error
+        except requests.exceptions.ReadTimeout as error:
+            said = f"i/o timeout: no answer from {registry_of(image)} within "
+            raise self._refused(image, f"{said}{self._client.timeout} s") from error
+        machines = {each["architecture"].text() for each in Told(told)["Platforms"]}
+        host = self._machine()
+        if host and machines - {"", "unknown"} and host not in machines:
+            raise self._other_machine(image, " and ".join(sorted(machines)), host)
+        return True
+
+    def _goes_on(self, image: str) -> bool:
+        """Tell whether a pull asks elsewhere after a refusal: after a mirror Docker's own hub."""
+        registries = Told(self._client.info())["RegistryConfig"]
+        return registry_of(image) == "docker.io" and bool([*registries["Mirrors"]])
+
     def layers(self, image: str) -> tuple[str, ...]:
         """Return the digests of the image's layers; none where it is not on the host."""
         held = self._inspect(image)
@@ -240,9 +267,7 @@ class Images:
 
     def _fetch(self, image: str, tell: Tell, login: RegistryLogin | None) -> None:
         tell(f"pulling {image}")
-        given = None
-        if login is not None and login.server.lower() == registry_of(image):
-            given = {"username": login.username.reveal(), "password": login.password.reveal()}
+        given = _given(image, login)
         try:
             events = self._client.pull(image, stream=True, decode=True, auth_config=given)
             self._follow(image, events, tell)
@@ -274,14 +299,21 @@ class Images:
         )
 
     def _check_architecture(self, image: str, held: Mapping[str, Any]) -> None:
-        machine = str(self._client.info().get("Architecture", ""))
-        host, made_for = _ARCHITECTURES.get(machine, machine), held.get("Architecture", "")
+        host, made_for = self._machine(), held.get("Architecture", "")
         if host and made_for and host != made_for:
-            raise ImageError(
-                f"image {image} is built for {made_for}, but the host is {host}",
-                where=self._edge.host,
-                hint="choose an image for this architecture",
-            )
+            raise self._other_machine(image, made_for, host)
+
+    def _machine(self) -> str:
+        """Return the host's architecture, as images name it."""
+        machine = str(self._client.info().get("Architecture", ""))
+        return _ARCHITECTURES.get(machine, machine)
+
+    def _other_machine(self, image: str, made_for: str, host: str) -> ImageError:
+        return ImageError(
+            f"image {image} is built for {made_for}, but the host is {host}",
+            where=self._edge.host,
+            hint="choose an image for this architecture",
+        )
 
     def _run_once(self, process: Process, home: str) -> tuple[int, bytes]:
         options = oneoff_options(self._client, self._cluster, process, home)
@@ -295,6 +327,19 @@ class Images:
             return code, self._client.logs(container)
         finally:
             self._client.remove_container(container, force=True, v=True)
+
+
+def _given(image: str, login: RegistryLogin | None) -> dict[str, str] | None:
+    """Return the login where it is for the image's registry, as Docker takes it."""
+    if login is None or login.server.lower() != registry_of(image):
+        return None
+    return {"username": login.username.reveal(), "password": login.password.reveal()}
+
+
+def _of_a_registry(status: int | None, said: str) -> bool:
+    """Tell whether it is a registry's answer: an engine or a proxy may not know the question."""
+    known = any(reason.needle in said for reason in _REASONS)
+    return known or status not in (403, 404, 405, 501)
 
 
 def _inside(told: Mapping[str, Any]) -> ImageContents:

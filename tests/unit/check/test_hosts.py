@@ -1,0 +1,137 @@
+"""Where images come from that hosts lack, as `check` tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from raycluster.check import hosts as checked
+from raycluster.check.hosts import _images
+from raycluster.core.errors import HostError, ImageError, RayclusterError
+from raycluster.core.interfaces import PrepareForecast, Process
+from raycluster.hosts.fleet import Fleet
+from raycluster.observe.image_registry import ImageAnswer
+from raycluster.spec import ClusterSpec
+
+IMAGE = "acme/serving:1"
+NO_TAG = ImageError("cannot get image: no such tag", where="there", hint="correct the image name")
+Answer = bool | RayclusterError | None
+
+
+class Docker:
+    """A runtime that holds the image (None), or whose registry answers so."""
+
+    def __init__(self, answer: Answer, *, stale: bool = False) -> None:
+        self.answer, self.stale = answer, stale
+
+    def outlook(self, process: Process, _paths: object) -> PrepareForecast:
+        held = self.answer is None
+        size = 1 if held or self.stale else None
+        what = f"image {process.image}"
+        return PrepareForecast(what, held, image=process.image, held_bytes=size)
+
+    def pullable(self, process: Process) -> bool:
+        assert process.image == IMAGE
+        if isinstance(self.answer, RayclusterError):
+            raise self.answer
+        return bool(self.answer)
+
+    def socket_path(self) -> str:
+        return ""
+
+    def layers(self, _image: str) -> tuple[str, ...]:
+        return ()
+
+    def save(self, _image: str) -> None: ...
+    def load(self, _archive: object) -> None: ...
+
+
+def told(
+    monkeypatch: pytest.MonkeyPatch,
+    hosts: Mapping[str, Docker],
+    *,
+    images: str = "registry",
+    image: str = IMAGE,
+    here: ImageAnswer = ImageAnswer(None, "no route"),
+) -> dict[str, tuple[bool, str]]:
+    monkeypatch.setattr(checked, "ask_for", lambda *_: here)
+    head, *workers = hosts
+    spec = ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "runtime": {"image": image},
+            "distribution": {"images": images},
+            "head": {"host": head},
+            "workers": [{"host": name, "name": name} for name in workers],
+        }
+    )
+    names = dict(zip((h.name for h in spec.hosts), hosts, strict=True))
+    connected = {
+        host.name: SimpleNamespace(host=host, runtime=hosts[names[host.name]])
+        for host in spec.hosts
+    }
+
+    def each(names: Iterable[str], work: Callable[[Any], Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in names:
+            try:
+                found[name] = work(connected[name])
+            except RayclusterError as error:
+                found[name] = error
+        return found
+
+    fleet = cast(Fleet, SimpleNamespace(each=each))
+    found = _images(spec, fleet, {name: "10.0.0.1" for name in connected}, None)
+    return {names[f.host]: (f.passed, f.text) for f in found}
+
+
+def test_one_host_that_can_pull_is_enough_where_hosts_hand_images_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = {"a": Docker(True), "b": Docker(NO_TAG)}
+    alone = told(monkeypatch, hosts)
+    assert {name: passed for name, (passed, _) in alone.items()} == {"a": True, "b": False}
+    peers = told(monkeypatch, hosts, images="peer")
+    assert all(passed for passed, _ in peers.values())
+
+
+def test_a_host_that_has_it_is_enough_too_and_nobody_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert told(monkeypatch, {"a": Docker(None), "b": Docker(NO_TAG)}, images="peer") == {}
+    [(passed, _)] = told(monkeypatch, {"a": Docker(None), "b": Docker(NO_TAG)}).values()
+    assert not passed
+
+
+def test_what_each_host_pulls_by_itself_is_no_matter_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stale = {"a": Docker(True), "b": Docker(NO_TAG, stale=True)}  # pull = "always"
+    assert not told(monkeypatch, stale, images="peer")["b"][0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "here", "expected"),
+    [
+        (NO_TAG, ImageAnswer(False, nearest=("2",)), (False, f"{NO_TAG.what}; it has 2")),
+        (NO_TAG, ImageAnswer(True), (False, NO_TAG.what)),
+        (False, ImageAnswer(True), (True, f"{IMAGE} exists in its registry, as seen from here")),
+        (
+            False,
+            ImageAnswer(False, nearest=("2",)),
+            (False, f"the registry has no {IMAGE}; it has 2"),
+        ),
+        (False, ImageAnswer(None, "no route"), (True, f"{IMAGE} was not looked up: no route")),
+        (HostError("gone"), ImageAnswer(None, "no"), (True, f"{IMAGE} was not looked up: no")),
+    ],
+)
+def test_a_hosts_own_answer_counts_and_else_that_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    here: ImageAnswer,
+    expected: tuple[bool, str],
+) -> None:
+    assert told(monkeypatch, {"a": Docker(answer)}, here=here) == {"a": expected}
