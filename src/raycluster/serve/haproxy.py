@@ -166,12 +166,17 @@ def _placed(config: str) -> str:
 
 
 def _bind(address: str, port: str) -> str:
-    """Return the line by which other nodes get in; without a usable address there is none."""
+    """Return the line by which other nodes get in; without a usable address there is none.
+
+    The kernel makes a socket at one IPv6 address `v6only`, and HAProxy takes it over from the one
+    before only where the line says so too. Else it pauses that one to bind anew, and with it the
+    sockets that both have: every other reload would leave nothing listening on loopback.
+    """
     try:
         own = ip_address(address)
     except ValueError:
         return ""
-    return f"    bind {own if own.version == 4 else f'[{own}]'}:{port}\n"
+    return f"    bind {own}:{port}\n" if own.version == 4 else f"    bind [{own}]:{port} v6only\n"
 
 
 def metrics_relay(address: str, port: int) -> str:

@@ -18,6 +18,7 @@ from raycluster.spec import ClusterSpec
 
 IMAGE = "acme/serving:1"
 NO_TAG = ImageError("cannot get image: no such tag", where="there", hint="correct the image name")
+NO_ROUTE = ImageAnswer(None, "no route")
 Answer = bool | RayclusterError | None
 
 
@@ -55,7 +56,7 @@ def told(
     *,
     images: str = "registry",
     image: str = IMAGE,
-    here: ImageAnswer = ImageAnswer(None, "no route"),
+    here: ImageAnswer = NO_ROUTE,
 ) -> dict[str, tuple[bool, str]]:
     monkeypatch.setattr(checked, "ask_for", lambda *_: here)
     head, *workers = hosts
@@ -84,7 +85,7 @@ def told(
         return found
 
     fleet = cast(Fleet, SimpleNamespace(each=each))
-    found = _images(spec, fleet, {name: "10.0.0.1" for name in connected}, None)
+    found = _images(spec, fleet, dict.fromkeys(connected, "10.0.0.1"), None)
     return {names[f.host]: (f.passed, f.text) for f in found}
 
 

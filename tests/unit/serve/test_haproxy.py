@@ -119,7 +119,7 @@ def test_it_becomes_haproxy_with_the_edited_configuration(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("address", "line"),
-    [("10.0.0.2", "    bind 10.0.0.2:8000"), ("fd00::2", "    bind [fd00::2]:8000")],
+    [("10.0.0.2", "    bind 10.0.0.2:8000"), ("fd00::2", "    bind [fd00::2]:8000 v6only")],
 )
 def test_other_nodes_get_in_at_the_nodes_address(address: str, line: str) -> None:
     lines = edited(CONFIG, {}, {}, address=address).splitlines()
@@ -140,7 +140,7 @@ def test_serves_own_proxy_is_asked_where_it_listens() -> None:
 def test_rays_metrics_are_told_at_an_address_that_ray_leaves_out() -> None:
     assert metrics_relay("fd00::2", 6385).splitlines() == [
         "listen raycluster_metrics",
-        "    bind [fd00::2]:6385",
+        "    bind [fd00::2]:6385 v6only",
         "    server ray 127.0.0.1:6385",
     ]
     assert metrics_relay("fd00::2", 0) == metrics_relay("", 6385) == ""

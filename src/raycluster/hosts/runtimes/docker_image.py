@@ -192,7 +192,9 @@ class Images:
         Raises ImageError where a pull would fail.
         """
         try:
-            told = self._client.inspect_distribution(image, auth_config=_given(image, login))
+            told = self._client.inspect_distribution(  # type: ignore[no-untyped-call]
+                image, auth_config=_given(image, login)
+            )
         except docker.errors.APIError as error:
             said = str(error.explanation or error)
             if self._goes_on(image) or not _of_a_registry(error.status_code, said):
