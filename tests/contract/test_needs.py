@@ -20,6 +20,7 @@ from raycluster.apply.applications import _wait_for_router
 from raycluster.apply.context import ApplyContext
 from raycluster.apply.converge import up
 from raycluster.apply.nodes import refuse_versions, wait_for_head
+from raycluster.apply.preconditions import connectivity
 from raycluster.apply.preconditions.connectivity import shared_ports, try_neighbours
 from raycluster.apply.smoke_test import prove
 from raycluster.check.hosts import Finding, check_hosts
@@ -28,7 +29,7 @@ from raycluster.core.interfaces import Secret
 from raycluster.hosts.fleet import Fleet
 from raycluster.hosts.http import http_client
 from raycluster.hosts.lock import holding
-from raycluster.observe.facts import read_listening
+from raycluster.observe.facts import facts_of, read_listening
 from raycluster.plan.actions import Start
 from raycluster.services.processes import desired
 from raycluster.services.wiring import Wiring
@@ -133,6 +134,7 @@ FULL = "mount -t tmpfs -o size=%s none %s; head -c 9999999 /dev/zero >%s/fill ||
         ("", (OVER_HOME % "ro",), "Read-only file system", "rw"),
         ("", (OVER_HOME % "noexec",), "programs in {home} cannot be run", "noexec"),
         ("", (FULL % ("64k", "{home}", "{home}"),), "{home} is full: 0 KiB", "df -h"),
+        ("", ("mount -t tmpfs -o nr_inodes=1 none {home}",), "No space left on device", "df -i"),
         ("", ("rmdir {home}",), "the home folder {home} does not exist", "mkhomedir"),
         ("", ("ln -s /nowhere/else {home}/.raycluster",), "/.raycluster is not a folder", "link"),
         ("", (OVER_TMP % "ro",), "Read-only file system", "/tmp"),
@@ -230,23 +232,30 @@ PYTHONS = ("python3", "python3.11")
 
 
 @pytest.mark.parametrize(
-    ("without", "said"),
+    ("extra", "without", "said"),
     [
-        ((), "can reach gpu-2 at 127.0.0.2"),
-        (("bash", *PYTHONS), "can reach gpu-2 at 127.0.0.2"),
-        (("bash", "perl", *PYTHONS), "could not test whether it can reach gpu-2 at 127.0.0.2"),
+        ("", (), "can reach gpu-2 at 127.0.0.2"),
+        ("MaxSessions 1", (), "can reach gpu-2 at 127.0.0.2"),
+        ("", ("bash", *PYTHONS), "can reach gpu-2 at 127.0.0.2"),
+        ("", ("bash", "perl", *PYTHONS), "could not test whether it can reach gpu-2 at 127.0.0.2"),
         (
+            "",
             ("bash", "perl", "busybox", *PYTHONS),
             "could not test whether it can reach gpu-2 at 127.0.0.2: testing needs python3",
         ),
     ],
 )
 def test_the_way_to_a_neighbour_without_this_and_that(
-    tmp_path: Path, without: tuple[str, ...], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: str,
+    without: tuple[str, ...],
+    said: str,
 ) -> None:
+    monkeypatch.setattr(connectivity, "BESIDE_S", 1.0 if extra else connectivity.BESIDE_S)
     with (
-        host(tmp_path, without=without) as odd,
-        closing_server(Sshd(tmp_path / "other", login=odd.server.login)) as other,
+        host(tmp_path, extra, without=without) as odd,
+        closing_server(Sshd(tmp_path / "other", extra, login=odd.server.login)) as other,
         Fleet("needs", 2) as fleet,
     ):
         (odd.home / ".profile").write_text("PATH=/usr/bin:/bin\n")
@@ -261,7 +270,33 @@ def test_the_way_to_a_neighbour_without_this_and_that(
     [only] = tried["head"]
     assert not only.failed
     assert said in only.text
-    assert listening.isdisjoint(shared_ports(spec))  # who listened for it is gone
+    tried_at = {spec.ports.gcs, spec.ports.node_manager, spec.ports.object_manager}
+    assert tried_at < set(shared_ports(spec))
+    assert listening.isdisjoint(tried_at)  # who listened for it is gone
+
+
+def test_a_disk_without_inodes_is_not_called_full(tmp_path: Path) -> None:
+    with host(tmp_path, "", "mount -t tmpfs -o nr_inodes=2 none {home}") as odd:
+        [found] = [f for f in wrong(odd.spec()) if f.subject == "storage"]
+        assert f"{odd.home} takes no further file, although" in found.text
+        assert "df -i" in found.hint
+        assert not list(odd.home.iterdir())
+
+
+def test_a_mount_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    (hanging := tmp_path / "df").write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    with host(tmp_path, "", f"mount --bind {hanging} /usr/bin/df") as odd, Fleet("n", 1) as fleet:
+        facts = facts_of(fleet.open(odd.spec().hosts[0]))
+    assert facts.disk_free_bytes is None
+    assert "df did not respond within 5 s" in facts.disk_problem
+
+
+def test_programs_that_trying_needs_are_named_before_anything_is_tried(tmp_path: Path) -> None:
+    with host(tmp_path, without=("mktemp",)) as odd:
+        spec, said = odd.spec(), "the host lacks programs: mktemp"
+        assert [f.text for f in wrong(spec) if f.subject == "storage"] == [said]
+        assert said in why_not(spec)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def login_of(
         ("ForceCommand internal-sftp", "sftp connections only", "ForceCommand internal-sftp"),
         ("ForceCommand /bin/false", "printed nothing", "ForceCommand"),
         ("ForceCommand echo Hi; echo there >&2; cat", "Hi / there", "ForceCommand"),
+        ("SetEnv PATH=/nowhere", "sh: not found", "PATH"),
+        ("ChrootDirectory /run/sshd", "No such file or directory", "ChrootDirectory"),
     ],
 )
 def test_a_forced_command(tmp_path: Path, extra: str, words: str, cure: str) -> None:

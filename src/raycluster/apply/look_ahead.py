@@ -15,7 +15,7 @@ from raycluster.apply.context import ApplyContext, wiring
 from raycluster.core.accelerators.values import whole
 from raycluster.core.errors import AnswerError, RayclusterError
 from raycluster.core.interfaces import ROOT, PrepareForecast, Process, Shell
-from raycluster.core.untrusted import free_bytes, read_json, text_of
+from raycluster.core.untrusted import DF, free_bytes, read_json, text_of
 from raycluster.hosts.fleet import Connected, all_or_raise
 from raycluster.hosts.http import http_client
 from raycluster.observe.facts import facts_of
@@ -48,7 +48,9 @@ RAY_PART = "Ray"
 """Stands among the images' sizes for what is added to one."""
 INDEX = "model.safetensors.index.json"
 
-_LOOK = """
+_LOOK = (
+    DF
+    + """
 case "$1" in
   "{root}"*) p="$RAYCLUSTER_ROOT${1#??????}" ;;
   "~"*) p="$HOME${1#?}" ;;
@@ -67,6 +69,7 @@ if [ -d "$dir" ]; then
 fi
 true
 """.replace("INDEX", INDEX)
+)
 
 
 def look_ahead(

@@ -14,7 +14,7 @@ from raycluster.apply.preconditions.connectivity import try_neighbours
 from raycluster.apply.preconditions.host_requirements import Tried, at_boot, tried
 from raycluster.apply.preconditions.shared_folders import check_folders
 from raycluster.core.accelerators.choice import WITHOUT, chosen, lack
-from raycluster.core.accelerators.values import Device
+from raycluster.core.accelerators.values import HANGS, Device
 from raycluster.core.errors import HostError, ImageError, RayclusterError, apart
 from raycluster.core.interfaces import (
     Facts,
@@ -107,6 +107,8 @@ def check_plan(
     """
     wrong = {finding.host for finding in told if not finding.passed}
     if any(f.subject in ("connection", "host", "owner") for f in told if not f.passed):
+        return ()
+    if any(HANGS in f.text for f in told if not f.passed):  # it would be waited for once more
         return ()
     every: Sequence[Problem | RayclusterError]
     try:
@@ -240,7 +242,10 @@ def _disk(host: ResolvedHost, facts: Facts) -> Finding:
     free = facts.disk_free_bytes
     if free is None:
         what = f"could not be checked: {facts.disk_problem}"
-        return Finding(host.name, "disk", False, what, "see the output of `df -Pk /` on the host")
+        hint = "see the output of `df -Pk /` on the host"
+        if HANGS in what:
+            hint = "unmount what hangs (a network file system?): see `mount`, `dmesg`"
+        return Finding(host.name, "disk", False, what, hint)
     return Finding(
         host.name,
         "disk",

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raycluster.core.accelerators.values import clean
+from raycluster.core.accelerators.values import HANGS, clean
 from raycluster.core.errors import AnswerError, CommandError
 from raycluster.core.interfaces import Completed, Versions
 
@@ -309,6 +309,18 @@ def text_of(done: Completed, doing: str, where: str, hint: str = "") -> str:
             status=done.exit_code,
         )
     return done.text
+
+
+DF_S = 5
+"""Seconds for `df`."""
+DF = f"""
+df() {{
+  if command -v timeout >/dev/null 2>&1; then timeout -s KILL {DF_S} df "$@"
+  else command df "$@"; fi
+  [ $? -lt 124 ] || echo "df {HANGS} {DF_S} s"
+}}
+"""
+"""A shell function: df, which a mount that hangs keeps waiting for ever, ends in time."""
 
 
 def free_bytes(line: str) -> int | None:

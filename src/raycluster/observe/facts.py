@@ -19,13 +19,13 @@ from raycluster.core.interfaces import (
     Facts,
     Transport,
 )
-from raycluster.core.untrusted import free_bytes, not_understood, text_of
+from raycluster.core.untrusted import DF, free_bytes, not_understood, text_of
 from raycluster.hosts.dashboard import HOLDERS, LISTENING, who_listens
 from raycluster.hosts.fleet import Connected
 
 _MACHINE = 'echo "$(cat /proc/sys/kernel/random/boot_id)" "$(readlink /proc/self/ns/net)"'
 
-_READ_FACTS = """
+_READ_FACTS = f"""{DF}
 LC_ALL=C; export LC_ALL
 echo machine "$(uname -m)"
 echo glibc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
@@ -33,7 +33,7 @@ df -Pk / 2>&1 | sed 's/^/disk /'
 LISTEN
 echo epoch "$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
-for program in {programs}; do command -v "$program" >/dev/null && echo program "$program"; done
+for program in {{programs}}; do command -v "$program" >/dev/null && echo program "$program"; done
 true
 """.replace("{programs}", " ".join(PROGRAMS)).replace("LISTEN", HOLDERS)
 _OF_MACHINE = ("MemTotal:", "online", "allowed")

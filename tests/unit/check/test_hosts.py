@@ -1,4 +1,4 @@
-"""Where images come from that hosts lack, as `check` tells it."""
+"""What `check` tells of where images come from, and what it does not wait for twice."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, cast
 import pytest
 
 from raycluster.check import hosts as checked
-from raycluster.check.hosts import _images
+from raycluster.check.hosts import Finding, _images, check_plan
 from raycluster.core.errors import HostError, ImageError, RayclusterError
 from raycluster.core.interfaces import PrepareForecast, Process
 from raycluster.hosts.fleet import Fleet
 from raycluster.observe.image_registry import ImageAnswer
 from raycluster.spec import ClusterSpec
+from raycluster.spec.secret_values import Secrets
 
 IMAGE = "acme/serving:1"
 NO_TAG = ImageError("cannot get image: no such tag", where="there", hint="correct the image name")
@@ -136,3 +137,26 @@ def test_a_hosts_own_answer_counts_and_else_that_of_this_machine(
     expected: tuple[bool, str],
 ) -> None:
     assert told(monkeypatch, {"a": Docker(answer)}, here=here) == {"a": expected}
+
+
+@pytest.mark.parametrize(
+    ("found", "planned"),
+    [
+        (Finding("head", "GPUs", False, "nvidia-smi did not respond within 10 s"), False),
+        (Finding("head", "GPUs", False, "has 1 GPU, but gpus = 2"), True),
+        (Finding("head", "connection", False, "no route"), False),
+    ],
+)
+def test_what_hangs_is_not_waited_for_once_more(
+    monkeypatch: pytest.MonkeyPatch, found: Finding, *, planned: bool
+) -> None:
+    asked: list[object] = []
+
+    def preview(*given: object) -> object:
+        asked.append(given)
+        raise HostError("gone", where="head")
+
+    monkeypatch.setattr(checked, "preview", preview)
+    spec = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h"}})
+    assert check_plan(spec, cast(Fleet, None), Secrets(), [found]) == ()
+    assert bool(asked) == planned

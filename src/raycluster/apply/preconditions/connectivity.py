@@ -29,6 +29,8 @@ from raycluster.services.ray_node import RAY_ROLES, node_ports
 from raycluster.spec import ClusterSpec
 
 LISTEN_S, DIAL_S, BEGIN_S = 40.0, 5.0, 20.0
+BESIDE_S = 5.0
+"""Seconds for another session beside that of a listener, which sshd may not open."""
 SUBJECT = "network"
 
 _PYTHON = (
@@ -171,7 +173,7 @@ def _listen(
     token: str,
     addresses: Mapping[str, str],
 ) -> tuple[_Output, _Listening] | None:
-    """Let a host listen, and return what ends it; None where it cannot."""
+    """Let a host listen, and return what ends it; None where it cannot, or then cannot dial."""
     order = {
         "ports": ports,
         "token": token,
@@ -187,7 +189,8 @@ def _listen(
             if b"\n" in said:
                 break
         told = read_json(said.partition(b"\n")[0], "python3", connected.host.name)
-    except HostError:  # without Python, or with one that is too old
+        connected.transport.run(("true",), timeout=BESIDE_S)
+    except HostError:  # without Python, or with one that is too old; with MaxSessions 1
         output.close()
         return None
     taken = frozenset(int(port) for port, _ in told["taken"].named() if port.isdecimal())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from raycluster.core.errors import (
     raise_together,
 )
 from raycluster.core.interfaces import PrepareForecast, Process
-from raycluster.core.untrusted import free_bytes, text_of
+from raycluster.core.untrusted import DF, free_bytes, text_of
 from raycluster.hosts.fleet import Connected, all_or_raise
 from raycluster.hosts.lock import TMP_IS_SAFE
 from raycluster.plan.actions import Action, ApplyFirewall, Start
@@ -29,13 +30,20 @@ from raycluster.spec import ClusterSpec
 FEWEST_FILES, FEW_FILES = 1024, 8192
 """Open files of one process: with fewer Ray does not start; with fewer it may run short."""
 SMALL_SHM = 1 << 30
+ROOM = 1 << 20
+"""Free bytes with which a small file that cannot be written has another cause."""
 INPUT = b"raycluster\n" * 1000
 
 # Arguments: the folder of native processes, in the home folder if relative, or "" where none run,
 # and folders that are only written to. A folder that is not there yet is tried where it will be
 # made. Everything is removed again.
-_TRY = f"""
+_TRY = f"""{DF}
 umask 077
+lacks=
+for each in chmod df dirname find head id mktemp rm tail wc; do
+  command -v "$each" >/dev/null || lacks="$lacks $each"
+done
+if [ -n "$lacks" ]; then echo "lacks$lacks"; exit 0; fi
 echo input $(($(wc -c)))
 above() {{
   up=$1
@@ -45,8 +53,8 @@ written() {{
   above "$2"
   if [ ! -d "$up" ]; then echo "$1 folder $up"; return 1; fi
   made=$(mktemp -d "$up/.raycluster-XXXXXX" 2>&1) || {{ echo "$1 write $made"; return 1; }}
-  head -c 65536 /dev/zero 2>/dev/null >"$made/file"
-  if [ $(($(wc -c <"$made/file"))) -eq 65536 ]; then return 0; fi
+  size=$({{ head -c 65536 /dev/zero >"$made/file" && wc -c <"$made/file"; }} 2>/dev/null)
+  if [ $((${{size:-0}})) -eq 65536 ]; then return 0; fi
   echo "$1 write $(df -Pk "$up" 2>&1 | tail -n 1)"
   rm -rf "$made"; return 1
 }}
@@ -136,6 +144,10 @@ def _storage(spec: ClusterSpec, connected: Connected) -> Iterator[Tried]:
     folders = [spec.distribution.folder] if spooled else []
     done = connected.transport.run(("sh", "-c", _TRY, "try", place, *folders), input=INPUT)
     told = by_word(text_of(done, "try what is needed of the host", host.name))
+    if lacks := told.get("lacks"):
+        hint = "install them (coreutils and findutils, or busybox), and check PATH"
+        yield Tried("storage", f"the host lacks programs: {clean(lacks[0])}", hint)
+        return
     wrong = [_came_whole(told), *map(_home, told.get("home", ()))]
     wrong += [_folder(line, "home") for line in told.get("place", ())]
     wrong += [_folder(line, "/tmp") for line in told.get("tmp", ())]  # noqa: S108
@@ -172,20 +184,16 @@ def _home(line: str) -> Tried:
     return Tried("storage", what, hint)
 
 
+_FULL = re.compile("no space left|quota exceeded", re.IGNORECASE)
+_NO_ROOM = "free space or inodes there, or raise the user's quota: `df -h`, `df -i`, `quota -s`"
+
+
 def _folder(line: str, name: str) -> Tried:
     """Return what is wrong with a folder, of which the host tells a word and its own words."""
     word, _, said = line.partition(" ")
     said = clean(said)
-    if word == "write" and (left := free_bytes(f" {said}")) is not None:
-        full = f"{said.rpartition(' ')[2]} is full: {left >> 10} KiB are free"
-        return Tried("storage", full, "free some space there: `df -h`, `df -i`")
     if word == "write":
-        path = "~" if name == "home" else name
-        return Tried(
-            "storage",
-            f"cannot write to {name}: {said.rpartition(': ')[2]} ({said})",
-            f"check its owner and mount options: ls -ld {path}; findmnt -T {path} (it needs `rw`)",
-        )
+        return _unwritten(said, name)
     if word == "folder":
         return Tried(
             "storage", f"{said} is not a folder", "replace it with a folder, or with a link to one"
@@ -201,6 +209,24 @@ def _folder(line: str, name: str) -> Tried:
         hint = "use a file system that supports Unix sockets, such as ext4, xfs or tmpfs"
         return Tried("storage", f"cannot create Unix sockets in {said}", hint)
     return Tried("storage", clean(line), "let root own /tmp, with mode 1777: sudo chmod 1777 /tmp")
+
+
+def _unwritten(said: str, name: str) -> Tried:
+    """Return why a folder takes no file, of which `df` tells, or who tried it."""
+    left = free_bytes(f" {said}")
+    if left is None:
+        what = f"cannot write to {name}: {said.rpartition(': ')[2]} ({said})"
+        path = "~" if name == "home" else name
+        hint = (
+            f"check its owner and mount options: ls -ld {path}; findmnt -T {path} (it needs `rw`)"
+        )
+        return Tried("storage", what, _NO_ROOM if _FULL.search(said) else hint)
+    place = said.rpartition(" ")[2]
+    if left > ROOM:
+        what = f"{place} takes no further file, although {left >> 10} KiB are free"
+        return Tried("storage", what, _NO_ROOM)
+    full = f"{place} is full: {left >> 10} KiB are free"
+    return Tried("storage", full, "free some space there: `df -h`, `df -i`")
 
 
 def _shared(line: str) -> Tried | None:

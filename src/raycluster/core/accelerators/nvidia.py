@@ -10,7 +10,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from raycluster.core.accelerators.values import Accelerators, Device, Trouble, clean, whole
+from raycluster.core.accelerators.values import (
+    HANGS,
+    Accelerators,
+    Device,
+    Trouble,
+    clean,
+    whole,
+)
 
 ASK_S = 10
 """Seconds for one question to nvidia-smi, which an ill GPU keeps waiting for ever."""
@@ -247,7 +254,7 @@ def failure(
     """
     if code in _KILLED:
         return Trouble(
-            f"nvidia-smi did not respond within {ASK_S} s",
+            f"nvidia-smi {HANGS} {ASK_S} s",
             "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot the host",
         )
     said = clean(" ".join(others))

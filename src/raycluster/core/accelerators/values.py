@@ -12,6 +12,9 @@ Choice = int | Literal["all"] | tuple[int, ...] | tuple[str, ...]
 UUID = r"(?:GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]{3,99}"
 """Names a GPU, or a slice of one, as `nvidia-smi -L` does."""
 
+HANGS = "did not respond within"
+"""Stands in what is said of a program of a host that had to be ended."""
+
 
 @dataclass(frozen=True)
 class Trouble:

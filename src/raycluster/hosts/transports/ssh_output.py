@@ -42,6 +42,11 @@ _CURES = tuple(
             "(usermod --shell /bin/sh)",
         ),
         (
+            r"exec: sh:|\bsh: (?:command )?not found",
+            "PATH does not lead to the host's programs: check SetEnv in sshd_config, "
+            "~/.ssh/environment and the start-up files of the login shell",
+        ),
+        (
             r"restricted",
             "this user's login shell is restricted: log in as another user, or set "
             "another shell there (usermod --shell /bin/sh)",
@@ -53,8 +58,8 @@ _WAITS = (
     "(`read`, `exec zsh`): limit that to terminals ([ -t 0 ]), or check the host's load"
 )
 _ENDS = (
-    "check the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), ForceCommand in "
-    "sshd_config, and command= in ~/.ssh/authorized_keys"
+    "check the start-up files of its login shell (`exit` or `exec` in ~/.bashrc), ForceCommand and "
+    "ChrootDirectory in sshd_config, and command= in ~/.ssh/authorized_keys"
 )
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _OURS = re.compile(r"(?:exec )?sh -c \S*set\S* -f.*")

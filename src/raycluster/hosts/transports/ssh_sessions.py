@@ -15,7 +15,9 @@ from raycluster.hosts.transports.ssh_shell import command_text, kill_argv, new_m
 OPEN_SECONDS = 10.0
 _GRACE_SECONDS = 0.3
 _KILL_SECONDS = 4.0
-_RETRIES = 6
+_RETRIES = (
+    60  # of 0.05 s: a command that was ended may take a moment, and has its session until then
+)
 
 
 class Sessions:
