@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raycluster.core.accelerators.values import HANGS, clean
+from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import AnswerError, CommandError
 from raycluster.core.interfaces import Completed, Versions
 
@@ -317,7 +317,7 @@ DF = f"""
 df() {{
   if command -v timeout >/dev/null 2>&1; then timeout -s KILL {DF_S} df "$@"
   else command df "$@"; fi
-  [ $? -lt 124 ] || echo "df {HANGS} {DF_S} s"
+  [ $? -lt 124 ] || echo "df did not respond within {DF_S} s"
 }}
 """
 """A shell function: df, which a mount that hangs keeps waiting for ever, ends in time."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raycluster.core.accelerators.values import (
-    HANGS,
     Accelerators,
     Device,
     Trouble,
@@ -254,7 +253,7 @@ def failure(
     """
     if code in _KILLED:
         return Trouble(
-            f"nvidia-smi {HANGS} {ASK_S} s",
+            f"nvidia-smi did not respond within {ASK_S} s",
             "a GPU or its driver hangs: see `dmesg | grep -i -e xid -e nvrm`, and reboot the host",
         )
     said = clean(" ".join(others))
