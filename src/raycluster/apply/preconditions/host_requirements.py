@@ -185,7 +185,7 @@ def _home(line: str) -> Tried:
 
 
 _FULL = re.compile("no space left|quota exceeded", re.IGNORECASE)
-_NO_ROOM = "free space or inodes there, or raise the user's quota: `df -h`, `df -i`, `quota -s`"
+_NO_ROOM = "free space or inodes there, or raise quota and limit: `df -h`, `df -i`, `quota -s`, `ulimit -f`"
 
 
 def _folder(line: str, name: str) -> Tried:
