@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raycluster.apply.converge import preview
+from raycluster.apply.distribution.images import archive_path, archived_layers
 from raycluster.apply.look_ahead import disk_of
 from raycluster.apply.nodes import check_facts
 from raycluster.apply.preconditions.connectivity import try_neighbours
@@ -44,6 +45,7 @@ from raycluster.services.processes import desired
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
+from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.spec.secret_values import Secrets
 from raycluster.state.ownership import of_another
 
@@ -94,6 +96,7 @@ def check_hosts(
         findings += [_finding(host, found) for found in ways[host.name]]
     whole = _whole(spec, fleet, addresses)
     findings += _images(spec, fleet, addresses, login)
+    findings += _archives(spec, fleet, addresses)
     findings += _folders(spec, fleet, addresses)
     return (*findings, *(whole or _gpus(spec, facts)))
 
@@ -364,6 +367,25 @@ def _images(
     return missing + [
         _image(host, image, answer, here.get(image)) for (host, image), answer in told.items()
     ]
+
+
+def _archives(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> list[Finding]:
+    """Look for images in the files of this machine that hosts without a node take them from."""
+    given: dict[tuple[str, str], list[str]] = {}
+    hosts = [h for h in spec.hosts if h.name in addresses and h.runtime.archive]
+    runs = fleet.each([h.name for h in hosts], lambda c: c.host.role in _running(c))
+    for host in hosts:
+        if runs[host.name] is False and not host.runs_own_programs:
+            place = (host.runtime.archive, host.runtime.image or DEFAULT_IMAGE)
+            given.setdefault(place, []).append(host.name)
+    found: list[Finding] = []
+    for (archive, image), names in given.items():
+        try:
+            archived_layers(archive_path(archive), image)
+        except ImageError as error:
+            what = f"{error.where}: {error.what}"
+            found += [Finding(name, "image", False, what, error.hint) for name in names]
+    return found
 
 
 def _pullable(connected: Connected, process: Process) -> bool | ImageError:

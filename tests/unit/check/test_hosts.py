@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from raycluster.check import hosts as checked
-from raycluster.check.hosts import Finding, _images, check_plan
+from raycluster.check.hosts import Finding, _archives, _images, check_plan
 from raycluster.core.errors import HostError, ImageError, RayclusterError
 from raycluster.core.interfaces import PrepareForecast, Process
 from raycluster.hosts.fleet import Fleet
@@ -160,3 +161,35 @@ def test_what_hangs_is_not_waited_for_once_more(
     spec = ClusterSpec.model_validate({"cluster": {"name": "q"}, "head": {"host": "h"}})
     assert check_plan(spec, cast(Fleet, None), Secrets(), [found]) == ()
     assert bool(asked) == planned
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read"), (b"no tar", "is not an archive")]
+)
+def test_an_archive_that_up_cannot_use_fails_the_check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    archive = tmp_path / "image.tar"
+    if content is not None:
+        archive.write_bytes(content)
+    spec = ClusterSpec.model_validate(
+        {
+            "cluster": {"name": "q"},
+            "runtime": {"image": IMAGE, "archive": str(archive)},
+            "head": {"host": "a"},
+            "workers": [{"host": "b", "name": "b"}, {"host": "c", "name": "c"}],
+        }
+    )
+    monkeypatch.setattr(checked, "_running", lambda c: {"worker"} if c.host.name == "c" else set())
+
+    def each(names: Iterable[str], work: Callable[[Any], Any]) -> dict[str, Any]:
+        by_name = {host.name: SimpleNamespace(host=host) for host in spec.hosts}
+        return {name: work(by_name[name]) for name in names}
+
+    fleet = cast(Fleet, SimpleNamespace(each=each))
+    found = _archives(spec, fleet, dict.fromkeys(("head", "b", "c"), "10.0.0.1"))
+    assert [(f.host, f.subject, f.passed) for f in found] == [
+        ("head", "image", False),
+        ("b", "image", False),
+    ]
+    assert all(f.text.startswith(f"{archive}: {said}") for f in found)

@@ -58,7 +58,7 @@ def _given(
 ) -> _FromFile | _FromHost | None:
     """Return how an image comes to hosts, or None where each pulls it."""
     if archive:
-        path = Path(os.path.expanduser(archive))  # noqa: PTH111  # never raises
+        path = archive_path(archive)
         return _FromFile(Errand(work, image, archived_layers(path, image)), path, tuple(hosts))
     if work.spec.distribution.images == "peer" and len(hosts) > 1 and "@" not in image:
         return _FromHost(work, image, hosts)
@@ -272,6 +272,11 @@ class _FromHost:
 
 def _of(here: int, total: int) -> str:
     return f"{here / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+
+
+def archive_path(archive: str) -> Path:
+    """Return the file of this machine that the spec's `archive` names."""
+    return Path(os.path.expanduser(archive))  # noqa: PTH111  # never raises
 
 
 def archived_layers(path: Path, image: str) -> tuple[str, ...]:

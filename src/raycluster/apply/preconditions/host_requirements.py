@@ -185,7 +185,9 @@ def _home(line: str) -> Tried:
 
 
 _FULL = re.compile("no space left|quota exceeded", re.IGNORECASE)
-_NO_ROOM = "free space or inodes there, or raise quota and limit: `df -h`, `df -i`, `quota -s`, `ulimit -f`"
+_NO_ROOM = (
+    "free space or inodes there, or raise quota or limit: `df -h`, `df -i`, `quota`, `ulimit -f`"
+)
 
 
 def _folder(line: str, name: str) -> Tried:
