@@ -376,7 +376,7 @@ def _archives(spec: ClusterSpec, fleet: Fleet, addresses: dict[str, str]) -> lis
     runs = fleet.each([h.name for h in hosts], lambda c: c.host.role in _running(c))
     for host in hosts:
         if runs[host.name] is False and not host.runs_own_programs:
-            place = (host.runtime.archive, host.runtime.image or DEFAULT_IMAGE)
+            place = (host.runtime.archive or "", host.runtime.image or DEFAULT_IMAGE)
             given.setdefault(place, []).append(host.name)
     found: list[Finding] = []
     for (archive, image), names in given.items():

@@ -185,9 +185,7 @@ def _home(line: str) -> Tried:
 
 
 _FULL = re.compile("no space left|quota exceeded", re.IGNORECASE)
-_NO_ROOM = (
-    "free space or inodes there, or raise quota or limit: `df -h`, `df -i`, `quota`, `ulimit -f`"
-)
+_NO_ROOM = "free space or inodes, or raise quota or limit: `df -h`, `df -i`, `quota`, `ulimit -f`"
 
 
 def _folder(line: str, name: str) -> Tried:
