@@ -16,7 +16,15 @@ from raycluster.apply.preconditions.shared_folders import check_folders
 from raycluster.core.accelerators.choice import WITHOUT, chosen, lack
 from raycluster.core.accelerators.values import Device
 from raycluster.core.errors import HostError, RayclusterError, apart
-from raycluster.core.interfaces import Facts, PrepareForecast, Process, RegistryLogin, Secret
+from raycluster.core.interfaces import (
+    Facts,
+    ImageStore,
+    PrepareForecast,
+    Process,
+    RegistryLogin,
+    Secret,
+)
+from raycluster.core.untrusted import is_digest
 from raycluster.hosts.dashboard import taken
 from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.observe.facts import facts_of, machine
@@ -38,6 +46,7 @@ from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.secret_values import Secrets
+from raycluster.state.images import others
 from raycluster.state.ownership import of_another
 
 CLOCK_S = 5.0
@@ -295,7 +304,7 @@ def _images(
 
     Where the spec lets no host pull, an image that nothing brings fails the check.
     """
-    held: set[str] = set()
+    there: set[str] = set()
 
     def lacking(connected: Connected) -> list[PrepareForecast]:
         host, found = connected.host, list[PrepareForecast]()
@@ -303,28 +312,72 @@ def _images(
             if not (process.role == host.role and host.runtime.archive):
                 outlook = connected.runtime.outlook(process, ())
                 if outlook.there:
-                    held.add(outlook.what)
+                    there.add(outlook.what)
                 elif outlook.image or outlook.withheld:
                     found.append(outlook)
         return found
 
+    named = fleet.each(addresses, lambda connected: _named(spec, connected, addresses))
     looked = fleet.each(addresses, lacking)
     wanted = {n: looks for n, looks in looked.items() if not isinstance(looks, RayclusterError)}
     asked = sorted({look.image for looks in wanted.values() for look in looks if look.image})
     answers = {image: ask_for(image, login) for image in asked}
-    others = held if spec.distribution.images == "peer" else set[str]()
+    handed_on = there if spec.distribution.images == "peer" else set[str]()
     missing = [
         Finding(host, "image", False, what, LOAD)
         for host, looks in wanted.items()
         for what in dict.fromkeys(
-            missing_image(look.what) for look in looks if look.withheld and look.what not in others
+            missing_image(look.what)
+            for look in looks
+            if look.withheld and look.what not in handed_on
         )
     ]
-    return missing + [
-        _image(host, image, answers[image])
-        for host, looks in wanted.items()
-        for image in dict.fromkeys(look.image for look in looks if look.image)
+    return [
+        *missing,
+        *(
+            _image(host, image, answers[image])
+            for host, looks in wanted.items()
+            for image in dict.fromkeys(look.image for look in looks if look.image)
+        ),
+        *other_images(named, {host.name: host.runtime.pull for host in spec.hosts}),
     ]
+
+
+def _named(
+    spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
+) -> Mapping[str, tuple[str, bool]]:
+    """Return image -> the digest that the host has of it, and whether it runs."""
+    runtime = connected.runtime
+    if not isinstance(runtime, ImageStore):
+        return {}
+    running = [told for f in runtime.observe() if (told := f.versions.image)]
+    runs = {image: digest for image, _, digest in (told.partition("@") for told in running)}
+    wanted = [p.image for p in _processes(spec, connected.host, addresses) if "@" not in p.image]
+    found = {each: (runs.get(each) or runtime.digest(each), each in runs) for each in wanted}
+    return {image: told for image, told in found.items() if is_digest(told[0])}
+
+
+def other_images(
+    named: Mapping[str, Mapping[str, tuple[str, bool]] | RayclusterError],
+    pulls: Mapping[str, str | None],
+) -> Iterator[Finding]:
+    """Yield the hosts that have another image under one name, which fails nothing.
+
+    `named` is host -> image -> its digest, and whether it runs. What runs comes first: what does
+    not run yet is brought to it.
+    """
+    digests: dict[str, dict[str, str]] = {}
+    known = {host: told for host, told in named.items() if not isinstance(told, RayclusterError)}
+    for runs in (True, False):
+        for host, told in known.items():
+            for image, (digest, running) in told.items():
+                if running == runs:
+                    digests.setdefault(image, {})[host] = digest
+    for other in others(digests):
+        stays = known[other.where][other.image][1] or pulls[other.where] in ("always", "never")
+        hint = other.hint if stays else ""
+        then = f"; {hint}" if hint else "; `raycluster up` takes the latter here too"
+        yield Finding(other.where, "image", True, f"{other.what}{then}", hint)
 
 
 def _image(host: str, image: str, answer: ImageAnswer) -> Finding:
