@@ -15,10 +15,10 @@ from raycluster.batch.job import Refused
 from raycluster.batch.report import ProgressLine
 from raycluster.batch.run import Runner, Sent, Task
 from raycluster.batch.work import away, no_entry
+from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import HostError, RayclusterError, RecordError, UsageError
 from raycluster.core.interfaces import PYTHON, Tell
 from raycluster.core.stored_json import MOST, decode
-from raycluster.core.untrusted import clean
 from raycluster.serve.offline.order import (
     AWAY,
     INPUT_FILE,
