@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from uv import find_uv_bin
 from raycluster.core.errors import ImageError
 from raycluster.core.interfaces import Process, Versions, Volume
 from raycluster.core.tested_versions import RAY
-from raycluster.hosts.runtimes import docker_ray
+from raycluster.hosts.runtimes import docker_ray, docker_wheels
 from raycluster.hosts.runtimes.docker import DockerRuntime
 from raycluster.hosts.runtimes.docker_ray import AddedRay
-from raycluster.hosts.runtimes.docker_wheels import Store
+from raycluster.hosts.runtimes.docker_wheels import NoWheelsError, Store, WheelTarget
 from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.dockerd import IMAGE, USR, docker_cli
 from tests.wheels import install, lock_of, make_wheel, write_index
@@ -34,6 +35,7 @@ class Here:
     socket: str
     folder: Path
     host_has_index: bool = True
+    cluster: str = "add"
     told: list[str] = field(default_factory=list)
     lock: bytes = b""
     runtime: DockerRuntime = field(init=False)
@@ -45,7 +47,7 @@ class Here:
     def another_run(self) -> DockerRuntime:
         transport = LocalTransport("here")
         wanted = AddedRay(lock=self.lock, proof=PROOF)
-        return DockerRuntime("here", "add", transport, socket=self.socket, ray=wanted)
+        return DockerRuntime("here", self.cluster, transport, socket=self.socket, ray=wanted)
 
     @property
     def index(self) -> Path:
@@ -134,6 +136,39 @@ def test_what_the_image_lacks_is_added_and_nothing_else(here: Here) -> None:
     from_here = [line for line in here.told if "from this machine" in line]
     assert len(from_here) == (0 if here.host_has_index else 1)
     assert docker_cli(here.socket, "ps", "--all", "--quiet") == ""
+
+
+def test_hosts_without_an_index_get_what_this_machine_has_made_once(
+    dockerd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = list[WheelTarget](), docker_wheels._made
+
+    def counted(target: WheelTarget, folder: Path) -> Path | NoWheelsError:
+        made.append(target)
+        return real(target, folder)
+
+    monkeypatch.setattr(docker_wheels, "_made", counted)
+    monkeypatch.setattr(docker_ray, "STORE", Store())
+    hosts = [
+        Here(dockerd, tmp_path, host_has_index=False, cluster=name) for name in ("add", "other")
+    ]
+    hosts[0].offer()
+    hosts[0].hold(vllm="0.32.0", shared="1.0")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"file://{hosts[0].index}/simple")
+    try:
+        with ThreadPoolExecutor() as side_by_side:
+            found = [*side_by_side.map(Here.prepare, hosts)]
+        assert len(made) == 1
+        assert found[0] == found[1]
+        assert all(any("from this machine" in line for line in host.told) for host in hosts)
+        shutil.rmtree(hosts[0].index)  # what is there needs neither
+        for host in hosts:
+            host.runtime = host.another_run()
+            assert host.prepare() == found[0]
+            assert host.told == []
+    finally:
+        for host in hosts:
+            host.runtime.remove()
 
 
 def test_the_lock_chooses_the_version_and_the_file(here: Here) -> None:

@@ -108,8 +108,8 @@ class Hosts:
             if self.layers(name):
                 docker_cli(self._daemons[name], "rmi", IMAGE)
 
-    def bring(self, **distribution: str) -> list[Event]:
-        """Bring the image as the tables say and return what was told."""
+    def bring(self, *to: str, **distribution: str) -> list[Event]:
+        """Bring the image to hosts, or all, as the tables say; return what was told."""
         archive = distribution.pop("archive", None)
         hosts = [
             {"host": n, "private_address": f"127.0.0.{i}"} for i, n in enumerate(NAMES, start=2)
@@ -126,7 +126,8 @@ class Hosts:
         with Fleet("q", 4) as fleet:
             fleet.reach(spec.hosts, lambda connected: connected.address)
             work = ApplyContext(spec, fleet, Secret("t"), Secrets(), told.append)
-            bring_images(work, {h.name: [Process(h.role, (), image=IMAGE)] for h in spec.hosts})
+            starting = [h for h in spec.hosts if not to or h.name in to]
+            bring_images(work, {h.name: [Process(h.role, (), image=IMAGE)] for h in starting})
         return told
 
 
@@ -196,6 +197,14 @@ def test_others_take_an_image_from_the_host_that_has_it(hosts: Hosts, archive: P
     told = hosts.bring(images="peer")
     assert hosts.layers("head") == hosts.layers("second") != ()
     assert notes(told) == []
+
+
+def test_a_host_that_is_added_takes_an_image_from_one_that_runs(
+    hosts: Hosts, archive: Path
+) -> None:
+    hosts.load("head", archive)
+    assert notes(hosts.bring("second", images="peer")) == []
+    assert hosts.layers("second") == hosts.layers("head") != ()
 
 
 def test_a_host_that_cannot_take_part_gets_it_through_this_machine(

@@ -31,7 +31,8 @@ from raycluster import cli
 from raycluster.apply import applications
 from raycluster.apply.distribution import peer_transfer
 from raycluster.apply.preconditions import connectivity
-from raycluster.batch import work
+from raycluster.batch import head_connection, work
+from raycluster.batch.head_session import Open
 from raycluster.bench import server_metrics
 from raycluster.hosts import fleet
 from raycluster.observe import replica_endpoints
@@ -85,12 +86,19 @@ OF_ENDPOINTS: Mapping[str, tuple[str, ...]] = {
         *("--max-retries", "2", "--line-time", "0.5", "--patience", "0.5"),
     ),
 }
+OFFLINE = "batch-offline"
+"""The words of a batch whose lines a job on the head sends."""
+_OFFLINE = (
+    *("batch", "prompts.txt", "--offline", "--spec", "SPEC", "-o", "answers.jsonl", "-c", "2"),
+    *("--timeout", "20", "--line-time", "20", "--patience", "20"),
+)
 MADE: Mapping[str, frozenset[str]] = {
     "support-bundle": frozenset({"work/bundle.tar.gz"}),
     "bench": frozenset({"work/figures"}),
     "tunnel": frozenset({"run/raycluster"}),
     "bench-url": frozenset({"work/figures"}),
     "batch": frozenset({"work/answers.jsonl"}),
+    OFFLINE: frozenset({"work/answers.jsonl"}),
 }
 """What a command may write, below the folder of the runs."""
 PRINTS_JSON = ("status", "bench-embeddings")
@@ -266,6 +274,12 @@ def attempt_at(stage: Stage, command: str, url: str, *, seconds: float = 0.2) ->
         return _run(stage, command, words)
 
 
+def attempt_offline(stage: Stage, head: Open) -> Outcome:
+    """Run a batch by a job on a head. Raises as `attempt` does."""
+    with mock.patch.object(head_connection, "site", lambda _: head):
+        return _run(stage, OFFLINE, _OFFLINE)
+
+
 def _run(stage: Stage, command: str, words: Sequence[str]) -> Outcome:
     words = ["raycluster", *("cluster.toml" if word == "SPEC" else word for word in words)]
     out, err = _Stream(), _Stream()
@@ -297,7 +311,7 @@ def _run(stage: Stage, command: str, words: Sequence[str]) -> Outcome:
     bundle = stage.folder / "work" / "bundle.tar.gz"
     if bundle.exists():
         _check_bundle(bundle)
-    written = stage.written(command) if command in OF_ENDPOINTS else b""
+    written = stage.written(command) if command in (*OF_ENDPOINTS, OFFLINE) else b""
     changed = stage.changes(command)
     assert not changed, changed
     for secret in (KEY, TOKEN, ray_token()):

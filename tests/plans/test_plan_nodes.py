@@ -9,7 +9,7 @@ import pytest
 
 from raycluster.core.errors import HostError, SpecError
 from raycluster.core.interfaces import Found, Secret, Versions
-from raycluster.plan.actions import EVERYTHING, Only
+from raycluster.plan.actions import EVERYTHING, Only, Start
 from raycluster.plan.planner import plan_nodes
 from raycluster.plan.preconditions import check_owner, folders_to_compare
 from raycluster.services.processes import desired
@@ -284,3 +284,35 @@ def test_addresses_that_nodes_cannot_reach_are_refused(address: str) -> None:
     state = replace(state, hosts={**state.hosts, "b": HostState("b", address)})
     with pytest.raises(SpecError, match=r"b .*10\.0\.0\.1|would reach b at|have 10\.0\.0\.1"):
         described(AB, state)
+
+
+OLD = "sha256:" + "1" * 64
+TAG = "vllm/vllm-openai:v1"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "digest"),
+    [
+        ({"image": TAG}, OLD),
+        ({"image": TAG, "pull": "always"}, ""),
+        ({"image": TAG, "archive": "image.tar"}, ""),
+        ({"image": "vllm/vllm-openai:v2"}, ""),
+        ({"image": f"vllm/vllm-openai@{OLD}"}, ""),
+    ],
+)
+def test_a_host_that_is_added_gets_the_image_that_the_cluster_runs(
+    runtime: dict[str, str], digest: str
+) -> None:
+    spec = spec_of("h1", "h2", runtime=runtime)
+    state = without(running(spec), "h2")
+    hosts = {
+        name: replace(
+            host,
+            found=tuple(
+                replace(f, versions=replace(f.versions, image=f"{TAG}@{OLD}")) for f in host.found
+            ),
+        )
+        for name, host in state.hosts.items()
+    }
+    actions = plan_nodes(spec, replace(state, hosts=hosts), Wiring(addresses_of(spec), TOKEN))
+    assert [(a.host, a.process.digest) for a in actions if isinstance(a, Start)] == [("h2", digest)]

@@ -43,6 +43,7 @@ from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
 from raycluster.state.cluster import ClusterState
+from raycluster.state.images import OtherImage, others, started_from
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def up(
             check_up(spec, state)
         work = ApplyContext(spec, fleet, token_of(state), secrets, listen)
         doubts = unread(state)
-        _note(listen, (*doubts, *stranded(spec, state)))
+        _note(listen, (*doubts, *stranded(spec, state), *others(started_from(spec, state))))
         run, seconds = Run(work, state, only, verify), {}
         for step in NODE_STEPS if not only.app else (*NODE_STEPS, *APP_STEPS):
             began = time.monotonic()
@@ -146,7 +147,8 @@ def preview(
     )
     [found] = forecasts
     told = (*unread(state), *stranded(spec, state))
-    more = (Problem(error.where, error.what, error.hint) for error in told)
+    more = [Problem(error.where, error.what, error.hint) for error in told]
+    more += [Problem(o.where, o.what, o.hint) for o in others(started_from(spec, state))]
     return actions, replace(found, warnings=(*found.warnings, *more))
 
 
@@ -274,7 +276,7 @@ def _started(run: Run) -> set[str]:
     return {action.host for action in nodes}
 
 
-def _note(listen: Listener, errors: Iterable[RayclusterError]) -> None:
+def _note(listen: Listener, errors: Iterable[RayclusterError | OtherImage]) -> None:
     for error in errors:
         listen(Event(error.where, f"{error.what}; {error.hint}", "note"))
 

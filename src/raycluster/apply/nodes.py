@@ -12,7 +12,7 @@ from raycluster.apply.context import ApplyContext, record, recorded
 from raycluster.apply.distribution.images import bring_images
 from raycluster.apply.firewall import guard
 from raycluster.apply.host_removal import leave, make_way
-from raycluster.apply.image_parity import tell_other_images
+from raycluster.apply.image_parity import settled, tell_other_images
 from raycluster.core.errors import (
     CommandError,
     HostError,
@@ -69,7 +69,7 @@ def apply_nodes(
     moved = [f for f in moved_hosts(work.spec, state) if f.name in gone]
     facts = facts_of_starts(work, starts)
     refuse_by_facts(work, state, actions, facts)
-    versions = _prepare(work, state, starts, facts)
+    starts, versions = _prepare(work, state, starts, facts)
     starts = [_here(work, start, facts[start.host]) for start in starts]
     guard(work, [a for a in actions if isinstance(a, ApplyFirewall)])
     _take_off(work, [r for r in removes if r.role])
@@ -209,12 +209,12 @@ def _on_gpus(work: ApplyContext, facts: Mapping[str, Facts]) -> bool:
 
 def _prepare(
     work: ApplyContext, state: ClusterState, starts: list[Start], facts: Mapping[str, Facts]
-) -> Prepared:
-    """Bring to the hosts what they need and compare it."""
+) -> tuple[list[Start], Prepared]:
+    """Bring to the hosts what they need and compare it; return the starts as they are made."""
     hosts = list(dict.fromkeys(s.host for s in starts))
     work.fleet.check()
     login = work.secrets.registry
-    starts = [replace(s, process=replace(s.process, login=login)) for s in starts]
+    starts = [replace(s, process=replace(s.process, login=login)) for s in settled(work, starts)]
     bring_images(work, {h: [s.process for s in starts if s.host == h] for h in hosts})
 
     def prepare(connected: Connected) -> dict[str, Versions]:
@@ -229,8 +229,8 @@ def _prepare(
     by_host = all_or_raise(work.fleet.each(hosts, prepare))
     prepared = {(name, role): v for name, found in by_host.items() for role, v in found.items()}
     _check_versions(work, state, prepared, gpus=_on_gpus(work, facts))
-    tell_other_images(work, [s.host for s in starts if s.process.role in RAY_ROLES])
-    return prepared
+    tell_other_images(work, state, [s for s in starts if s.process.role in RAY_ROLES])
+    return starts, prepared
 
 
 def check_nodes_gpus(work: ApplyContext, state: ClusterState) -> None:

@@ -8,6 +8,7 @@ what is done, and there is no second file that could disagree with it.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import stat
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from raycluster.core.errors import LockedError, RayclusterError, UsageError
+from raycluster.core.errors import AnswerError, LockedError, RayclusterError, UsageError
+from raycluster.core.untrusted import read_json
 from raycluster.serve.asking.result import Fingerprint, Result
 
 _ID = re.compile(rb'\{"id": "batch-([0-9a-f]{12})-([0-9a-f]{8})-([0-9]{1,18})", ')
@@ -80,7 +82,7 @@ class Ledger:
         Raises RayclusterError.
         """
         found = _ID.match(content)
-        if found is None or not content.endswith(_END) or int(found[3]) > self._last:
+        if found is None or not 0 < int(found[3]) <= self._last or not _is_result(content):
             raise RayclusterError(
                 f"received something that is not a result: {content[:80]!r}",
                 where=str(self.path),
@@ -203,6 +205,23 @@ class Ledger:
                 if self.has(line):
                     file.seek(offset)
                     copy.write(file.readline())
+
+
+def _is_result(content: bytes) -> bool:
+    """Return whether a line that came from elsewhere is JSON of an object, as each line here is."""
+    if not content.endswith(_END):
+        return False
+    try:
+        read_json(content.decode(), "", most=len(content)).table()
+        if b"NaN" in content or b"Infinity" in content:
+            json.loads(content, parse_constant=_refuse, parse_int=str)
+    except (AnswerError, ValueError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def _begun(content: bytes) -> bool:

@@ -15,6 +15,7 @@ from raycluster.batch.job import Refused
 from raycluster.batch.report import ProgressLine
 from raycluster.batch.run import Runner, Sent, Task
 from raycluster.batch.work import away, no_entry
+from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import HostError, RayclusterError, RecordError, UsageError
 from raycluster.core.interfaces import PYTHON, Tell
 from raycluster.core.stored_json import MOST, decode
@@ -75,7 +76,7 @@ class _Run:
         self._place = place
         self._tell: Tell = task.console.tell
         self._python = self._folder = self._job = ""
-        self._offset = 0
+        self._offset = self._results = 0
         self._progress = ProgressLine(task.input_summary.lines)
 
     def run(self) -> Sent:
@@ -112,7 +113,8 @@ class _Run:
                 return state
         if self._task.left:
             self._place(self._clear)
-            self._job, self._offset = f"raycluster-batch-{secrets.token_hex(6)}", 0
+            self._job = f"raycluster-batch-{secrets.token_hex(6)}"
+            self._offset = self._results = 0
             self._upload()
             self._place(self._submit)
             self._tell(f"runs on the cluster as job {self._job}")
@@ -205,9 +207,9 @@ class _Run:
         argv = ("sh", "-c", script, "sh", self._folder, INPUT_FILE, str(offset))
         done = place.shell.run(argv, input=content, timeout=600)
         if done.exit_code or done.text != str(offset + len(content)):
-            said = done.error_text
+            said = clean(done.error_text or done.text, 300)
             raise HostError(
-                f"the input cannot be written: {said or done.text}",
+                f"the input cannot be written: {said}",
                 where=place.host,
                 hint="make room there",
             )
@@ -218,17 +220,31 @@ class _Run:
     # ---- the job ----
 
     def _follow(self) -> JobState:
-        """Bring results here until the job has ended; return how it ended."""
+        """Bring results here until the job has ended; return how it ended.
+
+        Raises HostError where no result came for longer than a line may take.
+        """
+        tries, ledger = self._task.options.tries, self._task.ledger
+        quiet = tries.patience + max(tries.line_time, tries.timeout)
+        came, heard = self._results, time.monotonic()
         while True:
             over = self._place(lambda place: place.over(self._job))
             while self._fetch() >= CHUNK_BYTES:
                 pass
-            self._task.ledger.sync()
-            ledger = self._task.ledger
+            ledger.sync()
+            if self._results > came:
+                came, heard = self._results, time.monotonic()
             line = self._progress.line(time.monotonic(), ledger.ok, ledger.failed)
             self._task.console.progress(line)
             if over:
                 return self._state()
+            if time.monotonic() - heard > quiet:
+                raise HostError(
+                    f"the job has brought no result for {quiet:g} s",
+                    where=self._place.host,
+                    hint="raycluster logs head; the job keeps running, and the same command "
+                    "attaches to it again",
+                )
             time.sleep(TICK_S)
 
     def _fetch(self) -> int:
@@ -244,6 +260,10 @@ class _Run:
                 what = f"a result is larger than {MOST_BYTES} bytes"
                 raise RecordError(what, where=self._place.host, hint="raycluster logs head")
         for line in whole.splitlines(keepends=True):
+            self._results += 1
+            if self._results > self._task.input_summary.last:
+                what = f"the job has more results than the {self._task.input_summary.last:,} lines"
+                raise RecordError(what, where=self._place.host, hint="raycluster logs head")
             self._task.ledger.take(line)
         self._offset += len(whole)
         return len(content)

@@ -25,6 +25,7 @@ from raycluster.core.interfaces import (
     RegistryLogin,
     Secret,
 )
+from raycluster.core.untrusted import is_digest
 from raycluster.hosts.dashboard import taken
 from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.observe.facts import facts_of, machine
@@ -47,6 +48,7 @@ from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.spec.secret_values import Secrets
+from raycluster.state.images import others
 from raycluster.state.ownership import of_another
 
 CLOCK_S = 5.0
@@ -310,7 +312,7 @@ def _images(
 
     Where the spec lets no host pull, an image that nothing brings fails the check.
     """
-    held: set[str] = set()
+    there: set[str] = set()
     peer = spec.distribution.images == "peer"
 
     def lacking(connected: Connected) -> list[tuple[Process, PrepareForecast]]:
@@ -319,11 +321,12 @@ def _images(
             if not (process.role == host.role and host.runtime.archive):
                 outlook = connected.runtime.outlook(process, ())
                 if outlook.there:
-                    held.add(outlook.what)
+                    there.add(outlook.what)
                 elif outlook.image or outlook.withheld:
                     found.append((replace(process, login=login), outlook))
         return found
 
+    named = fleet.each(addresses, lambda connected: _named(spec, connected, addresses))
     looked = fleet.each(addresses, lacking)
     wanted = {n: looks for n, looks in looked.items() if not isinstance(looks, RayclusterError)}
     missing = [
@@ -332,7 +335,7 @@ def _images(
         for what in dict.fromkeys(
             missing_image(look.what)
             for _, look in looks
-            if look.withheld and not (peer and look.what in held)
+            if look.withheld and not (peer and look.what in there)
         )
     ]
     handed_on = {
@@ -345,7 +348,7 @@ def _images(
         host: {
             look.image: process
             for process, look in looks
-            if look.image and not ((host, look.image) in handed_on and look.what in held)
+            if look.image and not ((host, look.image) in handed_on and look.what in there)
         }
         for host, looks in wanted.items()
     }
@@ -364,8 +367,10 @@ def _images(
     told |= {place: True for place in handed_on & told.keys() if place[1] in sources}
     doubtful = sorted({image for (_, image), answer in told.items() if answer is not True})
     here = {image: ask_for(image, login) for image in doubtful}
-    return missing + [
-        _image(host, image, answer, here.get(image)) for (host, image), answer in told.items()
+    return [
+        *missing,
+        *(_image(host, image, answer, here.get(image)) for (host, image), answer in told.items()),
+        *other_images(named, {host.name: host.runtime.pull for host in spec.hosts}),
     ]
 
 
@@ -394,6 +399,43 @@ def _pullable(connected: Connected, process: Process) -> bool | ImageError:
         return isinstance(runtime, ImageStore) and runtime.pullable(process)
     except ImageError as error:
         return error
+
+
+def _named(
+    spec: ClusterSpec, connected: Connected, addresses: dict[str, str]
+) -> Mapping[str, tuple[str, bool]]:
+    """Return image -> the digest that the host has of it, and whether it runs."""
+    runtime = connected.runtime
+    if not isinstance(runtime, ImageStore):
+        return {}
+    running = [told for f in runtime.observe() if (told := f.versions.image)]
+    runs = {image: digest for image, _, digest in (told.partition("@") for told in running)}
+    wanted = [p.image for p in _processes(spec, connected.host, addresses) if "@" not in p.image]
+    found = {each: (runs.get(each) or runtime.digest(each), each in runs) for each in wanted}
+    return {image: told for image, told in found.items() if is_digest(told[0])}
+
+
+def other_images(
+    named: Mapping[str, Mapping[str, tuple[str, bool]] | RayclusterError],
+    pulls: Mapping[str, str | None],
+) -> Iterator[Finding]:
+    """Yield the hosts that have another image under one name, which fails nothing.
+
+    `named` is host -> image -> its digest, and whether it runs. What runs comes first: what does
+    not run yet is brought to it.
+    """
+    digests: dict[str, dict[str, str]] = {}
+    known = {host: told for host, told in named.items() if not isinstance(told, RayclusterError)}
+    for runs in (True, False):
+        for host, told in known.items():
+            for image, (digest, running) in told.items():
+                if running == runs:
+                    digests.setdefault(image, {})[host] = digest
+    for other in others(digests):
+        stays = known[other.where][other.image][1] or pulls[other.where] in ("always", "never")
+        hint = other.hint if stays else ""
+        then = f"; {hint}" if hint else "; `raycluster up` takes the latter here too"
+        yield Finding(other.where, "image", True, f"{other.what}{then}", hint)
 
 
 def _image(host: str, image: str, told: bool | ImageError, here: ImageAnswer | None) -> Finding:

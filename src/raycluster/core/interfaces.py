@@ -211,7 +211,8 @@ class Process:
     without Docker must have installed for it, besides the Python environment.
 
     What the host at hand gives it makes nothing out of date: `limits`, within which it has to stay,
-    and `more`, which follows `argv` there.
+    and `more`, which follows `argv` there. Nor does `digest`: which of the images that its registry
+    has had under the name `image` is meant, "" for any.
     """
 
     role: str
@@ -233,6 +234,7 @@ class Process:
     program: str = ""
     limits: Limits | None = None
     more: tuple[str, ...] = ()
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.files) != bool(self.files_id):
@@ -255,7 +257,8 @@ class Process:
 class Versions:
     """What a node's environment holds; an empty string means absent.
 
-    `added` is the folder under ROOT with what its runtime added to it, where it did.
+    `added` is the folder under ROOT with what its runtime added to it, where it did; `image` the
+    image's name and `@` its digest, for one that came from a registry.
     """
 
     python: str = ""
@@ -263,6 +266,7 @@ class Versions:
     vllm: str = ""
     transformers: str = ""
     added: str = ""
+    image: str = ""
 
 
 class KnownVersions(NamedTuple):
@@ -378,8 +382,16 @@ class ImageStore(Protocol):
         """Return where the host's own programs reach what keeps the images."""
         ...
 
-    def layers(self, image: str) -> tuple[str, ...]:
-        """Return the digests of an image's layers; none where it is not there."""
+    def layers(self, image: str, digest: str = "") -> tuple[str, ...]:
+        """Return the digests of the layers of what is run as an image; none without it."""
+        ...
+
+    def digest(self, image: str) -> str:
+        """Return which of a registry's images has this name here; "" without, or for another's."""
+        ...
+
+    def registry_digest(self, image: str, login: RegistryLogin | None) -> str:
+        """Return what the registry has under this name now, "" where it does not tell."""
         ...
 
     def pullable(self, process: Process) -> bool:

@@ -199,7 +199,7 @@ def _text(text: str, most: int) -> str:
 
 def versions(told: Told) -> Versions:
     """Return what a node's environment holds, as far as it is told."""
-    return Versions(**{each.name: told[each.name].text(200) for each in fields(Versions)})
+    return Versions(**{each.name: told[each.name].text(500) for each in fields(Versions)})
 
 
 def printable(text: str, most: int = TEXT) -> str:
@@ -210,6 +210,11 @@ def printable(text: str, most: int = TEXT) -> str:
 def is_name(said: str) -> bool:
     """Tell whether a host's word can be a role's name, which becomes part of paths."""
     return bool(_NAME.fullmatch(said)) and ".." not in said
+
+
+def is_digest(said: str) -> bool:
+    """Tell whether a host's word is the digest of an image."""
+    return bool(re.fullmatch(r"sha256:[0-9a-f]{64}", said))
 
 
 def joined(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from raycluster.core.errors import DegradedError, HostError
@@ -25,9 +26,10 @@ from raycluster.services import firewall
 from raycluster.services.processes import desired
 from raycluster.services.ray_node import HEAD, RAY_ROLES
 from raycluster.services.wiring import Wiring
-from raycluster.spec import ClusterSpec
+from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.state.cluster import App, ClusterState, RayNode
 from raycluster.state.free_capacity import Memory
+from raycluster.state.images import started_from
 from raycluster.state.members import Former, former
 
 MOST_ATTEMPTS = 1_000_000
@@ -43,6 +45,7 @@ def plan_nodes(
     reloads: list[Reload] = []
     removes: list[Remove] = []
     new_head = False
+    images = started_from(spec, state)
     for host in (h for h in spec.hosts if only.nodes(h)):
         seen = state.hosts[host.name]
         wanted = tuple(p for p in desired(spec, host, wiring) if only.role(p.role))
@@ -57,7 +60,8 @@ def plan_nodes(
                 reason = "joins the new head"
             new_head = new_head or (process.role == HEAD and bool(reason))
             if reason:
-                starts.append(Start(host.name, process, reason, replaces=found is not None))
+                start = Start(host.name, process, reason, replaces=found is not None)
+                starts.append(pinned(start, host, images.get(process.image, {})))
             elif process.reload and seen.live.get(process.role) != process.live_id:
                 reloads.append(Reload(host.name, process))
         found_roles = [found for found in seen.found if only.role(found.role)]
@@ -72,6 +76,17 @@ def plan_nodes(
             for f in removed_hosts(spec, state)
         ]
     return (*guards, *starts, *reloads, *removes)
+
+
+def pinned(start: Start, host: ResolvedHost, digests: Mapping[str, str]) -> Start:
+    """Return the start with the image that the first host with a digest has under this name.
+
+    `digests` are those of hosts, in the order of the spec.
+    """
+    own = host.runtime.archive and start.process.role == host.role
+    if not digests or start.process.digest or own or host.runtime.pull == "always":
+        return start
+    return replace(start, process=replace(start.process, digest=next(iter(digests.values()))))
 
 
 def _why_start(desired: Process, found: Found | None) -> str:

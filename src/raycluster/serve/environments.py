@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ GPU_BYTES, CPU_BYTES = 10 * 10**9, 5 * 10**9
 """What an environment takes on the disk, about."""
 ASK_S = 60.0
 
+_AWAY = re.compile("Request failed|error sending request|Failed to (fetch|download)")
+"""Said by uv of an index that it does not reach."""
 _ASK = """
 import json, platform
 from importlib.metadata import PackageNotFoundError, version
@@ -108,7 +111,11 @@ def make(environment: Environment, uv_lock: str) -> bool:
         run([*uv, "venv", "--quiet", *cache, "--python", python, str(home)], "tool", work)
         into = ["--python", environment.program, "--compile-bytecode", *environment.uv_args]
         install = [*uv, "pip", "install", "--quiet", *cache, *into, *environment.requirements]
-        run(install, "resolve", work, [home, work])
+        try:
+            run(install, "resolve", work, [home, work])
+        except FailedError as error:
+            kind = "install" if _AWAY.search(str(error)) else error.kind
+            raise FailedError(kind, str(error)) from None
         with_vllm(environment.program)
         (home / COMPLETE).write_text(json.dumps(environment.to_json()))
     except BaseException:

@@ -245,7 +245,7 @@ def _same_python(hosts: tuple[ResolvedHost, ...]) -> tuple[ResolvedHost, ...]:
 
     Ray refuses nodes whose Python differs.
     """
-    images = {h.runtime.image or DEFAULT_IMAGE for h in hosts if h.kind == "docker"}
+    images = {h.image for h in hosts if h.image}
     pythons = {python_in(image) for image in images}
     if len(pythons) != 1 or not (python := pythons.pop()):
         return hosts
@@ -349,9 +349,14 @@ class ResolvedHost(Part):
         return self.kind == "native" and not own
 
     @property
+    def image(self) -> str:
+        """The image that the host's node is made from, "" where it is made from none."""
+        return self.runtime.image or DEFAULT_IMAGE if self.kind == "docker" else ""
+
+    @property
     def image_cuda(self) -> str:
         """The CUDA that the host's image is built for, "" where there is none or it is unknown."""
-        return cuda_in(self.runtime.image or DEFAULT_IMAGE) if self.kind == "docker" else ""
+        return cuda_in(self.image) if self.image else ""
 
     @property
     def runs_own_programs(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raycluster.observe.diagnosis import Issue, ModelHealth
+from raycluster.state.images import others, started_from
 from raycluster.status.figures import ModelFigures
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ FULL = 0.9  # of the KV cache
 
 def warnings(standing: Standing) -> tuple[Issue, ...]:
     """Return what does not make the cluster degraded, each with its next step."""
-    return (*_models(standing), *_gpus(standing))
+    return (*_models(standing), *_gpus(standing), *_images(standing))
+
+
+def _images(standing: Standing) -> Iterator[Issue]:
+    health = standing.health
+    for other in others(started_from(health.spec, health.state)):
+        yield Issue(other.where, other.what, other.hint)
 
 
 def _models(standing: Standing) -> Iterator[Issue]:

@@ -13,6 +13,9 @@ from raycluster.apply.context import ApplyContext
 from raycluster.apply.image_parity import tell_other_images
 from raycluster.core.errors import HostError, RayclusterError
 from raycluster.core.events import Event
+from raycluster.core.interfaces import Process
+from raycluster.plan.actions import Start
+from raycluster.state.cluster import ClusterState, HostState
 
 IMAGE = "vllm/vllm-openai:v1"
 
@@ -23,10 +26,16 @@ class Docker:
     def __init__(self, layers: tuple[str, ...] | None) -> None:
         self._layers = layers
 
-    def layers(self, image: str) -> tuple[str, ...]:
+    def layers(self, image: str, digest: str = "") -> tuple[str, ...]:
         if self._layers is None:
             raise HostError("is gone")
-        return self._layers if image == IMAGE else ()
+        return self._layers if (image, digest) == (IMAGE, "") else ()
+
+    def digest(self, image: str) -> str:
+        return ""
+
+    def registry_digest(self, image: str, login: object) -> str:
+        return ""
 
     def socket_path(self) -> str:
         return ""
@@ -45,7 +54,10 @@ def told(
     image: str = IMAGE,
 ) -> list[Event]:
     monkeypatch.setattr(image_parity, "facts_of", lambda _: SimpleNamespace(machine="x86_64"))
-    connected = {name: SimpleNamespace(runtime=Docker(layers)) for name, layers in held.items()}
+    connected = {
+        name: SimpleNamespace(runtime=Docker(layers), host=SimpleNamespace(name=name))
+        for name, layers in held.items()
+    }
 
     def each(names: Iterable[str], work: Callable[[Any], Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -57,11 +69,13 @@ def told(
         return found
 
     said: list[Event] = []
-    hosts = [SimpleNamespace(name=name, runtime=SimpleNamespace(image=image)) for name in held]
+    hosts = [SimpleNamespace(name=name, image=image) for name in held]
     work = SimpleNamespace(
         spec=SimpleNamespace(hosts=hosts), fleet=SimpleNamespace(each=each), listen=said.append
     )
-    tell_other_images(cast(ApplyContext, work), started)
+    state = ClusterState({name: HostState(name) for name in held})
+    starts = [Start(name, Process("worker", (), image=image), "") for name in started]
+    tell_other_images(cast(ApplyContext, work), state, starts)
     return said
 
 

@@ -45,6 +45,7 @@ class Node:
             (sys.executable, *program),
             env={
                 "RAYCLUSTER_ROOT": str(self.root),
+                "UV_HTTP_RETRIES": "0",
                 "UV_DEFAULT_INDEX": f"file://{self.index}/simple",
                 "PYTHONPATH": str(SOURCE),
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -113,6 +114,13 @@ def test_one_that_is_there_is_looked_at(node: Node, monkeypatch: pytest.MonkeyPa
             Environment(requirements=("vllm",), version="3.2"),
             "vllm: error: ",
             "set another",
+        ),
+        (
+            Environment(
+                requirements=("vllm",), uv_args=("--default-index", "http://127.0.0.1:1/simple")
+            ),
+            "vllm: error: ",
+            "package index",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from raycluster.core.interfaces import Versions
 from raycluster.status.ask import Standing
 from raycluster.status.figures import Latency, ModelFigures, Rates
 from raycluster.status.gpus import GpuStatus
@@ -126,3 +127,24 @@ def test_what_could_become_a_problem_is_told_with_the_next_step() -> None:
     assert f"  ~ {MODEL}: 0.5 requests/s fail with a server error" in lines
     at = lines.index("  ~ head: GPU 3 had 2 uncorrectable memory errors")
     assert lines[at + 1].startswith("      next: raycluster exec head -- nvidia-smi")
+
+
+def test_hosts_that_got_a_tag_before_and_after_it_moved_are_told() -> None:
+    seen = whole(2)
+    digests = iter("12")
+    hosts = {
+        name: replace(
+            host,
+            found=tuple(
+                replace(f, versions=Versions(image=f"vllm:1@sha256:{next(digests) * 64}"))
+                for f in host.found
+            ),
+        )
+        for name, host in seen.health.state.hosts.items()
+    }
+    state = replace(seen.health.state, hosts=hosts)
+    lines = shown(replace(seen, health=replace(seen.health, state=state)), 200)
+    assert lines[0] == "q is healthy"
+    (at,) = (n for n, line in enumerate(lines) if line.endswith("on head: the tag has moved"))
+    assert lines[at].startswith("  ~ gpu-machine-2: vllm:1 is sha256:222222222222 here")
+    assert lines[at + 1].endswith(f'image = "vllm@sha256:{"1" * 64}"')

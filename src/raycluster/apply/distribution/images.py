@@ -22,6 +22,8 @@ from raycluster.core.events import Event
 from raycluster.core.interfaces import ImageStore, Process
 from raycluster.core.untrusted import Told, not_understood
 from raycluster.hosts.fleet import Connected, all_or_raise
+from raycluster.observe.facts import facts_of
+from raycluster.spec import ResolvedHost
 
 Pieces = Callable[[], Iterator[bytes]]
 """Yields an archive from its beginning, each time that it is called."""
@@ -60,9 +62,16 @@ def _given(
     if archive:
         path = archive_path(archive)
         return _FromFile(Errand(work, image, archived_layers(path, image)), path, tuple(hosts))
-    if work.spec.distribution.images == "peer" and len(hosts) > 1 and "@" not in image:
-        return _FromHost(work, image, hosts)
+    if work.spec.distribution.images == "peer" and "@" not in image:
+        others = [h.name for h in work.spec.hosts if h.name not in hosts and _uses(work, h, image)]
+        if len(hosts) + len(others) > 1:
+            return _FromHost(work, image, hosts, tuple(others))
     return None
+
+
+def _uses(work: ApplyContext, host: ResolvedHost, image: str) -> bool:
+    keeps = isinstance(work.fleet[host.name].runtime, ImageStore)
+    return keeps and host.image == image
 
 
 @dataclass(frozen=True)
@@ -201,19 +210,22 @@ class _FromFile:
 
 @dataclass(frozen=True)
 class _FromHost:
-    """A host that has the image, or pulls it, for hosts that lack it."""
+    """A host that has the image, or pulls it, for hosts that lack it; `others` run already."""
 
     work: ApplyContext
     image: str
     hosts: Mapping[str, Process]
+    others: tuple[str, ...] = ()
 
     def bring(self) -> None:
         each = self.work.fleet.each
         there = all_or_raise(each(self.hosts, lambda c: store(c).layers(self.image)))
         lacking = [host for host in self.hosts if not there[host]]
-        first = next((h for h in self.hosts if there[h]), None)
-        if not lacking or lacking == [first]:
+        if not lacking:
             return
+        first = next((h for h in self.hosts if there[h]), None) or self._running(lacking[0])
+        if first is None and len(lacking) == 1:
+            return  # it pulls by itself
         if first is None:
             first = self._pulled(lacking)
             lacking.remove(first)
@@ -228,6 +240,19 @@ class _FromHost:
         for host, why in problems.items():
             pieces = lambda: source.save(self.image)  # noqa: E731
             errand.relay(self.work.fleet[host], pieces, first, why)
+
+    def _running(self, lacking: str) -> str | None:
+        """Return a host that runs, and has under this name what is meant for one that lacks it."""
+        digest = self.hosts[lacking].digest
+
+        def look(connected: Connected) -> str:
+            held = store(connected)
+            same = not digest or held.digest(self.image) in ("", digest)
+            return facts_of(connected).machine if same and held.layers(self.image) else ""
+
+        found = self.work.fleet.each(self.others, look) if self.others else {}
+        machine = facts_of(self.work.fleet[lacking]).machine if found else ""
+        return next((h for h, told in found.items() if told == machine), None)
 
     def _pulled(self, hosts: Sequence[str]) -> str:
         """Let the first host pull that can, and return its name. Raises ImageError."""

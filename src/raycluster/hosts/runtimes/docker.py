@@ -26,6 +26,7 @@ from raycluster.core.interfaces import (
     KnownVersions,
     PrepareForecast,
     Process,
+    RegistryLogin,
     Shell,
     Tell,
     Transport,
@@ -50,7 +51,7 @@ from raycluster.hosts.runtimes.docker_engine import (
 from raycluster.hosts.runtimes.docker_errors import Edge
 from raycluster.hosts.runtimes.docker_gpus import GpuOptions, gpu_options
 from raycluster.hosts.runtimes.docker_http import newest_info
-from raycluster.hosts.runtimes.docker_image import Images
+from raycluster.hosts.runtimes.docker_image import Images, digests, source_of
 from raycluster.hosts.runtimes.docker_options import (
     CLUSTER,
     ONEOFF,
@@ -147,32 +148,47 @@ class DockerRuntime:
         with self._edge.translated(f"preparing {process.image}"):
             self._fits(process)
             self._gpus(process)  # what cannot be handed on is said before anything is brought
-            self._images.bring(process.image, tell, process.login)
+            held = self._images.bring(process, tell)
+            source = source_of(process, held)
             self._containers.discard(
                 self._containers.listed(ONEOFF)
             )  # a killed run could not remove its own
             if process.role.partition("-")[0] not in RAY_ROLES:
-                return Versions()
-            home = self._home(process)
-            inside = self._images.look_inside(process, home)
+                return Versions(image=source)
+            home, here = self._home(process), self._here(process)
+            inside = self._images.look_inside(here, home)
             if inside.versions.ray:
-                return inside.versions
+                return replace(inside.versions, image=source)
             adder = RayAdder(self._containers.client, self._cluster, self._edge, self._ray)
-            return adder.add(process, home, inside, tell)
+            return replace(adder.add(here, home, inside, tell), image=source)
 
     def known_versions(self, process: Process) -> KnownVersions:
         """Return what is in an image that is there, or what its tag says of one that is not."""
         with self._edge.translated(f"looking into {process.image}"):
             self._fits(process)
-            if self._pull == "always" or self._images.held(process.image) is None:
+            if self._pull == "always" or self._images.held(process.image, process.digest) is None:
                 return KnownVersions(versions_in(process.image), whole=False)
-            inside = self._images.look_inside(process, self._home(process)).versions
+            inside = self._images.look_inside(self._here(process), self._home(process)).versions
             return KnownVersions(replace(inside, ray=inside.ray or tested_versions.RAY), whole=True)
 
-    def layers(self, image: str) -> tuple[str, ...]:
+    def _here(self, process: Process) -> Process:
+        """Return the process with the name that its image has on this host."""
+        return replace(process, image=self._images.here(process.image, process.digest))
+
+    def layers(self, image: str, digest: str = "") -> tuple[str, ...]:
         """Return the digests of an image's layers, the same whatever store Docker has."""
         with self._edge.translated(f"checking {image}"):
-            return self._images.layers(image)
+            return self._images.layers(image, digest)
+
+    def digest(self, image: str) -> str:
+        """Return which of a registry's images has this name here."""
+        with self._edge.translated(f"looking for {image}"):
+            return next(iter(digests(image, self._images.held(image) or {})), "")
+
+    def registry_digest(self, image: str, login: RegistryLogin | None) -> str:
+        """Return what the registry has under this name now, as this host's Docker is told."""
+        with self._edge.translated(f"looking up {image}"):
+            return self._images.registry_digest(image, login)
 
     def pullable(self, process: Process) -> bool:
         """Let Docker ask the image's registry, by the way and with the login of a pull.
@@ -204,7 +220,7 @@ class DockerRuntime:
         with self._edge.translated(f"looking for {process.image}"):
             self._fits(process)
             self._gpus(process)
-            held = self._images.held(process.image)
+            held = self._images.held(process.image, process.digest)
             root = str(self._containers.looker.info().get("DockerRootDir") or "")
             home = self._home(process)
             places = {path: place(path, self._cluster, process, home, root) for path in paths}
@@ -214,7 +230,7 @@ class DockerRuntime:
             what=f"image {process.image}",
             there=there,
             folder=root,
-            image="" if self._pull == "never" else process.image,
+            image="" if self._pull == "never" else self._images.wanted(process),
             held_bytes=size,
             places=places,
             withheld=held is None and self._pull == "never",
@@ -224,21 +240,21 @@ class DockerRuntime:
         """Replace the role's container; one that ends at once is an error with its last line."""
         name = container_name(self._cluster, process.role)
         with self._edge.translated(f"starting {name}"):
-            gpus = self._gpus(process)
+            gpus, image = self._gpus(process), self._here(process).image
             if process.gpus and not gpus:
                 tell("Docker cannot pass on a GPU here: starting without one")
             made = self._with_rdma(process, tell) if gpus else process
             more = {}
             if versions.added:
-                of_image = self._images.environment(process.image)
+                of_image = self._images.environment(image)
                 more = with_added(process, of_image, versions.added)
             options = container_options(
                 self._containers.client, self._cluster, made, self._home(process), gpus, more=more
             )
-            user = self._images.user(process.image)
+            user = self._images.user(image)
             self._containers.discard(self._containers.listed(f"{ROLE}={process.role}"))
             self._containers.client.create_container(
-                process.image,
+                image,
                 name=name,
                 labels=labels(self._cluster, self._owned_by, process, versions),
                 **options,

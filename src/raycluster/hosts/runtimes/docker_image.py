@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import docker
 import docker.errors
 import requests.exceptions
+from docker.utils import parse_repository_tag
 
 from raycluster.core.errors import AnswerError, ImageError
 from raycluster.core.interfaces import Process, RegistryLogin, Tell, Versions
-from raycluster.core.untrusted import Told, read_json
+from raycluster.core.untrusted import Told, is_digest, read_json
 from raycluster.hosts.runtimes.docker_errors import Edge
 from raycluster.hosts.runtimes.docker_options import oneoff_options
 
@@ -90,6 +91,7 @@ class _Reason(NamedTuple):
     hint: str
 
 
+_NO_TAG = "the registry has no such tag or digest"
 _REASONS = (
     _Reason(
         "no matching manifest",
@@ -107,8 +109,8 @@ _REASONS = (
         "the host does not trust the registry's certificate",
         "install its CA certificate in /etc/docker/certs.d on the host",
     ),
-    _Reason("manifest unknown", "the registry has no such tag or digest", "correct the image name"),
-    _Reason("manifest for", "the registry has no such tag or digest", "correct the image name"),
+    _Reason("manifest unknown", _NO_TAG, "correct the image name"),
+    _Reason("manifest for", _NO_TAG, "correct the image name"),
     _Reason(
         "denied",
         "it does not exist, or needs a login",
@@ -173,16 +175,20 @@ class Images:
         self._edge = edge
         self._pull: Pull = pull
 
-    def bring(self, image: str, tell: Tell, login: RegistryLogin | None = None) -> dict[str, Any]:
-        """Return the image's description, after pulling it where the policy asks for that."""
-        held = None if self._pull == "always" else self._inspect(image)
+    def bring(self, process: Process, tell: Tell) -> dict[str, Any]:
+        """Return the image's description, after pulling it where the policy asks for that.
+
+        Where another image than that of `digest` has its name here, and the one that is meant
+        cannot be had, the one that is here is taken.
+        """
+        image = process.image
+        name, held = self._meant(image, process.digest)
         if held is None and self._pull == "never":
-            raise self._absent(image)
-        if held is None:
-            self._fetch(image, tell, login)
-            held = self._inspect(image)
-        if held is None:
-            raise ImageError(f"image {image} disappeared while being pulled", where=self._edge.host)
+            name, held = image, self._inspect(image)
+            if held is None:
+                raise self._absent(image)
+        if held is None or self._pull == "always":
+            held = self._pulled(process, name, tell)
         self._check_architecture(image, held)
         return held
 
@@ -214,14 +220,68 @@ class Images:
         registries = Told(self._client.info())["RegistryConfig"]
         return registry_of(image) == "docker.io" and bool([*registries["Mirrors"]])
 
-    def layers(self, image: str) -> tuple[str, ...]:
-        """Return the digests of the image's layers; none where it is not on the host."""
+    def _pulled(self, process: Process, name: str, tell: Tell) -> dict[str, Any]:
+        image, anew = process.image, self._pull == "always"
+        name = self.wanted(process) if anew else name
+        try:
+            self._fetch(name, tell, process.login)
+        except ImageError as error:
+            if name == image:
+                raise
+            other = None if anew else self._inspect(image)
+            if other is None:
+                raise self._gone(process, error) from error
+            tell(f"{error.what}; going on with the image that {image} is here")
+            return other
+        if name != image and (anew or self._inspect(image) is None):
+            repository, tag = parse_repository_tag(image)
+            self._client.tag(name, repository, tag or "latest")
+        held = self._inspect(name)
+        if held is None:
+            raise ImageError(f"image {image} disappeared while being pulled", where=self._edge.host)
+        return held
+
+    def _meant(self, image: str, digest: str) -> tuple[str, dict[str, Any] | None]:
+        """Return the name here of the image that is meant, and its description if it is here.
+
+        What has the name and is of no registry was brought by somebody, and is meant.
+        """
         held = self._inspect(image)
+        if not digest or "@" in image:
+            return image, held
+        if held is not None and (not (own := digests(image, held)) or digest in own):
+            return image, held
+        name = exact(image, digest)
+        return name, self._inspect(name)
+
+    def wanted(self, process: Process) -> str:
+        """Return the name by which a registry is asked for the image."""
+        pinned = process.digest and "@" not in process.image
+        return exact(process.image, process.digest) if pinned else process.image
+
+    def here(self, image: str, digest: str) -> str:
+        """Return the name here of what a process is made from, which was brought before."""
+        name, held = self._meant(image, digest)
+        return name if held is not None or self._inspect(image) is None else image
+
+    def layers(self, image: str, digest: str = "") -> tuple[str, ...]:
+        """Return the digests of the image's layers; none where it is not on the host."""
+        held = self._inspect(self.here(image, digest))
         return tuple((held or {}).get("RootFS", {}).get("Layers") or ())
 
-    def held(self, image: str) -> dict[str, Any] | None:
-        """Return the description of an image that is on the host, or None."""
-        return self._inspect(image)
+    def held(self, image: str, digest: str = "") -> dict[str, Any] | None:
+        """Return the description of the image that is meant, if it is on the host."""
+        _, held = self._meant(image, digest)
+        return self._inspect(image) if held is None and self._pull == "never" else held
+
+    def registry_digest(self, image: str, login: RegistryLogin | None) -> str:
+        """Return the digest that the registry has under this name, "" where it does not tell."""
+        try:
+            found = self._client.inspect_distribution(image, _given(image, login))  # type: ignore[no-untyped-call]
+        except docker.errors.APIError:  # the pull says it better
+            return ""
+        digest = Told(found)["Descriptor"]["digest"].text(100)
+        return digest if is_digest(digest) else ""
 
     def user(self, image: str) -> str:
         """Return the user that the image names, as it names it; ImageError without the image."""
@@ -300,6 +360,17 @@ class Images:
             hint="try `docker pull` on the host",
         )
 
+    def _gone(self, process: Process, error: ImageError) -> ImageError:
+        """Return why the cluster's image cannot be had, which the registry may have no longer."""
+        if _NO_TAG not in error.what:
+            return error
+        return ImageError(
+            f"{error.what}: it no longer has what {process.image} was when the cluster started",
+            where=self._edge.host,
+            hint='set distribution.images = "peer" to copy it from a host that has it, or name '
+            "another tag or digest in the spec",
+        )
+
     def _check_architecture(self, image: str, held: Mapping[str, Any]) -> None:
         host, made_for = self._machine(), held.get("Architecture", "")
         if host and made_for and host != made_for:
@@ -353,6 +424,34 @@ def _inside(told: Mapping[str, Any]) -> ImageContents:
         libc=str(told["libc"]),
         have=tuple(told["have"]),
     )
+
+
+def digests(image: str, held: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return under which digests an image came from the repository in this name."""
+    mine = _repository(image)
+    told = [each.text(600) for each in Told(held)["RepoDigests"]]
+    pairs = (each.rpartition("@")[::2] for each in told)
+    return tuple(d for name, d in pairs if _repository(name) == mine and is_digest(d))
+
+
+def source_of(process: Process, held: Mapping[str, Any]) -> str:
+    """Return the image's name and digest for the record of what a process was made from."""
+    own = digests(process.image, held)
+    if not own or "@" in process.image:
+        return ""
+    return f"{process.image}@{process.digest if process.digest in own else own[0]}"
+
+
+def exact(image: str, digest: str) -> str:
+    """Return the name of the image with this digest in the repository of `image`."""
+    return f"{parse_repository_tag(image)[0]}@{digest}"
+
+
+def _repository(image: str) -> str:
+    """Return an image's repository in the one way in which Docker and Podman write it."""
+    name = str(parse_repository_tag(image)[0])
+    name = name if registry_of(name) != "docker.io" else name.removeprefix("docker.io/")
+    return name.removeprefix("index.docker.io/").removeprefix("library/")
 
 
 def registry_of(image: str) -> str:
