@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -320,6 +323,27 @@ def test_files_that_nginx_refuses_leave_the_former_in_place(root: Path, api: int
         assert "cannot load certificate" in done.stderr
         assert (folder / "gateway/nginx.conf").read_bytes() == former
         assert client.get("/v1/x", headers=bearer(ALICE)).status_code == 200
+
+
+def test_a_reload_lasts_until_the_former_processes_take_nothing_more(root: Path, api: int) -> None:
+    """One that gets no time of a processor would let in who has a former key."""
+    folder = root / "former"
+    folder.mkdir()
+    with running(folder, api, **KEYS) as client:
+        process = process_of(spec_of(client.base_url.port or 0, api, **KEYS))
+        assert client.get("/v1/x", headers=bearer(ALICE)).status_code == 200
+        former = [int(each.name) for each in processes(folder)[1:]]
+        for pid in former:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            *begin, script = process.reload
+            done = reload(folder, replace(process, reload=(*begin, script.replace("100", "10"))))
+        finally:
+            for pid in former:
+                os.kill(pid, signal.SIGCONT)
+        assert done.returncode == 1
+        assert "did not change over" in done.stderr
+        assert reload(folder, process).returncode == 0
 
 
 def test_where_this_nodes_ingress_is_gone_another_answers(root: Path, api: int) -> None:
