@@ -143,9 +143,9 @@ class TestDeath:
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(ssh_options, "PULSE_S", 0.1)
-        monkeypatch.setattr(ssh_options, "SILENCE_S", 0.6)
+        monkeypatch.setattr(ssh_options, "SILENCE_S", 2.5)
         with opened(start().options()) as transport:
-            assert transport.run(("sleep", "2")).exit_code == 0
+            assert transport.run(("sleep", "5")).exit_code == 0
             assert transport.alive
 
     def test_a_stream_that_breaks_is_no_end(self, start: Start) -> None:
