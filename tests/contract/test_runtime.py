@@ -252,8 +252,8 @@ def test_much_goes_in_and_out_of_a_command(kind: Kind, runtime: Runtime) -> None
 def test_a_command_that_takes_too_long_is_ended(kind: Kind, runtime: Runtime) -> None:
     begin(runtime, loop(kind))
     shell = runtime.inside("head")
-    with pytest.raises(HostError, match=r"did not finish within 0\.5 s"):
-        shell.run(("sh", "-c", "sleep 4321 & sleep 4321"), timeout=0.5)
+    with pytest.raises(HostError, match="did not finish within 2 s"):
+        shell.run(("sh", "-c", "sleep 4321 & sleep 4321"), timeout=2)
     wait_for(lambda: not running(shell.run, "4321"))
 
 
