@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, cast
 
 ENGINE_HEADER = "x-raycluster-engine"
@@ -39,8 +40,16 @@ PAUSE_S = 10
 
 KEPT = "raycluster-kept"
 RESPONSES = r"^(/m/[^/]+)?/v1/responses"
+FINDS = Path(__file__).with_name("kept.lua")
+"""Finds the engine that keeps an answer."""
+
+FIND_S = 10
+"""Seconds for one engine to say whether it keeps an answer."""
+
 BODY_S = 10
 """Seconds for a request's body to arrive before nobody looks which answer it goes on from."""
+
+UNSURE = ("ServiceUnavailableError", "an engine that may keep this is silent: try again later")
 
 RETRY_S = 1
 QUEUE_S = 600
@@ -125,7 +134,7 @@ def straight(
             made.append(_divided(_keeping(section) if kept else section, known))
         else:
             made.append(section)
-    return "".join([*made, kept])
+    return _loaded("".join([*made, kept])) if kept else "".join(made)
 
 
 def _name(section: str) -> str:
@@ -238,21 +247,27 @@ def _fair(places: int) -> list[str]:
 def _keeping(frontend: str) -> str:
     """Return the section that asks the engines of all models for what one of them keeps."""
     goes_on = f"if METH_POST {{ path_reg {RESPONSES}$ }}"
+    kept, holder = "txn.raycluster_kept", "txn.raycluster_holder"
     rules = (
-        f"    http-request wait-for-body time {BODY_S}s {goes_on}\n"
-        "    http-request set-var(txn.raycluster_previous)"
-        f" req.body,json_query('$.previous_response_id') {goes_on}\n"
-        f"    use_backend {KEPT} if {{ path_reg {RESPONSES}/resp[^/]*(/cancel)?$ }}\n"
-        f"    use_backend {KEPT} if {{ var(txn.raycluster_previous) -m len gt 0 }}\n"
+        f"http-request wait-for-body time {BODY_S}s {goes_on}",
+        f"http-request set-var({kept}) req.body,json_query('$.previous_response_id') {goes_on}",
+        f"http-request set-var({kept}) path,regsub(/cancel$,),regsub(.*/,)"
+        f" if {{ path_reg {RESPONSES}/resp[^/]*(/cancel)?$ }}",
+        f"http-request lua.raycluster_find {FIND_S * 1000} if {{ var({kept}) -m len gt 0 }}",
+        f"http-request return {_error(503, *UNSURE)} hdr retry-after {RETRY_S}"
+        f" if {{ var({holder}) -m str ? }}",
+        f"use_backend {KEPT} if {{ var({holder}) -m found }}",
     )
-    return re.sub(r"(?m)^    use_backend ", lambda first: rules + first[0], frontend, count=1)
+    added = "".join(f"    {rule}\n" for rule in rules)
+    return re.sub(r"(?m)^    use_backend ", lambda first: added + first[0], frontend, count=1)
 
 
 def _kept(backends: Mapping[str, str]) -> str:
-    """Return the section in which all engines are asked in turns until one has what it is asked.
+    """Return the section with the engines of all models, of which the one that was found is asked.
 
     An engine keeps the answers of /v1/responses to itself, and says 404 to all others; which has
-    one is known by nobody else, and would be forgotten at every reload.
+    one is known by nobody else, and would be forgotten at every reload. Also one that HAProxy
+    believes to be down is asked: after a reload it may have had no time to learn better.
     """
     servers = [
         f"    server {name}-{server[2]} {server[3]}:{server[4]} track {name}/{server[2]}\n"
@@ -262,12 +277,19 @@ def _kept(backends: Mapping[str, str]) -> str:
     if not servers:
         return ""
     lines = (
-        *("http-reuse always", "balance roundrobin", "option redispatch 1"),
-        *(f"retries {2 * len(servers)}", "retry-on 404 conn-failure empty-response"),
+        *("http-reuse always", "no option redispatch", "option persist"),
+        "use-server %[var(txn.raycluster_holder)] if TRUE",
         *_bare(),
         f"http-response set-header {ENGINE_HEADER} {ENGINE}",
     )
     return f"backend {KEPT}\n" + "".join([*(f"    {line}\n" for line in lines), *servers])
+
+
+def _loaded(config: str) -> str:
+    """Return the configuration that has the program which finds engines."""
+    lines = (f"lua-load-per-thread '{FINDS}'", "httpclient.retries 0")
+    added = "".join(f"    {line}\n" for line in (*lines, "httpclient.timeout.connect 2s"))
+    return re.sub(r"(?m)^global\n", lambda first: first[0] + added, config, count=1)
 
 
 def _own(backend: str, name: str) -> str:
