@@ -143,9 +143,9 @@ def edited(
 
     So many `connections` (0: as Serve says), metrics and statistics on loopback, a way to each
     model of `routes`, `routing` as `balance` describes it, errors in OpenAI's form, as many threads
-    as the host has cores to spare, an eye on connections whose other end is gone without a word,
-    no connection that rests with a HAProxy of the past, and HTTP for the other nodes' gateways at
-    `address`, where there is one.
+    as the host has cores to spare, an eye on connections whose other end is gone, also behind a
+    long body and without a word, no connection that rests with a HAProxy of the past, and HTTP for
+    the other nodes' gateways at `address`, where there is one.
     """
     # Serve's own proxy listens on 127.0.0.1, also where Ray's word for loopback is ::1.
     config = re.sub(r"(?m)^(\s*server \S+) ::1(:\d+ .*\bbackup)\b", r"\1 127.0.0.1\2", config)
@@ -159,6 +159,7 @@ def edited(
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}{malformed()}", config, count=1)
     config = re.sub(r"(?m)^(\s*)option httplog$", rf"\1{LOG}", config)
     config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)
+    config = re.sub(r"(?m)^\s*option splice-\w+\n", "", config)  # see docs/decisions/data-path.md
     config = re.sub(r"(?m)^(\s*nbthread) \d+$", rf"\1 {threads()}", config)
     config = re.sub(r"(?m)^(\s*)errorfile (50[234]) .*$", _unanswered, config)
     config = re.sub(r"(?m)^(\s*http-request return) status 404 .*Path .*$", _unknown, config)

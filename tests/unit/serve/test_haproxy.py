@@ -41,6 +41,13 @@ def test_haproxy_takes_half_of_the_cores(
     assert f"\n    nbthread {threads}\n" in edited("global\n    nbthread 4\n", {}, {})
 
 
+def test_nothing_is_spliced() -> None:
+    config = "defaults\n    option splice-request\n    option splice-response\n    mode http\n"
+    made = edited(config, {}, {})
+    assert "splice" not in made
+    assert made.endswith("    mode http\n")
+
+
 def test_a_model_s_requests_go_to_its_own_application() -> None:
     lines = edited(CONFIG, {"org/first": "/m/org-first", "second": "/m/second"}, {}).splitlines()
     at = lines.index("    bind 127.0.0.1:8000")
