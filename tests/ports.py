@@ -17,8 +17,9 @@ a port between our look and its use; and between the ranges of workers and repli
 BLOCK = 100
 """Ports that a process of the tests holds at once, so that no other takes one in that time."""
 
-_FOLDER = Path(tempfile.gettempdir(), f"raycluster-ports-{os.getuid()}")
-"""Of all processes, also of a test that has a folder for temporary files of its own."""
+FOLDER = Path(tempfile.gettempdir(), f"raycluster-ports-{os.getuid()}")
+"""Of locks; where it is stays as it is, also in a test that has another folder for such files."""
+
 _CHANCE = random.SystemRandom()  # whatever seed a test has set
 _blocks: list[IO[str]] = []
 _left: list[int] = []
@@ -53,10 +54,10 @@ def ports_in_a_row(count: int) -> list[int]:
 
 
 def _hold_block() -> None:
-    _FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(exist_ok=True)
     firsts = PORTS[::BLOCK]
     for first in _CHANCE.sample(firsts, len(firsts)):
-        block = (_FOLDER / str(first)).open("a")
+        block = (FOLDER / str(first)).open("a")
         try:
             fcntl.flock(block, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

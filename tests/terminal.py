@@ -30,7 +30,7 @@ class Terminal:
     end: int
     seen: str = field(default="", repr=False)
 
-    def read(self, until: Callable[[str], object], *, seconds: float = 60.0) -> str:
+    def read(self, until: Callable[[str], object], *, seconds: float = 120.0) -> str:
         """Read until what was seen fulfils the condition; return all of it."""
         limit = time.monotonic() + seconds
         while not until(self.seen):
@@ -47,7 +47,7 @@ class Terminal:
         """Press a key; Ctrl-C interrupts what runs in the foreground."""
         os.write(self.end, key.encode())
 
-    def close(self, *, seconds: float = 60.0) -> tuple[int, str]:
+    def close(self, *, seconds: float = 120.0) -> tuple[int, str]:
         """Read to the end; return the exit status and all that was seen."""
         limit = time.monotonic() + seconds
         while select.select([self.end], [], [], max(0.0, limit - time.monotonic()))[0]:

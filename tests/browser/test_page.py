@@ -30,6 +30,7 @@ def opened(browser: str, path: Path, profile: Path) -> tuple[str, list[str]]:
     done = subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *("--disable-background-networking", "--disable-component-update", "--no-first-run"),
             *("--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1200,900"),
             *(f"--user-data-dir={profile}", path.as_uri()),
         ],

@@ -66,6 +66,7 @@ def opened(url: str, profile: Path) -> tuple[str, list[str]]:
     done = subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *("--disable-background-networking", "--disable-component-update", "--no-first-run"),
             *("--enable-logging=stderr", "--virtual-time-budget=5000", "--window-size=1280,900"),
             *(f"--user-data-dir={profile}", url),
         ],

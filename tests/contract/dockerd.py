@@ -89,7 +89,7 @@ def _lacks() -> Iterator[str]:
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], socket: str, log: Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     ping = ("docker", "--host", f"unix://{socket}", "version")
     while subprocess.run(ping, capture_output=True, check=False).returncode:
         if process.poll() is not None or time.monotonic() > end:

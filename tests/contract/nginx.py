@@ -83,11 +83,11 @@ def served(
             yield client
     finally:
         nginx.terminate()
-        nginx.wait(10)
+        nginx.wait(60)
 
 
 def _wait(port: int, nginx: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert nginx.poll() is None, log.read_text()
         with socket.socket() as probe:

@@ -20,7 +20,7 @@ from raycluster.hosts.transports.ssh import SshOptions
 from tests.ports import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def wait_for(met: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:

@@ -36,8 +36,8 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[int]:
-    """Yield the port of an endpoint that needs a hundredth of a second per answer."""
-    argv = [sys.executable, "-m", "tests.unit.batch.server", str(tmp_path / "log"), "0", "0.01"]
+    """Yield the port of an endpoint that needs a fiftieth of a second per answer."""
+    argv = [sys.executable, "-m", "tests.unit.batch.server", str(tmp_path / "log"), "0", "0.02"]
     with subprocess.Popen(
         argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -74,7 +74,7 @@ def test_goes_on_when_the_connection_breaks(
     def reached(wanted: int) -> bool:
         return process.poll() is not None or written() >= wanted
 
-    for wanted in (COUNT // 3, 2 * COUNT // 3):
+    for wanted in (COUNT // 5, 2 * COUNT // 5):
         wait_for(partial(reached, wanted), f"{wanted} lines")
         assert process.poll() is None and written() < COUNT, process.communicate()
         sshd.signal_workers(signal.SIGKILL)

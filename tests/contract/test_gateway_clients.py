@@ -108,9 +108,12 @@ def test_a_page_can_read_every_answer(paged: httpx.Client) -> None:
 def test_a_page_can_read_that_nobody_is_there(root: Path) -> None:
     with gate(root, "absent", free_port(), allowed_origins=["*"], rate_limit=1) as client:
         asks = {"Origin": OTHER, **bearer(ALICE)}
-        answers = [client.get("/v1/x", headers=asks) for _ in range(3)]
+        answers = [client.get("/v1/x", headers=asks)]
+        while answers[-1].status_code != 429:
+            assert len(answers) < 500
+            answers.append(client.get("/v1/x", headers=asks))
         assert {answer.status_code for answer in answers} == {503, 429}
-        assert [answer.headers.get_list(MAY) for answer in answers] == [["*"]] * 3
+        assert {(*answer.headers.get_list(MAY),) for answer in answers} == {("*",)}
         assert client.options("/v1/x", headers={"Origin": OTHER, **ASKS}).status_code == 204
         assert MAY not in client.get("/v1/x", headers=bearer(ALICE)).headers
 

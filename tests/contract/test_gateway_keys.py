@@ -21,7 +21,7 @@ from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
 from tests.contract.nginx import ALICE, BOB, CONF, PATH, bearer, process_of, served, spec_of
 from tests.contract.sshd import wait_for
-from tests.contract.test_gateway import Api, api, reload
+from tests.contract.test_gateway import Api, api, reload, until_refused
 from tests.ports import free_port
 
 __all__ = ["api"]
@@ -112,8 +112,10 @@ def test_no_client_says_who_it_is(root: Path, api: int, name: str) -> None:
 def test_a_key_asks_as_often_as_it_may(root: Path, api: int, rate: int) -> None:
     keys = {"alice": {"requests_per_minute": rate}, "bob": {"requests_per_minute": rate}}
     with gate(root, f"rate-{rate}", api, {**keys, "carol": {}}) as (client, _):
-        answers = [client.get("/v1/x", headers=bearer(ALICE)) for _ in range(rate + 1)]
-        assert [a.status_code for a in answers] == [200] * rate + [429]
+        began = time.monotonic()
+        answers = until_refused(client, ALICE)
+        more = (time.monotonic() - began) * rate / 60  # what it may in the time that this took
+        assert rate <= len(answers) - 1 <= rate + more
         last = answers[-1]
         assert last.headers["retry-after"] == str(per_minute(rate))
         assert last.headers["x-ratelimit-limit-requests"] == str(rate)
@@ -127,7 +129,8 @@ def test_a_key_asks_as_often_as_it_may(root: Path, api: int, rate: int) -> None:
             assert free.status_code == 200
             assert not [name for name in free.headers if "ratelimit" in name]
         assert client.get("/health").status_code == 200
-        assert client.get("/v1/x", headers={"X-Api-Key": ALICE}).status_code == 429
+        other_way = [client.get("/v1/x", headers={"X-Api-Key": ALICE}) for _ in range(2)]
+        assert 429 in {answer.status_code for answer in other_way}
 
 
 def test_who_comes_back_when_told_is_let_in(root: Path, api: int) -> None:
@@ -142,8 +145,7 @@ def test_a_key_s_limit_stands_beside_the_gateway_s_own(root: Path, api: int) -> 
     keys = {"alice": {"requests_per_minute": 1000}, "bob": {}}
     with gate(root, "both", api, keys, rate_limit=2) as (client, _):
         for key in (ALICE, BOB):
-            codes = {client.get("/v1/x", headers=bearer(key)).status_code for _ in range(6)}
-            assert codes == {200, 429}
+            assert {answer.status_code for answer in until_refused(client, key)} == {200, 429}
 
 
 def test_a_key_ends_when_it_is_said_to(root: Path, api: int, seconds: int = 3) -> None:

@@ -27,6 +27,7 @@ from raycluster.serve.transfer import PART
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
 from tests.contract.dockerd import docker_cli, docker_daemon
+from tests.ports import free_port
 
 IMAGE = "acme/large:1"
 SIZE = 40_000_000
@@ -90,8 +91,7 @@ class Hosts:
     def __init__(self, daemons: Mapping[str, str], folder: Path) -> None:
         self._daemons = daemons
         self.folders = {name: folder / name for name in NAMES}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
 
     def spool(self, name: str) -> Path:
         return self.folders[name] / f"raycluster-{os.getuid()}-q"

@@ -27,7 +27,7 @@ from raycluster.hosts.lock import Lock, LockTimes, holding
 from raycluster.hosts.transports.local import LocalTransport
 from tests.contract.sshd import wait_for
 
-QUICK = LockTimes(0.2, 2, 4)
+QUICK = LockTimes(0.2, 5, 8)
 NOBODY = 65534
 FIRST, LAST = "0" * 32, "f" * 32  # names of claims: the first one's run goes first
 SECRET = "what only its owner may read"
@@ -51,7 +51,7 @@ from raycluster.spec import ClusterSpec
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 name, file = sys.argv[1:]
-Lock.__init__.__kwdefaults__["pace"] = LockTimes(0.2, 2, 4)
+Lock.__init__.__kwdefaults__["pace"] = LockTimes(0.2, 5, 8)
 [host] = ClusterSpec(**{"cluster": {"name": name}, "head": {"transport": "local"}}).hosts
 
 def work(connected):

@@ -18,14 +18,13 @@ UV = Path(sys.executable).with_name("uv")
 
 def newest(package: str) -> str:
     """Return the newest release that the index has, "" where it does not respond."""
-    done = subprocess.run(
-        (UV, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--python-version=3.12", "-"),
-        input=package,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    argv = ("pip", "compile", "--quiet", "--no-deps", "--no-header", "--python-version=3.12", "-")
+    try:
+        done = subprocess.run(
+            (UV, *argv), input=package, capture_output=True, text=True, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return ""
     line = done.stdout.strip().splitlines()[-1:]
     return line[0].partition("==")[2] if line else ""
 

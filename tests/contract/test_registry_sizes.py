@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from raycluster.observe.image_registry import (
 )
 from raycluster.spec import ClusterSpec
 from tests.contract.dockerd import IMAGE, docker_daemon
+from tests.ports import free_port
 
 USER, PASSWORD = "puller", "a pass:word"
 LAYERS = (b"l" * 30_000, b"m" * 7_000)
@@ -57,8 +57,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     if not shutil.which("docker-registry"):
         pytest.skip("needs docker-registry")
     folder = tmp_path_factory.mktemp("registry")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        server = f"127.0.0.1:{free.getsockname()[1]}"
+    server = f"127.0.0.1:{free_port()}"
     password = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
     (folder / "htpasswd").write_text(f"{USER}:{password}\n")
     config = {
@@ -74,7 +73,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         process = subprocess.Popen(program, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://{server}/v2", auth=(USER, PASSWORD)) as client:
-            assert wait_for(lambda: _answers(client), timeout=20), (folder / "log").read_text()
+            assert wait_for(lambda: _answers(client), timeout=60), (folder / "log").read_text()
             _fill(client)
         login = RegistryLogin(server, Secret(USER), Secret(PASSWORD))
         yield Registry(server, login, folder / "config.yml")

@@ -56,7 +56,7 @@ def only(found: tuple[Found, ...]) -> Found:
     return found[0]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true"
@@ -252,8 +252,8 @@ def test_much_goes_in_and_out_of_a_command(kind: Kind, runtime: Runtime) -> None
 def test_a_command_that_takes_too_long_is_ended(kind: Kind, runtime: Runtime) -> None:
     begin(runtime, loop(kind))
     shell = runtime.inside("head")
-    with pytest.raises(HostError, match=r"did not finish within 0\.5 s"):
-        shell.run(("sh", "-c", "sleep 4321 & sleep 4321"), timeout=0.5)
+    with pytest.raises(HostError, match="did not finish within 2 s"):
+        shell.run(("sh", "-c", "sleep 4321 & sleep 4321"), timeout=2)
     wait_for(lambda: not running(shell.run, "4321"))
 
 
@@ -323,9 +323,13 @@ def test_logs_since_leave_older_lines_out(kind: Kind, runtime: Runtime) -> None:
     wait_for(
         lambda: b"tick 25" in b"".join(runtime.logs("head", follow=False, tail=None, since=None))
     )
-    recent = b"".join(runtime.logs("head", follow=False, tail=None, since=1.0))
-    assert recent.startswith(b"tick ")
-    assert b"tick 0\n" not in recent
+
+    def recent() -> bool:
+        lines = b"".join(runtime.logs("head", follow=False, tail=None, since=1.0))
+        assert b"tick 0\n" not in lines
+        return lines.startswith(b"tick ")
+
+    wait_for(recent)  # it may have stood still for a second
 
 
 @everywhere

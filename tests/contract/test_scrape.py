@@ -68,6 +68,7 @@ def test_asks_replicas_through_ssh(sshd: Sshd) -> None:
 def test_a_host_that_hangs_is_told_and_ends_nothing(sshd: Sshd) -> None:
     ports = Ports()
     with engines(ports.http[0]) as [engine], watching(sshd, ports) as (watcher, told):
+        watcher.period = 600  # it looks at the beginning and in the end
         watcher.begin()
         engine.took(3)
         sshd.signal_workers(signal.SIGSTOP)

@@ -58,7 +58,7 @@ class TestLimits:
             stream = transport.stream(("sh", "-c", "echo up; sleep 100"))
             next(stream)
             with pytest.raises(HostError, match="does not open another session") as caught:
-                transport.run(("true",), timeout=0.3)
+                transport.run(("true",), timeout=2)
             assert "MaxSessions" in caught.value.hint
 
     def test_tcp_forwarding_forbidden(self, start: Start) -> None:
@@ -96,7 +96,7 @@ class TestLimits:
             opened(start("MaxSessions 0").options()) as transport,
             pytest.raises(HostError, match="does not open another session"),
         ):
-            transport.run(("true",), timeout=1)
+            transport.run(("true",), timeout=2)
 
 
 @pytest.mark.usefixtures("either_way")
@@ -143,9 +143,9 @@ class TestDeath:
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(ssh_options, "PULSE_S", 0.1)
-        monkeypatch.setattr(ssh_options, "SILENCE_S", 0.6)
+        monkeypatch.setattr(ssh_options, "SILENCE_S", 2.5)
         with opened(start().options()) as transport:
-            assert transport.run(("sleep", "2")).exit_code == 0
+            assert transport.run(("sleep", "5")).exit_code == 0
             assert transport.alive
 
     def test_a_stream_that_breaks_is_no_end(self, start: Start) -> None:

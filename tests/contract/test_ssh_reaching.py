@@ -109,7 +109,8 @@ class TestReaching:
             greeter.start()
             port = server.getsockname()[1]
             began = time.monotonic()
-            error = failing(UnreachableError, sshd.options(port=port, connect_timeout=1.0))
+            patience = 10.0 if greeting else 1.0
+            error = failing(UnreachableError, sshd.options(port=port, connect_timeout=patience))
             assert time.monotonic() - began < 4
             greeter.join()
         why = "it uses another protocol" if greeting else "no banner within 1 s"
@@ -231,7 +232,8 @@ class TestProxyCommand:
         hint: str,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        error = failing(UnreachableError, options(command, connect_timeout=1.0))
+        patience = 1.0 if "sleep 60" in command else 30.0
+        error = failing(UnreachableError, options(command, connect_timeout=patience))
         shown = command.replace("%h %p", f"127.0.0.1 {options(command).port}")
         assert f"its ProxyCommand `{shown}`" in error.what
         assert what in error.what

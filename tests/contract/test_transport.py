@@ -22,6 +22,7 @@ from raycluster.hosts.transports.ssh import open_ssh
 from raycluster.hosts.transports.ssh_system import open_system
 from tests.contract.odd_hosts import BARE, EXPORTS, NOISY, OTHERS, OddHost
 from tests.contract.sshd import SSHD, Sshd, wait_for
+from tests.ports import free_port
 
 HOSTS = {"ssh": None, "noisy": NOISY, "bare": BARE}
 
@@ -337,9 +338,7 @@ def test_a_stream_waits_as_long_as_it_is_told(transport: Transport, listening: L
 
 
 def test_connect_to_nothing_names_the_address(transport: Transport, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        closed = server.getsockname()
-    for address in (str(tmp_path / "nothing"), closed):
+    for address in (str(tmp_path / "nothing"), ("127.0.0.1", free_port())):
         place = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
         with pytest.raises(HostError, match=place):
             transport.connect(address)

@@ -8,13 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.lab.conftest import make_cli
 from tests.lab.host import Host
-from tests.lab.hosts import Lab, script
+from tests.lab.hosts import Lab, script, wait_for
 from tests.lab.image import IMAGE
 from tests.lab.specs import TINY, cluster_toml
 
@@ -71,7 +72,13 @@ def test_compose_brings_it_up_and_the_gateway_answers(project: Project) -> None:
     url = f"http://{project.host.address}:8080/v1/completions"
     with httpx.Client(timeout=60, trust_env=False) as client:
         assert client.post(url, json=body).status_code == 401
-        answer = client.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"})
+
+        def ask() -> httpx.Response:
+            return client.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"})
+
+        # HAProxy learns its routes a moment after the replicas run.
+        wait_for(lambda: ask().status_code != 503, "a way to the model", 60)
+        answer = ask()
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] == 4
         assert answer.headers["x-raycluster-engine"] == ENGINE
@@ -81,13 +88,20 @@ def test_compose_brings_it_up_and_the_gateway_answers(project: Project) -> None:
 
 def test_its_services_are_healthy_and_hold_no_secret_that_docker_shows(project: Project) -> None:
     names = project.host.containers()
-    shown = json.loads(project.host.check("docker", "inspect", *names))
-    health = {c["Name"]: c["State"]["Health"]["Status"] for c in shown if "Health" in c["State"]}
-    assert health == {"/moved-head-1": "healthy", "/moved-gateway-1": "healthy"}
+
+    def shown() -> list[dict[str, Any]]:
+        return list(json.loads(project.host.check("docker", "inspect", *names)))
+
+    def health() -> dict[str, str]:
+        states = {c["Name"]: c["State"] for c in shown()}
+        return {n: s["Health"]["Status"] for n, s in states.items() if "Health" in s}
+
+    healthy = {"/moved-head-1": "healthy", "/moved-gateway-1": "healthy"}
+    wait_for(lambda: health() == healthy, "Docker to have looked", 60)
     token = (Path(project.host.folder) / "disk/root/export/head/secrets/head/token").read_text()
     assert len(token) == 64
     for secret in (KEY, token):
-        assert secret not in json.dumps(shown)
+        assert secret not in json.dumps(shown())
 
 
 def test_an_images_user_other_than_root_reads_its_files_and_makes_folders(project: Project) -> None:

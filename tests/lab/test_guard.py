@@ -40,7 +40,9 @@ def odd(lab: Lab) -> Iterator[Host]:
     lab.remove_host(host)
 
 
-def work_on(lab: Lab, host: Host, port: int, folder: Path) -> ApplyContext:
+def work_on(
+    lab: Lab, host: Host, port: int, folder: Path, connect_timeout: float = 20
+) -> ApplyContext:
     known = folder / "known_hosts"
     known.write_text(host.known_hosts_line.replace(f":{SSHD}", f":{port}"))
     spec = ClusterSpec.model_validate(
@@ -49,7 +51,7 @@ def work_on(lab: Lab, host: Host, port: int, folder: Path) -> ApplyContext:
             "ssh": {
                 "identity_file": str(lab.key),
                 "known_hosts": str(known),
-                "connect_timeout": 3,
+                "connect_timeout": connect_timeout,
             },
             "runtime": {"kind": "native"},
             "head": {"host": host.address, "port": port, "user": "root"},
@@ -90,7 +92,7 @@ def test_the_port_of_the_connection_stays_open(
 def test_rules_that_would_lock_out_are_gone_at_once(
     lab: Lab, odd: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = work_on(lab, odd, OUTSIDE, tmp_path)
+    work = work_on(lab, odd, OUTSIDE, tmp_path, connect_timeout=3)
     monkeypatch.setattr(guarding, "around", lambda _: Around())
     with work.fleet:
         work.fleet.open(work.spec.hosts[0])
@@ -110,7 +112,7 @@ def test_cron_puts_the_rules_in_force_again_after_a_reboot(
     odd.power_off()
     odd.power_on()
     listed = ("nft", "list", "table", "inet", "raycluster_odd")
-    wait_for(lambda: odd.run(listed).returncode == 0, "cron to load the rules")
+    wait_for(lambda: odd.run(listed).returncode == 0, "cron to load the rules", 120)
     again = work_on(lab, odd, SSHD, tmp_path)
     with again.fleet:
         connected = again.fleet.open(again.spec.hosts[0])

@@ -76,7 +76,7 @@ class Cut:
             every = [line for host in self.hosts for line in host.processes()]
             return [line for line in every if ".nft." in line or line == "sleep 1"]
 
-        wait_for(lambda: not on_trial(), "what watches rules on trial to end", 5)
+        wait_for(lambda: not on_trial(), "what watches rules on trial to end", 40)
         assert {host.name: host.traces() for host in self.hosts} == self.before
 
     def down(self) -> None:
@@ -259,6 +259,10 @@ def _asked(host: Host) -> str:
     return done.stdout.strip() or done.stderr
 
 
+def _answers(host: Host) -> bool:
+    return _asked(host) == ANSWERED
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -282,7 +286,7 @@ def test_ctrl_c_ends_what_goes_on_for_ever(cut: Cut, command: tuple[str, ...]) -
     assert (program.returncode, rest) == (130, "")
     assert time.monotonic() - began < PROMPTLY
     for host in (cut.hosts[0], cut.hosts[-1]):
-        wait_for(partial(_all_ended, host), f"the end of what it ran on {host.name}", 10)
+        wait_for(partial(_all_ended, host), f"the end of what it ran on {host.name}", 30)
 
 
 def _all_ended(host: Host) -> bool:
@@ -304,6 +308,8 @@ def test_of_all_ports_strangers_find_sshs_alone(cut: Cut, lab: Lab) -> None:
     cut.up()
     assert leaving.traces() == cut.before[leaving.name]
     _on_each(cut, (head, native))
+    for host in (head, native):  # whose HAProxy begins when its first replica runs
+        wait_for(partial(_answers, host), f"a way in by {host.name}", 60)
     assert [_asked(host) for host in (head, native)] == [ANSWERED, ANSWERED]
     alone = {address: {22} for host in (head, native) for address in (host.address, host.address6)}
     assert open_ports(list(alone)) == alone

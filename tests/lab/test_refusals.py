@@ -11,13 +11,13 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.lab.host import Host
+from tests.lab.host import Host, wait_for
 from tests.lab.hosts import Lab
 from tests.lab.image import IMAGE
 from tests.lab.program import Cli
@@ -72,8 +72,13 @@ def bench(lab: Lab, cli: Cli, tmp_path: Path) -> Iterator[Bench]:
     """A bench; afterwards every host must be as it was before."""
     before = {host.name: host.traces() for host in lab.hosts}
     yield Bench(lab, cli, tmp_path)
-    after = {host.name: host.traces() for host in lab.hosts}
-    assert after == before
+
+    def after() -> dict[str, tuple[object, ...]]:
+        return {host.name: host.traces() for host in lab.hosts}
+
+    with suppress(TimeoutError):  # what was cut off by the last command may still be ending
+        wait_for(lambda: after() == before, "what was there before", 10)
+    assert after() == before
 
 
 def known_hosts(bench: Bench, *, of: Host, line: str) -> tuple[str, str]:

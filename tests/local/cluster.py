@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import csv
 import functools
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -116,15 +119,47 @@ class Cluster:
         return body
 
     def details(self) -> dict[str, Any]:
-        found = self.api.get("/api/serve/applications/").json()
-        assert isinstance(found, dict)
-        return found
+        """Return what Serve tells; a dashboard that is busy is asked again."""
+
+        def told() -> dict[str, Any] | None:
+            try:
+                answer = self.api.get("/api/serve/applications/")
+            except httpx.TransportError:
+                return None
+            return dict(answer.json()) if answer.status_code == 200 else None
+
+        return until(told, seconds=120, what="the dashboard tells nothing") or {}
 
     def running(self) -> bool:
+        """Tell whether all applications run, and HAProxy, which learns it later, knows the way."""
         apps = self.details()["applications"].values()
         failed = [json.dumps(app) for app in apps if app["status"] == "DEPLOY_FAILED"]
         assert not failed, failed
-        return bool(apps) and all(app["status"] == "RUNNING" for app in apps)
+        runs = bool(apps) and all(app["status"] == "RUNNING" for app in apps)
+        return runs and self._replica_ids(apps) <= self._listed()
+
+    def _replica_ids(self, apps: Iterable[Mapping[str, Any]]) -> set[str]:
+        replicas = [r for a in apps for d in a["deployments"].values() for r in d["replicas"]]
+        return {r["replica_id"] for r in replicas if r["state"] == "RUNNING"}
+
+    def _listed(self) -> set[str]:
+        """Return the replicas that the HAProxy of now sends requests to."""
+        rows = self.haproxy_rows()
+        up = [row["svname"] for row in rows if row["status"].startswith(("UP", "no check"))]
+        return {name.rpartition("-")[2] for name in up}
+
+    def haproxy_rows(self) -> list[dict[str, str]]:
+        """Return the statistics of the HAProxy that took over last; none while there is none."""
+        try:
+            [path] = (self.folder / "h").rglob("haproxy.cfg")
+            [place] = re.findall(r"stats socket (\S+)", path.read_text())
+            with socket.socket(socket.AF_UNIX) as asked:
+                asked.connect(str(self.folder / place.removeprefix("unix@")))
+                asked.sendall(b"show stat\n")
+                text = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
+        except (OSError, ValueError):
+            return []
+        return list(csv.DictReader(text.removeprefix("# ").splitlines()))
 
     def failure(self, name: str) -> str:
         """Return what the deployment says of a replica that did not start, or ""."""
@@ -194,7 +229,7 @@ def open_cluster() -> Iterator[Cluster]:
                 "VLLM_CACHE_ROOT": vllm_cache(),
             },
         )
-    api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=60)
+    api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=120)
     http = httpx.Client(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60)
     cluster = Cluster(process, folder, api, http)
     try:
@@ -209,4 +244,6 @@ def open_cluster() -> Iterator[Cluster]:
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        # The next cluster measures the memory that is free.
+        until(lambda: gone(below), seconds=60, what="processes of Ray are left")
         shutil.rmtree(folder, ignore_errors=True)

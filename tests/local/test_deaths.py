@@ -43,7 +43,8 @@ def test_the_fourth_start_is_without_vllm(cluster: Cluster, model: str, tmp_path
     cluster.put(ModelSettings(NAME, model, engine_args=ARGS, env=env))
     until(cluster.running, seconds=120, what="not running")
     for _ in range(3):
-        assert report(cluster)["engine"] == "vllm"
+        told = until(lambda: report(cluster), seconds=60, what="no report")
+        assert told["engine"] == "vllm"
         before = replica(cluster)
         os.kill(engine_process(cluster, NAME), signal.SIGKILL)
         until(
@@ -51,7 +52,7 @@ def test_the_fourth_start_is_without_vllm(cluster: Cluster, model: str, tmp_path
             seconds=120,
             what="no new replica",
         )
-    told = report(cluster)
+    told = until(lambda: report(cluster), seconds=60, what="no report")
     assert told["engine"] == "transformers"
     assert told["reason"] == (
         "vLLM died 3 times within 10 minutes on this node; "

@@ -415,7 +415,7 @@ def test_models_of_all_kinds_are_ready_together(served: Cluster) -> None:
 def exported(cluster: Cluster) -> str:
     """Return what this node's exporter shows."""
     (option,) = (a for a in map(str, cluster_args(cluster)) if "--metrics-export-port=" in a)
-    return httpx.get(f"http://127.0.0.1:{option.partition('=')[2]}/metrics").text
+    return httpx.get(f"http://127.0.0.1:{option.partition('=')[2]}/metrics", timeout=60).text
 
 
 def cluster_args(cluster: Cluster) -> list[Any]:
@@ -460,12 +460,18 @@ def test_a_replica_s_own_metrics_are_there_too(served: Cluster, name: str) -> No
 def test_a_replica_tells_what_it_had_counted_before(served: Cluster, name: str) -> None:
     body = {"model": name, "prompt": "Once", "max_tokens": 2}
     assert served.http.post("/v1/completions", json=body).status_code == 200
-    earlier = served.http.get(f"/m/{name}/raycluster/earlier")
+
+    def told() -> httpx.Response | None:
+        """A machine that stood still for a moment tells it of a little longer ago, and then not."""
+        earlier = served.http.get(f"/m/{name}/raycluster/earlier")
+        return earlier if 0 <= float(earlier.headers["x-raycluster-age"]) < 13 else None
+
+    earlier = until(told, seconds=30, what="it tells what is long ago")
+    assert earlier
     before = read_service(earlier.text, name)
     now = read_service(served.http.get(f"/m/{name}/metrics").text, name)
     assert before
     assert now
-    assert 0 <= float(earlier.headers["x-raycluster-age"]) < 13
     assert before.engine.started == now.engine.started > 0
     assert before.requests < now.requests
     assert before.tokens is not None
@@ -504,7 +510,7 @@ async def hang_up(url: str, name: str, count: int) -> None:
 
 def test_two_hundred_that_hang_up_leave_no_request_in_vllm(served: Cluster) -> None:
     asyncio.run(hang_up(str(served.http.base_url), VLLM, 200))
-    until(lambda: running(served) == 0, seconds=5, what="requests still run")
+    until(lambda: running(served) == 0, seconds=30, what="requests still run")
 
 
 LONG = {"max_tokens": 900, "ignore_eos": True}
@@ -537,7 +543,7 @@ def test_who_hangs_up_lets_go_of_the_engine(served: Cluster, way: str, tmp_path:
             body = {"pad": "x" * 70_000 * (way == "router"), "model": VLLM, **told}
             left = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20))
             left.sendall(post(before + path, json.dumps(body).encode()))
-        until(lambda: all_at_work(served), seconds=30, what="not all are at work")
+        until(lambda: all_at_work(served), seconds=120, what="not all are at work")
     until(lambda: running(served) == 0, seconds=30, what="they are at work for nobody")
     made = figure(served, "generation_tokens_total") - made
     assert made < 18 * 900 / 2

@@ -40,6 +40,7 @@ def model() -> ModelSettings:
 @pytest.fixture(scope="module")
 def served(cluster: Cluster, model: ModelSettings) -> Cluster:
     deploy(cluster, model)
+    until(cluster.running, seconds=120, what="HAProxy does not know the replica")
     return cluster
 
 
@@ -55,16 +56,20 @@ def limited(port: int, tokens: int) -> bool:
     key = {OWNER_HEADER: "alice", LIMITS_HEADER: "tokens_per_day=1000"}
     body = {"model": NAME, "prompt": "a", "max_tokens": tokens, "ignore_eos": True}
     url = f"http://127.0.0.1:{port}/v1/completions"
-    answer = httpx.post(url, json=body, headers=key, timeout=60)
+    answer = httpx.post(url, json=body, headers=key, timeout=240)
     assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
     return answer.status_code == 429
 
 
 def limited_on_both(cluster: Cluster) -> None:
     """Use up a key's tokens on one of two replicas: the other learns of it."""
-    until(lambda: len(engine_ports(cluster)) == 2, seconds=60, what="not two engines")
-    one, two = engine_ports(cluster)
-    until(lambda: limited(one, 400), seconds=60, what="not limited")
+
+    def of_two() -> list[int]:
+        ports = engine_ports(cluster)
+        return ports if len(ports) == 2 else []
+
+    one, two = until(of_two, seconds=60, what="not two engines")
+    until(lambda: limited(one, 400), seconds=240, what="not limited")
     asked = itertools.count()
     until(lambda: limited(two, 1) or next(asked) < 0, seconds=60, what="not limited")
     assert next(asked) < 300, "it was limited by what it took itself"

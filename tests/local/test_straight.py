@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 import signal
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +31,7 @@ def model() -> ModelSettings:
 @pytest.fixture(scope="module")
 def served(cluster: Cluster, model: ModelSettings) -> Cluster:
     deploy(cluster, replace(model, max_ongoing_requests=ONGOING, max_queued_requests=QUEUED))
+    until(cluster.running, seconds=120, what="HAProxy does not know the replica")
     return cluster
 
 
@@ -63,13 +61,8 @@ def straight(cluster: Cluster) -> list[tuple[int, int]]:
 
 def waiting(cluster: Cluster) -> int:
     """Return how many requests HAProxy says that wait for the model."""
-    [path] = re.findall(r"stats socket (\S+)", config(cluster))
-    with socket.socket(socket.AF_UNIX) as asked:
-        asked.connect(str(cluster.folder / path.removeprefix("unix@")))
-        asked.sendall(b"show stat\n")
-        text = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
-    rows = csv.DictReader(text.removeprefix("# ").splitlines())
     named = (f"http-{NAME}", "BACKEND")
+    rows = cluster.haproxy_rows()
     return sum(int(row["qcur"]) for row in rows if (row["pxname"], row["svname"]) == named)
 
 

@@ -29,7 +29,9 @@ CONFIG = """\
 global
     maxconn 4096
     tune.bufsize 65536
+    stats socket {socket} level admin expose-fd listeners
 defaults
+    option idle-close-on-response
     mode http
     timeout connect 2s
     timeout client 30s
@@ -62,7 +64,7 @@ class Replica(BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, Held)
         server.taken += 1
-        server.go.wait(20)
+        server.go.wait(100)
         if self.path == DYING:
             self.wfile.write(b"HTTP/1.1 2")
             self.close_connection = True
@@ -113,17 +115,36 @@ class Ingress:
             threading.Thread(target=replica.serve_forever, args=(0.02,), daemon=True).start()
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client()
+        self.socket = folder / "admin"
+
+    def write(self, port: int, rule: str, replicas: list[Held], connections: int = 0) -> Path:
+        servers = "\n".join(
+            f"    server {r.name} 127.0.0.1:{r.server_port} check" for r in replicas
+        )
+        path = self.folder / "haproxy.cfg"
+        written = CONFIG.format(port=port, servers=servers, socket=self.socket)
+        path.write_text(edited(written, {}, {"smol": rule}, connections=connections))
+        return path
+
+    @contextmanager
+    def followed(self, replicas: list[Held]) -> Iterator[subprocess.Popen[bytes]]:
+        """Let another HAProxy follow, as Serve does when replicas change; yield the former."""
+        former = self.process
+        assert former
+        path = self.write(self.client.base_url.port or 0, "least-busy", replicas)
+        follows = ("-sf", str(former.pid), "-x", self.socket)
+        self.process = subprocess.Popen([self.program, "-f", path, "-db", *follows])
+        try:
+            yield former
+        finally:
+            former.kill()
+            former.wait()
 
     def start(
         self, rule: str, replicas: list[Held], at_first: int = 200, connections: int = 0
     ) -> httpx.Client:
         (port,) = free_ports(1)
-        servers = "\n".join(
-            f"    server {r.name} 127.0.0.1:{r.server_port} check" for r in replicas
-        )
-        path = self.folder / "haproxy.cfg"
-        written = CONFIG.format(port=port, servers=servers)
-        path.write_text(edited(written, {}, {"smol": rule}, connections=connections))
+        path = self.write(port, rule, replicas, connections)
         self.stop()
         self.process = subprocess.Popen([self.program, "-f", path, "-db"])
         client = self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
@@ -482,6 +503,20 @@ def test_conversations_that_begin_alike_are_told_apart_when_they_are_many(
     assert max(places.values()) < places.total() / 2, places
 
 
+def test_a_connection_that_rests_while_replicas_change_leads_to_the_new_ones(
+    ingress: Ingress,
+) -> None:
+    """The former HAProxy knows only replicas that soon end: it lets go of its clients before."""
+    old, new, *_ = ingress.replicas
+    ingress.start("least-busy", [old])
+    limits = httpx.Limits(keepalive_expiry=None)
+    with httpx.Client(base_url=ingress.client.base_url, limits=limits, timeout=30) as resting:
+        assert served_by(resting, {}) == str(old.server_port)
+        with ingress.followed([new]) as former:
+            until(lambda: former.poll() is not None, seconds=20, what="its client is still there")
+        assert served_by(resting, {}) == str(new.server_port)
+
+
 def error(answer: httpx.Response) -> tuple[object, ...]:
     assert answer.headers["content-type"] == "application/json", answer.text
     told = answer.json()["error"]
@@ -509,13 +544,19 @@ def test_no_replica_is_told_in_openai_s_form(ingress: Ingress) -> None:
 
 def test_connections_beyond_what_the_node_holds_are_refused_at_once(ingress: Ingress) -> None:
     client = ingress.start("least-busy", ingress.replicas, connections=4)
-    client.close()  # it has a connection of its own
+    client.close()  # it has a connection of its own, which HAProxy counts for a moment more
     url = client.base_url
+
+    def ask() -> httpx.Response:
+        while (answer := httpx.post(url.join(CHAT), json={}, timeout=100)).status_code == 503:
+            pass
+        return answer
+
     for replica in ingress.replicas:
         replica.go.clear()
     before = taken(ingress)
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(httpx.post, url.join(CHAT), json={}, timeout=30) for _ in range(4)]
+        asked = [pool.submit(ask) for _ in range(4)]
         until(lambda: taken(ingress) == before + 4, seconds=20, what="not there")
         for _ in range(80):  # more than HAProxy keeps to refuse: it lets go of each
             answer = httpx.post(url.join(CHAT), json={})

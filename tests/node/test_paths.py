@@ -163,7 +163,7 @@ def standing(
             yield Row(client.base_url.port or 0, ports[0], taker, 1 if straight else 5)
     finally:
         taker.close()
-        row.communicate(timeout=20)
+        row.communicate(timeout=60)
 
 
 @pytest.fixture(

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from raycluster.spec.models import Ports
 from tests.node.hub import LARGE, Hub, open_hub
+from tests.ports import free_ports
 
 PROGRAM = Path(sys.executable).with_name("raycluster")
 NODE = Path(__file__).parents[2] / ".node" / "bin" / "python"
@@ -39,6 +41,8 @@ name = "unfit"
 source = "{source}"
 [env]
 HF_ENDPOINT = "{hub}"
+[ports]
+{ports}
 """
 
 Refused = Callable[[str, str, int], tuple[dict[str, Any], str]]
@@ -62,6 +66,9 @@ def refused(tmp_path: Path) -> Any:  # a function of this file
     home = tmp_path / "home"
     home.mkdir()
     spec = tmp_path / "cluster.toml"
+    names = [name for name in Ports.model_fields if not name.endswith(("_min", "_max"))]
+    free = zip(names, free_ports(len(names)), strict=True)
+    ports = "".join(f"{name} = {port}\n" for name, port in free)
 
     def run(command: str, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -73,7 +80,7 @@ def refused(tmp_path: Path) -> Any:  # a function of this file
         )
 
     def refused(source: str, hub: str, code: int) -> tuple[dict[str, Any], str]:
-        spec.write_text(SPEC.format(python=NODE, source=source, hub=hub))
+        spec.write_text(SPEC.format(python=NODE, source=source, hub=hub, ports=ports))
         planned = run("plan", "--json")
         assert planned.returncode == 0, planned.stderr
         done = run("up")

@@ -97,12 +97,15 @@ def _complete(client: httpx.Client, model: Model, seconds: float) -> Proof:
             answer = client.post("/v1/completions", json=body, timeout=seconds)
         except httpx.HTTPError as error:
             raise_lasting(error)
-            raise AppError(
-                f"no response to a completion request: {error}", where=model.name
-            ) from error
-        if answer.status_code not in (404, 429, 503) or time.monotonic() > end:
-            break
-        time.sleep(0.25)  # the proxy learns its routes a moment after the replicas run
+            if isinstance(error, httpx.TimeoutException) or time.monotonic() > end:
+                raise AppError(
+                    f"no response to a completion request: {error}", where=model.name
+                ) from error
+        else:
+            if answer.status_code not in (404, 429, 503) or time.monotonic() > end:
+                break
+        # HAProxy learns its routes a moment after the replicas run, by another that follows it.
+        time.sleep(0.25)
     if answer.is_error:
         raise AppError(
             f"responded with {answer.status_code} to a completion request: {answer.text[:500]}",

@@ -58,6 +58,13 @@ KEEPALIVE = f"""\
     srvtcpka-cnt 3
 """
 
+REST_S = 1
+"""Seconds in which a HAProxy that another has followed closes the connections that rest with it.
+
+It knows the former replicas alone. What comes by such a connection later, when these have ended,
+would be answered 503; Serve lets them go on for 5 s.
+"""
+
 LOG = (
     'log-format "%ci:%cp [%tr] %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %tsc %HM %HPO'
     ' %[var(txn.raycluster_id)]"'
@@ -137,8 +144,8 @@ def edited(
     So many `connections` (0: as Serve says), metrics and statistics on loopback, a way to each
     model of `routes`, `routing` as `balance` describes it, errors in OpenAI's form, as many threads
     as the host has cores to spare, an eye on connections whose other end is gone, also behind a
-    long body and without a word, and HTTP for the other nodes' gateways at `address`, where there
-    is one.
+    long body and without a word, no connection that rests with a HAProxy of the past, and HTTP for
+    the other nodes' gateways at `address`, where there is one.
     """
     # Serve's own proxy listens on 127.0.0.1, also where Ray's word for loopback is ::1.
     config = re.sub(r"(?m)^(\s*server \S+) ::1(:\d+ .*\bbackup)\b", r"\1 127.0.0.1\2", config)
@@ -148,6 +155,7 @@ def edited(
     config = limited(config, connections) if connections else config
     added = "".join([*ALIKE, *crowded(connections), *model_rules(routes), *refusals()])
     config = frontend.sub(lambda m: m[0] + _bind(address, m[1]) + added, config, count=1)
+    config = re.sub(r"(?m)^global\n", f"global\n    close-spread-time {REST_S}s\n", config, count=1)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}{malformed()}", config, count=1)
     config = re.sub(r"(?m)^(\s*)option httplog$", rf"\1{LOG}", config)
     config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)

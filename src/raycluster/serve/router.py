@@ -181,9 +181,14 @@ class Router:
             await refuse(own, 503, f"the model cannot be reached: {error}")
 
     def _client(self) -> aiohttp.ClientSession:
-        """Return the session, made on the event loop that serves."""
+        """Return the session, made on the event loop that serves.
+
+        Its connections do not rest: HAProxy closes those when replicas change, and a POST that
+        meets the end of one is not sent again.
+        """
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            self._session = aiohttp.ClientSession(connector=connector)
         return self._session
 
 

@@ -45,20 +45,27 @@ exec nginx -e stderr -p ./ -c nginx.conf
 
 # Changes take effect without a dropped request: new processes take new connections, the old ones
 # finish what they have. A configuration that nginx refuses never takes the place of the former.
+# (awk by itself would stop at the first process that ends while it reads.)
 _RELOAD = """\
 cd "$RAYCLUSTER_ROOT/gateway" || exit 1
 nginx -t -q -e stderr -p "$PWD" -c new/nginx.conf || exit 1
 master=$(cat nginx.pid) || exit 1
-workers() { awk -v of="$master" '$4 == of {print $1}' /proc/[0-9]*/stat 2>/dev/null; }
+workers() { cat /proc/[0-9]*/stat 2>/dev/null | awk -v of="$master" '$4 == of {print $1}'; }
 before=" $(workers | tr '\\n' ' ') "
+takes() { # whether one of before still takes connections: it calls itself otherwise when it ends
+  for worker in $before; do
+    case $(tr -d '\\000' <"/proc/$worker/cmdline") in *"worker process") return ;; esac
+  done 2>/dev/null
+  false
+}
 mv -f new/* . && kill -HUP "$master" || exit 1
 for _ in $(seq 100); do
-  for worker in $(workers); do
-    case "$before" in *" $worker "*) ;; *) sleep 0.3; exit 0 ;; esac
+  takes || for worker in $(workers); do
+    case "$before" in *" $worker "*) ;; *) exit 0 ;; esac
   done
   sleep 0.1
 done
-echo "nginx started no new processes within 10 s" >&2
+echo "nginx did not change over to new processes within 10 s" >&2
 exit 1
 """
 

@@ -119,6 +119,9 @@ def test_requests_that_are_wrong_break_nothing(faulty: Faulty) -> None:
 
 def test_a_docker_daemon_that_hangs_is_said_and_the_others_are_shown(faulty: Faulty) -> None:
     host = faulty.hosts[2]
+    began = time.monotonic()
+    faulty.status()
+    usual = time.monotonic() - began
     host.check("pkill", "-STOP", "-x", "dockerd")
     try:
         began = time.monotonic()
@@ -128,7 +131,7 @@ def test_a_docker_daemon_that_hangs_is_said_and_the_others_are_shown(faulty: Fau
         host.check("pkill", "-CONT", "-x", "dockerd")
     print(f"status with a hung Docker daemon: {took:.1f} s")
     assert code == 3
-    assert took < 15
+    assert took < 13 + 2 * usual  # 1 s here by itself; a wait of 10 s is Docker's
     assert "docker-3" in {p["where"] for p in status["problems"]}
     processes = {n["name"]: n["process"] for n in status["nodes"]}
     assert (processes["head"], processes["docker-2"]) == ("running", "running")

@@ -107,6 +107,10 @@ class Watched:
         """Return the series that an expression has now."""
         return list(self.ask("query", query=expression)["result"])
 
+    def nodes(self, series: str) -> set[str]:
+        """Return the nodes that a series is of now: a question without an answer ends one."""
+        return {s["metric"]["node"] for s in self.query(series)}
+
     def targets(self, job: str) -> dict[str, str]:
         """Return the health of a job's targets by node."""
         found = self.ask("targets", state="active")["activeTargets"]
@@ -195,5 +199,5 @@ def _load(running: Watched) -> None:
             "model:time_to_first_token_seconds:p95_5m > 0",
             "application:http_errors:ratio5m",
         ):
-            wait_for(there(series), series, 90)
+            wait_for(there(series), series, 240)
     assert not [a for a in load.answers if not a.ok], load.answers

@@ -41,5 +41,9 @@ def test_what_is_listed_as_gpu_only_has_nothing_on_hosts_without(
 
 @pytest.mark.parametrize("query", [c for text in FILES for c in choices(text)], ids=str)
 def test_choices_have_values(watched: Watched, query: Query) -> None:
-    found = {s["metric"][query.panel] for s in watched.query(query.expr)}
-    assert found == {"model": {MODEL}, "node": {"head", "docker-2"}}[query.panel]
+    wanted = {"model": {MODEL}, "node": {"head", "docker-2"}}[query.panel]
+
+    def found() -> set[str]:
+        return {s["metric"][query.panel] for s in watched.query(query.expr)}
+
+    wait_for(lambda: found() == wanted, f"{wanted} and nothing else", 60)

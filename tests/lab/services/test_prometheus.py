@@ -25,6 +25,7 @@ NO_SERIES = {
     "ray_raycluster_tokens_total": "only the transformers engine counts tokens itself",
     "prometheus_notifications_errors_total": "the spec names no Alertmanager",
 }
+BOTH = {"head", "docker-2"}
 METRIC = re.compile(r"\b(?:[a-z]+:\w+:\w+|(?:ray|haproxy|prometheus|raycluster)_\w+|up)\b(?!\()")
 
 
@@ -37,26 +38,28 @@ def rules(watched: Watched, kind: str) -> Iterator[tuple[str, str, str]]:
 
 def test_all_targets_are_up(watched: Watched) -> None:
     both = {"head": "up", "docker-2": "up"}
-    assert watched.targets("ray") == both
-    assert watched.targets("gateway") == both
-    up = watched.query("count by (job) (up == 1)")
-    assert {s["metric"]["job"]: s["value"][1] for s in up} == {
-        **{"ray": "2", "ray-head": "2", "gateway": "2", "ingress": "1", "prometheus": "1"}
-    }
+    wanted = {"ray": "2", "ray-head": "2", "gateway": "2", "ingress": "1", "prometheus": "1"}
+
+    def up() -> dict[str, str]:
+        found = watched.query("count by (job) (up == 1)")
+        return {s["metric"]["job"]: s["value"][1] for s in found}
+
+    for job in ("ray", "gateway"):  # one that did not answer in time is asked again
+        wait_for(lambda of=job: watched.targets(of) == both, f"{job} of both", 60)  # type: ignore[misc]
+    wait_for(lambda: up() == wanted, f"{wanted} and nothing else", 60)
 
 
 def test_nodes_tell_of_cpu_memory_disk_and_network(watched: Watched) -> None:
     for name in ("cpu_utilization", "mem_used", "disk_free", "network_receive_speed"):
-        nodes = {s["metric"]["node"] for s in watched.query(f"ray_node_{name}")}
-        assert nodes == {"head", "docker-2"}, name
+        series = f"ray_node_{name}"
+        wait_for(lambda of=series: watched.nodes(of) == BOTH, series, 60)  # type: ignore[misc]
 
 
 def test_gateways_tell_of_connections_and_of_their_certificate(watched: Watched) -> None:
     ends = "raycluster_gateway_certificate_expiry_timestamp_seconds"
     for name in ("nginx_connections_active", ends):
-        found = {s["metric"]["node"]: float(s["value"][1]) for s in watched.query(name)}
-        assert set(found) == {"head", "docker-2"}
-        assert min(found.values()) > 0
+        series = f"{name} > 0"
+        wait_for(lambda of=series: watched.nodes(of) == BOTH, series, 60)  # type: ignore[misc]
 
 
 def test_every_recording_rule_has_a_series(watched: Watched) -> None:
@@ -66,21 +69,24 @@ def test_every_recording_rule_has_a_series(watched: Watched) -> None:
     def lacking() -> set[str]:
         return {name for name in names if not watched.query(name)}
 
-    wait_for(lambda: lacking() <= NO_SERIES.keys(), "the rules to be evaluated", 60)
-    assert lacking() == names & NO_SERIES.keys()
+    wait_for(lambda: lacking() == names & NO_SERIES.keys(), "the rules to be evaluated", 60)
 
 
 def test_every_alert_is_evaluated_over_figures_that_are_there(watched: Watched) -> None:
-    lacking = set()
     seen = list(rules(watched, "alert"))
     assert len(seen) > 10
+    asked: set[str] = set()
     for name, expression, health in [*seen, *rules(watched, "record")]:
         assert health == "ok", name
         watched.query(expression)  # which fails for one that Prometheus cannot evaluate
         metrics = METRIC.findall(expression)
         assert metrics, expression
-        lacking |= {metric for metric in metrics if not watched.query(metric)}
-    assert lacking == NO_SERIES.keys()
+        asked |= {*metrics}
+
+    def lacking() -> set[str]:
+        return {metric for metric in asked if not watched.query(metric)}
+
+    wait_for(lambda: lacking() == NO_SERIES.keys(), "all figures but those", 60)
 
 
 def test_a_cluster_that_serves_raises_no_alert(watched: Watched) -> None:

@@ -10,7 +10,14 @@ import pytest
 
 from raycluster.apply import nodes
 from raycluster.apply.applications import _wait_for_router, _wait_until_running
-from raycluster.core.errors import AuthError, ForwardRefusedError, HostError, UnreachableError
+from raycluster.apply.smoke_test import _complete
+from raycluster.core.errors import (
+    AppError,
+    AuthError,
+    ForwardRefusedError,
+    HostError,
+    UnreachableError,
+)
 from raycluster.core.wait import raise_lasting
 from raycluster.hosts.http import http_client
 from raycluster.observe.liveness import watched
@@ -95,6 +102,28 @@ def test_the_wait_for_a_router_ends_where_the_way_is_closed() -> None:
     with http_client(cast("Any", way), 8000, timeout=5) as http, pytest.raises(ForwardRefusedError):
         _wait_for_router(http)
     assert way.asked == 1
+
+
+def test_a_completion_is_asked_for_again_while_haproxy_begins_and_is_followed() -> None:
+    told: list[Any] = [
+        httpx.ConnectError("nobody listens"),
+        httpx.ReadError("closed"),
+        httpx.Response(503),
+        httpx.Response(200, json={"choices": [{"text": " Paris"}]}),
+        httpx.Response(200, json={"seconds": {}}),
+    ]
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        if isinstance(one := told.pop(0), Exception):
+            raise one
+        return cast("httpx.Response", one)
+
+    model = cast("Any", SimpleNamespace(name="m", engine="vllm"))
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x") as client:
+        assert _complete(client, model, 5).text == " Paris"
+        told[:] = [httpx.ReadTimeout("slow")]
+        with pytest.raises(AppError, match="no response to a completion request: slow"):
+            _complete(client, model, 5)
 
 
 class Dashboard:

@@ -19,6 +19,7 @@ class Upstream:
         self.let_go = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.seen: list[dict[str, Any]] = []
+        self.used: list[object] = []
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -46,6 +47,11 @@ class Upstream:
         self.seen.append({"at": request.match_info["model"], "query": request.query_string})
         if body.get("prompt") == "too much":
             return web.Response(status=429, text="no room", headers={"retry-after": "3"})
+        if body.get("prompt") == "once":
+            assert request.transport is not None
+            if request.transport in self.used:
+                request.transport.abort()  # as it may end just when it is used again
+            self.used.append(request.transport)
         if not body.get("stream"):
             return web.json_response(
                 {"said": body["model"]}, headers={"x-raycluster-engine": "vllm"}
@@ -345,6 +351,16 @@ def test_a_stream_that_breaks_upstream_does_not_end_well() -> None:
         upstream.let_go.set()
         with pytest.raises(Exception, match=r"payload|transfer|reset|closed"):
             await call.task
+
+    on(test)
+
+
+def test_no_request_meets_the_end_of_a_connection_that_rests() -> None:
+    async def test(_: Upstream, router: Router) -> None:
+        for _time in range(3):
+            body = asking("a/b", prompt="once")
+            status, _headers, _body = await Call(router, "POST", "/v1/completions", body).whole()
+            assert status == 200
 
     on(test)
 

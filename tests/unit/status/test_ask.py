@@ -74,6 +74,7 @@ def test_one_replica_on_another_engine_is_known_though_another_answers() -> None
 def test_where_one_does_not_remember_there_is_a_second_look(remembers: bool) -> None:
     ports = Ports()
     with engines(ports.http[0], ports.http[1]) as [one, two], watching(ports.spec()) as watcher:
+        began = time.monotonic()
         one.recent.keep()
         one.now += 10
         one.took(20)
@@ -82,9 +83,11 @@ def test_where_one_does_not_remember_there_is_a_second_look(remembers: bool) -> 
             two.now += APART_S / 2
             two.took(20)
         now = watcher.look().figures["tiny"]
+        longest = 10 + time.monotonic() - began
     assert now.answered == 2
     assert now.rates is not None
-    assert now.rates.requests == pytest.approx(2, rel=0.3)  # nothing of the other's
+    assert now.rates.requests is not None
+    assert 19 / longest <= now.rates.requests <= 2.6  # nothing of the other's
 
 
 def test_later_looks_tell_what_happened_between_them() -> None:

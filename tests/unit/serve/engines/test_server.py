@@ -79,7 +79,7 @@ def test_nothing_is_left_whoever_is_killed(victim: int | None) -> None:
         return below
 
     below = asyncio.run(run())
-    until(lambda: gone(below), seconds=10, what="something is left")
+    until(lambda: gone(below), seconds=30, what="something is left")
 
 
 REPLICA = """
@@ -103,7 +103,7 @@ def test_nothing_is_left_when_ray_ends_a_replica_by_force() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     below = [int(word) for word in done.stdout.split()]
     assert len(below) == 4, done.stderr
-    until(lambda: gone(below), seconds=10, what="something is left")
+    until(lambda: gone(below), seconds=30, what="something is left")
 
 
 def test_a_server_is_ended_with_its_engine() -> None:
@@ -111,16 +111,16 @@ def test_a_server_is_ended_with_its_engine() -> None:
         kept = server(WITH_ENGINE)
         _, keeper, leader, engine = below = await started(kept)
         comm = Path(f"/proc/{engine}/comm")
-        until(lambda: comm.read_text().startswith("VLLM"), seconds=10, what="no name")
+        until(lambda: comm.read_text().startswith("VLLM"), seconds=30, what="no name")
         until(lambda: engine in watched_by(keeper), seconds=30, what="the keeper does not know it")
         os.kill(engine, signal.SIGKILL)
-        until(lambda: gone([leader]), seconds=1, what="the leader is left")
+        until(lambda: gone([leader]), seconds=20, what="the leader is left")
         await is_found_killed(kept)
         await kept.stop()
         return below
 
     below = asyncio.run(run())
-    until(lambda: gone(below), seconds=10, what="something is left")
+    until(lambda: gone(below), seconds=30, what="something is left")
 
 
 def test_the_keeper_from_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_the_keeper_from_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
 
     below = asyncio.run(run())
     assert len(below) == 4
-    until(lambda: gone(below), seconds=10, what="something is left")
+    until(lambda: gone(below), seconds=30, what="something is left")
 
 
 def test_why_it_did_not_start() -> None:
