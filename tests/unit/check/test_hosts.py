@@ -12,7 +12,7 @@ import pytest
 from raycluster.check import hosts as checked
 from raycluster.check.hosts import Finding, _archives, _images, check_plan
 from raycluster.core.errors import HostError, ImageError, RayclusterError
-from raycluster.core.interfaces import PrepareForecast, Process
+from raycluster.core.interfaces import Found, PrepareForecast, Process
 from raycluster.hosts.fleet import Fleet
 from raycluster.observe.image_registry import ImageAnswer
 from raycluster.spec import ClusterSpec
@@ -45,7 +45,16 @@ class Docker:
     def socket_path(self) -> str:
         return ""
 
-    def layers(self, _image: str) -> tuple[str, ...]:
+    def layers(self, _image: str, _digest: str = "") -> tuple[str, ...]:
+        return ()
+
+    def digest(self, _image: str) -> str:
+        return ""
+
+    def registry_digest(self, _image: str, _login: object) -> str:
+        return ""
+
+    def observe(self) -> tuple[Found, ...]:
         return ()
 
     def save(self, _image: str) -> None: ...
