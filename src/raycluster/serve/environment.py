@@ -39,8 +39,9 @@ class Environment:
         return str(folder(self.name) / "bin" / "python")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
+        """Return plain JSON values, equal to what is read back of them."""
+        lists = {"requirements": [*self.requirements], "uv_args": [*self.uv_args]}
+        return asdict(self) | lists
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Environment:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from raycluster.plan.rollout import same
+from raycluster.serve.environment import Environment
 from raycluster.serve.settings import (
     Autoscale,
     ModelSettings,
@@ -38,6 +40,23 @@ def body(*models: ModelSettings, port: int = 8000, host: str = "127.0.0.1") -> d
 @pytest.mark.parametrize("settings", [SMALL, BIG])
 def test_settings_survive_json(settings: ModelSettings) -> None:
     assert ModelSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+OWN = ModelSettings(
+    name="own",
+    source="/models/own",
+    aliases=("other",),
+    hosts={"gpu-1": "10.0.0.1"},
+    environment=Environment(requirements=("vllm==0.31.0",), uv_args=("--torch-backend", "cpu")),
+)
+
+
+def test_what_serve_is_told_is_what_it_tells_again() -> None:
+    """Else each `up` would find that something has changed, and start replicas anew."""
+    for models in ([SMALL], [BIG], [OWN], [SMALL, BIG, OWN]):
+        made = body(*models)
+        [*seen] = json.loads(json.dumps(made))["applications"]
+        assert all(same(*pair) for pair in zip(seen, made["applications"], strict=True))
 
 
 def test_unknown_setting_is_refused() -> None:
