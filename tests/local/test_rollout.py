@@ -13,7 +13,7 @@ import pytest
 
 from raycluster.core.errors import AppError
 from raycluster.core.tested_versions import VLLM_CPU
-from raycluster.serve.engines.inside import LIMITS_HEADER, OWNER_HEADER
+from raycluster.serve.engines.inside.key import LIMITS_HEADER, OWNER_HEADER
 from raycluster.serve.settings import ENGINE_PATH, ModelSettings
 from tests.local.cluster import Cluster, until
 from tests.local.load import under_load

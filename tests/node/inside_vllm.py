@@ -40,9 +40,9 @@ from vllm.v1.engine.output_processor import OutputProcessor  # noqa: E402
 from vllm.v1.metrics.stats import IterationStats, PrefillStats  # noqa: E402
 from vllm.v1.request import Request as Waiting  # noqa: E402
 
-inside: Any = import_module("raycluster_inside")
+key: Any = import_module("raycluster_inside.key")
 quotas: Any = import_module("raycluster_inside.quotas")
-OWNERS = ("alice", "bob", "carol", inside.NOBODY)
+OWNERS = ("alice", "bob", "carol", key.NOBODY)
 NEED = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
 
 
@@ -111,14 +111,14 @@ class Engine:
         owner, name = self._random.choice(OWNERS), f"r{number}"
         prompt, made = self._random.randint(1, 50), 0
         request = requested(name, prompt)
-        token = inside.OWNER.set(owner)
+        token = key.OWNER.set(owner)
         asked = None
-        if owner != inside.NOBODY:
+        if owner != key.NOBODY:
             asked = quotas.quotas().ask(owner, quotas.Limits())
-        given = inside.ASKED.set(asked)
+        given = key.ASKED.set(asked)
         self.processor.add_request(request, None)
-        inside.OWNER.reset(token)
-        inside.ASKED.reset(given)
+        key.OWNER.reset(token)
+        key.ASKED.reset(given)
         cached = self._random.randint(0, prompt)
         steps, ends = self._random.randint(0, 6), self._random.random() < 0.5
         for step in range(steps):
@@ -164,9 +164,9 @@ def running() -> list[int]:
     told = []
     processor = OutputProcessor(None, log_stats=True)
     asked = quotas.quotas().ask("dave", quotas.Limits(tokens_per_day=10_000), 5000, 50)
-    token = inside.ASKED.set(asked)
+    token = key.ASKED.set(asked)
     processor.add_request(requested("x", 1000), None)
-    inside.ASKED.reset(token)
+    key.ASKED.reset(token)
     told.append(asked.news())
     stats = PrefillStats()
     stats.set(1000, 0, 0)
@@ -186,10 +186,10 @@ def order() -> list[str]:
     sent = [("low", "low"), *[("flood", "")] * 100, *[("light", "")] * 3, ("high", "high")]
     for number, (owner, priority) in enumerate(sent):
         request = requested(f"{owner}-{number}", 20)
-        tokens = inside.OWNER.set(owner), inside.PRIORITY.set(quotas.PRIORITIES.get(priority, 0))
+        tokens = key.OWNER.set(owner), key.PRIORITY.set(quotas.PRIORITIES.get(priority, 0))
         processor.add_request(request, None)
-        inside.OWNER.reset(tokens[0])
-        inside.PRIORITY.reset(tokens[1])
+        key.OWNER.reset(tokens[0])
+        key.PRIORITY.reset(tokens[1])
         queue.add_request(Waiting.from_engine_core_request(request, None))
     return [queue.pop_request().request_id.partition("-")[0] for _ in sent]
 
@@ -197,12 +197,12 @@ def order() -> list[str]:
 def wishes() -> list[bool]:
     """Tell whether requests have the priority that they name: without a key, and with a key."""
     processor, told = OutputProcessor(None, log_stats=True), []
-    for owner in (inside.NOBODY, "erin"):
+    for owner in (key.NOBODY, "erin"):
         request = requested(f"wish-{owner}", 20)
         request.priority = -7
-        token = inside.OWNER.set(owner)
+        token = key.OWNER.set(owner)
         processor.add_request(request, None)
-        inside.OWNER.reset(token)
+        key.OWNER.reset(token)
         told.append(request.priority < 0)
     return told
 
@@ -210,7 +210,7 @@ def wishes() -> list[bool]:
 def served() -> dict[str, Any]:
     """Return what clients of vLLM's middlewares get."""
     app = FastAPI()
-    middleware = ["raycluster_inside.Inside"]
+    middleware = ["raycluster_inside.middleware.Middleware"]
     more = {"allow_credentials": False, "api_key": None, "enable_request_id_headers": False}
     listed = {"allowed_origins": [], "allowed_methods": ["*"], "allowed_headers": ["*"]}
     init_entrypoints_middleware(Namespace(middleware=middleware, **more, **listed), app, ())
@@ -220,7 +220,7 @@ def served() -> dict[str, Any]:
     async def chat(request: Request) -> JSONResponse:
         if (await request.json()).get("tools"):
             return JSONResponse({"error": {"message": NEED, "code": 400}}, status_code=400)
-        return JSONResponse({"owner": inside.OWNER.get()})
+        return JSONResponse({"owner": key.OWNER.get()})
 
     app.add_api_route("/v1/chat/completions", chat, methods=["POST"])
     client = TestClient(app)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from raycluster.serve.engines import vllm
-from raycluster.serve.engines.inside import MODEL, NOBODY
+from raycluster.serve.engines.inside.key import NOBODY
+from raycluster.serve.engines.inside.middleware import MODEL
 
 pytestmark = pytest.mark.local
 

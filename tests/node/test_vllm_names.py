@@ -20,8 +20,10 @@ from raycluster.core import tested_versions
 from raycluster.core.tested_versions import startable
 from raycluster.observe import engine_metrics
 from raycluster.serve import figures
-from raycluster.serve.engines import inside, keeper, requests, server, vllm
+from raycluster.serve.engines import keeper, requests, server, vllm
+from raycluster.serve.engines.inside import tool_parsers
 from raycluster.serve.engines.vllm_log import LOGGED
+from raycluster.serve.engines.warm_up import KINDS
 from raycluster.serve.ready import questions
 from raycluster.serve.settings import SHUT, ModelSettings
 
@@ -165,9 +167,9 @@ def test_what_each_key_took_is_counted_where_sequences_end(build: str) -> None:
 
 @each_build
 def test_the_parsers_that_we_name_are_there(build: str) -> None:
-    ours = {*inside.PARSERS.values(), *(parser for _, parser in inside.NAMED)}
+    ours = {*tool_parsers.PARSERS.values(), *(parser for _, parser in tool_parsers.NAMED)}
     assert ours - constants(build, "tool_parsers.__init__") == set()
-    assert inside._FLAG in source(build, "renderers/*.py")
+    assert tool_parsers.FLAG in source(build, "renderers/*.py")
 
 
 @each_build
@@ -200,6 +202,13 @@ def test_its_requests_are_counted_by_the_package_whose_figures_we_read(build: st
     assert {"http_requests_total", "http_request_duration_seconds"} <= set(
         re.findall(r'"(http_\w+)"', package.read_text())
     )
+
+
+@each_build
+def test_the_first_requests_have_its_fields(build: str) -> None:
+    asked = {name for body in KINDS.values() for name in body}
+    text = source(build, "entrypoints/**/*.py")
+    assert {name for name in asked if not re.search(rf"(?m)^    {name}:", text)} == set()
 
 
 @each_build

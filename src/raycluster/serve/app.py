@@ -28,7 +28,9 @@ from raycluster.serve.bind_addresses import listen_privately
 from raycluster.serve.capture import Capture
 from raycluster.serve.engine_failures import Records, folder, verdict
 from raycluster.serve.engines import ASGI, Engine, EngineError, Message, Receive, Send
-from raycluster.serve.engines.inside import ASKED, OWNER, Guard, usage
+from raycluster.serve.engines.inside.guard import Guard
+from raycluster.serve.engines.inside.key import ASKED, OWNER
+from raycluster.serve.engines.inside.usage import usage
 from raycluster.serve.engines.server import Place
 from raycluster.serve.figures import ours, parsed, written
 from raycluster.serve.first_to_go import go_first
@@ -154,6 +156,7 @@ class Running:
             "seconds": {phase: round(took, 2) for phase, took in phases.items()},
         }
         metrics.started(engine.name, reason, phases)
+        metrics.asked(engine.name, engine.own_tokens)
         running = cls(engine, app, watch)
         running._tell(settings, report, metrics, place)
         running._quotas = SharedQuotas(engine.quotas, RayStore())

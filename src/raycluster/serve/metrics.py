@@ -127,9 +127,9 @@ class Metrics:
         self._requests.labels(self._model, engine, endpoint, str(status)).inc()
         self._duration.labels(self._model, engine, endpoint).observe(seconds)
 
-    def asked(self, engine: str) -> None:
-        """Count the token of a good answer to the question whether the replica is ready."""
-        self._readiness.labels(self._model, engine).inc()
+    def asked(self, engine: str, tokens: int = 1) -> None:
+        """Count tokens that nobody asked for but the replica itself, to know that it is ready."""
+        self._readiness.labels(self._model, engine).inc(tokens)
 
     def tokens(self, engine: str, prompt: int, generated: int) -> None:
         """Count the tokens of one request."""

@@ -11,7 +11,7 @@ from ray.serve import Application
 
 from raycluster.serve.bind_addresses import listen_privately
 from raycluster.serve.engines import ASGI
-from raycluster.serve.engines.inside import Guard
+from raycluster.serve.engines.inside.guard import Guard
 from raycluster.serve.router import Router
 from raycluster.serve.settings import DRAIN_S
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from raycluster.serve.engines.quotas import DAY, FRESH_S, Used, read, summed, written
+from raycluster.serve.engines.inside.quotas import DAY, FRESH_S, Used, read, summed, written
 
 PERIOD_S = 0.5
 """Between two looks: with the time that a look takes, others know of a token within a second."""

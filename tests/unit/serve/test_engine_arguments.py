@@ -109,7 +109,7 @@ def test_the_command_is_that_of_vllm_s_own_server() -> None:
         )
     ]
     assert argv[-4:-1] == ["--max-model-len=5", "--lora-modules", '{"name": "x", "path": "/y"}']
-    assert argv[-1] == "--middleware=raycluster_inside.Inside"
+    assert argv[-1] == "--middleware=raycluster_inside.middleware.Middleware"
     share = vllm.Share(1, 2, "10.0.0.1", 30700)
     part = vllm.command(settings, Place("h", 1), share, cpu=True)
     assert part[at + 1 : at + 10] == [
@@ -156,6 +156,17 @@ def test_what_a_host_or_an_image_opens_is_shut(caplog: pytest.LogCaptureFixture)
     given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1", "HOME": "/"}
     assert vllm.without_shut(given) == {"HOME": "/"}
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING, VLLM_SERVER_DEV_MODE" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cpu", "eager", "compiles"),
+    [(True, True, False), (True, False, True), (False, True, True), (False, False, True)],
+)
+def test_nothing_is_compiled_for_an_eager_model_on_a_cpu(
+    cpu: bool, eager: bool, compiles: bool
+) -> None:
+    chosen = vllm.defaults({}, cpu=cpu, eager=eager)
+    assert (chosen.get("TORCHDYNAMO_DISABLE") is None) == compiles
 
 
 def test_gpus_get_no_defaults_for_cpus() -> None:

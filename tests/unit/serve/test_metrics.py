@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from raycluster.serve.engines.inside import Usage
+from raycluster.serve.engines.inside.usage import Usage
 from raycluster.serve.metrics import Metrics, Mirror, again_and_again, samples
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"

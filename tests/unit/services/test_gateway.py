@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from raycluster.core.interfaces import Process, Secret
 from raycluster.serve import direct
-from raycluster.serve.engines import inside
+from raycluster.serve.engines.inside import key
 from raycluster.services.gateway import (
     LIMITS_HEADER,
     MODELS_HEADER,
@@ -329,7 +329,7 @@ def test_the_key_of_a_drill_has_no_limits() -> None:
 
 
 def test_engines_read_the_headers_that_it_sends() -> None:
-    assert OWNER_HEADER.lower() == inside.OWNER_HEADER
-    assert MODELS_HEADER.lower() == inside.MODELS_HEADER
-    assert LIMITS_HEADER.lower() == inside.LIMITS_HEADER == direct.LIMITS_HEADER
+    assert OWNER_HEADER.lower() == key.OWNER_HEADER
+    assert MODELS_HEADER.lower() == key.MODELS_HEADER
+    assert LIMITS_HEADER.lower() == key.LIMITS_HEADER == direct.LIMITS_HEADER
     assert OWNER_HEADER.lower() == direct.OWNER_HEADER

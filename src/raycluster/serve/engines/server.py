@@ -83,12 +83,19 @@ class Server:
         Raises ServerEndedError.
         """
         await self._begin()
+        await self.answers()
+        self._tell_keeper()
+
+    async def answers(self) -> None:
+        """Return when it answers.
+
+        Raises ServerEndedError.
+        """
         while True:
             self.living()
             with suppress(aiohttp.ClientError, TimeoutError):
                 async with self.http.get(HEALTH) as answer:
                     if answer.status == 200:
-                        self._tell_keeper()
                         return
             await asyncio.sleep(PAUSE_S)
 

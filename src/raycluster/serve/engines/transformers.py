@@ -13,7 +13,7 @@ from typing import Any
 
 from raycluster.serve.engines import ASGI, Count, EngineError
 from raycluster.serve.engines.generation import Decode, Generator
-from raycluster.serve.engines.quotas import quotas
+from raycluster.serve.engines.inside.quotas import quotas
 from raycluster.serve.engines.sampling import Foreign
 from raycluster.serve.settings import ModelSettings
 
@@ -34,6 +34,7 @@ class TransformersEngine:
     """transformers' `generate`, with OpenAI's API around it."""
 
     name = "transformers"
+    own_tokens = 0
     figures = None
 
     def __init__(self) -> None:

@@ -19,11 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from raycluster.serve.adding import FailedError
-from raycluster.serve.engines import ASGI, Count, EngineError
-from raycluster.serve.engines.inside import MODEL, QUOTAS_PATH, Inside
+from raycluster.serve.engines import ASGI, Count, EngineError, inside
+from raycluster.serve.engines.inside.middleware import MODEL, QUOTAS_PATH, Middleware
 from raycluster.serve.engines.server import Place, Server, ServerEndedError
 from raycluster.serve.engines.vllm_log import phases
 from raycluster.serve.engines.vllm_network import environment, interfaces
+from raycluster.serve.engines.warm_up import warm_up
 from raycluster.serve.environments import versions_in
 from raycluster.serve.figures import Figures
 from raycluster.serve.relay import Relay
@@ -79,6 +80,10 @@ CPU_ENVIRONMENT = {
 }
 """Our defaults where vLLM is the build for CPUs."""
 
+NOTHING_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+"""Our default on a CPU with `enforce_eager`: vLLM would still compile its count of logprobs, at the
+first request that asks for them."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -101,6 +106,7 @@ class VllmEngine:
 
     def __init__(self, place: Place) -> None:
         self.phases: dict[str, float] = {}
+        self.own_tokens = 0
         self.figures = Figures()
         self._place = place
         self._server: Server | None = None
@@ -110,16 +116,20 @@ class VllmEngine:
         self.versions: Mapping[str, str] = {}
 
     async def start(self, settings: ModelSettings, _: Count) -> ASGI:
-        began = time.monotonic()
-        if settings.spread:
-            from raycluster.serve.engines.parts import Parts
+        if not settings.spread:
+            return await self._start(settings)
+        from raycluster.serve.engines.parts import Parts
 
-            self._parts = Parts(settings)
-            server = await self._parts.beside(self.serve(settings, self._parts.share))
-        else:
-            server = await self.serve(settings)
-        self.figures.server = server
-        self.phases.update(phases(server.written(), time.monotonic() - began))
+        self._parts = Parts(settings)
+        return await self._parts.beside(self._start(settings, self._parts.share))
+
+    async def _start(self, settings: ModelSettings, share: Share | None = None) -> ASGI:
+        began = time.monotonic()
+        self.figures.server = server = await self.serve(settings, share)
+        answered = time.monotonic()
+        self.own_tokens = await warm_up(server, settings.name)
+        self.phases = phases(server.written(), answered - began)
+        self.phases["first_requests"] = time.monotonic() - answered
         return Relay(server)
 
     async def serve(self, settings: ModelSettings, share: Share | None = None) -> Server:
@@ -196,7 +206,8 @@ class VllmEngine:
 
     def _environment(self, settings: ModelSettings, *, cpu: bool) -> dict[str, str]:
         given = without_shut(os.environ)
-        ours = defaults(given, cpu=cpu)
+        eager = bool(arguments(settings, cpu=cpu).get("enforce_eager"))
+        ours = defaults(given, cpu=cpu, eager=eager)
         env = {**ours, **environment(settings, given, interfaces()), **given}
         if settings.environment is not None:
             env = apart(env, self._python, settings.env)
@@ -248,14 +259,12 @@ async def said(argv: Sequence[str], env: Mapping[str, str]) -> str:
 
 def write_inside(folder: Path) -> None:
     """Write the middleware as a package for vLLM's Python."""
-    files = resources.files(__package__)
     package = folder / INSIDE
     package.mkdir(exist_ok=True)
-    for name, text in (("__init__", "inside"), ("quotas", "quotas")):
-        plain = files.joinpath(f"{text}.py").read_text()
-        (package / f"{name}.py").write_text(
-            plain.replace(f"from {__package__}.", f"from {INSIDE}.")
-        )
+    for file in resources.files(inside).iterdir():
+        if file.name.endswith(".py"):
+            text = file.read_text().replace(f"from {inside.__name__}.", f"from {INSIDE}.")
+            (package / file.name).write_text(text)
 
 
 def known_as_vllm(folder: Path, number: str) -> str:
@@ -292,7 +301,9 @@ def command(
     for name, value in {**chosen, "lora_modules": adapters or None}.items():
         argv += flags(name, value)
     if share is None or not share.rank:
-        argv.append(f"--middleware={INSIDE}.{Inside.__name__}")  # the last is the first to be asked
+        argv.append(
+            f"--middleware={INSIDE}.middleware.{Middleware.__name__}"
+        )  # the last is the first to be asked
     return argv
 
 
@@ -323,11 +334,11 @@ def wrong_argument(code: int, written: str) -> str:
     return str(said[-1]) if code == USAGE and said else ""
 
 
-def defaults(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
+def defaults(given: Mapping[str, str], *, cpu: bool, eager: bool = False) -> dict[str, str]:
     """Return the environment for vLLM, to which what is `given` is preferred."""
     if not cpu:
         return ENVIRONMENT
-    chosen = {**ENVIRONMENT, **CPU_ENVIRONMENT}
+    chosen = {**ENVIRONMENT, **CPU_ENVIRONMENT, **(NOTHING_COMPILED if eager else {})}
     if given.get("VLLM_CPU_OMP_THREADS_BIND", "nobind") != "nobind":
         del chosen["VLLM_ENABLE_V1_MULTIPROCESSING"]
     return chosen
@@ -348,7 +359,7 @@ def arguments(settings: ModelSettings, *, cpu: bool) -> dict[str, object]:
     ours: dict[str, object] = {
         "allowed_media_domains": [NO_DOMAIN],
         "disable_uvicorn_access_log": True,
-        "scheduling_policy": "priority",  # `inside` gives each key its turns
+        "scheduling_policy": "priority",  # `inside.vllm_hooks` gives each key its turns
     }
     if not cpu:
         part = settings.num_gpus if 0 < settings.num_gpus < 1 else 1

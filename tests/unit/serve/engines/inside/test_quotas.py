@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from raycluster.serve import shared_quotas
-from raycluster.serve.engines import quotas
-from raycluster.serve.engines.quotas import (
+from raycluster.serve.engines.inside import quotas
+from raycluster.serve.engines.inside.quotas import (
     BUSY_S,
     DAY,
     UNTOLD,

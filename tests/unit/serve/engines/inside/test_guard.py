@@ -8,23 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 
-from raycluster.serve.engines import inside
-from raycluster.serve.engines.inside import (
-    ASKED,
-    NOBODY,
-    OWNER,
-    Guard,
-    Rewritten,
-    asked_by,
-    parser_of,
-)
-from raycluster.serve.engines.quotas import Quotas
+from raycluster.serve.engines.inside import guard as module
+from raycluster.serve.engines.inside.guard import Guard, Rewritten
+from raycluster.serve.engines.inside.key import ASKED, NOBODY, OWNER
+from raycluster.serve.engines.inside.quotas import Quotas
 
 Headers = Mapping[str, str]
 CARDS = {"object": "list", "data": [{"id": "a"}, {"id": "a-law", "parent": "a"}, {"id": "b"}]}
-KNOWN = ("hermes", "llama3_json", "mistral", "qwen3_coder")
 
 
 class Engine:
@@ -97,6 +88,22 @@ def test_a_websocket_is_closed() -> None:
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
+def test_a_websocket_is_told_why_where_its_server_can_say_it() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(b"x-raycluster-models", b"b")]
+    can: dict[str, Any] = {"websocket.http.response": {}}
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": raw, "extensions": can}
+    asyncio.run(Guard(Engine(), "a")(scope, None, send))  # type: ignore[arg-type]
+    start, body = sent
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 403)
+    assert body["type"] == "websocket.http.response.body"
+    assert json.loads(body["body"])["error"]["code"] == "model_not_found"
+
+
 @pytest.mark.parametrize("model", ["a", ""])
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/m/a/v1/models"])
 @pytest.mark.parametrize(
@@ -117,11 +124,6 @@ def test_a_list_that_is_none_passes(body: bytes) -> None:
     assert ask(Guard(Engine(body), ""), "/v1/models", owned(models="a"))[1] == body
 
 
-@pytest.mark.parametrize("owner", ["", "a b", "-a", "a" * 65, "\u00e4", 'a"'])
-def test_an_owner_that_is_none_is_nobody(owner: str) -> None:
-    assert asked_by([(b"x-raycluster-owner", owner.encode())]) == (NOBODY, None)
-
-
 def test_other_answers_pass_as_they_come() -> None:
     engine = Engine(b'{"error": {"message": "--tool-call-parser"}}', 500)
     seen: list[int] = []
@@ -140,23 +142,6 @@ def test_other_answers_pass_as_they_come() -> None:
     assert seen == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("model_type", "name", "parser"),
-    [
-        ("qwen2", "Qwen/Qwen2.5-7B-Instruct", "hermes"),
-        ("qwen3_moe", "Qwen/Qwen3-Coder-30B", "qwen3_coder"),
-        ("llama", "meta-llama/Llama-3.3-70B", "llama3_json"),
-        ("llama", "HuggingFaceTB/SmolLM2-135M", ""),
-        ("mistral", "mistralai/Mistral-7B", "mistral"),
-        ("llama", "NousResearch/Hermes-3-Llama-3.1-8B", "hermes"),
-        ("glm4_moe", "zai/glm", ""),
-        ("", "", ""),
-    ],
-)
-def test_the_parser_of_a_family(model_type: str, name: str, parser: str) -> None:
-    assert parser_of(model_type, name, KNOWN) == parser
-
-
 LIMITS = "x-raycluster-limits"
 
 
@@ -164,7 +149,7 @@ LIMITS = "x-raycluster-limits"
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Quotas:
     """Have nothing used by anybody."""
     made = Quotas()
-    monkeypatch.setattr(inside, "quotas", lambda: made)
+    monkeypatch.setattr(module, "quotas", lambda: made)
     return made
 
 
@@ -272,41 +257,3 @@ def test_a_websocket_over_the_limit_is_closed(fresh: Quotas) -> None:
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": raw}
     asyncio.run(Guard(Reading(), "a")(scope, None, send))  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1013}]
-
-
-def test_replicas_tell_what_is_used_elsewhere_and_clients_of_the_gateway_cannot(
-    fresh: Quotas,
-) -> None:
-    door = object.__new__(inside.Inside)
-    others = (b'{"alice": [1, 2, 3, 4, 5, 6]}',)
-    path = f"/m/a{inside.QUOTAS_PATH}"
-    status, body, _ = post(door, {}, path, others)
-    assert (status, json.loads(body)) == (200, {"limited": False, "used": {}})
-    assert post(door, owned(), path, others)[0] == 404
-    assert post(door, {}, path, (b"{",))[0] == 404
-
-
-def value(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
-
-
-def test_owners_are_counted_apart_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inside, "MOST_OWNERS", 2)
-    figures = inside.usage()
-    monkeypatch.setattr(figures, "_owners", set())
-    for owner in ("x", "y", "z", "x", "w"):
-        figures.took("counted", owner, 3, 1, 2)
-    named = "raycluster_usage_tokens_total"
-    found = {
-        owner: value(named, model="counted", owner=owner, kind="prompt")
-        for owner in ("x", "y", "z", "w", inside.OTHERS)
-    }
-    assert found == {"x": 6, "y": 3, "z": 0, "w": 0, inside.OTHERS: 6}
-
-
-def test_requests_are_counted_by_owner() -> None:
-    before = value("raycluster_usage_requests_total", model="m", owner="alice")
-    guard = Guard(Engine(), "m")
-    for headers, method in ((owned(), "POST"), (owned(models="b"), "POST"), (owned(), "GET")):
-        ask(guard, "/v1/x", headers, method)
-    assert value("raycluster_usage_requests_total", model="m", owner="alice") == before + 1
