@@ -128,6 +128,6 @@ def _like_ctrl_c(_number: int, frame: FrameType | None) -> None:
 
 def _end(code: int) -> NoReturn:
     sys.stderr.flush()
-    if questions := sys.modules.get("raycluster.core.questions"):
+    if questions := sys.modules.get("raycluster.core.console"):
         questions.leave()
     os._exit(code)  # threads that wait for hosts would keep the process alive

@@ -17,8 +17,7 @@ import pytest
 
 from raycluster.apply.context import ApplyContext
 from raycluster.apply.converge import preview
-from raycluster.apply.host_removal import leave, make_way
-from raycluster.apply.teardown import down
+from raycluster.apply.host_removal import down, leave, make_way
 from raycluster.core.errors import HostError, NewerRecordError, RayclusterError
 from raycluster.core.events import Event
 from raycluster.core.interfaces import Process, Secret, Versions

@@ -31,7 +31,7 @@ from raycluster import cli
 from raycluster.apply import applications
 from raycluster.apply.distribution import peer_transfer
 from raycluster.apply.preconditions import connectivity
-from raycluster.batch import head_connection, work
+from raycluster.batch import head_session, online
 from raycluster.batch.head_session import Open
 from raycluster.bench import server_metrics
 from raycluster.hosts import fleet
@@ -209,7 +209,7 @@ def staged(folder: Path) -> Iterator[Stage]:
             mock.patch.multiple(peer_transfer, BEGIN_S=0.2, PARTING_S=0.2, STUCK_S=0.2),
             # the lock is a living conversation
             mock.patch("raycluster.apply.converge.locked", lambda *_: nullcontext()),
-            mock.patch("raycluster.apply.teardown.locked", lambda *_: nullcontext()),
+            mock.patch("raycluster.apply.host_removal.locked", lambda *_: nullcontext()),
             mock.patch("raycluster.spec.read_spec", cache(raycluster.spec.read_spec)),
             mock.patch("typer.main.get_command", cache(typer.main.get_command)),
             mock.patch("httpx.create_ssl_context", cache(httpx.create_ssl_context)),
@@ -267,7 +267,7 @@ def attempt_at(stage: Stage, command: str, url: str, *, seconds: float = 0.2) ->
         mock.patch.multiple(
             retrying_client, _AWAY_BACKOFF_SECONDS=0.02, _FIRST_PATIENCE_SECONDS=0.5
         ),
-        mock.patch.multiple(work, _TICK_SECONDS=0.05),
+        mock.patch.multiple(online, _TICK_SECONDS=0.05),
         mock.patch.multiple(server_metrics, _TIMEOUT_S=0.1),
         mock.patch.multiple(replica_endpoints, METRICS_S=0.2),
     ):
@@ -276,7 +276,7 @@ def attempt_at(stage: Stage, command: str, url: str, *, seconds: float = 0.2) ->
 
 def attempt_offline(stage: Stage, head: Open) -> Outcome:
     """Run a batch by a job on a head. Raises as `attempt` does."""
-    with mock.patch.object(head_connection, "site", lambda _: head):
+    with mock.patch.object(head_session, "site", lambda _: head):
         return _run(stage, OFFLINE, _OFFLINE)
 
 

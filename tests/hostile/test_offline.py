@@ -16,7 +16,7 @@ from raycluster.core.errors import HostError
 from raycluster.core.interfaces import Channel, Completed
 from raycluster.core.untrusted import ANSWER_BYTES, too_much
 from raycluster.hosts.http import asking_client
-from raycluster.hosts.ray_jobs import RayJobs
+from raycluster.hosts.ray_api import RayJobs
 from raycluster.serve.asking.result import Result
 from raycluster.serve.offline.order import (
     INPUT_FILE,

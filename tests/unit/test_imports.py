@@ -40,7 +40,7 @@ PURE = (
     *("spec", "spec.[!s]*", "spec.se[!c]*", "spec.sections", "spec.shape", "spec.secret_values"),
     *("observe.diagnosis", "observe.engine_metrics"),
     *("apply.engine_probe.told", "apply.engine_probe.judge"),
-    *("export.design", "export.readme", "export.written", "export.formats", "export.compose"),
+    *("export.design", "export.readme", "export.tree", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
     *("logs.lines", "support.redact"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
@@ -74,11 +74,9 @@ SHARED = {
         "serve.rootcause",
         "serve.failures",
         "serve.model_refs",
-        "serve.file_selection",
     ),
     *(
-        "serve.asking.error_text",
-        "serve.asking.coding",
+        "serve.asking.result",
         "serve.asking.room",
         "serve.adding",
         "serve.environment",
@@ -86,7 +84,6 @@ SHARED = {
     ),
     *(
         "serve.asking.retrying_client",
-        "serve.asking.result",
         "serve.asking.sender",
         "serve.offline.order",
     ),
@@ -103,7 +100,7 @@ HOST_CODE = (
 # Packages of others that stand in few places.
 OWNERS: dict[str, tuple[str, ...]] = {
     "httpx": (
-        *("hosts.http", "hosts.dashboard", "hosts.ray_api", "hosts.ray_jobs", "observe.health"),
+        *("hosts.http", "hosts.dashboard", "hosts.ray_api", "observe.health"),
         *("observe.model_hub", "observe.image_registry", "observe.replica_endpoints"),
         *("apply.applications", "apply.smoke_test", "apply.look_ahead", "check.open_ports"),
         *("tunnel.cluster_api", "openai_client.*", "bench.*", "drill.*", "status.*", "support.*"),
@@ -116,7 +113,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "uvloop": ("bench.loops",),
     "jinja2": ("core.templates",),
     "plotly": ("bench.page",),
-    "yaml": ("export.written",),
+    "yaml": ("export.tree",),
     "cryptography": ("services.certificate", "hosts.transports.ssh*"),
     "typer": ("cli", "commands.*"),
     "prometheus_client": ("serve.*", "observe.engine_metrics"),

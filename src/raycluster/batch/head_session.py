@@ -10,8 +10,50 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Protocol, Self, TypeVar
 
-from raycluster.core.errors import ConnectionLostError, HostError, UnreachableError
+from raycluster.core.errors import AppError, ConnectionLostError, HostError, UnreachableError
 from raycluster.core.interfaces import Shell, Tell
+from raycluster.hosts.session import OpenedSpec
+
+
+def site(opened: OpenedSpec) -> Callable[[], AbstractContextManager[BatchHead]]:
+    """Return what connects to the head: raises HostError, and AppError where no model runs."""
+
+    @contextmanager
+    def connect() -> Iterator[BatchHead]:
+        from raycluster.batch.head_session import BatchHead
+        from raycluster.hosts.dashboard import dashboard
+        from raycluster.hosts.ray_api import RayJobs
+        from raycluster.observe.cluster import observe
+        from raycluster.serve.settings import ROUTER
+
+        spec = opened.spec
+        with opened.fleet() as fleet:
+            state = observe(spec, fleet)
+            head = fleet[spec.head_host.name]
+            if problem := state.problem(head.host):
+                raise problem
+            if not state.runs(head.host) or state.token is None:
+                raise HostError(
+                    "the head is not running", where=head.host.name, hint="raycluster up"
+                )
+            if state.head_problem:
+                raise state.head_problem
+            if not state.apps:
+                raise AppError(
+                    "no model is deployed", where=spec.cluster.name, hint="raycluster up"
+                )
+            with dashboard(head, spec.ports.dashboard, state.token) as client:
+                yield BatchHead(
+                    head.host.name,
+                    head.runtime.inside(head.host.role),
+                    RayJobs(head.host.name, client),
+                    head.address,
+                    spec.ports.api,
+                    sum(app.serving for app in state.apps if app.name != ROUTER),
+                )
+
+    return connect
+
 
 T = TypeVar("T")
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)

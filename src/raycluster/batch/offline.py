@@ -12,9 +12,9 @@ from functools import partial
 
 from raycluster.batch.head_session import BatchHead, Open, ReconnectingSession, terminated
 from raycluster.batch.job import Refused
+from raycluster.batch.online import away, no_entry
 from raycluster.batch.report import ProgressLine
 from raycluster.batch.run import Runner, Sent, Task
-from raycluster.batch.work import away, no_entry
 from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import HostError, RayclusterError, RecordError, UsageError
 from raycluster.core.interfaces import PYTHON, Tell

@@ -8,10 +8,9 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
-from raycluster.bench.answer import IncompleteAnswerError, StreamedAnswer
+from raycluster.bench.answer import IncompleteAnswerError, SseParser, StreamedAnswer
 from raycluster.bench.record import RequestRecord
-from raycluster.bench.request_sequence import BenchRequest
-from raycluster.bench.sse import SseParser
+from raycluster.bench.schedule import BenchRequest
 from raycluster.openai_client.lines import CHAT, COMPLETIONS, GENERATING
 from raycluster.openai_client.target import Target
 from raycluster.openai_client.wire import (
@@ -21,8 +20,7 @@ from raycluster.openai_client.wire import (
     EarlyEndError,
     HttpWire,
 )
-from raycluster.serve.asking.coding import CodingError, Unpacker
-from raycluster.serve.asking.error_text import error_text, failure_in, hidden
+from raycluster.serve.asking.result import CodingError, Unpacker, error_text, failure_in, hidden
 from raycluster.serve.asking.room import SHARED, Room, RoomError
 
 _ERROR_BODY_BYTES = 64 * 1024

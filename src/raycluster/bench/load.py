@@ -11,12 +11,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from raycluster.bench.capacity import requests_per_second
-from raycluster.bench.limits import Limit
+from raycluster.bench.limits import Limit, SearchResult, found, probe
 from raycluster.bench.loops import run_loop
 from raycluster.bench.record import RequestRecord
-from raycluster.bench.request_sequence import RequestSequence
-from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load, recorded
-from raycluster.bench.search import SearchResult, found, probe
+from raycluster.bench.schedule import (
+    Closed,
+    Load,
+    Open,
+    Replay,
+    RequestSequence,
+    Shape,
+    check_load,
+    recorded,
+)
 from raycluster.bench.senders import InProcess, MultiProcess, Senders
 from raycluster.bench.server import ServerFigures, ServerWatch
 from raycluster.bench.stats import Bound, distribution, measure

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from raycluster.bench.client import Sender
 from raycluster.bench.record import RequestRecord
-from raycluster.bench.request_sequence import BenchRequest
+from raycluster.bench.schedule import BenchRequest
 
 T = TypeVar("T")
 

@@ -18,17 +18,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from raycluster.bench.limits import SearchResult
 from raycluster.bench.load import Conditions, Keep, generated, judged, run_bench
 from raycluster.bench.record import RequestRecord, checked
 from raycluster.bench.schedule import Load, Shape, shape_of
-from raycluster.bench.search import SearchResult
 from raycluster.bench.server import ServerFigures
 from raycluster.bench.stats import SampleStats
 from raycluster.bench.summary import BenchSummary, Level
 from raycluster.bench.verdict import Circumstances, Client
 from raycluster.core.errors import AnswerError, RayclusterError
 from raycluster.core.interfaces import Tell
-from raycluster.core.package_files import python_files
+from raycluster.core.templates import python_files
 from raycluster.core.untrusted import read_json
 from raycluster.core.wait import wait_for
 from raycluster.openai_client.prompts import Prompt

@@ -8,10 +8,9 @@ from typing import Any
 
 from raycluster.bench.baseline import Comparison
 from raycluster.bench.dataset import DatasetSummary
-from raycluster.bench.limits import Limit
+from raycluster.bench.limits import Limit, SearchResult
 from raycluster.bench.record import RequestRecord
 from raycluster.bench.schedule import Load, Shape
-from raycluster.bench.search import SearchResult
 from raycluster.bench.stats import Measures
 from raycluster.bench.verdict import Circumstances, Grade, Verdict, worst
 from raycluster.core.errors import MissedLimitError, RayclusterError

@@ -15,8 +15,18 @@ from typing import Any
 from raycluster.bench.client import Sender
 from raycluster.bench.loops import Done, Senders, Timing, closed_loop, open_loop, watch_lag
 from raycluster.bench.record import RequestRecord
-from raycluster.bench.request_sequence import BenchRequest, RequestSequence
-from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, arrivals, ramped, recorded
+from raycluster.bench.schedule import (
+    BenchRequest,
+    Closed,
+    Load,
+    Open,
+    Replay,
+    RequestSequence,
+    Shape,
+    arrivals,
+    ramped,
+    recorded,
+)
 from raycluster.openai_client.lines import (
     COMPLETIONS,
     EMBEDDINGS,

@@ -49,7 +49,7 @@ from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.models import DEFAULT_IMAGE
 from raycluster.spec.secret_values import Secrets
 from raycluster.state.images import others
-from raycluster.state.ownership import of_another
+from raycluster.state.members import of_another
 
 CLOCK_S = 5.0
 DISK_BYTES = 20 << 30

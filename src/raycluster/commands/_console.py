@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def confirm(question: str, would: str, *, where: str, hint: str) -> None:
     """Return when a person says yes. Raises UsageError where there is nobody to ask."""
+    from raycluster.core.console import asked
     from raycluster.core.errors import UsageError
-    from raycluster.core.questions import asked
 
     if not sys.stdin.isatty():
         raise UsageError(

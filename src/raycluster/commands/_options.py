@@ -29,7 +29,7 @@ def complete_processes(ctx: typer.Context, incomplete: str) -> list[str]:
     found = _spec_at_hand(ctx)
     if found is None:
         return []
-    from raycluster.services.names import processes
+    from raycluster.services.processes import processes
 
     return [name for name in processes(found) if name.startswith(incomplete)]
 

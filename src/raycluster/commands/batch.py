@@ -131,7 +131,7 @@ def batch(
 
     def runner(tell: Tell) -> Runner:
         if offline and opened:
-            from raycluster.batch.head_connection import site
+            from raycluster.batch.head_session import site
             from raycluster.batch.offline import offline as through_cluster
 
             return through_cluster(site(opened))

@@ -37,7 +37,7 @@ def down(
             where=name,
             hint="add --yes",
         )
-    from raycluster.apply.teardown import down as run
+    from raycluster.apply.host_removal import down as run
     from raycluster.report.progress import progress
 
     with opened.fleet() as fleet, progress(_console.err()) as listen:

@@ -26,8 +26,8 @@ def exec_(node: Node, command: Command, spec: SpecOption = None) -> None:
     """Run a command inside a node, with its files, environment and user."""
     opened = session.open_session(spec)
     from raycluster.core.errors import CommandError
-    from raycluster.observe.ownership import ours
-    from raycluster.services.names import role_of
+    from raycluster.observe.liveness import ours
+    from raycluster.services.processes import role_of
 
     host, role = role_of(opened.spec, node)
     with opened.fleet() as fleet:

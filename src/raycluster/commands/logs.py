@@ -82,12 +82,10 @@ def logs(
     Exit code 1 if one of several sources could not be read.
     """
     opened = session.open_session(spec)
-    from raycluster.logs.cause import causes
-    from raycluster.logs.choose import unknown
-    from raycluster.logs.cluster import find
+    from raycluster.logs.choose import seconds_ago, unknown
+    from raycluster.logs.cluster import causes, find
     from raycluster.logs.lines import View, pattern
     from raycluster.logs.read import LogRequest, read
-    from raycluster.logs.when import seconds_ago
 
     wanted = pattern(grep, ignore_case=ignore_case) if grep is not None else None
     young = None if since is None else seconds_ago(since, time.time())

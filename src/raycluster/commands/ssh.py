@@ -25,7 +25,7 @@ def ssh(node: Node, command: Command = None, spec: SpecOption = None) -> None:
     from raycluster.hosts.fleet import ssh_options
     from raycluster.hosts.transports.ssh import pinned_key
     from raycluster.hosts.transports.ssh_command import command_line
-    from raycluster.services.names import named_host
+    from raycluster.services.processes import named_host
 
     host = named_host(opened.spec, node)
     if host.transport != "ssh":

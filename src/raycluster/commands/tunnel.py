@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def tunnel(spec: SpecPath = None, named: SpecOption = None) -> None:
     """Forward the cluster's endpoints to 127.0.0.1 over SSH, until Ctrl-C."""
     opened = session.open_session(spec, named)
-    from raycluster.observe.ownership import check_up
+    from raycluster.observe.liveness import check_up
     from raycluster.tunnel.cluster_api import route
     from raycluster.tunnel.record import noted
     from raycluster.tunnel.run import endpoints, run

@@ -41,7 +41,7 @@ def usage(
 ) -> None:
     """Show requests, tokens and costs by key and model, as Prometheus has recorded them."""
     from raycluster.core.errors import UsageError
-    from raycluster.logs.when import seconds_ago
+    from raycluster.logs.choose import seconds_ago
 
     if as_json and as_csv:
         raise UsageError("--json and --csv: choose one", hint="name one of them")
@@ -65,7 +65,7 @@ def usage(
 def _ask(
     opened: session.OpenedSpec, seconds: int, by: Literal["key", "model"] | None
 ) -> UsageReport:
-    from raycluster.observe.ownership import ours
+    from raycluster.observe.liveness import ours
     from raycluster.status.usage import asked_at
 
     spec = opened.spec

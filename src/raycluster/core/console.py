@@ -1,9 +1,14 @@
-"""Rich's console, which writes nothing of others but what is printable: no escapes, no markup."""
+"""The terminal: only what is printable is written to it, and one Ctrl-C ends a question."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TextIO
+import contextlib
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -61,3 +66,36 @@ def _printable(segment: Segment) -> Segment:
     if style and style.link:
         style = style.update_link(None)
     return Segment(printable(segment.text, None), style)
+
+
+T = TypeVar("T")
+_modes: list[Any] = []
+
+
+def asked(question: Callable[[], T]) -> T:
+    """Return what `question` returns, which another thread waits for.
+
+    A thread that waits for input itself misses a signal that comes just before.
+    """
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:  # the caller's own
+            answer.set_exception(error)
+
+    with contextlib.suppress(termios.error, ValueError):  # no terminal
+        _modes[:] = termios.tcgetattr(sys.stdin.fileno())
+    threading.Thread(target=ask, daemon=True).start()
+    while wait([answer], timeout=1.0).not_done:
+        pass  # a signal that comes just before a wait is heeded after it
+    _modes.clear()
+    return answer.result()
+
+
+def leave() -> None:
+    """Let the terminal show again what is typed, where the program ends at a question."""
+    if _modes:
+        with contextlib.suppress(termios.error, ValueError):
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, _modes)

@@ -1,4 +1,4 @@
-"""Files rendered from `templates/`: no value gets in that is not escaped for the file's syntax."""
+"""The package's own files: templates, rendered and escaped for each syntax, and code for hosts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -159,3 +159,16 @@ def folder() -> Traversable:
     """Return the folder of templates: in the installed package, or in the checkout."""
     packaged = resources.files("raycluster") / "templates"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "templates"
+
+
+def python_files(part: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the paths, from `raycluster/` on, and contents of a folder's modules, or of one."""
+    yield from _walk(resources.files("raycluster") / part, f"raycluster/{part}")
+
+
+def _walk(place: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    if place.is_dir():
+        for entry in place.iterdir():
+            yield from _walk(entry, f"{path}/{entry.name}")
+    elif path.endswith((".py", ".lua")):
+        yield path, place.read_bytes()

@@ -9,8 +9,7 @@ from raycluster.core import templates
 from raycluster.core.interfaces import ROOT, Process, Volume, file_mode
 from raycluster.export.design import APP_FILE, CAPABILITIES, Design, Role, roles, sender
 from raycluster.export.readme import firewall, missing, readme
-from raycluster.export.tree import ExportedFile, Tree, script, secret
-from raycluster.export.written import as_yaml
+from raycluster.export.tree import ExportedFile, Tree, as_yaml, script, secret
 from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, WORKER
 from raycluster.spec import ResolvedHost

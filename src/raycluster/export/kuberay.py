@@ -16,8 +16,7 @@ from raycluster.core.errors import SpecError
 from raycluster.core.interfaces import ROOT, Process, Volume
 from raycluster.export.design import CAPABILITIES, Design, app_body, roles
 from raycluster.export.readme import readme
-from raycluster.export.tree import ExportedFile, Tree, secret
-from raycluster.export.written import as_yaml
+from raycluster.export.tree import ExportedFile, Tree, as_yaml, secret
 from raycluster.services.node_files import code_files
 from raycluster.services.ray_node import CACHES, CODE_FOLDER
 from raycluster.spec import ResolvedHost

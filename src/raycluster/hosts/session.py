@@ -74,7 +74,7 @@ class TerminalPrompt:
         """Return the answer; may be called from any thread."""
         import getpass
 
-        from raycluster.core.questions import asked
+        from raycluster.core.console import asked
 
         if not sys.stdin.isatty():
             return ""

@@ -27,8 +27,7 @@ from raycluster.services.gateway import GATEWAY
 from raycluster.services.ray_node import HEAD, MEMBERS_FILE, TOKEN_FILE
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import UNREAD, ClusterState, HostState
-from raycluster.state.members import read_members, read_token
-from raycluster.state.ownership import of_another
+from raycluster.state.members import of_another, read_members, read_token
 
 _READ_RECORDS = (
     f'cd "$RAYCLUSTER_ROOT" && head -c 65 {TOKEN_FILE} && echo && head -c {MOST + 1} {MEMBERS_FILE}'

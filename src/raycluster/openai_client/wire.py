@@ -17,7 +17,7 @@ import httpx
 
 from raycluster.core.errors import UsageError
 from raycluster.openai_client.target import Target
-from raycluster.serve.asking.error_text import is_secret
+from raycluster.serve.asking.result import is_secret
 
 CONNECT_SECONDS = 10.0
 MOST_HEADER_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from raycluster.services.ray_node import HEAD
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.gpus import advice, lacking_gpus
 from raycluster.state.cluster import ClusterState
-from raycluster.state.ownership import of_another
+from raycluster.state.members import of_another
 
 ANEW = "raycluster down and then raycluster up: Ray counts GPUs only when a node starts"
 """How a node counts its GPUs again; another `up` alone leaves it as it is."""

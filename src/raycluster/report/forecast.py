@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from raycluster.plan.forecast.cost import CostChange
 from raycluster.plan.forecast.downloads import Download, by_host, in_gb
 from raycluster.plan.forecast.fits import ModelForecast, Problem
 from raycluster.plan.forecast.interruptions import Interruption
-from raycluster.plan.forecast.whole import Forecast
+from raycluster.plan.forecast.whole import CostChange, Forecast
 from raycluster.plan.sizing.memory import Fit, in_gib
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raycluster.serve import hub
-from raycluster.serve.hub import Listing
-from raycluster.serve.hub_errors import ProblemError, explained, unreached
+from raycluster.serve.hub import Listing, ProblemError, explained, unreached
 from raycluster.serve.model_refs import ModelRef, is_path
 from raycluster.serve.node_files import load_secrets
 from raycluster.serve.rootcause import root_cause

@@ -16,8 +16,7 @@ from typing import Any
 
 from raycluster.serve import hub
 from raycluster.serve.fetch import record_of
-from raycluster.serve.hub import File, Listing
-from raycluster.serve.hub_errors import ProblemError
+from raycluster.serve.hub import File, Listing, ProblemError
 from raycluster.serve.model_refs import ModelRef
 from raycluster.serve.node_files import load_secrets
 from raycluster.serve.transfer import Item, read_order, run, say

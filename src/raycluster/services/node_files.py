@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raycluster.core.interfaces import Secret
-from raycluster.core.package_files import python_files
+from raycluster.core.templates import python_files
 from raycluster.serve.settings import haproxy_of
 from raycluster.services.data_path import HAPROXY, HAPROXY_FILE, HAPROXY_TOLD
 from raycluster.services.ray_node import CODE_FOLDER, SECRETS_FILE, TOKEN_FILE

@@ -12,7 +12,6 @@ from pydantic import (
 )
 
 from raycluster.core.tested_versions import VLLM
-from raycluster.spec.part import Part
 from raycluster.spec.types import (
     AtLeastOne,
     Count,
@@ -21,6 +20,7 @@ from raycluster.spec.types import (
     Function,
     ModelName,
     Operand,
+    Part,
     PythonVersion,
     Share,
     Text,

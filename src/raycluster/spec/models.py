@@ -26,7 +26,6 @@ from raycluster.spec.explain import suggest
 from raycluster.spec.gpus import lacking_gpus
 from raycluster.spec.known_images import DEFAULT_IMAGE, cuda_in, python_in
 from raycluster.spec.model_section import EngineEnvironment, Model, Replicas
-from raycluster.spec.part import Part
 from raycluster.spec.runtime_section import CPU_REQUIREMENTS, GPU_REQUIREMENTS, RAY_VERSION, Runtime
 from raycluster.spec.sections import Cluster, Host, Ports, Ssh, Worker
 from raycluster.spec.services import Distribution, Firewall, Gateway, Monitoring, Registry, Tls
@@ -34,6 +33,7 @@ from raycluster.spec.types import (
     EnvName,
     GpuCount,
     Line,
+    Part,
     Price,
     SecretSource,
 )

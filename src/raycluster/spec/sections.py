@@ -9,7 +9,6 @@ from pydantic import (
     model_validator,
 )
 
-from raycluster.spec.part import Part
 from raycluster.spec.runtime_section import Runtime
 from raycluster.spec.types import (
     AtLeastOne,
@@ -23,6 +22,7 @@ from raycluster.spec.types import (
     Label,
     NodeAddress,
     Operand,
+    Part,
     Port,
     Price,
     Seconds,

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raycluster.spec.part import Part
 from raycluster.spec.types import (
     AtLeastOne,
     Bytes,
@@ -21,6 +20,7 @@ from raycluster.spec.types import (
     ModelName,
     Moment,
     Operand,
+    Part,
     Port,
     RegistryName,
     Seconds,

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -438,3 +440,9 @@ Function = Annotated[
     ),
 ]
 EngineArgs = Annotated[dict[str, Any], AfterValidator(_engine_args)]
+
+
+class Part(BaseModel):
+    """What every table is: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

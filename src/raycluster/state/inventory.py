@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycluster.core.interfaces import Facts
-from raycluster.serve.file_selection import WEIGHTS, needed_files
-from raycluster.serve.model_refs import ModelRef
+from raycluster.serve.model_refs import WEIGHTS, ModelRef, needed_files
 
 
 @dataclass(frozen=True)

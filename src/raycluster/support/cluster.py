@@ -27,7 +27,7 @@ from raycluster.spec.layers import read_dotenv
 from raycluster.spec.secret_values import Secrets
 from raycluster.status.ask import StatusWatcher
 from raycluster.status.json import status_json
-from raycluster.support.parts import FILE, ArchiveParts
+from raycluster.support.archive import FILE, ArchiveParts
 from raycluster.support.redact import is_secret_name, secret_values, shown_variables
 
 _PACKAGES = ("typer", "rich", "pydantic", "paramiko", "docker", "httpx", "jinja2", "cryptography")

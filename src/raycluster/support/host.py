@@ -20,7 +20,7 @@ from raycluster.services.processes import roles
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec import ClusterSpec
 from raycluster.support import on_node
-from raycluster.support.parts import FILE, ArchiveParts
+from raycluster.support.archive import FILE, ArchiveParts
 from raycluster.support.redact import secret_values, shown_variables
 
 if TYPE_CHECKING:

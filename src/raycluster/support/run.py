@@ -13,12 +13,12 @@ from raycluster.core.errors import RayclusterError
 from raycluster.core.events import Event, Listener
 from raycluster.hosts.fleet import Connected, Fleet
 from raycluster.observe.diagnosis import Health
-from raycluster.observe.ownership import ours
+from raycluster.observe.liveness import ours
 from raycluster.spec import ClusterSpec, ResolvedHost
 from raycluster.spec.secret_values import Secrets
 from raycluster.status.json import UNREACHED
 from raycluster.support import archive, cluster, host
-from raycluster.support.parts import ALL, HOST, ArchiveParts
+from raycluster.support.archive import ALL, HOST, ArchiveParts
 from raycluster.support.redact import Redactor
 
 SCHEMA = 1

@@ -1,12 +1,13 @@
-"""The forwarder in this process: local listeners, and a stream of the transport per connection."""
+"""The forwarder in this process: local listeners, each connection copied to a stream of its own."""
 
 from __future__ import annotations
 
 import selectors
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Event, Lock, Thread, current_thread
 from types import TracebackType
 from typing import Protocol, Self
@@ -14,7 +15,72 @@ from typing import Protocol, Self
 from raycluster.core.errors import ConnectionLostError, HostError, PortInUseError
 from raycluster.core.interfaces import Address, ByteStream
 from raycluster.tunnel.ports import LOOPBACK, Forward
-from raycluster.tunnel.relay import SocketRelay, reset
+
+CHUNK = 65536
+BROKEN = (OSError, EOFError, HostError)
+"""What a stream raises when it, or the connection that carries it, is gone."""
+
+
+def reset(local: socket.socket) -> None:
+    """Close so that the peer gets an error, not an end: what it has read so far is not all."""
+    with suppress(OSError):
+        local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    local.close()
+
+
+class SocketRelay:
+    """Copies until both directions have ended or one broke; a slow reader holds up only itself."""
+
+    def __init__(self, local: socket.socket, remote: ByteStream) -> None:
+        self._local = local
+        self._remote = remote
+        self._broken = False
+
+    def run(self) -> None:
+        """Copy both ways; returns when both ends are closed."""
+        up = Thread(target=self._copy, args=(self._local, self._remote), daemon=True)
+        try:
+            up.start()
+            self._copy(self._remote, self._local)
+            up.join()
+        except RuntimeError:
+            self.abort()  # no more threads on this machine
+        finally:
+            self._close()
+
+    def _copy(self, source: ByteStream, sink: ByteStream) -> None:
+        try:
+            while data := source.recv(CHUNK):
+                sink.sendall(data)
+            if not self._broken:
+                sink.shutdown(socket.SHUT_WR)
+        except BROKEN:
+            self.abort()
+
+    def abort(self) -> None:
+        """End both directions; the local client will see a reset."""
+        self._broken = True
+        # wakes our own reads; SHUT_WR here would send the clean end that a reset should replace
+        with suppress(OSError):
+            self._local.shutdown(socket.SHUT_RD)
+        with suppress(*BROKEN):
+            self._remote.shutdown(socket.SHUT_RDWR)
+        with suppress(*BROKEN):
+            self._remote.close()
+
+    def force(self) -> None:
+        """After `abort`: also end a write that waits for a client that does not read."""
+        with suppress(OSError):
+            self._local.shutdown(socket.SHUT_WR)
+
+    def _close(self) -> None:
+        if self._broken:
+            reset(self._local)
+        else:
+            self._local.close()
+        with suppress(*BROKEN):
+            self._remote.close()
+
 
 BACKLOG = 1024
 GRACE = 1.0

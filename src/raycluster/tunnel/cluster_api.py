@@ -94,7 +94,7 @@ def once(opened: OpenedSpec, fleet: Fleet) -> Iterator[tuple[str, Callable[[], b
 
     Beside it stands a function that tells whether this connection still stands.
     """
-    from raycluster.observe.ownership import ours
+    from raycluster.observe.liveness import ours
     from raycluster.tunnel.channels import ChannelForwarder
     from raycluster.tunnel.ports import choose_ports
 
@@ -114,7 +114,7 @@ def kept(opened: OpenedSpec, tell: Tell) -> Iterator[tuple[str, Check]]:
 
     Raises HostError when the first connection fails; the check does when a later one may not be.
     """
-    from raycluster.observe.ownership import check_ours
+    from raycluster.observe.liveness import check_ours
     from raycluster.tunnel.keep import keep
     from raycluster.tunnel.ports import choose_ports
 

@@ -138,7 +138,7 @@ from pathlib import Path
 from raycluster.batch.input_summary import check_lines, summarize
 from raycluster.batch.job import RequestShape, to_job
 from raycluster.batch.ledger import Ledger
-from raycluster.batch.work import BatchRun
+from raycluster.batch.online import BatchRun
 from raycluster.openai_client.files import PromptFile
 from raycluster.serve.asking.retrying_client import Tries
 from raycluster.serve.asking.result import Reply, Fingerprint

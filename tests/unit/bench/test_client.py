@@ -6,7 +6,7 @@ import pytest
 
 from raycluster.bench.answer import IncompleteAnswerError
 from raycluster.bench.client import _body_text, _Exchange
-from raycluster.bench.request_sequence import BenchRequest
+from raycluster.bench.schedule import BenchRequest
 from raycluster.openai_client.prompts import Prompt
 from raycluster.serve.asking.room import Room
 

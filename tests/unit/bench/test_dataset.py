@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
-from raycluster.bench.request_sequence import RequestSequence
-from raycluster.bench.schedule import Load
+from raycluster.bench.schedule import Load, RequestSequence
 from raycluster.core.errors import UsageError
 from raycluster.openai_client.prompts import Defaults
 

@@ -18,7 +18,7 @@ from raycluster.cli import app
 from raycluster.core.errors import UsageError
 from raycluster.core.interfaces import Found, Process, Versions
 from raycluster.hosts.fleet import Fleet, connect
-from raycluster.logs.cause import causes
+from raycluster.logs.cluster import causes
 from raycluster.serve.rootcause import MARK
 from raycluster.spec import read_spec
 from raycluster.state.cluster import App, ClusterState, HostState

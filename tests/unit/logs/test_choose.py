@@ -6,7 +6,15 @@ import pytest
 
 from raycluster.core.errors import UsageError
 from raycluster.core.interfaces import Found
-from raycluster.logs.choose import Chosen, ReplicaChoice, choose, ids, numbered, targets
+from raycluster.logs.choose import (
+    Chosen,
+    ReplicaChoice,
+    choose,
+    ids,
+    numbered,
+    seconds_ago,
+    targets,
+)
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState, HostState, Replica
 
@@ -108,3 +116,34 @@ def test_a_number_is_the_place_in_the_list_of_status() -> None:
 
 def test_replicas_are_known_by_the_processes_of_their_node() -> None:
     assert ids(STATE.apps or (), "10.0.0.2") == {"8": "bbbb2222"}
+
+
+NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1.5", 1.5),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("2d", 172800),
+        ("2025-12-31T23:59:00Z", 60),
+        ("2026-01-01T00:59:30+01:00", 30),
+        (" 10s ", 10),
+    ],
+)
+def test_durations_and_moments(text: str, seconds: float) -> None:
+    assert seconds_ago(text, NOW) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "ten", "10x", "-5", "m", "2026-13-01T00:00:00Z", "1h 30m"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid time"):
+        seconds_ago(text, NOW)
+
+
+def test_what_is_still_to_come_is_refused() -> None:
+    with pytest.raises(UsageError, match="is in the future"):
+        seconds_ago("2027-01-01T00:00:00Z", NOW)

@@ -6,11 +6,10 @@ import io
 
 from rich.console import Console
 
-from raycluster.plan.forecast.cost import CostChange
 from raycluster.plan.forecast.downloads import Download
 from raycluster.plan.forecast.fits import ModelForecast, Problem
 from raycluster.plan.forecast.interruptions import Interruption
-from raycluster.plan.forecast.whole import Forecast
+from raycluster.plan.forecast.whole import CostChange, Forecast
 from raycluster.plan.sizing.memory import Fit, ReplicaMemory
 from raycluster.report.forecast import forecast_json, forecast_view
 from raycluster.report.outcome import plan_json

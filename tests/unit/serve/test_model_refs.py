@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raycluster.serve.model_refs import ModelRef, differences, model_refs
+from raycluster.serve.model_refs import ModelRef, differences, model_refs, needed_files
 from raycluster.serve.settings import ModelSettings
 
 
@@ -49,3 +49,29 @@ def test_a_draft_and_a_tokenizer_are_brought_too(draft: object) -> None:
 )
 def test_the_first_difference_is_named(other: dict[str, str], told: str) -> None:
     assert differences({"h1": {"a": "1 x", "b": "2"}, "h2": other}) == told
+
+
+PLAIN = ("config.json", "tokenizer.json", "chat_template.jinja")
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+BIN = ("pytorch_model.bin",)
+OWN = ("consolidated.safetensors",)
+OTHERS = (".gitattributes", "original/params.json", "onnx/model.onnx", "a.gguf", "tf_model.h5")
+
+
+@pytest.mark.parametrize(
+    ("names", "load_format", "weights", "brought"),
+    [
+        (PLAIN + SHARDS + BIN + OTHERS, "auto", True, PLAIN + SHARDS),
+        (PLAIN + BIN + OTHERS, "auto", True, PLAIN + BIN),
+        (PLAIN + SHARDS, "dummy", True, PLAIN),
+        (PLAIN + SHARDS, "auto", False, PLAIN),
+        (PLAIN + SHARDS + OWN, "auto", True, PLAIN + SHARDS),
+        (PLAIN + SHARDS + OWN, "mistral", True, PLAIN + OWN),
+        (("params.json", *OWN), "auto", True, ("params.json", *OWN)),
+        ((*PLAIN, "a.pt", *BIN), "pt", True, (*PLAIN, "a.pt")),
+    ],
+)
+def test_weights_are_brought_in_one_form(
+    names: tuple[str, ...], load_format: str, weights: bool, brought: tuple[str, ...]
+) -> None:
+    assert needed_files(names, load_format, weights=weights) == brought

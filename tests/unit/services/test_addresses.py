@@ -17,8 +17,8 @@ from raycluster.core.interfaces import Secret
 from raycluster.plan.preconditions import check_addresses
 from raycluster.services.firewall import ruleset
 from raycluster.services.gateway import gateway, own_certificate
-from raycluster.services.head import head
 from raycluster.services.prometheus import gateways
+from raycluster.services.ray_node import head
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 

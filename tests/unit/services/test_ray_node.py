@@ -6,8 +6,7 @@ import pytest
 
 from raycluster.core.cgroups import Limits
 from raycluster.core.interfaces import ROOT, BoxOptions, Process, Secret
-from raycluster.services.head import head
-from raycluster.services.ray_node import within
+from raycluster.services.ray_node import head, within
 from raycluster.services.wiring import Wiring
 from raycluster.spec import ClusterSpec
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.core.errors import HostError, UsageError
-from raycluster.support.archive import check_folder, refuse_existing, write
-from raycluster.support.parts import ArchiveParts
+from raycluster.support.archive import ArchiveParts, check_folder, refuse_existing, write
 
 
 def test_it_holds_the_files_for_its_owner_alone(tmp_path: Path) -> None:

@@ -49,7 +49,15 @@ from raycluster.hosts.runtimes.docker_engine import (
     refuse_process,
 )
 from raycluster.hosts.runtimes.docker_errors import Edge
-from raycluster.hosts.runtimes.docker_gpus import GpuOptions, gpu_options
+from raycluster.hosts.runtimes.docker_gpus import FOLDER as RDMA
+from raycluster.hosts.runtimes.docker_gpus import (
+    LOCK,
+    PIN,
+    GpuOptions,
+    gpu_options,
+    has_rdma,
+    with_rdma,
+)
 from raycluster.hosts.runtimes.docker_http import newest_info
 from raycluster.hosts.runtimes.docker_image import Images, digests, source_of
 from raycluster.hosts.runtimes.docker_options import (
@@ -67,8 +75,6 @@ from raycluster.hosts.runtimes.docker_options import (
     with_added,
 )
 from raycluster.hosts.runtimes.docker_ray import RAY, AddedRay, RayAdder
-from raycluster.hosts.runtimes.docker_rdma import FOLDER as RDMA
-from raycluster.hosts.runtimes.docker_rdma import LOCK, PIN, has_rdma, with_rdma
 from raycluster.hosts.runtimes.docker_shell import DockerShell
 from raycluster.services.ray_node import RAY_ROLES
 from raycluster.spec.known_images import versions_in

@@ -1,10 +1,10 @@
-"""How a container is given the host's GPUs."""
+"""How a container is given the host's GPUs, and the RDMA devices that they talk through."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from docker.types import DeviceRequest
@@ -13,7 +13,7 @@ from raycluster.core.accelerators import amd
 from raycluster.core.accelerators import host as hardware
 from raycluster.core.accelerators.choice import WITHOUT, visible
 from raycluster.core.errors import RuntimeUnavailableError
-from raycluster.core.interfaces import Gpus, Transport
+from raycluster.core.interfaces import BoxOptions, Gpus, Transport
 from raycluster.core.untrusted import text_of
 from raycluster.hosts.runtimes.docker_errors import TOOLKIT
 
@@ -160,3 +160,30 @@ def _amd(
             )
         devices = ["/dev/kfd", *(there[str(each)] for each in wanted)]
     return {"devices": devices, "group_add": ["video", *groups]}
+
+
+FOLDER = "/dev/infiniband"
+LOCK, PIN = "memlock", "IPC_LOCK"
+
+
+def has_rdma(transport: Transport, folder: str = FOLDER) -> bool:
+    """Tell whether the host has devices through which programs use RDMA."""
+    look = 'for device in "$1"/uverbs*; do [ -c "$device" ] && echo yes && break; done; true'
+    done = transport.run(("sh", "-c", look, "sh", folder))
+    return text_of(done, "look for RDMA devices", transport.address) == "yes"
+
+
+def with_rdma(box: BoxOptions, folder: str = FOLDER) -> BoxOptions:
+    """Return the options with which RDMA works: its devices, and memory that stays where it is.
+
+    What is already said of one of them stays.
+    """
+    given = {device.partition(":")[0].rstrip("/") for device in box.devices}
+    own = any(path == folder or path.startswith(f"{folder}/") for path in given)
+    pinned = {each.removeprefix("CAP_") for each in box.capabilities}
+    return replace(
+        box,
+        devices=box.devices if own else (*box.devices, folder),
+        ulimits={LOCK: -1, **box.ulimits},
+        capabilities=box.capabilities if PIN in pinned else (*box.capabilities, PIN),
+    )

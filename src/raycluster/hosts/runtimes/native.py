@@ -35,8 +35,7 @@ from raycluster.core.interfaces import (
 from raycluster.core.stored_json import MOST, unread
 from raycluster.core.untrusted import Told, is_name, versions
 from raycluster.hosts.runtimes.native_environment import PYTHON, NativeEnvironment
-from raycluster.hosts.runtimes.native_program import supervisor_program
-from raycluster.hosts.runtimes.native_remote import Remote, entering
+from raycluster.hosts.runtimes.native_remote import Remote, entering, supervisor_program
 from raycluster.requirements import RequirementsLock
 
 SCHEMA = 1  # of launch.json

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import paramiko
 
 from raycluster.hosts.transports.ssh_attempt import LoginAttempt, SkippedKeyError
+from raycluster.hosts.transports.ssh_key_files import key_kind
 from raycluster.hosts.transports.ssh_paramiko import Agent
-from raycluster.hosts.transports.ssh_public_keys import key_kind
 
 _AGENT_SECONDS = 10.0
 _SIGN_SECONDS = 30.0

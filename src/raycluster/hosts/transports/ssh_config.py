@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import glob
 import os
 import re
 import shlex
 import socket
+import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +18,33 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 
 from raycluster.core.errors import UsageError
-from raycluster.hosts.transports.ssh_files import read_file
 from raycluster.hosts.transports.ssh_options import DEFAULT_CONFIG
+
+LARGEST = 16 << 20
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return a file's bytes, none for the null device, without ever waiting for them.
+
+    Raises OSError, also for a pipe, a device, a name that no file can have, and above 16 MiB.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "this is not a valid file name")
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, "is a directory")
+        if not stat.S_ISREG(mode) and str(path) != os.devnull:
+            raise OSError(errno.EINVAL, "is not a regular file")
+        with open(descriptor, "rb", closefd=False) as file:  # a descriptor
+            content = file.read(LARGEST + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, f"is larger than {LARGEST >> 20} MiB")
+    return content
+
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 _LINE = re.compile(r'"?(\w+)"?(?:\s*=\s*|\s+|$)(.*)', re.ASCII)

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raycluster.core.errors import HostKeyError, UnjudgedKeyError
-from raycluster.hosts.transports.ssh_config import lowered, matches
-from raycluster.hosts.transports.ssh_files import read_file
+from raycluster.hosts.transports.ssh_config import lowered, matches, read_file
 from raycluster.hosts.transports.ssh_options import SshOptions
 from raycluster.hosts.transports.ssh_target import SshTarget
 

@@ -11,15 +11,17 @@ from raycluster.core.errors import AuthError, BeyondLibraryError
 from raycluster.hosts.transports.ssh_agent import LoginAgent
 from raycluster.hosts.transports.ssh_attempt import Ask, LoginAttempt, LoginKey, SkippedKeyError
 from raycluster.hosts.transports.ssh_hostkeys import HostKey
-from raycluster.hosts.transports.ssh_key_files import KeyFile, check_required, private_key_text
-from raycluster.hosts.transports.ssh_paramiko import Connection
-from raycluster.hosts.transports.ssh_public_keys import (
+from raycluster.hosts.transports.ssh_key_files import (
     CERTIFIED,
+    KeyFile,
     certificates_of,
+    check_required,
     key_kind,
     plain_key,
+    private_key_text,
     public_half,
 )
+from raycluster.hosts.transports.ssh_paramiko import Connection
 from raycluster.hosts.transports.ssh_target import SshTarget
 
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")

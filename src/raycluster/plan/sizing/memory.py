@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from raycluster.plan.sizing.cache import (
+from raycluster.plan.sizing.layers import (
     CPU_BLOCK,
     GPU_BLOCK,
     LATENT_CPU_BLOCK,

@@ -10,8 +10,17 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from raycluster.serve.asking.error_text import error_text, failure_in, hidden, printable, status_in
-from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
+from raycluster.serve.asking.result import (
+    AskedLine,
+    Reply,
+    Result,
+    UnansweredError,
+    error_text,
+    failure_in,
+    hidden,
+    printable,
+    status_in,
+)
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 AWAY = frozenset({429, 502, 503, 504})

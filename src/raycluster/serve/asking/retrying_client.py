@@ -9,9 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from raycluster.serve.asking.adaptive_limiter import AdaptiveLimiter
-from raycluster.serve.asking.rate import Rate
-from raycluster.serve.asking.request_gate import RequestGate
+from raycluster.serve.asking.adaptive_limiter import AdaptiveLimiter, Rate, RequestGate
 from raycluster.serve.asking.result import AskedLine, Reply, Result, UnansweredError
 from raycluster.serve.asking.retry_policy import NO_ENTRY, Retry, decide, failed, unanswered
 

@@ -14,9 +14,14 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import h11
 
-from raycluster.serve.asking.coding import CodingError, Unpacker
-from raycluster.serve.asking.error_text import hidden, is_secret
-from raycluster.serve.asking.result import Reply, UnansweredError
+from raycluster.serve.asking.result import (
+    CodingError,
+    Reply,
+    UnansweredError,
+    Unpacker,
+    hidden,
+    is_secret,
+)
 from raycluster.serve.asking.room import SHARED, Room, RoomError
 
 _CONNECT_SECONDS = 10.0

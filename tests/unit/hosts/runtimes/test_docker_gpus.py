@@ -11,8 +11,15 @@ import docker
 import pytest
 
 from raycluster.core.errors import RuntimeUnavailableError
-from raycluster.core.interfaces import ByteStream, Gpus, Process
-from raycluster.hosts.runtimes.docker_gpus import GpuOptions, gpu_options, look_script, options_of
+from raycluster.core.interfaces import BoxOptions, ByteStream, Gpus, Process
+from raycluster.hosts.runtimes.docker_gpus import (
+    GpuOptions,
+    gpu_options,
+    has_rdma,
+    look_script,
+    options_of,
+    with_rdma,
+)
 from raycluster.hosts.runtimes.docker_http import open_client
 from raycluster.hosts.runtimes.docker_options import container_options
 from raycluster.hosts.transports.local import LocalTransport
@@ -191,3 +198,36 @@ def test_the_shell_looks_for_each_program_and_at_files(tmp_path: Path) -> None:
     ]
     assert f"group {os.getgid()}" in lines or "group 0" in lines
     assert "dri" in lines
+
+
+WHOLE = BoxOptions(("/dev/infiniband",), {"memlock": -1}, ("IPC_LOCK",))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (BoxOptions(), WHOLE),
+        (WHOLE, WHOLE),
+        (
+            BoxOptions(("/dev/fuse",), {"nofile": 9}, ("SYS_NICE",), "host"),
+            BoxOptions(
+                ("/dev/fuse", "/dev/infiniband"),
+                {"memlock": -1, "nofile": 9},
+                ("SYS_NICE", "IPC_LOCK"),
+                "host",
+            ),
+        ),
+        (
+            BoxOptions(("/dev/infiniband/uverbs1",), {"memlock": 4096}, ("CAP_IPC_LOCK",)),
+            BoxOptions(("/dev/infiniband/uverbs1",), {"memlock": 4096}, ("CAP_IPC_LOCK",)),
+        ),
+    ],
+)
+def test_what_rdma_needs_is_added_to_what_is_said(given: BoxOptions, expected: BoxOptions) -> None:
+    assert with_rdma(given) == expected
+
+
+def test_a_folder_without_devices_is_no_rdma(tmp_path: Path) -> None:
+    (tmp_path / "uverbs0").touch()
+    assert not has_rdma(LocalTransport("here"), str(tmp_path))
+    assert not has_rdma(LocalTransport("here"), str(tmp_path / "none"))

@@ -23,7 +23,7 @@ from raycluster.core.wait import wait_for
 from raycluster.hosts.runtimes import native_systemd
 from raycluster.hosts.runtimes.native import NativeRuntime
 from raycluster.hosts.runtimes.native_processes import _look
-from raycluster.hosts.runtimes.native_program import MODULES, source
+from raycluster.hosts.runtimes.native_remote import MODULES, source
 from raycluster.hosts.transports.local import LocalTransport
 
 CRONTAB = """#!/bin/sh

@@ -10,10 +10,16 @@ import pytest
 from raycluster.core.errors import HostError, SpecError
 from raycluster.core.interfaces import Found, Process
 from raycluster.plan.actions import Action, Deploy, Reload, Remove, Start
-from raycluster.plan.forecast.cost import cost
 from raycluster.plan.forecast.fits import Problem
 from raycluster.plan.forecast.interruptions import interruptions
-from raycluster.plan.forecast.whole import Forecast, at_rest, forecast, refuse, starting_models
+from raycluster.plan.forecast.whole import (
+    Forecast,
+    at_rest,
+    cost,
+    forecast,
+    refuse,
+    starting_models,
+)
 from raycluster.plan.rollout import Rollout
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState, RayNode, Replica

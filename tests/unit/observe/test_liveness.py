@@ -11,8 +11,8 @@ from raycluster.commands.tunnel import tunnel
 from raycluster.core.errors import HostError, UsageError
 from raycluster.core.interfaces import Process, Versions
 from raycluster.hosts.fleet import connect
-from raycluster.observe.ownership import check_up
-from raycluster.services.names import role_of
+from raycluster.observe.liveness import check_up
+from raycluster.services.processes import role_of
 from raycluster.spec import read_spec
 
 SPEC = f"""

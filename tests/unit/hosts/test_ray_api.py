@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from raycluster.core.errors import AnswerError, ConnectionLostError, HostError
-from raycluster.hosts.ray_jobs import RayJobs
+from raycluster.hosts.ray_api import RayJobs
 
 Answer = Callable[[httpx.Request], httpx.Response]
 

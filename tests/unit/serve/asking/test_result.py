@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from raycluster.serve.asking.coding import CodingError, Unpacker
+from raycluster.serve.asking.result import CodingError, Unpacker
 
 PLAIN = b'{"choices": []}' * 100
 PACKED = {"gzip": gzip.compress(PLAIN, mtime=0), "deflate": zlib.compress(PLAIN), "identity": PLAIN}
