@@ -40,7 +40,6 @@ class Comparison:
     doubts: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as plain values."""
         names = ("where", "name", "before", "after", "worse")
         changes = [{name: getattr(c, name) for name in names} for c in self.changes]
         return {"changes": changes, "doubts": list(self.doubts)}

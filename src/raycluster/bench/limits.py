@@ -167,7 +167,6 @@ class SearchResult:
         return f"highest rate that meets {limits}: {self.kept:g} requests/s{above}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
         return {"limits": list(self.limits), "kept": self.kept, "missed": self.missed}
 
 

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from raycluster.bench.export import write_csv
@@ -53,12 +52,7 @@ class ResultsFolder(AbstractContextManager["ResultsFolder"]):
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._requests is None or self._folder is None:
             return
         empty = not self._requests.tell()

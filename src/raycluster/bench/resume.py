@@ -52,7 +52,6 @@ class LevelEnd:
 
     @classmethod
     def of(cls, level: Level) -> LevelEnd:
-        """Return the end of a level."""
         seen = level.seen
         return cls(
             level.shape,
@@ -65,7 +64,6 @@ class LevelEnd:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
         return {
             "load": self.shape.to_json(),
             "numbers": [self.numbers.start, self.numbers.stop],

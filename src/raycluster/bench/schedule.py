@@ -22,11 +22,9 @@ class Closed:
 
     @property
     def label(self) -> str:
-        """A short name."""
         return f"concurrency {self.concurrency}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the shape as plain values."""
         return {"kind": "closed", "concurrency": self.concurrency}
 
 
@@ -46,12 +44,10 @@ class Open:
 
     @property
     def label(self) -> str:
-        """A short name."""
         bursts = "" if self.burstiness == 1 else f", burstiness {self.burstiness:g}"
         return f"rate {self.rate:g}/s{bursts}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the shape as plain values."""
         shape = {"kind": "open", "rate": self.rate, "concurrency": self.concurrency}
         return shape if self.burstiness == 1 else {**shape, "burstiness": self.burstiness}
 
@@ -64,7 +60,6 @@ class Replay:
 
     @property
     def label(self) -> str:
-        """A short name."""
         return f"replay x{self.speed:g}"
 
     @property
@@ -73,7 +68,6 @@ class Replay:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the shape as plain values."""
         return {"kind": "replay", "speed": self.speed}
 
 

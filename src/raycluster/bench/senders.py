@@ -41,7 +41,6 @@ class Senders(Protocol):
         self, plan: Plan, *, warmed: Warmed, began: Began, done: Done, efforts: list[Effort]
     ) -> None:
         """Warm up and send; fills `efforts`, one for each process, also when it is cancelled."""
-        ...
 
 
 class InProcess:
@@ -53,7 +52,6 @@ class InProcess:
     async def level(
         self, plan: Plan, *, warmed: Warmed, began: Began, done: Done, efforts: list[Effort]
     ) -> None:
-        """Warm up and send."""
         effort = Effort()
         efforts.append(effort)
         self._worker.begin(plan)
@@ -106,7 +104,6 @@ class MultiProcess(AbstractContextManager["MultiProcess"]):
     async def level(
         self, plan: Plan, *, warmed: Warmed, began: Began, done: Done, efforts: list[Effort]
     ) -> None:
-        """Warm up and send."""
         self._counter.value = plan.numbers.start
         try:
             self._tell(plan)

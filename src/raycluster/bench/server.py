@@ -36,7 +36,6 @@ class ServerWatch(Protocol):
 
     def begin(self) -> None:
         """Look once, and then again and again beside the caller; to be called before the load."""
-        ...
 
     def end(self, origin: float, ramp: float = 0.0) -> ServerFigures | None:
         """Stop after a last look.
@@ -44,7 +43,6 @@ class ServerWatch(Protocol):
         `origin` is when the level began, on the monotonic clock, `ramp` its seconds that do not
         count in means and maxima.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ class Measures:
     request_goodput: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain values."""
         return asdict(self)
 
 

@@ -30,7 +30,6 @@ class Level:
     numbers: range = range(0)
 
     def to_json(self, limits: Sequence[Limit]) -> dict[str, Any]:
-        """Return the level as plain values."""
         return {
             "label": self.shape.label,
             "load": self.shape.to_json(),

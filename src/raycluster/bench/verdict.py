@@ -44,7 +44,6 @@ class Client:
     capacity: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain values."""
         return asdict(self)
 
 
@@ -78,7 +77,6 @@ class Verdict:
     reasons: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verdict as plain values."""
         return {"grade": self.grade, "reasons": list(self.reasons)}
 
 

@@ -111,7 +111,6 @@ class Shell(Protocol):
 
         A command that writes more than `untrusted.ANSWER_BYTES` is ended: AnswerError.
         """
-        ...
 
     def stream(
         self,
@@ -125,11 +124,9 @@ class Shell(Protocol):
         Raises CommandError, with its `status`, at the end of a command that did not end with 0, and
         HostError where it says nothing for `quiet` seconds.
         """
-        ...
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Write a file whole or not at all (temporary name, then rename); parents are made 0700."""
-        ...
 
 
 class Transport(Shell, Protocol):
@@ -138,20 +135,16 @@ class Transport(Shell, Protocol):
     @property
     def address(self) -> str:
         """The IP address that the host was reached at, or 127.0.0.1 for this machine."""
-        ...
 
     @property
     def alive(self) -> bool:
         """Whether the connection to the host stands, as far as is known without asking it."""
-        ...
 
     def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:
         """Open a stream to an address as the host sees it. Raises HostError."""
-        ...
 
     def close(self) -> None:
         """Close everything that was opened. May be called twice."""
-        ...
 
 
 Gpus = Choice
@@ -380,34 +373,27 @@ class ImageStore(Protocol):
 
     def socket_path(self) -> str:
         """Return where the host's own programs reach what keeps the images."""
-        ...
 
     def layers(self, image: str, digest: str = "") -> tuple[str, ...]:
         """Return the digests of the layers of what is run as an image; none without it."""
-        ...
 
     def digest(self, image: str) -> str:
         """Return which of a registry's images has this name here; "" without, or for another's."""
-        ...
 
     def registry_digest(self, image: str, login: RegistryLogin | None) -> str:
         """Return what the registry has under this name now, "" where it does not tell."""
-        ...
 
     def pullable(self, process: Process) -> bool:
         """Ask the registry of the process's image as a pull would; False where that tells nothing.
 
         Raises ImageError where a pull would fail.
         """
-        ...
 
     def save(self, image: str) -> Iterator[bytes]:
         """Yield an archive of an image."""
-        ...
 
     def load(self, archive: Iterable[bytes]) -> None:
         """Take the images of an archive."""
-        ...
 
 
 class Runtime(Protocol):
@@ -415,59 +401,48 @@ class Runtime(Protocol):
 
     def observe(self) -> tuple[Found, ...]:
         """Return our cluster's processes on this host; changes nothing."""
-        ...
 
     def prepare(self, process: Process, tell: Tell) -> Versions:
         """Bring the image or environment to the host and return what is in it; starts nothing."""
-        ...
 
     def outlook(self, process: Process, paths: Sequence[str]) -> PrepareForecast:
         """Return what `prepare` would bring, and where `paths`, as the process has them, lie.
 
         A path may begin with ROOT. Changes nothing, and needs no process to run.
         """
-        ...
 
     def known_versions(self, process: Process) -> KnownVersions:
         """Return what `prepare` would return, as far as it is known before; changes nothing."""
-        ...
 
     def verify(self, processes: Sequence[Process]) -> tuple[str, ...]:
         """Make sure that these can run here, and return what a person should know of it.
 
         Changes nothing. Raises RuntimeUnavailableError.
         """
-        ...
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
         """Replace whatever has this role by `process`, with `files` in place before it runs."""
-        ...
 
     def remove(self, role: str | None = None, *, purge: bool = False) -> tuple[str, ...]:
         """Remove one role, or everything of this cluster with its files; return what was removed.
 
         `purge` also removes the image or the shared environment.
         """
-        ...
 
     def inside(self, role: str) -> Shell:
         """Return a shell inside the process's box: same files, environment and user."""
-        ...
 
     def read(self, path: str) -> bytes:
         """Return a small file under ROOT, whether anything runs or not; empty where there is none.
 
         Raises RecordError where it is large, and where something of ours is there that cannot tell.
         """
-        ...
 
     def neighbours(self) -> Mapping[int, str]:
         """Return which other clusters run here, in words, by the ports that were noted of them."""
-        ...
 
     def sockets(self) -> frozenset[int]:
         """Return the inodes of the sockets that our cluster's processes have open here."""
-        ...
 
     def logs(
         self, role: str, *, follow: bool, tail: int | None, since: float | None
@@ -476,4 +451,3 @@ class Runtime(Protocol):
 
         A piece may be empty, so that who follows can end it while nothing is written.
         """
-        ...

@@ -54,20 +54,15 @@ class Fault(Protocol):
     @property
     def victim(self) -> str:
         """What is broken, for people."""
-        ...
 
     def inject(self) -> None:
         """Break it. Raises RayclusterError."""
-        ...
 
     def noticed(self) -> bool:
         """Tell whether the cluster knows of it."""
-        ...
 
     def recovered(self) -> bool:
         """Tell whether all is as before."""
-        ...
 
     def revert(self) -> None:
         """Take back what does not heal by itself; may be called at any time."""
-        ...

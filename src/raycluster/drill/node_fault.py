@@ -34,7 +34,6 @@ class NodeFault:
 
     @property
     def victim(self) -> str:
-        """The host."""
         return f"the {self.host.role} on {self.host.name}"
 
     def inject(self) -> None:

@@ -29,7 +29,6 @@ class PartitionFault:
 
     @property
     def victim(self) -> str:
-        """The host."""
         return f"the network between {self.host.name} and the other hosts"
 
     def inject(self) -> None:

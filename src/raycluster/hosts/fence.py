@@ -14,11 +14,9 @@ class Lease(Protocol):
 
     def valid(self) -> None:
         """Return where it surely goes on; asks nobody."""
-        ...
 
     def check(self) -> None:
         """Return where the host that keeps it says so."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,10 @@ class Fenced:
 
     @property
     def address(self) -> str:
-        """The IP address that the host was reached at."""
         return self.transport.address
 
     @property
     def alive(self) -> bool:
-        """Whether the connection to the host stands, as far as is known without asking it."""
         return self.transport.alive
 
     def run(
@@ -46,7 +42,6 @@ class Fenced:
         env: Mapping[str, str] | None = None,
         timeout: float | None = 60.0,
     ) -> Completed:
-        """Run to the end; see Shell."""
         self.valid()
         return self.transport.run(argv, input=input, env=env, timeout=timeout)
 
@@ -57,22 +52,18 @@ class Fenced:
         env: Mapping[str, str] | None = None,
         quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
-        """Yield output as it comes; see Shell."""
         self.valid()
         return self.transport.stream(argv, env=env, quiet=quiet)
 
     def put(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        """Write a file whole or not at all; see Shell."""
         self.valid()
         self.transport.put(path, content, mode=mode)
 
     def connect(self, address: Address, *, timeout: float = 10.0) -> ByteStream:
-        """Open a stream to an address as the host sees it. Raises HostError."""
         self.valid()
         return _Stream(self.transport.connect(address, timeout=timeout), self.valid)
 
     def close(self) -> None:
-        """Close everything that was opened."""
         self.transport.close()
 
 

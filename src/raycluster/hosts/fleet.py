@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from raycluster.core.accelerators.host import has_nvidia, quick_script
@@ -203,12 +202,7 @@ class Fleet:
     def __enter__(self) -> Fleet:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for reached in list(self._reached.values()):  # threads may still add to it
             if isinstance(reached, Connected):
                 reached.transport.close()

@@ -217,7 +217,6 @@ class SessionReplicas:
 
 
 def write(line: bytes) -> None:
-    """Write one line."""
     sys.stdout.buffer.write(line + b"\n")
 
 

@@ -44,7 +44,6 @@ class Source(Protocol):
 
     def lines(self, asked: LogRequest) -> Iterator[Line | None]:
         """Yield lines; None where there is none yet, so that its reader may end it."""
-        ...
 
 
 Told = tuple["_Reader", Line | RayclusterError | None]

@@ -28,11 +28,9 @@ class Sink(Protocol):
 
     def begun(self, status: int, headers: Mapping[str, str]) -> None:
         """Take the status and the headers, whose names are in lower case."""
-        ...
 
     def data(self, chunk: bytes) -> None:
         """Take a piece of the body."""
-        ...
 
 
 class WireError(Exception):

@@ -30,7 +30,6 @@ class Start:
     replaces: bool = False
 
     def describe(self) -> str:
-        """Return one line for a person."""
         sign = "~ restart" if self.replaces else "+ start"
         return f"{self.host}: {sign} {self.process.role} ({self.reason})"
 
@@ -44,7 +43,6 @@ class Reload:
     reason: str = "its files changed"
 
     def describe(self) -> str:
-        """Return one line for a person."""
         return f"{self.host}: ~ reload {self.process.role} ({self.reason})"
 
 
@@ -57,7 +55,6 @@ class ApplyFirewall:
     reason: str
 
     def describe(self) -> str:
-        """Return one line for a person."""
         verb = "~ write firewall rules" if self.rules else "- remove firewall rules"
         return f"{self.host}: {verb} ({self.reason})"
 
@@ -71,7 +68,6 @@ class Remove:
     reason: str
 
     def describe(self) -> str:
-        """Return one line for a person."""
         return f"{self.host}: - remove {self.role or 'everything of this cluster'} ({self.reason})"
 
 
@@ -83,7 +79,6 @@ class Deploy:
     reasons: tuple[str, ...]
 
     def describe(self) -> str:
-        """Return one line for a person."""
         return f"app: ~ deploy ({'; '.join(self.reasons)})"
 
     @property

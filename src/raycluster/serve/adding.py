@@ -218,7 +218,6 @@ def prove(part: Path, modules: list[str]) -> None:
 
 
 def say(**line: Any) -> None:  # noqa: ANN401  # JSON
-    """Write one line."""
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

@@ -58,7 +58,6 @@ def with_vllm(python: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Carry out the order on the command line."""
     order = json.loads(sys.argv[1])
     os.umask(0o022)
     remove_others(order["keep"])

@@ -29,7 +29,6 @@ MOST_FILES = 10_000
 
 
 def main() -> None:
-    """Carry out the order on the command line."""
     told = json.loads(sys.argv[1])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     wanted = ModelRef(source="")
@@ -47,7 +46,6 @@ def main() -> None:
 
 
 def say(**line: object) -> None:
-    """Write one line."""
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

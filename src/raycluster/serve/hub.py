@@ -38,7 +38,6 @@ class Listing:
         return sum(file.size for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod

@@ -117,7 +117,6 @@ class ModelSettings:
         return isinstance(self.replicas, Autoscale) and self.replicas.min == 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["engine_args"] = dict(self.engine_args)
         plain["env"] = dict(self.env)

@@ -24,7 +24,6 @@ from raycluster.serve.verify import VerifiedFiles, hashed, wrong
 
 
 def main() -> None:
-    """Carry out the order that the command line names."""
     order = read_order(sys.argv[1])
     load_secrets(order["secrets_path"])
     wanted = ModelRef(**order["model"])

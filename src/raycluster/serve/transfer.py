@@ -440,7 +440,6 @@ def say(line: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Carry out the order that the command line names."""
     os.umask(0o077)
     order = read_order(sys.argv[1])
     items = [Item(Path(i["path"]), i["size"], i["digest"]) for i in order["items"]]

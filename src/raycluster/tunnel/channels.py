@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from threading import Event, Lock, Thread, current_thread
-from types import TracebackType
 from typing import Protocol, Self
 
 from raycluster.core.errors import ConnectionLostError, HostError, PortInUseError
@@ -133,12 +132,7 @@ class ChannelForwarder:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._resources.close()
         with self._lock:
             relays = dict(self._relays)

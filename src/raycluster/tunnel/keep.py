@@ -56,7 +56,6 @@ class OpenTunnel(Protocol):
 
     def wait(self, stop: Event) -> None:
         """Return when `stop` is set. Raises HostError when the connection breaks."""
-        ...
 
 
 Connect = Callable[[], AbstractContextManager[OpenTunnel]]

@@ -52,7 +52,6 @@ class TunnelLink:
             pulse.join(5)
 
     def wait(self, stop: Event) -> None:
-        """Return when `stop` is set. Raises ConnectionLostError when the connection breaks."""
         while not stop.wait(TICK):
             if self._broke.is_set():
                 raise ConnectionLostError(self._reason, where=self._host)

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Event
-from types import TracebackType
 from typing import Self
 
 from raycluster.core.errors import ConnectionLostError, PortInUseError
@@ -47,16 +46,10 @@ class SystemForwarder:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._resources.close()
 
     def wait(self, stop: Event) -> None:
-        """Return when `stop` is set. Raises ConnectionLostError when the connection breaks."""
         while not stop.is_set():
             if self._master.output(TICK) == b"":
                 raise self._lost(self._master.said())

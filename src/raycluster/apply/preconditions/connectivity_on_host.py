@@ -121,7 +121,6 @@ def _say(told: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     {"listen": listen, "dial": dial}[sys.argv[1]](json.loads(sys.argv[2]))
 

@@ -110,7 +110,6 @@ class DockerRuntime:
         self._containers = Containers(host, cluster, self._edge)
 
     def socket_path(self) -> str:
-        """Return where the host's own programs reach this Docker."""
         return self._edge.place.path
 
     @cached_property
@@ -187,7 +186,6 @@ class DockerRuntime:
             return self._images.layers(image, digest)
 
     def digest(self, image: str) -> str:
-        """Return which of a registry's images has this name here."""
         with self._edge.translated(f"looking for {image}"):
             return next(iter(digests(image, self._images.held(image) or {})), "")
 
@@ -206,12 +204,10 @@ class DockerRuntime:
             return asker.pullable(process.image, process.login)
 
     def save(self, image: str) -> Iterator[bytes]:
-        """Yield what `docker save` writes."""
         with self._edge.translated(f"saving {image}"):
             yield from self._containers.client.get_image(image)
 
     def load(self, archive: Iterable[bytes]) -> None:
-        """Take what `docker save` wrote."""
         with self._edge.translated("loading an image"):
             events = self._containers.client.load_image(archive)  # type: ignore[no-untyped-call]
             for event in events:
@@ -305,7 +301,6 @@ class DockerRuntime:
         return tuple(removed)
 
     def inside(self, role: str) -> Shell:
-        """Return a shell that runs commands in the role's container by `docker exec`."""
         return DockerShell(self._containers.client, container_name(self._cluster, role), self._edge)
 
     def read(self, path: str) -> bytes:

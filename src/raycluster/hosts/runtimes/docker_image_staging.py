@@ -83,13 +83,11 @@ def _message(text: bytes) -> str:
 
 
 def say(**line: Any) -> None:  # noqa: ANN401  # JSON
-    """Write one line."""
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Do what the command line says."""
     os.umask(0o077)
     command, path, file, *rest = sys.argv[1:]
     try:

@@ -79,7 +79,6 @@ class NativeRuntime:
         self._owner = owner
 
     def observe(self) -> tuple[Found, ...]:
-        """Return our cluster's processes on this host; changes nothing."""
         told = self._remote.ask("observe")["found"]
         return tuple(found for each in told if (found := _found(Told(each, "the native runtime"))))
 
@@ -154,7 +153,6 @@ class NativeRuntime:
         )
 
     def start(self, process: Process, versions: Versions, files: Files, tell: Tell) -> None:
-        """Replace whatever has this role by `process`, with `files` in place before it runs."""
         self._refuse_volumes(process)
         facts = self._remote.ask("stop", role=process.role)
         root = facts["root"]
@@ -187,7 +185,6 @@ class NativeRuntime:
         return tuple(map(str, self._remote.ask("remove", role=role or "")["removed"]))
 
     def inside(self, role: str) -> Shell:
-        """Return a shell with the process's environment, in the cluster's folder."""
         told = self._remote.ask("describe", role=role)
         return _Inside(self._transport, told["root"], told["launch"])
 

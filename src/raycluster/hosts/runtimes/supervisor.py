@@ -335,7 +335,6 @@ def shall_start(folder: Path) -> bool:
 
 
 def main() -> None:
-    """Do what the command line says."""
     if sys.argv[1] == "--keep":
         keep(Path(sys.argv[2]))
     elif sys.argv[1] == "--here":

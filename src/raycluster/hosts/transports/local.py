@@ -79,7 +79,6 @@ class LocalTransport:
         env: Mapping[str, str] | None = None,
         quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
-        """Yield output as it comes; closing the iterator ends the command and its children."""
         try:
             child = self._spawn(argv, env, subprocess.DEVNULL)
         except OSError as error:

@@ -162,7 +162,6 @@ class SshTransport:
         env: Mapping[str, str] | None = None,
         quiet: float | None = None,
     ) -> Iterator[tuple[Channel, bytes]]:
-        """Yield output as it comes; closing the iterator ends the command."""
         with self._remembering(False):
             yield from self._stream(argv, env, quiet)
 
