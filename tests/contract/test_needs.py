@@ -19,7 +19,8 @@ import pytest
 from raycluster.apply.applications import _wait_for_router
 from raycluster.apply.context import ApplyContext
 from raycluster.apply.converge import up
-from raycluster.apply.nodes import refuse_versions, wait_for_head
+from raycluster.apply.node_checks import refuse_versions
+from raycluster.apply.node_waits import wait_for_head
 from raycluster.apply.preconditions import connectivity
 from raycluster.apply.preconditions.connectivity import shared_ports, try_neighbours
 from raycluster.apply.smoke_test import prove

@@ -14,16 +14,15 @@ from raycluster.apply.distribution.models import bring
 from raycluster.apply.engine_probe.ask import check_environments
 from raycluster.apply.entry import locked, observed, reach, token_of
 from raycluster.apply.look_ahead import look_ahead
-from raycluster.apply.nodes import (
-    apply_nodes,
+from raycluster.apply.node_checks import (
     check_nodes_gpus,
     facts_of_starts,
-    refresh,
     refusals,
     refuse_by_facts,
     refuse_versions,
-    wait_for_nodes,
 )
+from raycluster.apply.node_waits import wait_for_nodes
+from raycluster.apply.nodes import apply_nodes, refresh
 from raycluster.apply.preconditions.connectivity import refuse_strangers
 from raycluster.apply.preconditions.host_requirements import refuse_unfit
 from raycluster.apply.preconditions.shared_folders import check_folders

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from raycluster.apply.converge import preview
 from raycluster.apply.distribution.images import archive_path, archived_layers
 from raycluster.apply.look_ahead import disk_of
-from raycluster.apply.nodes import check_facts
+from raycluster.apply.node_checks import check_facts
 from raycluster.apply.preconditions.connectivity import try_neighbours
 from raycluster.apply.preconditions.host_requirements import Tried, at_boot, tried
 from raycluster.apply.preconditions.shared_folders import check_folders

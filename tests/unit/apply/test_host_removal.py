@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from raycluster.apply import host_removal, nodes
+from raycluster.apply import host_removal, node_checks, nodes
 from raycluster.apply.context import ApplyContext
 from raycluster.core.errors import RayclusterError, UnreachableError
 from raycluster.core.events import Event
@@ -83,7 +83,8 @@ def test_rules_that_stay_on_a_host_that_left_fail_the_run(
     [host] = WHOLE.hosts[1:]
     gone = Former(Member(name="gpu", host="h1", kind="docker"), "gpu", host)
     monkeypatch.setattr(nodes, "removed_hosts", lambda *_: (gone,))
-    monkeypatch.setattr(nodes, "moved_hosts", lambda *_: ())
+    for module in (nodes, node_checks):
+        monkeypatch.setattr(module, "moved_hosts", lambda *_: ())
     monkeypatch.setattr(nodes, "stranded_hosts", lambda *_: ())
     monkeypatch.setattr(host_removal, "drain", lambda *_, **__: None)
     monkeypatch.setattr(nodes, "observe", lambda *_: None)

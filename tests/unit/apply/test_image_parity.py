@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from raycluster.apply import image_parity
 from raycluster.apply.context import ApplyContext
 from raycluster.apply.image_parity import tell_other_images
-from raycluster.core.errors import HostError, RayclusterError
+from raycluster.core.errors import HostError
 from raycluster.core.events import Event
 from raycluster.core.interfaces import Process
 from raycluster.plan.actions import Start
 from raycluster.state.cluster import ClusterState, HostState
+from tests.unit.docker_double import Docker, fleet_of
 
 IMAGE = "vllm/vllm-openai:v1"
-
-
-class Docker:
-    """A runtime that keeps images."""
-
-    def __init__(self, layers: tuple[str, ...] | None) -> None:
-        self._layers = layers
-
-    def layers(self, image: str, digest: str = "") -> tuple[str, ...]:
-        if self._layers is None:
-            raise HostError("is gone")
-        return self._layers if (image, digest) == (IMAGE, "") else ()
-
-    def digest(self, image: str) -> str:
-        return ""
-
-    def registry_digest(self, image: str, login: object) -> str:
-        return ""
-
-    def socket_path(self) -> str:
-        return ""
-
-    def pullable(self, process: object) -> bool:
-        return False
-
-    def save(self, image: str) -> None: ...
-    def load(self, archive: object) -> None: ...
 
 
 def told(
@@ -55,23 +29,17 @@ def told(
 ) -> list[Event]:
     monkeypatch.setattr(image_parity, "facts_of", lambda _: SimpleNamespace(machine="x86_64"))
     connected = {
-        name: SimpleNamespace(runtime=Docker(layers), host=SimpleNamespace(name=name))
+        name: SimpleNamespace(
+            runtime=Docker(IMAGE, HostError("is gone") if layers is None else layers),
+            host=SimpleNamespace(name=name),
+        )
         for name, layers in held.items()
     }
-
-    def each(names: Iterable[str], work: Callable[[Any], Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name in names:
-            try:
-                found[name] = work(connected[name])
-            except RayclusterError as error:
-                found[name] = error
-        return found
 
     said: list[Event] = []
     hosts = [SimpleNamespace(name=name, image=image) for name in held]
     work = SimpleNamespace(
-        spec=SimpleNamespace(hosts=hosts), fleet=SimpleNamespace(each=each), listen=said.append
+        spec=SimpleNamespace(hosts=hosts), fleet=fleet_of(connected), listen=said.append
     )
     state = ClusterState({name: HostState(name) for name in held})
     starts = [Start(name, Process("worker", (), image=image), "") for name in started]

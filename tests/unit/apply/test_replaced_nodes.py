@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from raycluster.apply import applications, nodes
+from raycluster.apply import applications, node_waits
 from raycluster.apply.context import ApplyContext
 from raycluster.core.events import Event
 from raycluster.core.interfaces import Process, Secret
@@ -55,9 +55,9 @@ def work(told: list[Event]) -> ApplyContext:
 def test_only_started_workers_are_replaced(work: ApplyContext) -> None:
     head = Start("head", Process("head", ()), "")
     worker = Start("gpu", Process("worker", ()), "")
-    assert nodes.former_nodes(work, STATE, [head]) == frozenset()
-    assert nodes.former_nodes(work, STATE, [head, worker]) == FORMER
-    assert nodes.former_nodes(work, replace(STATE, nodes=None), [worker]) == frozenset()
+    assert node_waits.former_nodes(work, STATE, [head]) == frozenset()
+    assert node_waits.former_nodes(work, STATE, [head, worker]) == FORMER
+    assert node_waits.former_nodes(work, replace(STATE, nodes=None), [worker]) == frozenset()
 
 
 def test_a_killed_node_that_still_counts_has_not_joined(
@@ -72,9 +72,9 @@ def test_a_killed_node_that_still_counts_has_not_joined(
         left -= 1
         return replace(STATE, nodes=seen[-1 - left])
 
-    monkeypatch.setattr(nodes, "observe", observe)
-    monkeypatch.setattr(nodes, "raise_if_dead", lambda *_: None)
-    nodes.wait_for_nodes(work, SPEC.hosts[1:], FORMER)
+    monkeypatch.setattr(node_waits, "observe", observe)
+    monkeypatch.setattr(node_waits, "raise_if_dead", lambda *_: None)
+    node_waits.wait_for_nodes(work, SPEC.hosts[1:], FORMER)
     assert left == 0
     assert told == [Event("gpu", "has joined", "done")]
 

@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from raycluster.check import hosts as checked
 from raycluster.check.hosts import Finding, _archives, _images, check_plan
 from raycluster.core.errors import HostError, ImageError, RayclusterError
-from raycluster.core.interfaces import Found, PrepareForecast, Process
 from raycluster.hosts.fleet import Fleet
 from raycluster.observe.image_registry import ImageAnswer
 from raycluster.spec import ClusterSpec
 from raycluster.spec.secret_values import Secrets
+from tests.unit.docker_double import Docker, fleet_of
 
 IMAGE = "acme/serving:1"
 NO_TAG = ImageError("cannot get image: no such tag", where="there", hint="correct the image name")
 NO_ROUTE = ImageAnswer(None, "no route")
 Answer = bool | RayclusterError | None
-
-
-class Docker:
-    """A runtime that holds the image (None), or whose registry answers so."""
-
-    def __init__(self, answer: Answer, *, stale: bool = False) -> None:
-        self.answer, self.stale = answer, stale
-
-    def outlook(self, process: Process, _paths: object) -> PrepareForecast:
-        held = self.answer is None
-        size = 1 if held or self.stale else None
-        what = f"image {process.image}"
-        return PrepareForecast(what, held, image=process.image, held_bytes=size)
-
-    def pullable(self, process: Process) -> bool:
-        assert process.image == IMAGE
-        if isinstance(self.answer, RayclusterError):
-            raise self.answer
-        return bool(self.answer)
-
-    def socket_path(self) -> str:
-        return ""
-
-    def layers(self, _image: str, _digest: str = "") -> tuple[str, ...]:
-        return ()
-
-    def digest(self, _image: str) -> str:
-        return ""
-
-    def registry_digest(self, _image: str, _login: object) -> str:
-        return ""
-
-    def observe(self) -> tuple[Found, ...]:
-        return ()
-
-    def save(self, _image: str) -> None: ...
-    def load(self, _archive: object) -> None: ...
 
 
 def told(
@@ -86,24 +49,14 @@ def told(
         for host in spec.hosts
     }
 
-    def each(names: Iterable[str], work: Callable[[Any], Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name in names:
-            try:
-                found[name] = work(connected[name])
-            except RayclusterError as error:
-                found[name] = error
-        return found
-
-    fleet = cast(Fleet, SimpleNamespace(each=each))
-    found = _images(spec, fleet, dict.fromkeys(connected, "10.0.0.1"), None)
+    found = _images(spec, fleet_of(connected), dict.fromkeys(connected, "10.0.0.1"), None)
     return {names[f.host]: (f.passed, f.text) for f in found}
 
 
 def test_one_host_that_can_pull_is_enough_where_hosts_hand_images_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hosts = {"a": Docker(True), "b": Docker(NO_TAG)}
+    hosts = {"a": Docker(IMAGE, answer=True), "b": Docker(IMAGE, answer=NO_TAG)}
     alone = told(monkeypatch, hosts)
     assert {name: passed for name, (passed, _) in alone.items()} == {"a": True, "b": False}
     peers = told(monkeypatch, hosts, images="peer")
@@ -113,15 +66,27 @@ def test_one_host_that_can_pull_is_enough_where_hosts_hand_images_on(
 def test_a_host_that_has_it_is_enough_too_and_nobody_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert told(monkeypatch, {"a": Docker(None), "b": Docker(NO_TAG)}, images="peer") == {}
-    [(passed, _)] = told(monkeypatch, {"a": Docker(None), "b": Docker(NO_TAG)}).values()
+    assert (
+        told(
+            monkeypatch,
+            {"a": Docker(IMAGE, answer=None), "b": Docker(IMAGE, answer=NO_TAG)},
+            images="peer",
+        )
+        == {}
+    )
+    [(passed, _)] = told(
+        monkeypatch, {"a": Docker(IMAGE, answer=None), "b": Docker(IMAGE, answer=NO_TAG)}
+    ).values()
     assert not passed
 
 
 def test_what_each_host_pulls_by_itself_is_no_matter_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stale = {"a": Docker(True), "b": Docker(NO_TAG, stale=True)}  # pull = "always"
+    stale = {
+        "a": Docker(IMAGE, answer=True),
+        "b": Docker(IMAGE, answer=NO_TAG, stale=True),
+    }  # pull = "always"
     assert not told(monkeypatch, stale, images="peer")["b"][0]
 
 
@@ -146,7 +111,7 @@ def test_a_hosts_own_answer_counts_and_else_that_of_this_machine(
     here: ImageAnswer,
     expected: tuple[bool, str],
 ) -> None:
-    assert told(monkeypatch, {"a": Docker(answer)}, here=here) == {"a": expected}
+    assert told(monkeypatch, {"a": Docker(IMAGE, answer=answer)}, here=here) == {"a": expected}
 
 
 @pytest.mark.parametrize(
@@ -191,12 +156,8 @@ def test_an_archive_that_up_cannot_use_fails_the_check(
     )
     monkeypatch.setattr(checked, "_running", lambda c: {"worker"} if c.host.name == "c" else set())
 
-    def each(names: Iterable[str], work: Callable[[Any], Any]) -> dict[str, Any]:
-        by_name = {host.name: SimpleNamespace(host=host) for host in spec.hosts}
-        return {name: work(by_name[name]) for name in names}
-
-    fleet = cast(Fleet, SimpleNamespace(each=each))
-    found = _archives(spec, fleet, dict.fromkeys(("head", "b", "c"), "10.0.0.1"))
+    by_name = {host.name: SimpleNamespace(host=host) for host in spec.hosts}
+    found = _archives(spec, fleet_of(by_name), dict.fromkeys(("head", "b", "c"), "10.0.0.1"))
     assert [(f.host, f.subject, f.passed) for f in found] == [
         ("head", "image", False),
         ("b", "image", False),

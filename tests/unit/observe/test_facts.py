@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.apply.look_ahead import disk_of
-from raycluster.apply.nodes import check_facts
+from raycluster.apply.node_checks import check_facts
 from raycluster.check.hosts import _disk, _fits
 from raycluster.core.cgroups import Limits
 from raycluster.core.errors import AnswerError, CommandError, HostError

@@ -13,7 +13,8 @@ import pytest
 
 from raycluster.apply.context import ApplyContext
 from raycluster.apply.look_ahead import look_ahead
-from raycluster.apply.nodes import apply_nodes, check_nodes_gpus
+from raycluster.apply.node_checks import check_nodes_gpus
+from raycluster.apply.nodes import apply_nodes
 from raycluster.check.hosts import Finding, _gpus_of, check_hosts
 from raycluster.core.accelerators.values import Accelerators, Device, Trouble
 from raycluster.core.errors import HostError

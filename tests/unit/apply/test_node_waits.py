@@ -8,7 +8,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from raycluster.apply import nodes
+from raycluster.apply import node_waits
 from raycluster.apply.applications import _wait_for_router, _wait_until_running
 from raycluster.apply.smoke_test import _complete
 from raycluster.core.errors import (
@@ -60,25 +60,25 @@ def work_of(way: Way, runtime: Runs) -> Any:
 def test_the_wait_for_a_head_ends_where_its_way_is_closed() -> None:
     way = Way(FORBIDDEN)
     with pytest.raises(ForwardRefusedError) as caught:
-        nodes.wait_for_head(work_of(way, Runs("running")))
+        node_waits.wait_for_head(work_of(way, Runs("running")))
     assert (caught.value, way.asked) == (FORBIDDEN, 1)
 
 
 def test_the_wait_for_a_head_ends_where_it_listens_and_is_not_reached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nodes, "read_listening", lambda _: frozenset({6379}))
-    monkeypatch.setattr(nodes, "FORWARD_TRIES", 2)
+    monkeypatch.setattr(node_waits, "read_listening", lambda _: frozenset({6379}))
+    monkeypatch.setattr(node_waits, "FORWARD_TRIES", 2)
     way = Way(HostError("cannot connect to 127.0.0.1:6379: Connect failed"))
     with pytest.raises(HostError, match="Connect failed"):
-        nodes.wait_for_head(work_of(way, Runs("running")))
+        node_waits.wait_for_head(work_of(way, Runs("running")))
     assert way.asked == 3
 
 
 def test_a_head_that_ended_is_told_with_an_error_of_its_log() -> None:
     log = b"ERROR scripts.py:1 -- Failed to start GCS\n\x1b[32mINFO scripts.py:2 -- bye\x1b[0m\n"
     with pytest.raises(HostError) as caught:
-        nodes.wait_for_head(work_of(Way(HostError("not yet")), Runs("restarting", log)))
+        node_waits.wait_for_head(work_of(Way(HostError("not yet")), Runs("restarting", log)))
     assert caught.value.what == (
         "the head does not stay up: ERROR scripts.py:1 -- Failed to start GCS"
     )

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from raycluster.apply.nodes import check_loopback
+from raycluster.apply.node_checks import check_loopback
 from raycluster.core.errors import HostError
 from raycluster.core.interfaces import Completed, Runtime, Transport
 from raycluster.hosts.fleet import Connected
