@@ -146,7 +146,7 @@ def images_from_a_file(work: ApplyContext, file: Path) -> None:
 
 def a_model(work: ApplyContext, _: Path) -> None:
     asking = models.Asking(work, "/raycluster/secrets.json", verify=False)
-    done = models._hand_on(asking, MODEL, HOSTS, HOSTS)
+    done = models._hand_on(asking, MODEL, HOSTS)
     models.compare({host: {MODEL.source: result} for host, result in done.items()})
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -195,21 +195,24 @@ def spec(tmp_path: Path, python: str, hub: Hub, monkeypatch: pytest.MonkeyPatch)
     return ClusterSpec.model_validate({**table, "ports": {"transfer": free_port()}})
 
 
-def brought(spec: ClusterSpec, *hosts: str) -> list[Event]:
+def brought(spec: ClusterSpec, *, alone: bool = False) -> list[Event]:
     settings = ModelSettings("m", WANTED.source, secrets_path="$RAYCLUSTER_ROOT/secrets.json")
     body = {"applications": [{"args": {"model": settings.to_json()}}]}
     told: list[Event] = []
     with Fleet("q", 4) as fleet:
         fleet.reach(spec.hosts, lambda connected: connected.address)
         work = ApplyContext(spec, fleet, Secret("t"), Secrets(), told.append)
-        bring(work, state_of(work), body, hosts=hosts or None)
+        state = state_of(work)
+        if alone:
+            state = replace(state, nodes=tuple(n for n in state.nodes or () if n.is_head))
+        bring(work, state, body)
     return told
 
 
 def test_up_brings_a_model_to_one_host_and_on_from_there(
     tmp_path: Path, spec: ClusterSpec, hub: Hub
 ) -> None:
-    brought(spec, "head")
+    brought(spec, alone=True)
     assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}
     told = brought(spec)
     assert Counter(hub.sent) == {name: len(content) for name, content in FILES.items()}

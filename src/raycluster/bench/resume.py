@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raycluster.bench.load import Conditions, judged
 from raycluster.bench.record import RequestRecord
 from raycluster.bench.results import REQUESTS, UNREAD, level_of, read_levels
-from raycluster.bench.schedule import Load, Shape, shape_of
+from raycluster.bench.schedule import Load, shape_of
 from raycluster.bench.server import ServerFigures
 from raycluster.bench.summary import Level
 from raycluster.bench.verdict import Circumstances, Client
@@ -25,7 +25,13 @@ _HINT = "choose another folder, or use the same command as the first time"
 
 
 @dataclass(frozen=True)
-class _Told:
+class LevelEnd:
+    """What a level's records do not tell, as it is stored.
+
+    `load` is the shape, `numbers` are the first and the end of those of its requests; `generated`
+    and `server` as in Circumstances.
+    """
+
     load: dict[str, Any]
     numbers: tuple[int, int]
     client: Client
@@ -34,59 +40,22 @@ class _Told:
     generated: int | None = None
     server: ServerFigures | None = None
 
-
-@dataclass(frozen=True)
-class LevelEnd:
-    """What a level's records do not tell.
-
-    `numbers` are those of its requests; `generated` and `server` as in Circumstances.
-    """
-
-    shape: Shape
-    numbers: range
-    client: Client
-    repeated: int
-    salted: bool
-    generated: int | None = None
-    server: ServerFigures | None = None
-
     @classmethod
     def of(cls, level: Level) -> LevelEnd:
-        seen = level.seen
-        return cls(
-            level.shape,
-            level.numbers,
-            seen.client,
-            seen.repeated,
-            seen.salted,
-            seen.generated,
-            seen.server,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "load": self.shape.to_json(),
-            "numbers": [self.numbers.start, self.numbers.stop],
-            "client": self.client.to_json(),
-            "repeated": self.repeated,
-            "salted": self.salted,
-            "generated": self.generated,
-            "server": self.server.to_json() if self.server else None,
-        }
+        seen, numbers = level.seen, level.numbers
+        told = (seen.client, seen.repeated, seen.salted, seen.generated, seen.server)
+        return cls(level.shape.to_json(), (numbers.start, numbers.stop), *told)
 
     @classmethod
     def from_json(cls, line: bytes) -> LevelEnd:
         """Return what a line of `to_json` tells. Raises RecordError, KeyError or ValueError."""
-        told = decode(line, _Told, what="the end of a level")
-        return cls(
-            shape_of(told.load),
-            range(*told.numbers),
-            told.client,
-            told.repeated,
-            told.salted,
-            told.generated,
-            told.server,
-        )
+        end = decode(line, cls, what="the end of a level")
+        shape_of(end.load)
+        return end
+
+    def to_json(self) -> dict[str, Any]:
+        server = self.server.to_json() if self.server else None
+        return asdict(self) | {"numbers": [*self.numbers], "server": server}
 
     def level(self, records: Sequence[RequestRecord], load: Load, conditions: Conditions) -> Level:
         """Return the level whose requests these are."""
@@ -99,8 +68,8 @@ class LevelEnd:
             server=self.server,
         )
         steady = [record for record in records if record.intended >= load.ramp]
-        level = judged(self.shape, steady, seen, conditions.goodput)
-        return replace(level, numbers=self.numbers)
+        level = judged(shape_of(self.load), steady, seen, conditions.goodput)
+        return replace(level, numbers=range(*self.numbers))
 
 
 def run_of(load: Load, digest: str, conditions: Conditions) -> dict[str, Any]:

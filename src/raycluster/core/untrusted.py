@@ -148,7 +148,9 @@ def read_json(said: bytes | str, source: str, where: str = "", *, most: int = AN
     try:
         if not _is_shallow(text):
             raise ValueError("too deep")
-        value = json.loads(text, parse_constant=_none, parse_int=_whole, parse_float=_float)
+        value = json.loads(
+            text, parse_constant=lambda _: None, parse_int=_whole, parse_float=_float
+        )
     except (ValueError, RecursionError) as error:
         raise not_understood(source, where, text) from error
     return Told(_encodable(value) if _HALF.search(text) else value, source, where)
@@ -161,10 +163,6 @@ def _encodable(value: Any) -> Any:  # noqa: ANN401  # JSON
     if isinstance(value, dict):
         return {_encodable(name): _encodable(part) for name, part in value.items()}
     return [_encodable(part) for part in value] if isinstance(value, list) else value
-
-
-def _none(_: str) -> None:
-    return None
 
 
 def _whole(digits: str) -> int | None:

@@ -108,7 +108,7 @@ class SteadyLoad:
         del self.waiting[number]
 
     async def _answer(self, client: httpx.AsyncClient, number: int) -> DrillRequest:
-        at, stream = self.waiting[number], _is_stream(number)
+        at, stream = self.waiting[number], number % STREAM_EVERY == STREAM_EVERY - 1
         for tried, target in enumerate(self.targets, start=1):
             try:
                 status, error, retried = await self._ask(client, target, number, stream=stream)
@@ -152,10 +152,6 @@ class SteadyLoad:
         if not stream and not _completion(said):
             return answer.status_code, "not a completion", retried
         return answer.status_code, "", retried
-
-
-def _is_stream(number: int) -> bool:
-    return number % STREAM_EVERY == STREAM_EVERY - 1
 
 
 def _completion(said: bytes) -> bool:

@@ -97,7 +97,7 @@ def _prepare(parts: tuple[Role, ...]) -> dict[str, Any]:
 def _service(design: Design, host: ResolvedHost, part: Role) -> dict[str, Any]:
     process = part.process
     service = {
-        **_profile(part),
+        **({} if part.is_node else {"profiles": [profile(part)]}),
         **_container(process),
         "restart": "unless-stopped",
         "healthcheck": _health(process),
@@ -153,10 +153,6 @@ def _container(process: Process, image: str = "") -> dict[str, Any]:
         "environment": {name: _plain(value) for name, value in process.env.items()},
         "working_dir": "/tmp",  # noqa: S108 - the container's own
     }
-
-
-def _profile(part: Role) -> dict[str, Any]:
-    return {} if part.is_node else {"profiles": [profile(part)]}
 
 
 def profile(part: Role) -> str:

@@ -40,8 +40,9 @@ _OURS = (
 
 def kuberay(design: Design) -> Tree:
     """Return the manifests."""
+    comment = f"The cluster {design.name} for KubeRay 1.6 or newer. See README.md."
     tree = {
-        "rayservice.yaml": ExportedFile(as_yaml(_service(design), comment=_comment(design))),
+        "rayservice.yaml": ExportedFile(as_yaml(_service(design), comment=comment)),
         "code.yaml": ExportedFile(as_yaml(_code(design))),
     }
     named = sorted(design.spec.secrets)
@@ -59,10 +60,6 @@ def kuberay(design: Design) -> Tree:
         monitoring=design.spec.monitoring is not None,
     )
     return {**tree, "README.md": told}
-
-
-def _comment(design: Design) -> str:
-    return f"The cluster {design.name} for KubeRay 1.6 or newer. See README.md."
 
 
 def _service(design: Design) -> dict[str, Any]:

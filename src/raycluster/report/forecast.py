@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from raycluster.plan.forecast.downloads import Download, by_host, in_gb
 from raycluster.plan.forecast.fits import ModelForecast, Problem
-from raycluster.plan.forecast.interruptions import Interruption
 from raycluster.plan.forecast.whole import CostChange, Forecast
 from raycluster.plan.sizing.memory import Fit, in_gib
 
@@ -87,7 +86,9 @@ def forecast_view(forecast: Forecast) -> RenderableType:
         parts += [_models(forecast), *(Text(line) for line in _unknown(forecast))]
     if forecast.downloads:
         parts.append(_downloads(forecast))
-    parts += [Text(_interrupted(each), style="yellow") for each in forecast.interruptions]
+    parts += [
+        Text(f"~ {each.where}: {each.what}", style="yellow") for each in forecast.interruptions
+    ]
     if forecast.cost:
         parts.append(Text(_cost(forecast.cost)))
     return Group(*parts)
@@ -152,10 +153,6 @@ def _sizes(download: Download) -> str:
     known = [in_gb(download.size)] if download.size else []
     known += [f"{in_gb(download.stored)} unpacked"] if download.stored else []
     return ", ".join(known) or "unknown size"
-
-
-def _interrupted(interruption: Interruption) -> str:
-    return f"~ {interruption.where}: {interruption.what}"
 
 
 def _cost(cost: CostChange) -> str:

@@ -60,7 +60,7 @@ def main() -> None:
 
 def add(folder: Path, order: dict[str, Any]) -> None:
     """Make the folder whole under another name, and give it its own in the end."""
-    part = part_of(folder)
+    part = folder.with_name(f"{folder.name}.part")
     work = part.with_name(f"{part.name}.work")
     if not order["here"]:
         clear(folder)
@@ -91,11 +91,6 @@ def clear(folder: Path) -> None:
 def locks_of(folder: Path) -> Path:
     """Return the folder of the locks."""
     return folder.with_name(f"{folder.name}.locks")
-
-
-def part_of(folder: Path) -> Path:
-    """Return the folder's name until it is whole."""
-    return folder.with_name(f"{folder.name}.part")
 
 
 def install(part: Path, work: Path, order: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ LOAD = Load((Closed(4),))
 
 def end() -> LevelEnd:
     server = seen(*level(a=[FIRST, grown(20, running=2.0), grown(300)], b=[None, FIRST, None]))
-    return LevelEnd(Closed(4), range(3, 9), Client(None, 0.5), 0, False, 3000, server)
+    return LevelEnd(Closed(4).to_json(), (3, 9), Client(None, 0.5), 0, False, 3000, server)
 
 
 def test_a_level_that_is_over_keeps_what_the_servers_did() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -31,27 +31,24 @@ def bring(
     state: ClusterState,
     body: Mapping[str, Any],
     *,
-    hosts: Collection[str] | None = None,
     verify: bool = False,
 ) -> None:
-    """Fetch, check and compare what the models of `body` read, on `hosts` or all.
+    """Fetch, check and compare what the models of `body` read, on all nodes that may need it.
 
     What was checked before and has not changed is not read again, unless `verify`. Raises
     HostError with what is wrong on which host, and AppError where hosts hold different files.
     """
     models = [app["args"]["model"] for app in body["applications"] if "model" in app["args"]]
-    every = {name: needed for name, needed in holders(work.spec, state, models).items() if needed}
-    by_host = {n: needed for n, needed in every.items() if hosts is None or n in hosts}
+    by_host = {name: needed for name, needed in holders(work.spec, state, models).items() if needed}
     if not by_host:
         return
     work.fleet.check()
     asking = Asking(work, models[0]["secrets_path"], verify=verify)
     brought: dict[tuple[str, ModelRef], Mapping[str, Any]] = {}
-    if work.spec.distribution.models != "hub" and len(every) > 1:
+    if work.spec.distribution.models != "hub" and len(by_host) > 1:
         for source in dict.fromkeys(w for needed in by_host.values() for w in needed):
             if not is_path(source.source):
-                those = [h for h, needed in every.items() if source in needed]
-                found = _hand_on(asking, source, those, [h for h in those if h in by_host])
+                found = _hand_on(asking, source, [h for h, n in by_host.items() if source in n])
                 brought.update({(host, source): result for host, result in found.items()})
     results: dict[str, dict[str, Any]] = {host: {} for host in by_host}
     for (host, source), result in brought.items():
@@ -134,24 +131,22 @@ _SHARE = (
 
 
 def _hand_on(
-    asking: Asking, wanted: ModelRef, those: Sequence[str], hosts: Sequence[str]
+    asking: Asking, wanted: ModelRef, hosts: Sequence[str]
 ) -> dict[str, Mapping[str, Any]]:
-    """Let `hosts` take a model from one of `those` that has it, or from one of them that fetches.
+    """Let hosts take a model from one of them that has it, or that fetches it.
 
     Returns what it came to on the hosts where it did. Where it failed a note says so, and the host
     is left to fetch for itself.
     """
     work = asking.work
     fleet, auto = work.fleet, work.spec.distribution.models == "auto"
-    if len(those) < 2 or (auto and not all_private(fleet[h].address for h in those)):
+    if len(hosts) < 2 or (auto and not all_private(fleet[h].address for h in hosts)):
         return {}
-    held = _held(asking, wanted, those)
+    held = _held(asking, wanted, hosts)
     if held.keys() >= {*hosts}:
         return {}
-    done: dict[str, Mapping[str, Any]] = {}
-    if not any(h in held for h in those if h not in hosts):  # those serve, and are not changed
-        done = _fetched(asking, wanted, hosts, [h for h in hosts if h in held])
-        held = _held(asking, wanted, done)
+    done = _fetched(asking, wanted, hosts, [h for h in hosts if h in held])
+    held = _held(asking, wanted, done)
     if not held:
         return done
     listed = next(iter(held.values()))

@@ -115,7 +115,7 @@ class Supervisor:
                 return
             if time.monotonic() - began >= STEADY:
                 delay = FIRST_DELAY
-            if self._pause(delay):
+            if signal.sigtimedwait(STOPS, delay) is not None:
                 self._save(None)
                 return
             delay = min(delay * 2, LAST_DELAY)
@@ -186,9 +186,6 @@ class Supervisor:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
             _reap()
-
-    def _pause(self, seconds: float) -> bool:
-        return signal.sigtimedwait(STOPS, seconds) is not None
 
     def _save(self, child: subprocess.Popen[bytes] | None) -> None:
         self.session = [child.pid, start_time(child.pid)] if child else self.session

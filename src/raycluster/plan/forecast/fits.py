@@ -162,7 +162,8 @@ def _forecast(
         env = {**(host.runtime.env or {}), **spec.env}
         batch = gpu_batch(there.facts, host.gpus) if each else BATCH
         ask = ask_of(model, gpus=each, env=env, batch=batch)
-        load = load_of(ask, shape, files.weights(_load_format(model)))
+        load_format = str(model.engine_args.get("load_format") or "auto")
+        load = load_of(ask, shape, files.weights(load_format))
         memory = gpu_memory(there.facts, host.gpus) if each else there.facts.memory_bytes
         fits[host.name] = fit(ask, shape, load, memory, gpu=bool(each))
     doubts = (why,) if why else load.doubts
@@ -176,10 +177,6 @@ def _forecast(
         kept=ask.kv_bytes or 0,
         doubts=doubts,
     )
-
-
-def _load_format(model: Model) -> str:
-    return str(model.engine_args.get("load_format") or "auto")
 
 
 def _files(wanted: ModelRef | None, seen: Inventory) -> tuple[Files, str]:

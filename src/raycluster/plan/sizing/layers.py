@@ -106,7 +106,7 @@ def _hybrid(text: Config, count: int) -> CacheLayers | None:
     elif isinstance(linear, Mapping):
         indices = linear.get("full_attn_layers")
         attention = len(indices) if isinstance(indices, list) else None
-    elif isinstance(indices := _indices(text), list):
+    elif isinstance(indices := text.get("attn_layer_indices") or text.get("full_attn_idxs"), list):
         attention = len(indices)
     elif every := whole(text, "full_attention_interval", "attn_layer_period"):
         offset = text.get("attn_layer_offset", every - 1)
@@ -118,10 +118,6 @@ def _hybrid(text: Config, count: int) -> CacheLayers | None:
     if not attention or attention > count or text.get("sliding_window"):
         return CacheLayers(doubt="its layers cache something other than keys and values")
     return CacheLayers((FULL,) * attention, stateful=True)
-
-
-def _indices(text: Config) -> object:
-    return text.get("attn_layer_indices") or text.get("full_attn_idxs")
 
 
 def _chunked(text: Config, count: int, chunk: int) -> CacheLayers:
