@@ -69,24 +69,9 @@ EDGES = {
 }
 # 5. What the laptop reads of the code that runs on the cluster.
 SHARED = {
-    *(
-        "serve.settings",
-        "serve.rootcause",
-        "serve.failures",
-        "serve.model_refs",
-    ),
-    *(
-        "serve.asking.result",
-        "serve.asking.room",
-        "serve.adding",
-        "serve.environment",
-        "serve.peer",
-    ),
-    *(
-        "serve.asking.retrying_client",
-        "serve.asking.sender",
-        "serve.offline.order",
-    ),
+    *("serve.settings", "serve.rootcause", "serve.failures", "serve.model_refs", "serve.adding"),
+    *("serve.environment", "serve.peer", "serve.offline.order"),
+    *("serve.asking.result", "serve.asking.retrying_client", "serve.asking.sender"),
 }
 # Sent to hosts, where there may be no more than a Python 3.8.
 HOST_CODE = (

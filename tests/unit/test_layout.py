@@ -12,7 +12,7 @@ CHECKOUT = SOURCE.parent
 LISTED = tomllib.loads(Path(__file__).with_name("tested_elsewhere.toml").read_text())
 IMPORTED = {module: file for file, modules in LISTED["imported"].items() for module in modules}
 STARTED = {module: file for file, modules in LISTED["started"].items() for module in modules}
-MOST_LISTED = {"imported": 129, "started": 28}
+MOST_LISTED = {"imported": 127, "started": 28}
 """How long the lists are: lower these with every entry that gets a test file of its own."""
 
 

@@ -21,7 +21,7 @@ from raycluster.openai_client.wire import (
     HttpWire,
 )
 from raycluster.serve.asking.result import CodingError, Unpacker, error_text, failure_in, hidden
-from raycluster.serve.asking.room import SHARED, Room, RoomError
+from raycluster.serve.asking.sender import SHARED, Room, RoomError
 
 _ERROR_BODY_BYTES = 64 * 1024
 _WHOLE_BODY_BYTES = 64 * 1024 * 1024

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from raycluster.bench.baseline import compare, parse_share, read_baseline
-from raycluster.bench.dataset import Dataset, parse_dataset, read_dataset
+from raycluster.bench.dataset import Dataset, lines_of, parse_dataset, parse_synthetic, read_dataset
 from raycluster.bench.export import to_vllm
 from raycluster.bench.limits import parse_bounds, parse_limit, parse_limits
 from raycluster.bench.load import Conditions, Keep, run_bench
@@ -22,7 +22,6 @@ from raycluster.bench.resume import begin, note, restore, run_of
 from raycluster.bench.schedule import Closed, Load, Open, Replay, Shape, check_load
 from raycluster.bench.server import ServerWatch
 from raycluster.bench.summary import SCHEMA, BenchSummary
-from raycluster.bench.synthetic import lines_of, parse_synthetic
 from raycluster.core.errors import UsageError
 from raycluster.core.interfaces import Tell
 from raycluster.openai_client.lines import MESSAGES

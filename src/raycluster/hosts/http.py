@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpcore
@@ -34,6 +35,22 @@ class _Limits(threading.local):
 
 
 _limits = _Limits()
+
+
+@contextmanager
+def _until(end: float | None) -> Iterator[None]:
+    """Set this thread's limit, and turn httpcore's errors into httpx's."""
+    _limits.end = end
+    try:
+        yield
+    except httpcore.ConnectError as error:
+        raise httpx.ConnectError(str(error)) from error
+    except httpcore.TimeoutException as error:
+        raise httpx.ReadTimeout(str(error)) from error
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        raise httpx.ReadError(str(error)) from error
+    finally:
+        _limits.end = None
 
 
 def _within(timeout: float | None) -> float | None:
@@ -143,19 +160,12 @@ class _Body(httpx.SyncByteStream):
 
     def __iter__(self) -> Any:  # noqa: ANN401  # httpcore types its stream loosely
         size = 0
-        _limits.end = self._end
-        try:
+        with _until(self._end):
             for piece in self._response.iter_stream():
                 size += len(piece)
                 if size > ANSWER_BYTES:
                     raise httpx.ReadError(f"the response is larger than {ANSWER_BYTES >> 20} MiB")
                 yield piece
-        except httpcore.TimeoutException as error:
-            raise httpx.ReadTimeout(str(error)) from error
-        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise httpx.ReadError(str(error)) from error
-        finally:
-            _limits.end = None
 
     def close(self) -> None:
         self._response.close()
@@ -180,17 +190,8 @@ class _Adapter(httpx.BaseTransport):
         )
         allowed = (request.extensions.get("timeout") or {}).get("read")
         end = None if allowed is None else time.monotonic() + max(LEAST_S, 2 * allowed)
-        _limits.end = end
-        try:
+        with _until(end):
             answer = self._pool.handle_request(ask)
-        except httpcore.ConnectError as error:
-            raise httpx.ConnectError(str(error)) from error
-        except httpcore.TimeoutException as error:
-            raise httpx.ReadTimeout(str(error)) from error
-        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise httpx.ReadError(str(error)) from error
-        finally:
-            _limits.end = None
         return httpx.Response(
             answer.status,
             headers=_plain(answer.headers),

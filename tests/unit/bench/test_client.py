@@ -8,7 +8,7 @@ from raycluster.bench.answer import IncompleteAnswerError
 from raycluster.bench.client import _body_text, _Exchange
 from raycluster.bench.schedule import BenchRequest
 from raycluster.openai_client.prompts import Prompt
-from raycluster.serve.asking.room import Room
+from raycluster.serve.asking.sender import Room
 
 EVENT = b'data: {"choices": [{"text": "a"}]}\n\n'
 

@@ -85,19 +85,9 @@ def _jump_arguments(options: SshOptions) -> list[str]:
     hops = jump_hops(options.host, options.proxy_jump)
     if not hops:
         return ["-o", "ProxyJump=none"]
-    *before, (user, host, port) = hops
-    last = SshOptions(
-        host=host,
-        port=port,
-        user=user,
-        identity_file=options.identity_file,
-        known_hosts=options.known_hosts,
-        host_keys=options.host_keys,
-        proxy_jump=",".join(_hop_text(*hop) for hop in before) or None,
-        config_file=options.config_file,
-        connect_timeout=options.connect_timeout,
-    )
-    *prefix, name = command_line(last)
+    *before, last = hops
+    jump = ",".join(_hop_text(*hop) for hop in before) or None
+    *prefix, name = command_line(options.hop(*last, proxy_jump=jump))
     inner = shlex.join(prefix).replace("%", "%%")
     return ["-o", f"ProxyCommand={inner} -W '[%h]:%p' {shlex.quote(name)}"]
 

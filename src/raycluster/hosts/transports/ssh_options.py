@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raycluster.core.errors import SpecError
@@ -40,6 +40,13 @@ class SshOptions:
     proxy_jump: str | None = None
     config_file: str = DEFAULT_CONFIG
     connect_timeout: float = 10.0
+
+    def hop(
+        self, user: str | None, host: str, port: int | None, *, proxy_jump: str | None
+    ) -> SshOptions:
+        """Return how a jump host is reached: likewise, but for a pin, which is the host's own."""
+        place = replace(self, host=host, port=port, user=user)
+        return replace(place, host_key=None, proxy_jump=proxy_jump)
 
 
 def check_options(where: str, options: SshOptions) -> None:

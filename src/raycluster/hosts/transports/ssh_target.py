@@ -135,17 +135,7 @@ def _jumps(name: str, options: SshOptions, text: str, depth: int) -> tuple[SshTa
     for user, host, port in jump_hops(name, text):
         if host == options.host and port in (None, options.port):
             continue  # `Host *` with a ProxyJump is about the jump host as well
-        hop = SshOptions(
-            host=host,
-            port=port,
-            user=user,
-            identity_file=options.identity_file,
-            known_hosts=options.known_hosts,
-            host_keys=options.host_keys,
-            proxy_jump="none" if found else None,
-            config_file=options.config_file,
-            connect_timeout=options.connect_timeout,
-        )
+        hop = options.hop(user, host, port, proxy_jump="none" if found else None)
         target = resolve(name, hop, depth + 1)
         found += (*target.jumps, target)
     return tuple(found)

@@ -12,8 +12,7 @@ import pytest
 from raycluster.core.errors import UsageError
 from raycluster.openai_client.target import Target, check_address
 from raycluster.serve.asking.result import Reply, UnansweredError
-from raycluster.serve.asking.room import Room
-from raycluster.serve.asking.sender import RequestSender
+from raycluster.serve.asking.sender import RequestSender, Room
 
 OK = b"HTTP/1.1 200 OK\r\n"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -11,9 +11,8 @@ import pytest
 from raycluster.core.errors import CommandError, HostError, RayclusterError, UsageError
 from raycluster.core.interfaces import Completed, Secret
 from raycluster.drill.cluster import DrillCluster
-from raycluster.drill.faults import FAULTS
 from raycluster.drill.partition_fault import partition_script
-from raycluster.drill.run import DrillOptions, check
+from raycluster.drill.run import FAULTS, DrillOptions, check
 from raycluster.hosts.fleet import Fleet
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import App, ClusterState, HostState, RayNode, Replica
