@@ -39,11 +39,6 @@ class Comparison:
     changes: tuple[Change, ...]
     doubts: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        names = ("where", "name", "before", "after", "worse")
-        changes = [{name: getattr(c, name) for name in names} for c in self.changes]
-        return {"changes": changes, "doubts": list(self.doubts)}
-
     def check(self, most: float) -> None:
         """Raise MissedLimitError when a figure became worse by more than the share `most`."""
         missed = [str(change) for change in self.changes if change.worse > most]

@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,13 +37,7 @@ class DatasetSummary:
     def to_json(self) -> dict[str, Any]:
         """Return the census as plain values."""
         refused = [{"line": line, "reason": reason} for line, reason in self.refused]
-        return {
-            "lines": self.lines,
-            "formats": dict(self.formats),
-            "refused": refused,
-            "unsent": dict(self.unsent),
-            "digest": self.digest,
-        }
+        return asdict(self) | {"refused": refused}
 
     def notes(self) -> list[str]:
         """Return what a person should know, one short line each."""

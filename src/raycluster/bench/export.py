@@ -16,6 +16,10 @@ from raycluster.bench.summary import BenchSummary
 
 COLUMNS = ("level", *(field.name for field in fields(RequestRecord) if field.name != "gaps"))
 _STATS = ("p90", "p95", "p99")
+_FIGURES = (
+    *("duration", "completed", "failed", "total_input_tokens", "total_output_tokens"),
+    *("request_throughput", "request_goodput", "output_throughput", "total_token_throughput"),
+)
 
 
 def write_csv(levels: Iterable[Sequence[RequestRecord]], file: TextIO) -> None:
@@ -84,15 +88,7 @@ def to_vllm(
         "request_rate": shape.rate if isinstance(shape, Open) else "inf",
         "burstiness": shape.burstiness if isinstance(shape, Open) else 1.0,
         "max_concurrency": shape.concurrency,
-        "duration": measures.duration,
-        "completed": measures.completed,
-        "failed": measures.failed,
-        "total_input_tokens": measures.total_input_tokens,
-        "total_output_tokens": measures.total_output_tokens,
-        "request_throughput": measures.request_throughput,
-        "request_goodput": measures.request_goodput,
-        "output_throughput": measures.output_throughput,
-        "total_token_throughput": measures.total_token_throughput,
+        **{name: getattr(measures, name) for name in _FIGURES},
         **arrays,
         "max_output_tokens_per_s": busiest,
         "max_concurrent_requests": together,

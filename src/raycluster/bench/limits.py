@@ -166,9 +166,6 @@ class SearchResult:
         above = "" if self.missed is None else f" ({self.missed:g} does not)"
         return f"highest rate that meets {limits}: {self.kept:g} requests/s{above}"
 
-    def to_json(self) -> dict[str, Any]:
-        return {"limits": list(self.limits), "kept": self.kept, "missed": self.missed}
-
 
 def probe(start: Open, duration: float | None) -> Generator[Open, bool, None]:
     """Yield the loads to try, `start` first, and take whether the last one kept the limits.

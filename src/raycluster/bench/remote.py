@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -230,14 +230,14 @@ def main(path: str) -> None:
     except RayclusterError as error:
         _say(error=[error.what, error.where, error.hint])
         return
-    found = summary.found.to_json() if summary.found else None
+    found = asdict(summary.found) if summary.found else None
     _say(levels=[_end(level) for level in summary.levels], found=found)
 
 
 def _end(level: Level) -> dict[str, Any]:
     seen = level.seen
     plain = {"repeated": seen.repeated, "salted": seen.salted}
-    return {"load": level.shape.to_json(), "client": seen.client.to_json(), **plain}
+    return {"load": level.shape.to_json(), "client": asdict(seen.client), **plain}
 
 
 def _say(**message: object) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from raycluster.bench.record import FAILURES, RequestRecord
 
@@ -83,9 +82,6 @@ class Measures:
     e2el_from_intended_ms: SampleStats | None
     client_delay_ms: SampleStats | None
     request_goodput: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raycluster.bench.baseline import Comparison
@@ -33,9 +33,9 @@ class Level:
         return {
             "label": self.shape.label,
             "load": self.shape.to_json(),
-            "verdict": self.verdict.to_json(),
-            **self.measures.to_json(),
-            "client": self.seen.client.to_json(),
+            "verdict": asdict(self.verdict),
+            **asdict(self.measures),
+            "client": asdict(self.seen.client),
             "server": self.seen.server.to_json() if self.seen.server else None,
             "repeated": self.seen.repeated,
             "failures": [
@@ -80,8 +80,8 @@ class BenchSummary:
             "load": self.load.to_json(),
             "verdict": self.grade,
             "levels": [level.to_json(self.limits) for level in self.levels],
-            "baseline": self.comparison.to_json() if self.comparison else None,
-            "find_max": self.found.to_json() if self.found else None,
+            "baseline": asdict(self.comparison) if self.comparison else None,
+            "find_max": asdict(self.found) if self.found else None,
         }
 
     def check(self) -> None:

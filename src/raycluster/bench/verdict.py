@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from raycluster.bench.server import ServerFigures
 from raycluster.bench.stats import Measures, SampleStats
@@ -43,9 +43,6 @@ class Client:
     processes: int = 1
     capacity: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Circumstances:
@@ -75,9 +72,6 @@ class Verdict:
 
     grade: Grade
     reasons: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"grade": self.grade, "reasons": list(self.reasons)}
 
 
 def judge(measures: Measures, seen: Circumstances) -> Verdict:

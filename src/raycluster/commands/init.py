@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +49,7 @@ def init(
 
     owner = local_owner() if host else ""
     chosen = name or own_name(login_name())
-    text = init_text(host or (), None, chosen, model, owner, left_out=_say)
+    text = init_text(host or (), chosen, model, owner, left_out=_say)
     if str(output) == "-":
         sys.stdout.write(text)
         return
@@ -76,7 +76,6 @@ def _say(text: str) -> None:
 
 def init_text(
     hosts: Sequence[str],
-    gpus: Mapping[str, int] | None = None,
     name: str = "my-cluster",
     model: str = MODEL,
     owner: str = "",
@@ -85,18 +84,14 @@ def init_text(
 ) -> str:
     """Return the file's text; the first host is the head.
 
-    A host is `[user@]address[:port]`, an ssh alias, `local`, or a whole ssh command; `gpus` counts
-    by host as given. Without hosts, two placeholders stand in. `left_out` is told of options of
-    ssh commands that do not matter here. Raises UsageError.
+    A host is `[user@]address[:port]`, an ssh alias, `local`, or a whole ssh command. Without hosts,
+    two placeholders stand in. `left_out` is told of options of ssh commands that do not matter
+    here. Raises UsageError.
     """
     from raycluster.spec.example import example
     from raycluster.spec.given import parse_host
 
-    tables = [parse_host(host, left_out) for host in hosts or PLACEHOLDERS]
-    for host, table in zip(hosts, tables, strict=False):
-        if gpus and host in gpus:
-            table["gpus"] = gpus[host]
-    head, *workers = tables
+    head, *workers = [parse_host(host, left_out) for host in hosts or PLACEHOLDERS]
     cluster = {"name": name, **({"owner": owner} if owner else {})}
     text = example(cluster=cluster, head=head, workers=workers, models=[{"name": model}])
     _check(text)

@@ -31,25 +31,16 @@ _PYTHON = "3.12"
 _VLLM = "vLLM's release script publish-release-images.sh and Dockerfile, read 2026-11"
 _RAY = "Ray's pull request 62458 and its tags of 2.57 to 2.59; for 2.60 none was seen, 2026-11"
 
+_OPENAI, _LLM = "vllm/vllm-openai", "rayproject/ray-llm"
+
 KNOWN = (
-    Known("vllm/vllm-openai", "v{}", "vLLM", "CUDA 13.0", _BOTH, _PYTHON, False, _VLLM),
-    Known("vllm/vllm-openai", "v{}-cu129", "vLLM", "CUDA 12.9", _BOTH, _PYTHON, False, _VLLM),
-    Known("vllm/vllm-openai", "v{}-ubuntu2404", "vLLM", "CUDA 13.0", _BOTH, _PYTHON, False, _VLLM),
-    Known(
-        "vllm/vllm-openai",
-        "v{}-cu129-ubuntu2404",
-        "vLLM",
-        "CUDA 12.9",
-        _BOTH,
-        _PYTHON,
-        False,
-        _VLLM,
-    ),
-    Known("vllm/vllm-openai-cpu", "v{}", "vLLM", "no GPU", _BOTH, _PYTHON, False, _VLLM),
-    Known("vllm/vllm-openai-rocm", "v{}", "vLLM", "ROCm", ("amd64",), _PYTHON, False, _VLLM),
-    Known(
-        "rayproject/ray-llm", "{}-py312-cu130", "Ray", "CUDA 13.0", ("amd64",), _PYTHON, True, _RAY
-    ),
+    Known(_OPENAI, "v{}", "vLLM", "CUDA 13.0", _BOTH, _PYTHON, False, _VLLM),
+    Known(_OPENAI, "v{}-cu129", "vLLM", "CUDA 12.9", _BOTH, _PYTHON, False, _VLLM),
+    Known(_OPENAI, "v{}-ubuntu2404", "vLLM", "CUDA 13.0", _BOTH, _PYTHON, False, _VLLM),
+    Known(_OPENAI, "v{}-cu129-ubuntu2404", "vLLM", "CUDA 12.9", _BOTH, _PYTHON, False, _VLLM),
+    Known(f"{_OPENAI}-cpu", "v{}", "vLLM", "no GPU", _BOTH, _PYTHON, False, _VLLM),
+    Known(f"{_OPENAI}-rocm", "v{}", "vLLM", "ROCm", ("amd64",), _PYTHON, False, _VLLM),
+    Known(_LLM, "{}-py312-cu130", "Ray", "CUDA 13.0", ("amd64",), _PYTHON, True, _RAY),
 )
 
 _RAY_TAG = re.compile(r"rayproject/[a-z-]+:([0-9]+\.[0-9]+\.[0-9]+)-py([0-9])([0-9]+)(?:-.*)?")

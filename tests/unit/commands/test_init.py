@@ -117,13 +117,14 @@ def test_a_port_after_a_bare_ipv6_address_is_asked_for_in_brackets() -> None:
     assert caught.value.hint == "[::1]:22 or [::1:22]"
 
 
-def test_hosts_gpus_and_names_are_filled_in() -> None:
-    text = init_text(["root@a:1", "b", "c"], {"root@a:1": 0, "c": 8}, "mine", "org/model")
+def test_hosts_and_names_are_filled_in() -> None:
+    text = init_text(["root@a:1", "b", "c"], "mine", "org/model")
     document = tomllib.loads(text)
     assert document["cluster"]["name"] == "mine"
     assert document["models"] == [{"name": "org/model"}]
-    assert document["head"]["gpus"] == 0
-    assert document["workers"] == [{"host": "b"}, {"host": "c", "gpus": 8}]
+    head = document["head"]
+    assert (head["host"], head["port"], head["user"]) == ("a", 1, "root")
+    assert document["workers"] == [{"host": "b"}, {"host": "c"}]
 
 
 def test_each_cluster_gets_a_name_and_an_owner_of_its_own(
