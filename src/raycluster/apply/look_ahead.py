@@ -201,17 +201,7 @@ def _base(connected: Connected, seen: PrepareForecast) -> RuntimeSource:
     disk = None
     if not seen.there and seen.folder:
         disk = disk_of(connected.transport, seen.folder)
-    return RuntimeSource(
-        seen.what,
-        seen.there,
-        seen.held_bytes,
-        seen.folder,
-        seen.image,
-        disk,
-        seen.download_bytes,
-        seen.stored_bytes,
-        seen.withheld,
-    )
+    return RuntimeSource(**vars(seen), disk=disk)
 
 
 def _from_others(host: HostSeen, every: Mapping[str, HostSeen]) -> HostSeen:
@@ -231,7 +221,7 @@ def _added(connected: Connected, seen: PrepareForecast) -> tuple[RuntimeSource, 
     if seen.there or not lacks_ray(seen.image):
         return ()
     disk = _base(connected, seen).disk
-    return (RuntimeSource(f"Ray for {seen.image}", False, None, seen.folder, RAY_PART, disk),)
+    return (RuntimeSource(f"Ray for {seen.image}", False, seen.folder, RAY_PART, disk=disk),)
 
 
 def _archived(spec: ClusterSpec) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raycluster.core.interfaces import Facts
+from raycluster.core.interfaces import Facts, PrepareForecast
 from raycluster.serve.model_refs import WEIGHTS, ModelRef, needed_files
 
 
@@ -53,23 +53,10 @@ class ModelLocation:
 
 
 @dataclass(frozen=True)
-class RuntimeSource:
-    """What a process runs from, an image or an environment: whether it is there, or is brought.
+class RuntimeSource(PrepareForecast):
+    """What a process runs from, and the disk where it goes if it is not there."""
 
-    `size` are the bytes of what is there, None where that cannot be told; `disk` is where it goes.
-    `image` is its name for a registry. `download` and `stored` are known of what is not there.
-    `withheld` says that it is not there, and that the spec lets nothing bring it.
-    """
-
-    what: str
-    there: bool
-    size: int | None = None
-    folder: str = ""
-    image: str = ""
     disk: Disk | None = None
-    download: int | None = None
-    stored: int | None = None
-    withheld: bool = False
 
 
 @dataclass(frozen=True)

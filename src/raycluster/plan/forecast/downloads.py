@@ -48,11 +48,12 @@ def _bases(seen: Inventory, host: str) -> Iterator[Download]:
         yield Download(
             host=host,
             what=base.what,
-            size=base.download or seen.images.get(base.image),
+            size=base.download_bytes or seen.images.get(base.image),
             folder=base.folder,
             disk=base.disk,
-            certain=base.download is not None,
-            stored=base.stored or max((b.size for b in others if b.size), default=None),
+            certain=base.download_bytes is not None,
+            stored=base.stored_bytes
+            or max((b.held_bytes for b in others if b.held_bytes), default=None),
         )
 
 

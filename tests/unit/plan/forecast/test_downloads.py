@@ -88,7 +88,7 @@ def test_models_of_one_disk_are_added_up_and_those_of_two_are_not() -> None:
 
 def test_an_image_has_the_size_that_it_has_on_another_host_and_may_find_no_room() -> None:
     disk = Disk(8_000_000_000, "8:1")
-    held = RuntimeSource("image ray:1", there=True, size=9_000_000_000)
+    held = RuntimeSource("image ray:1", there=True, held_bytes=9_000_000_000)
     lacking = RuntimeSource("image ray:1", there=False, folder="/var/lib/docker", disk=disk)
     unknown = RuntimeSource("image nginx:1", there=False, folder="/var/lib/docker", disk=disk)
     hosts = {"head": host_seen(bases=(held,)), "gpu-1": host_seen(bases=(lacking, unknown))}
@@ -131,7 +131,12 @@ def test_an_environment_with_a_lock_is_refused_on_a_full_disk() -> None:
     def base(free: int) -> RuntimeSource:
         disk = Disk(free, "8:1")
         return RuntimeSource(
-            "env", there=False, folder="/home", disk=disk, download=4 * GB, stored=9 * GB
+            "env",
+            there=False,
+            folder="/home",
+            disk=disk,
+            download_bytes=4 * GB,
+            stored_bytes=9 * GB,
         )
 
     for free, said in (
