@@ -96,8 +96,11 @@ class Rack:
     library: Path
     hosts: dict[str, Host] = field(default_factory=dict)
 
-    def spec(self, cases: Sequence[str], name: str = "rack") -> Path:
-        """Write a spec whose head is the first case's host; the model takes a GPU."""
+    def spec(self, cases: Sequence[str], name: str = "rack", **served: object) -> Path:
+        """Write a spec whose head is the first case's host; the model takes a GPU.
+
+        `served` are more keys of the model.
+        """
         own: dict[str, dict[str, object]] = {}
         for each in cases:
             case = CASES[each]
@@ -105,7 +108,9 @@ class Rack:
             if case.runtime:
                 own[self.hosts[each].name]["runtime"] = case.runtime
         hosts = [self.hosts[each] for each in cases]
-        text = cluster_toml(self.lab, hosts, name=name, tiny=True, served={"num_gpus": 1}, own=own)
+        text = cluster_toml(
+            self.lab, hosts, name=name, tiny=True, served={"num_gpus": 1, **served}, own=own
+        )
         path = self.folder / f"{name}.toml"
         path.write_text(text)
         return path
@@ -161,6 +166,21 @@ def test_hosts_whose_gpus_can_be_used(rack: Rack) -> None:
     plan = rack.cli("plan", spec)
     assert plan.returncode == 0, plan.stderr
     assert plan.stdout.count("+ start worker") == len(cases) - 1
+    assert rack.traces(cases) == before
+
+
+def test_hosts_are_chosen_by_their_gpus(rack: Rack) -> None:
+    cases = list(USABLE)
+    plan = rack.cli("plan", rack.spec(cases, gpu="a100"), "--json")
+    assert plan.returncode == 0, plan.stderr
+    [planned] = json.loads(plan.stdout)["models"]
+    assert list(planned["hosts"]) == [rack.named("slices", cases)]
+    before = rack.traces(cases)
+    for command in ("plan", "up"):
+        done = rack.cli(command, rack.spec(cases, gpu=">= 90 GiB"))
+        assert done.returncode == 2, done.stderr
+        assert 'gpu = ">= 90 GiB" fits no host: head has 1 x NVIDIA H100' in done.stderr
+        assert f"{rack.named('none', cases)} has no GPU" in done.stderr
     assert rack.traces(cases) == before
 
 

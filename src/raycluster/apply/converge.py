@@ -12,7 +12,7 @@ from raycluster.apply.context import ApplyContext, record, wiring
 from raycluster.apply.distribution.environments import make_environments
 from raycluster.apply.distribution.models import bring
 from raycluster.apply.engine_probe.ask import check_environments
-from raycluster.apply.entry import locked, observed, reach, token_of
+from raycluster.apply.entry import locked, observed, placed, reach, token_of
 from raycluster.apply.look_ahead import look_ahead
 from raycluster.apply.node_checks import (
     check_nodes_gpus,
@@ -102,9 +102,10 @@ def up(
         state = observed(spec, fleet, only)
         if only == APP:
             check_up(spec, state)
+        spec, notes = placed(spec, fleet, state) if only.app else (spec, ())
         work = ApplyContext(spec, fleet, token_of(state), secrets, listen)
         doubts = unread(state)
-        _note(listen, (*doubts, *stranded(spec, state), *others(started_from(spec, state))))
+        _note(listen, (*doubts, *stranded(spec, state), *others(started_from(spec, state)), *notes))
         run, seconds = Run(work, state, only, verify), {}
         for step in NODE_STEPS if not only.app else (*NODE_STEPS, *APP_STEPS):
             began = time.monotonic()
@@ -122,6 +123,7 @@ def preview(
     Raises what keeps hosts from being seen.
     """
     state = observed(spec, fleet, only)
+    spec, notes = placed(spec, fleet, state) if only.app else (spec, ())
     work = ApplyContext(spec, fleet, token_of(state), secrets, lambda _: None)
     run = plan(Run(work, state, only, verify=False))
     change = plan_deploy(work, state) if only.app else None
@@ -148,7 +150,7 @@ def preview(
     told = (*unread(state), *stranded(spec, state))
     more = [Problem(error.where, error.what, error.hint) for error in told]
     more += [Problem(o.where, o.what, o.hint) for o in others(started_from(spec, state))]
-    return actions, replace(found, warnings=(*found.warnings, *more))
+    return actions, replace(found, warnings=(*found.warnings, *more, *notes))
 
 
 def plan(run: Run) -> Run:
@@ -275,7 +277,7 @@ def _started(run: Run) -> set[str]:
     return {action.host for action in nodes}
 
 
-def _note(listen: Listener, errors: Iterable[RayclusterError | OtherImage]) -> None:
+def _note(listen: Listener, errors: Iterable[RayclusterError | OtherImage | Problem]) -> None:
     for error in errors:
         listen(Event(error.where, f"{error.what}; {error.hint}", "note"))
 

@@ -8,12 +8,14 @@ from contextlib import closing, contextmanager
 
 from raycluster.core.errors import HostError, NewerRecordError, PortInUseError, RayclusterError
 from raycluster.core.events import Event, Listener
-from raycluster.core.interfaces import ImageStore, Secret
+from raycluster.core.interfaces import Facts, ImageStore, Secret
 from raycluster.hosts.fleet import Fleet, all_or_raise
 from raycluster.hosts.lock import holding
 from raycluster.observe.cluster import observe
-from raycluster.observe.facts import machine
+from raycluster.observe.facts import facts_of, machine
 from raycluster.plan.actions import Only
+from raycluster.plan.forecast.fits import Problem
+from raycluster.plan.placement import place
 from raycluster.plan.preconditions import check_machines, check_owner
 from raycluster.spec import ClusterSpec
 from raycluster.state.cluster import ClusterState
@@ -53,6 +55,21 @@ def observed(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
     if len(seen) > 1:
         check_machines(all_or_raise(fleet.each(seen, machine)))
     return state
+
+
+def placed(
+    spec: ClusterSpec, fleet: Fleet, state: ClusterState
+) -> tuple[ClusterSpec, tuple[Problem, ...]]:
+    """Return the spec with the hosts that have the GPUs its models ask for, and notes on them.
+
+    Hosts tell their GPUs anew. Raises SpecError where none has them.
+    """
+    if not any(model.gpu for model in spec.models):
+        return spec, ()
+    seen = [name for name, host in state.hosts.items() if not host.problem]
+    told = fleet.each(seen, facts_of)
+    gpus = {name: each.gpus for name, each in told.items() if isinstance(each, Facts)}
+    return place(spec, gpus, state.apps or ())
 
 
 def token_of(state: ClusterState) -> Secret:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from raycluster.apply.preconditions.connectivity import try_neighbours
 from raycluster.apply.preconditions.host_requirements import Tried, at_boot, tried
 from raycluster.apply.preconditions.shared_folders import check_folders
 from raycluster.core.accelerators.choice import WITHOUT, chosen, lack
-from raycluster.core.accelerators.values import HANGS, Device
+from raycluster.core.accelerators.values import HANGS, Device, described
 from raycluster.core.errors import HostError, ImageError, RayclusterError, apart
 from raycluster.core.interfaces import (
     Facts,
@@ -33,6 +32,7 @@ from raycluster.observe.image_registry import ImageAnswer, ask_for
 from raycluster.plan.actions import Start
 from raycluster.plan.forecast.downloads import LOAD, in_gb, missing_image
 from raycluster.plan.forecast.fits import Problem
+from raycluster.plan.placement import place
 from raycluster.plan.preconditions import (
     check_addresses,
     check_gpus,
@@ -53,7 +53,6 @@ from raycluster.state.members import of_another
 
 CLOCK_S = 5.0
 DISK_BYTES = 20 << 30
-_SHARED = " of the host's memory"
 
 
 @dataclass(frozen=True)
@@ -231,16 +230,10 @@ def _gpus_of(connected: Connected, facts: Facts, starts: list[Start], *, usable:
 
 
 def _told(devices: Sequence[Device]) -> str:
-    """Return the devices in words, those that are alike together."""
     if not devices:
         return "none: models run on CPUs"
-    kinds = Counter((d.name, d.memory_total_bytes, d.shares) for d in devices)
-    each = [
-        f"{count} x {name}" + (f" ({size / 2**30:.0f} GiB{_SHARED * shares})" if size else "")
-        for (name, size, shares), count in kinds.items()
-    ]
     driver = f", driver {devices[0].driver}" if devices[0].driver else ""
-    return ", ".join(each) + driver
+    return described(devices) + driver
 
 
 def _disk(host: ResolvedHost, facts: Facts) -> Finding:
@@ -473,6 +466,7 @@ def _gpus(spec: ClusterSpec, facts: dict[str, Facts]) -> list[Finding]:
         return []
     gpus = {h.name: gpus_of(h, facts[h.name]) for h in spec.hosts}
     try:
+        spec, _ = place(spec, {name: seen.gpus for name, seen in facts.items()})
         check_gpus(spec, gpus)
     except RayclusterError as error:
         return [Finding("cluster", "models", False, error.what, error.hint)]

@@ -81,5 +81,5 @@ def _design(opened: OpenedSpec, *, with_secrets: bool) -> Design:
     if with_secrets:
         given = Given(Secret(randomness.token_hex(32)), opened.secrets())
     with opened.fleet() as fleet:
-        addresses, gpus = look(opened.spec, fleet)
-    return Design(opened.spec, addresses, gpus, given)
+        spec, addresses, gpus = look(opened.spec, fleet)
+    return Design(spec, addresses, gpus, given)

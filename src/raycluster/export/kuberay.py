@@ -64,11 +64,12 @@ def kuberay(design: Design) -> Tree:
 
 def _service(design: Design) -> dict[str, Any]:
     head, *workers = design.spec.hosts
-    if chosen := [model.name for model in design.spec.models if model.hosts]:
+    if chosen := [model for model in design.spec.models if model.hosts]:
+        word = "gpu" if chosen[0].gpu else "hosts"
         raise SpecError(
-            f"Kubernetes chooses the machines of pods: `hosts` of {chosen[0]} cannot be kept",
+            f"Kubernetes chooses the machines of pods: `{word}` of {chosen[0].name} cannot be kept",
             where="models",
-            hint="remove `hosts` for the export, and choose nodes with a nodeSelector in the "
+            hint=f"remove `{word}` for the export, and choose nodes with a nodeSelector in the "
             "files that it writes",
         )
     body = app_body(design, env_secrets=True)

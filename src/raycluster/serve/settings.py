@@ -84,6 +84,7 @@ class ModelSettings:
     `spread` is not 0 where a replica needs
     several hosts: it is the number of its equal parts then, each with its GPUs on one host.
     `hosts` are the nodes that may run replicas, each with its label; without any, all of them.
+    `gpu` is what these were chosen by.
     `environment` is the one of vLLM, where that is not the node's own.
     `routing` is for HAProxy, which reads it when replicas change: see `balance`.
     """
@@ -96,6 +97,7 @@ class ModelSettings:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     hosts: Mapping[str, str] = field(default_factory=dict)
+    gpu: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     secrets_path: str = ""
     max_ongoing_requests: int = DEFAULT_ONGOING
@@ -123,6 +125,8 @@ class ModelSettings:
         plain["adapters"] = dict(self.adapters)
         plain["aliases"] = list(self.aliases)
         plain["hosts"] = dict(self.hosts)
+        if not self.gpu:
+            del plain["gpu"]  # what runs without is then the same as before there was such a word
         plain["environment"] = self.environment.to_json() if self.environment else None
         if isinstance(self.replicas, Autoscale):
             plain["replicas"] = {f.name: getattr(self.replicas, f.name) for f in fields(Autoscale)}

@@ -40,6 +40,7 @@ def _settings(spec: ClusterSpec, model: Model, gpus: Mapping[str, float]) -> Mod
         num_cpus=model.num_cpus,
         num_gpus=needed,
         hosts={h.name: h.label for h in spec.hosts if h.name in (model.hosts or ())},
+        gpu=model.gpu or "",
         env=spec.env,
         secrets_path=f"$RAYCLUSTER_ROOT/{SECRETS_FILE}" if spec.secrets else "",
         max_ongoing_requests=model.max_ongoing_requests,

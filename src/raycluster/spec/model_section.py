@@ -18,6 +18,7 @@ from raycluster.spec.types import (
     Delay,
     EngineArgs,
     Function,
+    Gpu,
     ModelName,
     Operand,
     Part,
@@ -140,6 +141,11 @@ class Model(Part):
         description="Names of the hosts that may run its replicas; default: all.",
         examples=[["head"]],
     )
+    gpu: Gpu | None = Field(
+        default=None,
+        description="GPUs that its hosts must have: part of the name, a least memory, or both.",
+        examples=["A100 >= 40 GB"],
+    )
     max_ongoing_requests: AtLeastOne = Field(
         default=256, description="Maximum concurrent requests per replica."
     )
@@ -223,6 +229,12 @@ class Model(Part):
                 f"data_parallel_size_local is {shown(local)} of data_parallel_size {self.data}: "
                 "all engines of a replica run on one host; remove it, and use `replicas`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gpu_is_used(self) -> Model:
+        if self.gpu and self.num_gpus == 0:
+            raise ValueError("num_gpus is 0, but `gpu` asks for GPUs: remove one of them")
         return self
 
     @model_validator(mode="after")

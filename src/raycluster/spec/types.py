@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from raycluster.core.accelerators.requirement import read_requirement
 from raycluster.core.accelerators.values import UUID
 from raycluster.core.tested_versions import OLDEST_VLLM, startable
 from raycluster.core.usernames import wrong_user
@@ -258,6 +259,11 @@ def _named_gpus(value: list[object] | tuple[object, ...]) -> tuple[object, ...]:
     return tuple(value)
 
 
+def _gpu(value: str) -> str:
+    read_requirement(value)
+    return value
+
+
 def _startable(value: str) -> str:
     if not startable(value):
         raise ValueError(f"vLLM {value} is not supported: {OLDEST_VLLM} or newer is needed")
@@ -317,6 +323,7 @@ AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000), _IS_NUMBER]
 TokenCount = Annotated[int, Field(ge=1, le=1_000_000_000_000), _IS_NUMBER]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
 Delay = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), _IS_NUMBER]
+Gpu = Annotated[Text, AfterValidator(_gpu)]
 Share = Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False), _IS_NUMBER]
 Price = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
 Currency = Annotated[Text, Worded(r"[A-Z]{3}", "three capital letters such as `USD` are")]

@@ -1,17 +1,21 @@
-"""A model with `hosts` is counted, fetched, placed and refused by those hosts alone."""
+"""A model with `hosts` or `gpu` is counted, fetched, placed and refused by those hosts alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from raycluster.apply.distribution.models import holding
+from raycluster.core.accelerators.values import Accelerators, Device, Trouble
 from raycluster.core.errors import ImageError, SpecError
 from raycluster.core.interfaces import Secret, Versions
 from raycluster.export.kuberay import kuberay
 from raycluster.plan.forecast.fits import forecast_models, too_few_cpus
+from raycluster.plan.placement import place
+from raycluster.plan.planner import plan_app
 from raycluster.plan.rollout import plan_rollout
 from raycluster.plan.version_parity import check_versions
 from raycluster.serve.settings import HOST_LABEL, ModelSettings, applications
@@ -248,3 +252,147 @@ def test_kubernetes_does_not_know_the_hosts() -> None:
     spec = {**WHOLE, "models": [{**WHOLE["models"][0], "hosts": ["head"]}]}
     with pytest.raises(SpecError, match="Kubernetes chooses the machines of pods"):
         kuberay(design_of(spec))
+
+
+def cards(*kinds: str) -> Accelerators:
+    """Return GPUs of a host: L4, A6000 or H100."""
+    known = {"L4": ("NVIDIA L4", 23034), "A6000": ("NVIDIA RTX A6000", 49140)}
+    known["H100"] = ("NVIDIA H100 80GB HBM3", 81559)
+    devices = [
+        Device(str(n), f"GPU-000{n}", known[kind][0], known[kind][1] << 20)
+        for n, kind in enumerate(kinds)
+    ]
+    return Accelerators(tuple(devices))
+
+
+RACK = {"head": cards(), "a": cards("A6000", "A6000"), "b": cards("H100")}
+
+
+@pytest.mark.parametrize(
+    ("more", "hosts"),
+    [
+        ({"gpu": "a6000"}, ("a",)),
+        ({"gpu": ">= 40 GiB"}, ("a", "b")),
+        ({"gpu": ">= 40 GiB", "hosts": ["b", "head"]}, ("b",)),
+        ({"gpu": "H100 >= 80 GB"}, ("b",)),
+        ({}, None),
+        ({"hosts": ["head"]}, ("head",)),
+    ],
+)
+def test_hosts_are_chosen_by_their_gpus(more: dict[str, Any], hosts: object) -> None:
+    spec, notes = place(spec_of(model(**more)), RACK)
+    assert spec.models[0].hosts == hosts
+    assert notes == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "told", "error"),
+    [
+        (
+            {},
+            RACK,
+            'gpu = "L4" fits no host: head has no GPU; a has 2 x NVIDIA RTX A6000 (48 GiB); '
+            "b has 1 x NVIDIA H100 80GB HBM3 (80 GiB)\n  next: change `gpu` of the model, or add "
+            "such a host",
+        ),
+        (
+            {"head": {"host": "10.0.0.1", "gpus": 0}},
+            {"head": cards("L4"), "a": Accelerators(problem=Trouble("it hangs", "reboot it"))},
+            'gpu = "L4" fits no host: head has gpus = 0; a does not tell its GPUs: it hangs; '
+            "b was not seen\n  next: reboot it",
+        ),
+        (
+            {},
+            {**RACK, "b": cards("L4", "H100")},
+            "b has 1 x NVIDIA L4 (22 GiB), 1 x NVIDIA H100 80GB HBM3 (80 GiB), of which 1 would "
+            "do, and Ray may choose any\n  next: list those that fit in `gpus` of the host; change",
+        ),
+    ],
+)
+def test_where_no_host_fits_each_is_told_with_what_it_has(
+    parts: dict[str, Any], told: dict[str, Accelerators], error: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        place(spec_of(model(gpu="L4"), **parts), told)
+    assert error in str(caught.value)
+    assert caught.value.where == "llama"
+
+
+def test_all_models_without_a_host_are_told_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        place(spec_of(model(gpu="L4"), model("c", gpu="T4"), model("d", gpu="H100")), RACK)
+    assert [error.where for error in caught.value.together] == ["llama", "c"]
+
+
+def test_of_a_host_of_several_kinds_those_are_meant_that_it_uses() -> None:
+    mixed = {**RACK, "b": cards("A6000", "L4")}
+    _, (note,) = place(spec_of(model(gpu="A6000")), mixed)
+    assert (note.where, note.hint) == ("b", "list those that fit in `gpus` of the host")
+    assert note.what.startswith("takes no replica of llama: it has 1 x NVIDIA RTX A6000 (48 GiB)")
+    workers = [{"name": "b", "host": "10.0.0.3", "gpus": [0]}]
+    spec, notes = place(spec_of(model(gpu="A6000"), workers=workers), mixed)
+    assert (spec.models[0].hosts, notes) == (("b",), ())
+
+
+def run_of(spec: ClusterSpec, gpus: dict[str, float]) -> tuple[App, ...]:
+    """Return the applications of a spec as they run."""
+    body = app(spec, gpus=gpus, fingerprint="f")
+    return tuple(App(a["name"], "RUNNING", config=a) for a in body["applications"])
+
+
+@pytest.mark.parametrize("ill", [{}, {"b": Accelerators(problem=Trouble("it hangs"))}])
+def test_a_host_that_is_down_stays_what_it_was(ill: dict[str, Accelerators]) -> None:
+    """So that nothing is deployed anew because a host is away, or comes back."""
+    asked = spec_of(model(gpu=">= 40 GiB"), model("small", gpu="A6000"))
+    gpus = {"head": 0.0, "a": 2.0, "b": 1.0}
+    spec, _ = place(asked, RACK)
+    apps = run_of(spec, gpus)
+    seen = {name: found for name, found in RACK.items() if name != "b"} | ill
+    again, (note,) = place(asked, seen, apps)
+    assert [m.hosts for m in again.models] == [("a", "b"), ("a",)]
+    assert (note.where, note.what.partition(": ")[0]) == ("b", "takes no replica of small")
+    away = {name: count for name, count in gpus.items() if name != "b"}
+    assert plan_app(app(again, gpus=away, fingerprint="f"), apps) is None
+    fresh, notes = place(asked, seen)
+    assert [m.hosts for m in fresh.models] == [("a",), ("a",)]
+    assert len(notes) == 2
+
+
+def test_the_forecast_the_plan_and_the_app_are_of_the_hosts_that_fit() -> None:
+    spec, _ = place(spec_of(model(gpu="L4"), model("other")), {**RACK, "a": cards("L4")})
+    seen = Inventory(
+        {"head": host_seen(CARD), "a": host_seen(SMALL_CARD), "b": host_seen(CARD)},
+        {LLAMA: Files({}, LLAMA_31_8B)},
+    )
+    found = forecast_models(spec, seen, {"llama": LLAMA, "other": LLAMA})
+    assert [list(each.fits) for each in found] == [["a"], ["head", "a", "b"]]
+    body = app(spec, gpus={"head": 0, "a": 1, "b": 1}, fingerprint="f")
+    args = [a["args"]["model"] for a in body["applications"] if "model" in a["args"]]
+    assert [(m.get("gpu"), m["hosts"]) for m in args] == [("L4", {"a": "10.0.0.2"}), (None, {})]
+    change = plan_app(body, run_of(spec_of(model(), model("other")), {"a": 1, "b": 1}))
+    assert change
+    assert change.reasons == ("llama: changed",)
+    assert lacking_gpus(spec.models[:1], {"head": 0, "a": 0, "b": 4}) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"gpu": "48 GB"}, 'did you mean ">= 48 GB"?'),
+        ({"gpu": 40}, "string"),
+        ({"gpu": ["A6000"]}, "string"),
+        ({"gpu": "A6000", "num_gpus": 0}, "num_gpus is 0, but `gpu` asks for GPUs"),
+    ],
+)
+def test_what_asks_for_no_gpu_is_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        spec_of(model(**more))
+    assert said in str(caught.value)
+
+
+def test_kubernetes_does_not_know_the_gpus() -> None:
+    made = {**WHOLE["models"][0], "gpu": "H100"}
+    spec = ClusterSpec.model_validate({**WHOLE, "models": [made]})
+    placed, _ = place(spec, {host.name: cards("H100") for host in spec.hosts})
+    with pytest.raises(SpecError, match=r"`gpu` of [^ ]+ cannot be kept"):
+        kuberay(replace(design_of(WHOLE), spec=placed))

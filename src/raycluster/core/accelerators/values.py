@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,6 +94,18 @@ def sharing(found: Accelerators, memory: int, machine: str) -> Accelerators:
         for each in found.devices
     )
     return replace(found, devices=tuple(devices))
+
+
+def described(devices: Iterable[Device]) -> str:
+    """Return GPUs in words, those that are alike together, "" where there are none."""
+    kinds = Counter((d.name, d.memory_total_bytes, d.shares) for d in devices)
+    return ", ".join(
+        f"{count} x {name}" + (f" ({size / 2**30:.0f} GiB{_SHARED * shares})" if size else "")
+        for (name, size, shares), count in kinds.items()
+    )
+
+
+_SHARED = " of the host's memory"
 
 
 def clean(text: str, most: int = 200) -> str:
