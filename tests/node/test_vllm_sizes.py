@@ -11,6 +11,7 @@ import pytest
 pytestmark = [pytest.mark.local, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "src" / "raycluster" / "recipes" / "configs.json"
 SIZING = ROOT / "tests" / "unit" / "plan" / "sizing"
 
 
@@ -20,9 +21,7 @@ def test_vllm_says_what_is_recorded() -> None:
     )
     python = Path(done.stdout.split("\n")[-2]) / "bin" / "python"
     program = Path(__file__).with_name("vllm_sizes.py")
-    told = subprocess.run(
-        [python, program, SIZING / "configs.json"], check=True, stdout=subprocess.PIPE, text=True
-    )
+    told = subprocess.run([python, program, CONFIGS], check=True, stdout=subprocess.PIPE, text=True)
     said = json.loads(told.stdout[told.stdout.index("{") :])
     recorded = json.loads((SIZING / "vllm.json").read_text())
     assert said == recorded, (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from importlib import metadata
 from typing import Any, get_args, get_origin
 
@@ -25,7 +26,14 @@ from vllm.engine.arg_utils import (  # noqa: E402
     get_type_hints,
     is_dict_subclass,
 )
-from vllm.entrypoints.launchers.cli_args import FrontendArgs, make_arg_parser  # noqa: E402
+from vllm.entrypoints.launchers.cli_args import (  # noqa: E402
+    FrontendArgs,
+    make_arg_parser,
+    validate_parsed_serve_args,
+)
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS  # noqa: E402
+from vllm.reasoning import ReasoningParserManager  # noqa: E402
+from vllm.tool_parsers import ToolParserManager  # noqa: E402
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 
 from raycluster.serve.engines.vllm import OURS, flags  # noqa: E402
@@ -65,6 +73,24 @@ def same(given: object, got: object) -> bool:
     return given == got or str(given) == str(got) or got == [given]  # one where several may be
 
 
+def refused(recipe: dict[str, Any]) -> str:
+    """Return what vLLM refuses of a recipe's arguments, or ""."""
+    words = [word for name, value in recipe.items() for word in flags(name, value)]
+    try:
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(["m", *words])
+        validate_parsed_serve_args(args)
+    except (SystemExit, argparse.ArgumentError, TypeError, ValueError) as error:
+        return repr(error)
+    known = {
+        "tool_call_parser": ToolParserManager.list_registered(),
+        "reasoning_parser": ReasoningParserManager.list_registered(),
+        "quantization": QUANTIZATION_METHODS,
+    }
+    unknown = [n for n, names in known.items() if n in recipe and recipe[n] not in names]
+    lost = [name for name, value in recipe.items() if getattr(args, name) != value]
+    return ", ".join(unknown + lost)
+
+
 def main() -> None:
     """Print what was tried."""
     parser = make_arg_parser(FlexibleArgumentParser())
@@ -86,7 +112,10 @@ def main() -> None:
                 continue
             if not same(value, got):
                 wrong[name] = f"{words}: {got!r}"
-    print(json.dumps({"wrong": wrong, "tried": tried, "lists": lists}))
+    recipes = {
+        name: why for name, each in json.loads(sys.argv[1]).items() if (why := refused(each))
+    }
+    print(json.dumps({"wrong": wrong, "tried": tried, "lists": lists, "recipes": recipes}))
 
 
 if __name__ == "__main__":

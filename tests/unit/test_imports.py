@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("apply",),
     ("check",),
     ("report",),
-    ("batch", "bench", "drill", "export", "logs", "status", "support", "tunnel"),
+    ("batch", "bench", "drill", "export", "logs", "recipes", "status", "support", "tunnel"),
     ("commands",),
     ("cli",),
 )
@@ -42,7 +42,7 @@ PURE = (
     *("apply.engine_probe.told", "apply.engine_probe.judge"),
     *("export.design", "export.readme", "export.tree", "export.formats", "export.compose"),
     *("export.systemd", "export.kuberay"),
-    *("logs.lines", "support.redact"),
+    *("logs.lines", "support.redact", "recipes.catalog", "recipes.fits"),
     *("bench.stats", "bench.verdict", "bench.limits", "bench.baseline"),
     *("bench.server", "bench.series", "bench.figures"),
     *("status.figures", "status.gpus", "status.json", "status.view", "status.warnings"),

@@ -18,6 +18,7 @@ from raycluster.commands.init import init
 from raycluster.commands.keys import keys
 from raycluster.commands.logs import logs
 from raycluster.commands.plan import plan
+from raycluster.commands.recipe import recipe
 from raycluster.commands.schema import schema
 from raycluster.commands.ssh import ssh
 from raycluster.commands.status import status
@@ -39,6 +40,7 @@ _PASS_ON = {"context_settings": {"ignore_unknown_options": True, "allow_interspe
 
 COMMANDS: Mapping[str, Command] = {
     "init": Command(init),
+    "recipe": Command(recipe),
     "check": Command(check),
     "plan": Command(plan),
     "up": Command(up),

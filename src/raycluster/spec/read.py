@@ -25,12 +25,15 @@ def locate(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     return given or Path(environ.get(SPEC_VARIABLE) or DEFAULT_FILE)
 
 
-def read_spec(path: Path, environ: Mapping[str, str] = os.environ) -> ClusterSpec:
+def read_spec(
+    path: Path, environ: Mapping[str, str] = os.environ, *, text: str | None = None
+) -> ClusterSpec:
     """Read, override by `.env` beside the file and then by environment variables, and check.
 
-    Raises SpecError with every problem found, each with its line or variable.
+    `text` is what the file would hold. Raises SpecError with every problem found, each with its
+    line or variable.
     """
-    text = _text(path)
+    text = _text(path) if text is None else text
     data = _parsed(path, text)
     _newer_schema(path, data)
     dotenv = {".env": read_dotenv(path.parent / ".env"), "environment": environ}

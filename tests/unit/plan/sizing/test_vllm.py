@@ -23,7 +23,9 @@ from raycluster.plan.sizing.shape import read_shape
 from raycluster.spec import Model
 
 HERE = Path(__file__).parent
-CONFIGS: dict[str, dict[str, Any]] = json.loads((HERE / "configs.json").read_text())
+CONFIGS: dict[str, dict[str, Any]] = json.loads(
+    (HERE.parents[3] / "src/raycluster/recipes/configs.json").read_text()
+)
 VLLM: dict[str, dict[str, Any]] = json.loads((HERE / "vllm.json").read_text())
 STATES = {
     "Qwen3-Next-80B-A3B": 0.97,
