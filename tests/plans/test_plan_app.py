@@ -63,6 +63,24 @@ def test_a_changed_model_is_deployed(change: dict[str, Any]) -> None:
     assert reasons(wanted([{**ONE[0], **change}]), deployed(wanted(ONE))) == [f"{NAME}: changed"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"replicas": 2},
+        {"engine_args": {"max_model_len": 2048}},
+        {"environment": {"vllm": "0.33.0"}},
+        {"hosts": ["head"]},
+    ],
+)
+def test_a_roll_back_is_the_old_spec(change: dict[str, Any]) -> None:
+    old, new = wanted(ONE), wanted([{**ONE[0], **change}])
+    back = plan_app(old, deployed(new))
+    assert back
+    assert back.reasons == (f"{NAME}: changed",)
+    assert reasons(old, deployed(back.rollout.steps[-1])) == []
+    assert reasons(new, deployed(back.rollout.steps[-1])) == [f"{NAME}: changed"]
+
+
 def test_changed_code_or_secrets_are_deployed() -> None:
     assert reasons(wanted(ONE, "0" * 12), deployed(wanted(ONE))) == [f"{NAME}: changed"]
 

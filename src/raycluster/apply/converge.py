@@ -102,7 +102,7 @@ def up(
         state = observed(spec, fleet, only)
         if only == APP:
             check_up(spec, state)
-        spec, notes = placed(spec, fleet, state) if only.app else (spec, ())
+        spec, notes = placed(spec, fleet, state, only)
         work = ApplyContext(spec, fleet, token_of(state), secrets, listen)
         doubts = unread(state)
         _note(listen, (*doubts, *stranded(spec, state), *others(started_from(spec, state)), *notes))
@@ -123,7 +123,7 @@ def preview(
     Raises what keeps hosts from being seen.
     """
     state = observed(spec, fleet, only)
-    spec, notes = placed(spec, fleet, state) if only.app else (spec, ())
+    spec, notes = placed(spec, fleet, state, only)
     work = ApplyContext(spec, fleet, token_of(state), secrets, lambda _: None)
     run = plan(Run(work, state, only, verify=False))
     change = plan_deploy(work, state) if only.app else None

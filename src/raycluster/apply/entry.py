@@ -6,7 +6,13 @@ import secrets as randomness
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
-from raycluster.core.errors import HostError, NewerRecordError, PortInUseError, RayclusterError
+from raycluster.core.errors import (
+    HostError,
+    NewerRecordError,
+    PortInUseError,
+    RayclusterError,
+    SpecError,
+)
 from raycluster.core.events import Event, Listener
 from raycluster.core.interfaces import Facts, ImageStore, Secret
 from raycluster.hosts.fleet import Fleet, all_or_raise
@@ -58,18 +64,23 @@ def observed(spec: ClusterSpec, fleet: Fleet, only: Only) -> ClusterState:
 
 
 def placed(
-    spec: ClusterSpec, fleet: Fleet, state: ClusterState
+    spec: ClusterSpec, fleet: Fleet, state: ClusterState, only: Only
 ) -> tuple[ClusterSpec, tuple[Problem, ...]]:
     """Return the spec with the hosts that have the GPUs its models ask for, and notes on them.
 
-    Hosts tell their GPUs anew. Raises SpecError where none has them.
+    Hosts tell their GPUs anew. Raises SpecError where none has them and a model is to be deployed.
     """
     if not any(model.gpu for model in spec.models):
         return spec, ()
     seen = [name for name, host in state.hosts.items() if not host.problem]
     told = fleet.each(seen, facts_of)
     gpus = {name: each.gpus for name, each in told.items() if isinstance(each, Facts)}
-    return place(spec, gpus, state.apps or ())
+    try:
+        return place(spec, gpus, state.apps or ())
+    except SpecError:
+        if only.app:
+            raise
+        return spec, ()
 
 
 def token_of(state: ClusterState) -> Secret:

@@ -467,6 +467,9 @@ def _gpus(spec: ClusterSpec, facts: dict[str, Facts]) -> list[Finding]:
     gpus = {h.name: gpus_of(h, facts[h.name]) for h in spec.hosts}
     try:
         spec, _ = place(spec, {name: seen.gpus for name, seen in facts.items()})
+    except RayclusterError:
+        return []  # the plan tells it
+    try:
         check_gpus(spec, gpus)
     except RayclusterError as error:
         return [Finding("cluster", "models", False, error.what, error.hint)]

@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 
 from raycluster.apply.context import ApplyContext
+from raycluster.apply.entry import placed
 from raycluster.apply.look_ahead import look_ahead
 from raycluster.apply.node_checks import check_nodes_gpus
 from raycluster.apply.nodes import apply_nodes
-from raycluster.check.hosts import Finding, _gpus_of, check_hosts
+from raycluster.check.hosts import Finding, _gpus_of, check_hosts, check_plan
 from raycluster.core.accelerators.values import Accelerators, Device, Trouble
-from raycluster.core.errors import HostError
+from raycluster.core.errors import HostError, SpecError
 from raycluster.core.events import Event
 from raycluster.core.interfaces import Facts, Secret
 from raycluster.hosts import fleet as connect
 from raycluster.hosts.fleet import Fleet
 from raycluster.hosts.transports.local import LocalTransport
 from raycluster.observe.facts import read_facts, read_listening
-from raycluster.plan.actions import Start
+from raycluster.plan.actions import APP, EVERYTHING, Only, Start
 from raycluster.plan.preconditions import check_counted, check_host_gpus
 from raycluster.requirements import cpu_lock, gpu_lock
 from raycluster.services.processes import desired
@@ -262,3 +263,37 @@ def test_check_says_what_may_be_a_gpu_and_is_not_counted(fleet: Fleet) -> None:
     assert found.passed
     assert found.text.startswith("none: models run on CPUs; Windows shares a GPU with this machine")
     assert "gpus = 0" in found.hint
+
+
+def wanting(gpu: str) -> ClusterSpec:
+    spec = spec_of(python=sys.executable)
+    models = [m.model_copy(update={"gpu": gpu}) for m in spec.models]
+    return spec.model_copy(update={"models": tuple(models)})
+
+
+def test_a_model_is_placed_by_the_gpus_that_hosts_tell(install: Install, fleet: Fleet) -> None:
+    install(fake.driver(2))
+    spec, state = wanting("h100 >= 80 GB"), state_of()
+    fleet.reach(spec.hosts, lambda connected: connected.address)
+    found, notes = placed(spec, fleet, state, EVERYTHING)
+    assert (found.models[0].hosts, notes) == (("head",), ())
+    lacking = wanting("A6000")
+    for only in (EVERYTHING, APP):
+        with pytest.raises(SpecError, match="fits no host: head has 2 x NVIDIA H100"):
+            placed(lacking, fleet, state, only)
+    nodes_alone = Only(host="head")
+    assert placed(lacking, fleet, state, nodes_alone)[0].models[0].hosts is None
+    away = ClusterState({"head": HostState("head", problem=HostError("no route"))})
+    with pytest.raises(SpecError, match="head was not seen"):
+        placed(spec, fleet, away, APP)
+
+
+def test_check_tells_once_that_no_host_has_what_a_model_asks_for(
+    install: Install, fleet: Fleet
+) -> None:
+    install(fake.driver(2))
+    spec = wanting("A6000")
+    findings = check_hosts(spec, fleet)
+    found = [*findings, *check_plan(spec, fleet, Secrets(), findings)]
+    told = [(f.host, f.subject) for f in found if "A6000" in f.text]
+    assert told == [("m", "plan")]
