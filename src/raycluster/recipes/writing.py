@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from raycluster.core.accelerators.values import clean
 from raycluster.core.errors import RayclusterError, UsageError
 from raycluster.spec.example import toml_value
 
@@ -20,7 +21,7 @@ def lines_of(name: str, table: Mapping[str, Any], comment: str) -> str:
     """Return a table of a list as TOML; tables in it follow it."""
     plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     inner = {key: value for key, value in table.items() if isinstance(value, Mapping) and value}
-    lines = [f"# {comment}", f"[[{name}]]", *_pairs(plain)]
+    lines = [f"# {clean(comment, 400)}", f"[[{name}]]", *_pairs(plain)]
     for key, values in inner.items():
         lines += ["", f"[{name}.{key}]", *_pairs(values)]
     return "\n".join(lines) + "\n"

@@ -117,7 +117,12 @@ def _model(kind: object) -> type[BaseModel] | None:
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _text(key)
+
+
+def _text(value: object) -> str:
+    """Return what JSON writes, which is TOML but for escaped halves of a character, and DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def toml_value(value: object) -> str:
@@ -130,4 +135,4 @@ def toml_value(value: object) -> str:
         return toml_value(value.model_dump(exclude_none=True))
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(value, ensure_ascii=True)
+    return _text(value)

@@ -53,6 +53,15 @@ def test_what_was_there_stays_byte_for_byte(tmp_path: Path, before: bytes) -> No
     assert left(tmp_path) == ["cluster.toml"]
 
 
+@pytest.mark.parametrize("text", ["\U0001f999 é", "\x7f\x01\n", '"]\\', "\u2028"])
+def test_any_text_is_written_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text("")
+    table = {"name": text, "engine_args": {"x": {text: [text, 1.5, True]}}}
+    append(path, lines_of("models", table, f"why\n[{text}]"), accept)
+    assert tomllib.loads(path.read_bytes().decode()) == {"models": [table]}
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     target, path = tmp_path / "shared" / "spec.toml", tmp_path / "cluster.toml"
