@@ -58,7 +58,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 
 
 def test_the_wheel_holds_all_code_and_templates(wheel: zipfile.ZipFile) -> None:
-    code = {p.relative_to(PACKAGE.parent) for p in PACKAGE.rglob("*.py")}
+    files = (p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    code = {p.relative_to(PACKAGE.parent) for p in files}
     templates = CHECKOUT / "templates"
     rendered = {"raycluster" / p.relative_to(CHECKOUT) for p in templates.rglob("*") if p.is_file()}
     wanted = {str(path) for path in code | rendered}
