@@ -169,8 +169,10 @@ def _add(name: str, named: Path | None, *, fits: bool) -> None:
             where=str(opened.path),
             hint=f"raycluster recipe show {found.name} tells its arguments",
         )
-    table: dict[str, Any] = {"name": found.model, "engine_args": found.arguments()}
-    comment = f"recipe {found.name}, {_run(_measured(named).get(found.model))}"
+    measured = _measured(named).get(found.model)
+    proven = dict(measured.engine_args) if measured else {}
+    table: dict[str, Any] = {"name": found.model, "engine_args": proven or found.arguments()}
+    comment = f"recipe {found.name}, {_run(measured)}"
     if fits:
         facts, _ = _facts(opened)
         place = best(found, opened.spec, facts)

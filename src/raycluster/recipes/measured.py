@@ -16,6 +16,7 @@ from raycluster.core.accelerators.values import clean, described
 from raycluster.core.errors import HostError, MissedLimitError, RayclusterError, UsageError
 from raycluster.core.interfaces import Facts
 from raycluster.core.stored_json import decode
+from raycluster.serve.model_refs import is_path
 from raycluster.serve.settings import slugs
 from raycluster.spec import ClusterSpec
 from raycluster.spec.explain import suggest
@@ -151,7 +152,8 @@ def ran(
         raise UsageError(
             f"{name!r} is not a model of the spec{suggest(name, known)}", where=spec.cluster.name
         )
-    slug = slugs([model.name for model in spec.models])[known[name].name]
+    model = known[name]
+    slug = slugs([each.name for each in spec.models])[model.name]
     app = next((each for each in state.apps or () if each.name == slug and each.serving), None)
     if app is None:
         raise HostError("has no replica now", where=name, hint="raycluster status")
@@ -165,6 +167,7 @@ def ran(
     ]
     versions = next((f.versions for h in places if (f := state.hosts[h.name].role(h.role))), None)
     return {
+        "model": model.name if is_path(model.location) else model.location,
         "cluster": spec.cluster.name,
         "hardware": [
             f"{count} x ({what})" if count > 1 else what for what, count in Counter(on).items()
@@ -172,7 +175,7 @@ def ran(
         "vllm": versions.vllm if versions else "",
         "ray": versions.ray if versions else "",
         "replicas": app.serving,
-        "engine_args": known[name].engine_args,
+        "engine_args": model.engine_args,
     }
 
 

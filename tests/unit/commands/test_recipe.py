@@ -71,6 +71,7 @@ def test_list_and_show_need_no_spec_and_tell_what_was_measured(tmp_path: Path) -
     (tmp_path / "recipes.toml").write_text(
         '[[measured]]\nmodel = "openai/gpt-oss-20b"\ncluster = "q"\ndate = "2026-11-30"\n'
         'load = "concurrency 8"\nhardware = ["1 x NVIDIA L4"]\nrequests_per_second = 4.25\n'
+        "engine_args = { max_model_len = 9000 }\n"
     )
     shown = run(tmp_path, "show", "openai/GPT-oss-20b")
     assert shown.returncode == 0, shown.stderr
@@ -109,3 +110,20 @@ def test_a_bench_of_a_cluster_that_is_not_there_is_not_recorded(folder: Path) ->
     assert (done.returncode, done.stdout) == (1, "")
     assert "m: has no replica now" in done.stderr
     assert not (folder / "recipes.toml").exists()
+
+
+def test_what_was_proven_is_added_before_what_is_known(folder: Path) -> None:
+    (folder / "recipes.toml").write_text(
+        '[[measured]]\nmodel = "microsoft/phi-4"\ncluster = "q"\ndate = "2026-11-30"\n'
+        'load = "8"\nengine_args = { max_model_len = 9000 }\n'
+    )
+    done = run(folder, "add", "phi-4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "# recipe phi-4, 2026-11-30: with 8, on unknown hardware\n"
+        '[[models]]\nname = "microsoft/phi-4"\n\n[models.engine_args]\nmax_model_len = 9000\n'
+    )
+    (folder / "recipes.toml").write_text("[[measured]]\nmodel = 1\n")
+    spoiled = run(folder, "list")
+    assert (spoiled.returncode, spoiled.stdout) == (2, "")
+    assert "recipes.toml: it cannot be read: 0.model" in spoiled.stderr

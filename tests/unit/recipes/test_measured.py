@@ -87,12 +87,13 @@ def test_what_is_no_summary_is_refused(content: bytes) -> None:
         measured_in(content, "s", "lab")
 
 
+MODEL = {"name": "org/m", "aliases": ["m"], "source": "hub/m"}
 SPEC = ClusterSpec.model_validate(
     {
         "cluster": {"name": "q"},
         "head": {"host": "10.0.0.1"},
         "workers": [{"name": n, "host": f"10.0.0.{i}"} for i, n in enumerate("ab", 2)],
-        "models": [{"name": "org/m", "aliases": ["m"], "engine_args": {"max_model_len": 8}}],
+        "models": [{**MODEL, "engine_args": {"max_model_len": 8}}],
     }
 )
 L4 = Facts(Accelerators((Device("0", "GPU-0000", "NVIDIA L4", 23034 << 20),)), 8, 1 << 36)
@@ -118,6 +119,7 @@ def state(gpus: float, *nodes: str) -> ClusterState:
 def test_what_it_ran_on_is_where_its_replicas_are() -> None:
     told = ran(SPEC, state(1, "a", "b"), FACTS, "m")
     assert told == {
+        "model": "hub/m",
         "cluster": "q",
         "hardware": ["2 x (1 x NVIDIA L4 (22 GiB))"],
         "vllm": "0.32.0",
