@@ -146,7 +146,8 @@ def test_a_websocket_goes_through(guarded: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", guarded.base_url.port or 0), timeout=10) as one:
         one.sendall(
             b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
-            b"Upgrade: websocket\r\nAuthorization: Bearer " + ALICE.encode() + b"\r\n\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n"
+            b"Authorization: Bearer " + ALICE.encode() + b"\r\n\r\n"
         )
         said = b""
         while b"\r\n\r\n" not in said:
@@ -370,7 +371,13 @@ def test_who_shall_come_back_is_told_when(root: Path, api: int) -> None:
     assert all(a.json()["error"]["message"] for a in first)
 
 
-@pytest.mark.parametrize("request_line", [b"TRACE /v1/x HTTP/1.1", b"GET /" + b"x" * 40_000, b"x"])
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        *(b"TRACE /v1/x HTTP/1.1", b"GET /v1/x HTTP/2.0", b"CONNECT x:443 HTTP/1.1"),
+        *(b"GET /" + b"x" * 40_000, b"x"),
+    ],
+)
 def test_what_is_no_request_is_told_in_openai_s_form(
     guarded: httpx.Client, request_line: bytes
 ) -> None:

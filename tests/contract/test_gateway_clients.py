@@ -165,9 +165,13 @@ def test_a_page_s_stream_comes_as_it_is_made(paged: httpx.Client) -> None:
         ({"X-Api-Key": BOB.upper()}, 401, ""),
         ({"X-Api-Key": ""}, 401, ""),
         ({"X_Api_Key": BOB}, 401, ""),
+        ({"Api-Key": BOB}, 200, "bob"),
+        ({"Api-Key": "wrong", "X-Api-Key": BOB}, 200, "bob"),
+        ({"Api-Key": BOB, "X-Api-Key": "wrong"}, 401, ""),
+        ({"Api-Key": BOB, **bearer(ALICE)}, 200, "alice"),
     ],
 )
-def test_a_key_may_come_as_anthropic_s_clients_send_it(
+def test_a_key_may_come_as_anthropic_s_and_azure_s_clients_send_it(
     plain: httpx.Client, root: Path, headers: dict[str, str], status: int, owner: str
 ) -> None:
     answer = plain.post("/v1/messages", headers=headers, content=b"{}")
@@ -179,7 +183,7 @@ def test_a_key_may_come_as_anthropic_s_clients_send_it(
     assert line["owner"] == owner
     assert BOB not in log.read_text()
     if status == 200:
-        assert not {"X-Api-Key", "Authorization"} & set(answer.json()["headers"])
+        assert not {"Api-Key", "X-Api-Key", "Authorization"} & set(answer.json()["headers"])
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/"])

@@ -89,12 +89,19 @@ REQUESTS: list[tuple[str, str, dict[str, Any], int]] = [
         {"content": gzip.compress(b"{}"), "headers": {"content-encoding": "gzip"}},
         415,
     ),
+    *(
+        ("POST", "/v1/completions", {**with_json(), "headers": {"content-encoding": coding}}, told)
+        for coding, told in (("identity", 200), ("", 200), ("identity, gzip", 415), ("zstd", 415))
+    ),
     ("POST", "/v1/nothing", with_json(), 404),
     ("GET", "/v1/nothing", {}, 404),
     *((method, "/v1/completions", {}, 405) for method in ("GET", "PUT", "DELETE", "PATCH")),
     ("DELETE", "/v1/completions", with_json(), 405),
+    ("DELETE", "/v1/models/org/tiny", {}, 404),
+    *((method, "/v1/completions", with_json(), 405) for method in ("FOO", "PROPFIND")),
     ("HEAD", "/v1/completions", {}, 405),
     ("OPTIONS", "/v1/completions", {}, 204),
+    ("GET", "/version", {"headers": {f"x-{n}": "" for n in range(200)}}, 200),
     ("GET", "/health", {}, 200),
     ("HEAD", "/health", {}, 200),
     ("HEAD", "/v1/models", {}, 200),
@@ -230,6 +237,28 @@ def test_a_long_head_is_read(ways: list[httpx.Client], where: str) -> None:
         url = "/v1/models" + (f"?a={long}" if where == "url" else "")
         answer = client.get(url, headers={"x-more": long} if where == "header" else {})
         assert answer.json()["data"], answer.text
+
+
+@pytest.mark.parametrize(
+    ("ways", "more"),
+    [
+        ("gateway", "".join(f"X-{n}: {'x' * 30_000}\r\n" for n in range(3))),
+        ("gateway", UPGRADE.replace("Sec-WebSocket-Key", "X")),
+        ("gateway", UPGRADE.replace("x3JJ", "")),
+        ("haproxy", UPGRADE),
+        ("gateway", UPGRADE),
+    ],
+    ids=["long", "no key", "bad key", "no websocket", "no websocket at the gateway"],
+    indirect=["ways"],
+)
+def test_what_is_refused_on_the_way_is_told_in_openai_s_form(
+    ways: list[httpx.Client], more: str
+) -> None:
+    for client in ways:
+        said = raw(client, "GET /v1/nothing?model=org%2Ftiny", more)
+        head, _, body = said.partition(b"\r\n\r\n")
+        assert 400 <= int(head.split()[1]) < 500
+        assert json.loads(body)["error"]["message"], said
 
 
 def test_two_keys_are_refused_in_openai_s_form(ways: list[httpx.Client]) -> None:

@@ -58,10 +58,13 @@ QUEUE_S = 600
 SHARE = ("RateLimitError", "too many requests of this key are waiting: try again later")
 FULL = ("RateLimitError", "too many requests are waiting for this model: try again later")
 BARE = {
+    400: ("BadRequestError", 30, "the request is not HTTP as it should be"),
+    403: ("PermissionDeniedError", 0, "there is no websocket at this path"),
     404: ("NotFoundError", 22, "Not Found"),
     405: ("BadRequestError", 31, "Method Not Allowed"),
+    500: ("InternalServerError", 21, "Internal Server Error"),
 }
-"""The length of what FastAPI says for paths that it does not have, and its words."""
+"""The length of what FastAPI and uvicorn say by themselves, and its words in OpenAI's form."""
 
 PROBE_S = 1.0
 """Seconds for engines to take a connection; those of hosts that are silent stay what they were."""
@@ -167,7 +170,7 @@ def _divided(frontend: str, names: Sequence[str]) -> str:
     """Return the section that sends to replicas what replicas answer."""
     for name in names:
         rule = f"    use_backend {name} if is_{name}\n"
-        own = f"    use_backend {name}{OWN} if is_{name} {{ path_reg {OWN_PATHS} }}\n"
+        own = f"    use_backend {name}{OWN} if is_{name} METH_GET {{ path_reg {OWN_PATHS} }}\n"
         frontend = frontend.replace(rule, own + rule)
     return frontend
 

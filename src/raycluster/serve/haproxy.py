@@ -88,6 +88,14 @@ ENCODED = (
     "a compressed body is not read here: send it without content-encoding",
 )
 
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+UNKNOWN_METHOD = ("BadRequestError", "Method Not Allowed")
+"""What is said to all others, of which the servers of engines say in plain words that they are no
+HTTP."""
+
+MOST_HEADERS = 3000
+"""Headers of a request; beyond HAProxy's own 101 it would say 400 in HTML."""
+
 BODY_S = 10
 """Seconds for a request's body to arrive before it is routed without its model's name."""
 
@@ -155,7 +163,8 @@ def edited(
     config = limited(config, connections) if connections else config
     added = "".join([*ALIKE, *crowded(connections), *model_rules(routes), *refusals()])
     config = frontend.sub(lambda m: m[0] + _bind(address, m[1]) + added, config, count=1)
-    config = re.sub(r"(?m)^global\n", f"global\n    close-spread-time {REST_S}s\n", config, count=1)
+    more = f"    close-spread-time {REST_S}s\n    tune.http.maxhdr {MOST_HEADERS}\n"
+    config = re.sub(r"(?m)^global\n", f"global\n{more}", config, count=1)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{KEEPALIVE}{malformed()}", config, count=1)
     config = re.sub(r"(?m)^(\s*)option httplog$", rf"\1{LOG}", config)
     config = re.sub(r"(?m)^(\s*server \S+ \S+ check\b.*)$", rf"\1 tcp-ut {LOST_S}s", config)
@@ -291,8 +300,10 @@ ALIKE = (
     f"    http-request set-header x-request-id %[{_ID}]\n",
     f"    http-after-response set-header x-request-id %[{_ID}] if {{ {_ID} -m found }}\n",
     "    # raycluster: what engines do not know, one model or several\n",
+    f"    http-request return {_error(405, *UNKNOWN_METHOD)} hdr allow '{METHODS}'"
+    f" if !{{ method {METHODS.replace(',', '')} }}\n",
     f"    http-request return {_error(415, *ENCODED)}"
-    " if { req.hdr(content-encoding) -m found } !{ req.hdr(content-encoding) -i identity }\n",
+    " if { req.hdr(content-encoding) -m reg -i ^(?!identity$). }\n",
     "    http-request return status 204 hdr allow 'GET, HEAD, POST, OPTIONS'"
     " if METH_OPTIONS !{ req.hdr(access-control-request-method) -m found }\n",
     "    http-request set-method GET if METH_HEAD\n",

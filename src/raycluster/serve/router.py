@@ -224,7 +224,7 @@ async def named(path: str, scope: Message, body: bytes) -> str | None:
 def _in_json(body: bytes) -> str | None:
     try:
         told = json.loads(body)
-    except ValueError:  # there may be none at all
+    except (ValueError, RecursionError):  # there may be none at all
         return None
     model = told.get("model") if isinstance(told, dict) else None
     return model if isinstance(model, str) else None

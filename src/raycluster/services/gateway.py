@@ -101,6 +101,8 @@ EXPOSED = (
 )
 """The headers that pages of allowed origins may read."""
 
+TOO_LONG = "The URL or a header is longer than 32 kB, or all headers are longer than 60 kB."
+
 KEEP_FILE = "keep"
 """Holds how many minutes a file of the log of requests is kept."""
 
@@ -234,6 +236,7 @@ def nginx_conf(spec: ClusterSpec, host: ResolvedHost, wiring: Wiring) -> bytes:
         errors=list(_errors(gate)),
         expired=_both(401, *EXPIRED),
         malformed=_error("The request is not HTTP as it should be.", code="malformed"),
+        too_long=_error(TOO_LONG, code="malformed"),
         api_keys=[(name, keys[name].reveal()) for name in sorted(gate.sources) if name in keys],
         tls=gate.tls is not None,
         figures_path=FIGURES_PATH,

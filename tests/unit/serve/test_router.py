@@ -135,6 +135,10 @@ def asking(model: object, **more: object) -> bytes:
     return json.dumps({"model": model, "prompt": "x", **more}).encode()
 
 
+DEEP = b'{"a": ' + b"[" * 100_000
+"""JSON that goes deeper than Python reads it."""
+
+
 def test_a_request_goes_to_its_model() -> None:
     async def test(upstream: Upstream, router: Router) -> None:
         status, headers, body = await Call(
@@ -149,7 +153,7 @@ def test_a_request_goes_to_its_model() -> None:
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(asking("nope"), 404), *((b, 400) for b in (asking(None), asking(3), b"[]", b"{", b""))],
+    [(asking("nope"), 404), *((b, 400) for b in (asking(None), asking(3), DEEP, b"[]", b"{", b""))],
 )
 def test_an_unknown_model_is_refused_with_what_there_is(body: bytes, status: int) -> None:
     async def test(_: Upstream, router: Router) -> None:
