@@ -105,10 +105,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             *("ray", "vllm", "torch", "transformers", "huggingface_hub", "starlette"),
-            *("fastapi", "uvicorn", "aiohttp", "pyarrow"),
+            *("fastapi", "uvicorn", "aiohttp"),
         ),
         ("serve.*",),
     ),
+    "pyarrow": ("serve.*", "openai_client.parquet"),
 }
 
 

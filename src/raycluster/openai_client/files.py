@@ -10,13 +10,14 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from raycluster.core.errors import UsageError
+from raycluster.openai_client import parquet
 from raycluster.openai_client.lines import HOLDERS, PARAMETERS, PROMPTS
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -36,7 +37,6 @@ _PANDAS = (
     'p.read_{}("IN").to_json("OUT.jsonl", orient="records", lines=True)\''
 )
 _OTHERS = (
-    ("Parquet", _PANDAS.format("parquet"), (b"PAR1",), (".parquet",)),
     ("Arrow", _PANDAS.format("feather"), (b"ARROW1",), (".arrow", ".feather")),
     (
         "a zip file or a spreadsheet",
@@ -61,7 +61,7 @@ _FIELDS = frozenset({*HOLDERS, *PARAMETERS, "custom_id", "id", "url", "method", 
 _TEXTS = frozenset({*PROMPTS, "custom_id", "id", "url", "method", "model", "user", "suffix"})
 """Cells of these columns are texts, whatever they look like."""
 
-Kind = Literal["lines", "text", "document", "table"]
+Kind = Literal["lines", "text", "document", "table", "parquet"]
 
 
 class PromptFile:
@@ -105,6 +105,9 @@ class PromptFile:
             case "document":
                 values = enumerate(self._document() or (), start=1)
                 yield from ((number, json.dumps(value).encode()) for number, value in values)
+            case "parquet":
+                rows = enumerate(self._parquet_rows(), start=1)
+                yield from ((number, json.dumps(row).encode()) for number, row in rows)
             case "table":
                 yield from ((number, json.dumps(row).encode()) for number, row in self._rows())
             case "text":
@@ -119,6 +122,9 @@ class PromptFile:
         for what, cure, begins, suffixes in _OTHERS:
             if self._suffix in suffixes or head.startswith(begins) or _lower(head, begins):
                 self._refuse(f"is {what}, which is not supported", cure)
+        if head.startswith(parquet.BEGIN) or self._suffix == ".parquet":
+            next(self._parquet_rows(), None)
+            return "parquet"
         self._encoding = self._encoding_of(head)
         number, first = next(self._lines(), (1, b""))
         if self._suffix in _TABLES or (self.column and not first.lstrip().startswith((b"{", b"["))):
@@ -244,6 +250,20 @@ class PromptFile:
                     yield begun, _row(dict(zip(names, fields, strict=True)), self.column)
             except csv.Error as error:
                 self._refuse(f"line {reader.line_num} is not CSV: {error}", f"give {AS_LINES}")
+
+    def _parquet_rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self._unpacked() as file:
+                yield from parquet.rows_of(file, self._columns)
+        except ImportError:
+            how = f"pip install 'raycluster[parquet]'; or {_PANDAS.format('parquet')}"
+            self._refuse("is Parquet, for which pyarrow is not installed", how)
+        except parquet.NoParquetError as error:
+            self._refuse(f"is no readable Parquet: {error}", f"give {AS_LINES}", error)
+
+    def _columns(self, header: Sequence[str]) -> list[str]:
+        names = self._names(list(header))
+        return [name if name == self.column or name in _FIELDS else "" for name in names]
 
     def _names(self, header: list[str]) -> list[str]:
         """Return the columns' names, and choose the one that holds the prompts."""
