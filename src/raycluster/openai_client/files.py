@@ -27,6 +27,8 @@ MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
 AS_LINES = 'one JSON object per line, such as {"custom_id": "1", "prompt": "..."}'
 _HEAD_BYTES = 4096
 _BOM = b"\xef\xbb\xbf"
+_RECORD = b"\x1e"
+"""Begins a line where JSON is written as a sequence (RFC 7464)."""
 _PACKED: tuple[tuple[bytes, Callable[[Any], object]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
     (b"BZh", bz2.BZ2File),
@@ -290,6 +292,7 @@ class PromptFile:
         """Yield the lines that hold something, in UTF-8, without their ends."""
         for number, line in enumerate(self._raw_lines(), start=1):
             kept = (line.removeprefix(_BOM) if number == 1 else line).strip(b"\r\n")
+            kept = kept.removeprefix(_RECORD)
             if kept.strip():
                 yield number, kept
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -192,7 +192,7 @@ def _request(item: Mapping[str, Any], urls: tuple[str, ...]) -> Request:
             return _sharegpt(item, name)
     for name in PROMPTS:
         if name in item:
-            return _bare(item, name)
+            return _messages(_picked(item, name)) if _is_said(item[name]) else _bare(item, name)
     if "hash_ids" in item:
         return _mooncake(item)
     known = "prompt, messages, conversations, text, question, hash_ids, or a batch line's body"
@@ -233,7 +233,16 @@ def _path(url: object) -> tuple[str, str]:
     found = _PATH.fullmatch(parts.path if parts.path.startswith("/") else f"/{parts.path}")
     if found is None or parts.netloc:  # another place's address was not meant for this one
         return url, ""
-    return f"/v1/{found['name']}", found["model"] or ""
+    return f"/v1/{found['name']}", unquote(found["model"] or "")
+
+
+def _is_said(value: object) -> bool:
+    """Tell whether a field holds messages, as data sets have them in `prompt` too."""
+    return bool(value) and isinstance(value, list) and all(map(_has_role, value))
+
+
+def _has_role(message: object) -> bool:
+    return isinstance(message, dict) and "role" in message
 
 
 def _messages(item: Mapping[str, Any]) -> Request:
@@ -357,7 +366,7 @@ def _are_tokens(value: object) -> bool:
 def _check_messages(messages: object) -> None:
     if not isinstance(messages, list) or not messages:
         raise RefusedLineError("messages is not a non-empty list")
-    if not all(isinstance(message, dict) and "role" in message for message in messages):
+    if not all(map(_has_role, messages)):
         raise RefusedLineError("a message has no role")
 
 

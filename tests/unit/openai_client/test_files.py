@@ -48,6 +48,8 @@ def asked(content: str | bytes, name: str = "", column: str = "") -> list[dict[s
         "\n  " + json.dumps([A, B], indent="\t") + "\r\n",
         json.dumps(A, indent=2) + "\n" + json.dumps(B, indent=2),
         json.dumps(A) + json.dumps(B),
+        f"\x1e{json.dumps(A)}\n\x1e{json.dumps(B)}\n",
+        f"\x1e{json.dumps(A, indent=1)}\n\x1e{json.dumps(B, indent=1)}\n",
     ],
 )
 @pytest.mark.parametrize("name", ["", "in.jsonl", "in.json", "in.txt"])

@@ -89,6 +89,7 @@ AZURE = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21"
         (AZURE, {"messages": HI, "model": "own"}, CHAT, "own"),
         (None, {"messages": HI}, CHAT, ""),
         ("/openai/deployments/e/embeddings", {"input": ["a"]}, "/v1/embeddings", "e"),
+        ("/openai/deployments/o%2Fe/embeddings", {"input": ["a"]}, "/v1/embeddings", "o/e"),
         ("/v1/embeddings", {"messages": HI}, "/v1/embeddings", ""),
         ("/v1/completions", {"prompt": ["p1", "p2"]}, "/v1/completions", ""),
         ("/v1/completions", {"prompt": [[1, 2], [3]]}, "/v1/completions", ""),
@@ -148,6 +149,13 @@ def test_numbers_that_servers_take_pass_as_they_are(name: str, limit: object) ->
 def test_numbers_that_are_none_are_refused(limit: str) -> None:
     with pytest.raises(RefusedLineError, match="not a number from 0 up"):
         parse_line(f'{{"prompt": "a", "max_tokens": {limit}}}'.encode())
+
+
+def test_a_prompt_of_messages_is_a_conversation() -> None:
+    line = {"custom_id": "a", "prompt": HI, "chosen": [], "source": "x", "seed": 1}
+    request = parse_line(json.dumps(line).encode())
+    assert (request.id, request.path) == ("a", CHAT)
+    assert request.body == {"messages": HI, "seed": 1}
 
 
 def test_several_prompts_are_one_request_of_completions() -> None:
