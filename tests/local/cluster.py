@@ -56,13 +56,15 @@ def serve_env(node: str, folder: Path) -> dict[str, str]:
 
 
 def until(ask: Callable[[], Answer], *, seconds: float, what: str) -> Answer:
-    """Ask until the answer is true, and return it."""
+    """Ask until the answer is true, and return it; a pause is as long as it took to ask."""
     end = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         if answer := ask():
             return answer
-        assert time.monotonic() < end, f"{what} after {seconds} s"
-        time.sleep(0.2)
+        now = time.monotonic()
+        assert now < end, f"{what} after {seconds} s"
+        time.sleep(min(max(0.2, now - began), 2))
 
 
 LABEL = "127.0.0.1"
@@ -202,6 +204,32 @@ def _lives(pid: int) -> bool:
         return False
 
 
+STARTS = 4
+"""How often Ray may begin, as with `up`: it gives up after 30 s, which a busy machine can take."""
+OWN = "RAYCLUSTER_TEST"
+"""The variable that the processes of a cluster have, with its folder."""
+
+
+def left(folder: Path) -> list[int]:
+    """Return the processes of a Ray that gave up its start; they have no parent any more."""
+    mark = f"{OWN}={folder}\0".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in environ.read_bytes():
+                found.append(int(environ.parent.name))
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill these processes, and return when none lives."""
+    pids = list(pids)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pids), seconds=60, what="processes of Ray are left")
+
+
 @contextmanager
 def open_cluster() -> Iterator[Cluster]:
     """Start Ray; end it and all of its processes afterwards."""
@@ -213,37 +241,45 @@ def open_cluster() -> Iterator[Cluster]:
     # Ray believes in these GPUs: enough to see where it puts what asks for some.
     options += ["--object-store-memory=100000000", "--num-cpus=4", "--num-gpus=4"]
     options += [f"--labels={HOST_LABEL}={LABEL}"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [f"{node}/bin/ray", "start", "--head", "--block", *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=folder,  # HAProxy's files lie where Ray works
-            env={
-                **os.environ,
-                **serve_env(node, folder),
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
-                "RAYCLUSTER_TEST": str(folder),
-                "VLLM_CACHE_ROOT": vllm_cache(),
-            },
-        )
+    env = {
+        **os.environ,
+        **serve_env(node, folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",  # else a token in the user's home turns it on
+        OWN: str(folder),
+        "VLLM_CACHE_ROOT": vllm_cache(),
+    }
+
+    def start() -> subprocess.Popen[bytes]:
+        with (folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [f"{node}/bin/ray", "start", "--head", "--block", *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=folder,  # HAProxy's files lie where Ray works
+                env=env,
+            )
+
     api = httpx.Client(base_url=f"http://127.0.0.1:{ports[-2]}", timeout=120)
     http = httpx.Client(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60)
-    cluster = Cluster(process, folder, api, http)
+    cluster = Cluster(start(), folder, api, http)
+    again = iter(range(1, STARTS))
+
+    def alive() -> bool:
+        if cluster.process.poll() is not None and next(again, 0):
+            kill(left(folder))
+            cluster.process = start()
+        return cluster.alive()
+
     try:
-        until(cluster.alive, seconds=180, what="no Ray")
+        until(alive, seconds=360, what="no Ray")
         yield cluster
     finally:
         api.close()
         http.close()
-        below = descendants(process.pid)
-        process.kill()  # on SIGTERM Ray drains its node, which takes 30 s
-        process.wait()
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        # The next cluster measures the memory that is free.
-        until(lambda: gone(below), seconds=60, what="processes of Ray are left")
+        below = descendants(cluster.process.pid)
+        cluster.process.kill()  # on SIGTERM Ray drains its node, which takes 30 s
+        cluster.process.wait()
+        kill(below)  # the next cluster measures the memory that is free
         shutil.rmtree(folder, ignore_errors=True)
