@@ -99,7 +99,7 @@ class Running:
     def run_inside(self, number: int) -> subprocess.CompletedProcess[str]:
         """Run what the watch has to see in the node of a host."""
         name = "head" if number == 0 else self.hosts[number].name
-        seen = f"sleep 0.5; : {CANARY}-{number}"
+        seen = f"sleep 1; : {CANARY}-{number}"
         script = f"cat /proc/sys/kernel/hostname; echo e >&2; {seen}; exit 7"
         return self.cli("exec", "--spec", self.spec(), name, "--", "sh", "-c", script)
 
@@ -415,13 +415,38 @@ def supervisor(native: Host) -> str:
     return native.check("pgrep", "-f", "supervisor.py --keep")
 
 
+ALIVE = """
+import json, sys, urllib.request
+token = {"Authorization": "Bearer " + open("/raycluster/token").read()}
+url = "http://127.0.0.1:8265/api/v0/nodes?detail=true&limit=1000"
+told = json.load(urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=20))
+for node in told["data"]["result"]["result"]:
+    if (node["state"], node["node_ip"]) == ("ALIVE", sys.argv[1]):
+        print(node["node_id"])
+"""
+
+
+def living(job: Running, host: Host) -> set[str]:
+    """Return the nodes that Ray's head believes to live on a host; none while it does not tell."""
+    ask = ("docker", "exec", "raycluster-job-head", "python", "-c", ALIVE, host.address)
+    return {*job.hosts[0].run(ask).stdout.split()}
+
+
 def test_a_native_worker_whose_supervisor_is_killed_comes_back_by_cron(job: Running) -> None:
     *others, native = job.hosts
     before = [host.check("docker", "ps", "-q", "--no-trunc") for host in others]
     former, raylets = supervisor(native), native.check("pgrep", "-x", "raylet")
+    [orphan] = living(job, native)
     native.check("kill", "-KILL", *former.split())  # Ray's processes are orphans now
     wait_for(lambda: not _runs(native, former), "its end")
     wait_for(lambda: _runs(native, "supervisor.py --keep"), "cron to start another", 180)
+
+    def replaced() -> bool:
+        """For some time after its end the head believes the orphan to live."""
+        nodes = living(job, native)
+        return len(nodes) == 1 and orphan not in nodes
+
+    wait_for(replaced, "another node of Ray alone", 240)
     wait_for(lambda: job.cli("status", job.spec()).returncode == 0, "the worker", 240)
     assert supervisor(native) != former
     now = native.check("pgrep", "-x", "raylet")
