@@ -34,12 +34,19 @@ READY_S = 120.0
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
-    """Return once the condition holds; raises TimeoutError after `timeout` seconds."""
-    end = time.monotonic() + timeout
+    """Return once the condition holds; raises TimeoutError after `timeout` seconds.
+
+    It pauses as long as a look took: some run the whole program, and would take the processors from
+    what is waited for.
+    """
+    began = time.monotonic()
+    end = began + timeout
     while not condition():
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise TimeoutError(f"waited {timeout:g} s for {what}")
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, now - began), 2))
+        began = time.monotonic()
 
 
 @dataclass

@@ -77,7 +77,7 @@ def bench(lab: Lab, cli: Cli, tmp_path: Path) -> Iterator[Bench]:
         return {host.name: host.traces() for host in lab.hosts}
 
     with suppress(TimeoutError):  # what was cut off by the last command may still be ending
-        wait_for(lambda: after() == before, "what was there before", 10)
+        wait_for(lambda: after() == before, "what was there before", 60)
     assert after() == before
 
 

@@ -131,7 +131,7 @@ def test_a_docker_daemon_that_hangs_is_said_and_the_others_are_shown(faulty: Fau
         host.check("pkill", "-CONT", "-x", "dockerd")
     print(f"status with a hung Docker daemon: {took:.1f} s")
     assert code == 3
-    assert took < 13 + 2 * usual  # 1 s here by itself; a wait of 10 s is Docker's
+    assert took < 18 + usual  # 1 s here by itself; a wait of 10 s is Docker's, and no second one
     assert "docker-3" in {p["where"] for p in status["problems"]}
     processes = {n["name"]: n["process"] for n in status["nodes"]}
     assert (processes["head"], processes["docker-2"]) == ("running", "running")
