@@ -17,24 +17,25 @@ import httpx
 import pytest
 
 from tests.local.older import OLDER, older
+from tests.ports import free_ports
 
 CHECKOUT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("raycluster")
-API, DASHBOARD = 18000, 18265
-PORTS = {
-    "API": API,
-    "DASHBOARD": DASHBOARD,
-    "GCS": 16379,
-    "NODE_MANAGER": 16380,
-    "OBJECT_MANAGER": 16381,
-    "DASHBOARD_AGENT_GRPC": 16382,
-    "DASHBOARD_AGENT_HTTP": 16383,
-    "RUNTIME_ENV_AGENT": 16384,
-    "METRICS": 16385,
-    "RAY_CLIENT": 16386,
-    "WORKER_MIN": 12000,
-    "WORKER_MAX": 12999,
-}
+PORT_NAMES = (
+    *("API", "DASHBOARD", "GCS", "NODE_MANAGER", "OBJECT_MANAGER", "DASHBOARD_AGENT_GRPC"),
+    *("DASHBOARD_AGENT_HTTP", "RUNTIME_ENV_AGENT", "METRICS", "RAY_CLIENT"),
+    *("INGRESS_METRICS", "INGRESS_STATS", "INGRESS_FALLBACK"),
+)
+
+
+def own_ports() -> dict[str, int]:
+    """Return ports for a cluster on this machine, which may have others."""
+    single = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+    return {**single, "WORKER_MIN": 12000, "WORKER_MAX": 12999}
+
+
+PORTS = own_ports()
+API, DASHBOARD = PORTS["API"], PORTS["DASHBOARD"]
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 

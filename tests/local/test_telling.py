@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.test_embedded import CHECKOUT, PORTS, PROGRAM, Local, link_node
+from tests.local.test_embedded import CHECKOUT, PROGRAM, Local, link_node, own_ports
 from tests.local.test_serve import NO_VLLM
 from tests.terminal import (
     CTRL_C,
@@ -55,8 +55,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         engine_args = {{ max_model_len = 512 }}
         """
     )
-    ports = {name: port + 1000 for name, port in PORTS.items()}
-    running = Local("told", folder / "home", spec, ports)
+    running = Local("told", folder / "home", spec, own_ports())
     running.home.mkdir()
     yield running
     running("down", spec, "--yes")
