@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from raycluster.observe.engine_metrics import read_service
 from raycluster.serve.settings import ROUTER, ModelSettings
 from tests.contract.nginx import ALICE, KEYS, bearer
 from tests.contract.nginx import running as running_gateway
-from tests.local.cluster import ROOT, Cluster, descendants, until
+from tests.local.cluster import ROOT, Cluster, descendants, made_by, until
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
@@ -593,6 +594,18 @@ def test_every_way_to_a_model_has_the_same_answer(
             said[way, stream] = text_of([json.loads(event) for event in events])
     assert set(said.values()) == {said["engine", False]}, said
     assert said["engine", False]
+
+
+def test_clients_of_other_makers_work_as_they_are(served: Cluster, tmp_path: Path) -> None:
+    """By the gateway, with a key; what they do is in `client_calls`."""
+    python = f"{made_by('clients-env')}/bin/python"
+    with running_gateway(tmp_path, served.http.base_url.port or 0, **KEYS) as gateway:
+        url = str(gateway.base_url).rstrip("/")
+        words = (python, str(ROOT / "tests/local/client_calls.py"), url, ALICE, VLLM)
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, timeout=300)
+    told = dict(map(json.loads, done.stdout.splitlines()))
+    assert [name for name, problem in told.items() if problem] == [], told
+    assert len(told) == 5
 
 
 def all_at_work(cluster: Cluster) -> bool:
