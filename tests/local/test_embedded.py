@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,18 +193,20 @@ def test_bench_loads_from_the_head_too(local: Local) -> None:
     assert level["client"]["processes"] == 2
 
 
-def test_bench_tells_what_the_server_did(local: Local) -> None:
+def test_bench_tells_what_the_server_did(local: Local, tmp_path: Path) -> None:
     prompts = CHECKOUT / "examples" / "prompts.jsonl"
     done = local(
         *("bench", "--prompts", prompts, "--spec", local.spec, "-n", "24", "--max-tokens", "64"),
         *("-c", "4", "--json", "--no-calibrate"),
     )
     assert done.returncode == 0, done.stderr
-    [level] = json.loads(done.stdout)["levels"]
+    told = json.loads(done.stdout)
+    _is_recorded(local, told, tmp_path)
+    [level] = told["levels"]
     server = level["server"]
     counts = ("prompt_tokens", "generation_tokens", "requests", "preemptions", "unanswered")
-    told = (level["total_input_tokens"], level["total_output_tokens"], 24, 0, 0)
-    assert tuple(server[name] for name in counts) == told  # and nothing of the warm-up
+    sums = (level["total_input_tokens"], level["total_output_tokens"], 24, 0, 0)
+    assert tuple(server[name] for name in counts) == sums  # and nothing of the warm-up
     assert server["prefix_cache_queries"] == level["total_input_tokens"]
     [replica] = server["replicas"]
     assert (replica["requests"], replica["came"], replica["went"]) == (24, None, None)
@@ -215,6 +218,24 @@ def test_bench_tells_what_the_server_did(local: Local) -> None:
     assert server["running"]["mean"] > 1
     assert server["kv_cache_usage"]["max"] > 0
     assert server["gpus"] == []
+
+
+def _is_recorded(local: Local, summary: dict[str, Any], folder: Path) -> None:
+    """See `recipe record` keep what was measured beside a spec."""
+    [level] = summary["levels"]
+    level["verdict"]["grade"] = "VALID"  # which depends on what else this machine does
+    (folder / "summary.json").write_text(json.dumps(summary))
+    spec = folder / "cluster.toml"
+    spec.write_text(local.spec.read_text().replace('"../', f'"{CHECKOUT}/'))
+    done = local("recipe", "record", folder, "--spec", spec)
+    assert done.returncode == 0, done.stderr
+    [kept] = tomllib.loads((folder / "recipes.toml").read_text())["measured"]
+    assert kept["model"] == summary["target"]["model"]
+    assert (kept["hardware"], kept["replicas"], kept["cluster"]) == (["CPUs"], 1, local.name)
+    assert kept["requests_per_second"] == round(level["request_throughput"], 3)
+    assert kept["engine_args"]["max_model_len"] == 2048
+    assert kept["vllm"]
+    assert kept["ray"]
 
 
 def test_a_batch_runs_on_the_cluster(local: Local, tmp_path: Path) -> None:
