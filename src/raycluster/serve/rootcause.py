@@ -31,6 +31,10 @@ _OF_ENGINE = ("(EngineCore", "(Worker")
 _KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
 _NOISE = re.compile(r"\s*\[type=\w+, input_value=.*?\]|\s*For further information visit \S+", re.S)
 
+_HAPROXY = "HAProxy crashed during startup: "
+_ALERT = re.compile(r"\[ALERT\]\s*\(\d+\) : (.+)")
+"""A line of HAProxy's; the first says what is wrong, others that it ends."""
+
 _INVALID = re.compile(
     r"(?:\w+\.)*ValidationError: \d+ validation errors? for (\w+)\s+(?:Value error, )?"
 )
@@ -46,6 +50,8 @@ def root_cause(message: str) -> str:
     if marked >= 0:
         return message[marked + len(MARK) :].splitlines()[0].strip()
     plain = (line.strip() for line in _ESCAPES.sub("", message).splitlines())
+    if _HAPROXY in message and (alert := _ALERT.search(message, message.rfind(_HAPROXY))):
+        return _shorten(f"HAProxy does not start: {alert[1]}")
     lines = [line for line in plain if line and not _INFORMS.match(line)]
     return last_exception(message) or (lines[-1] if lines else "")
 

@@ -52,6 +52,26 @@ def test_root_cause_of_recorded_status_messages(recorded: str, cause: str) -> No
         ),
         ("\x1b[31mno such file\x1b[0m", "no such file"),
         (
+            "ray::HAProxyManager.ready()\nRuntimeError: HAProxy crashed during startup: [NOTICE]   "
+            "(9) : haproxy version is 2.8.25\n[NOTICE]   (9) : path to executable is /x/haproxy\n"
+            "[ALERT]    (9) : Binding [a.cfg:9] for frontend x: cannot bind socket (Address "
+            "already in use) for [127.0.0.1:1]\n[ALERT]    (9) : [/x/haproxy.main()] Some "
+            "protocols failed to start their listeners! Exiting.\n",
+            "HAProxy does not start: Binding [a.cfg:9] for frontend x: cannot bind socket (Address "
+            "already in use) for [127.0.0.1:1]",
+        ),
+        (
+            "RuntimeError: HAProxy crashed during startup: [ALERT]    (9) : config : parsing "
+            "[a.cfg:3] : unknown keyword 'x' in 'global' section\n[ALERT]    (9) : config : Fatal "
+            "errors found in configuration.",
+            "HAProxy does not start: config : parsing [a.cfg:3] : unknown keyword 'x' in 'global' "
+            "section",
+        ),
+        (
+            "RuntimeError: HAProxy crashed during startup: exit code 139",
+            "RuntimeError: HAProxy crashed during startup: exit code 139",
+        ),
+        (
             "[2026-11-30 06:45:42,123 E 1 2] (gcs) no port\n[2026-11-30 06:45:42,9 I 1 2] on",
             "[2026-11-30 06:45:42,123 E 1 2] (gcs) no port",
         ),
