@@ -206,7 +206,8 @@ def _record(given: Path, named: Path | None) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        hint = "give the folder of `raycluster bench -o`, or its summary.json"
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), hint=hint) from error
     opened = session.open_session(None, named)
     measured = measured_in(content, str(path), opened.spec.cluster.name)
     with opened.fleet() as fleet:

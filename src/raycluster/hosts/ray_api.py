@@ -76,7 +76,9 @@ class RayApi:
             raise AppError(f"cannot deploy: {error}", where=self._host) from error
         if answer.is_error:
             cause = root_cause(answer.text)[:2000]
-            raise AppError(f"Serve rejected the deployment: {cause}", where=self._host)
+            taken = "stop the program that listens there, or choose another port under [ports]"
+            hint = taken if "Address already in use" in cause else "raycluster logs head"
+            raise AppError(f"Serve rejected the deployment: {cause}", where=self._host, hint=hint)
 
     def _json(self, method: str, path: str) -> Told:
         import httpx

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from raycluster.core.errors import AnswerError, ConnectionLostError, HostError
-from raycluster.hosts.ray_api import RayJobs
+from raycluster.core.errors import AnswerError, AppError, ConnectionLostError, HostError
+from raycluster.hosts.ray_api import RayApi, RayJobs
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -74,3 +74,21 @@ def test_a_connection_that_breaks_is_one_that_may_come_back() -> None:
 
     with pytest.raises(ConnectionLostError, match="does not respond"):
         jobs(answer).status("one")
+
+
+@pytest.mark.parametrize(
+    ("alert", "hint"),
+    [
+        ("cannot bind socket (Address already in use) for [127.0.0.1:8000]", "another port under"),
+        ("config : parsing [a.cfg:3] : unknown keyword 'x'", "raycluster logs head"),
+    ],
+)
+def test_a_rejected_deployment_says_why_and_what_next(alert: str, hint: str) -> None:
+    said = (
+        f"RuntimeError: HAProxy crashed during startup: [NOTICE] (9) : 2.8\n[ALERT] (9) : {alert}"
+    )
+    transport = httpx.MockTransport(lambda _: httpx.Response(500, text=said))
+    with pytest.raises(AppError) as caught:
+        RayApi("head", httpx.Client(transport=transport, base_url="http://h")).deploy({})
+    assert caught.value.what.endswith(f"HAProxy does not start: {alert}")
+    assert hint in (caught.value.hint or "")

@@ -62,12 +62,13 @@ async def _ask(server: Server, kind: str, path: str, body: Mapping[str, Any]) ->
         async with server.http.post(path, json=body, timeout=timeout) as answer:
             status, said = answer.status, await answer.text()
     except TimeoutError:
-        status, said = 0, f"nothing in {MOST_S:g} s"
+        status, said = 0, f"no answer in {MOST_S:g} s"
     except aiohttp.ClientError as error:
         await server.answers()
         status, said = 0, repr(error)
     if status >= 500 or not status:
-        logger.warning("raycluster: a first request (%s) got %d: %.300s", kind, status, said)
+        told = f"{status}: {said}" if status else said
+        logger.warning("raycluster: the first request of its kind (%s) failed: %.300s", kind, told)
     if status == 200 and path == GENERATES:
         return status, int(json.loads(said)["usage"]["completion_tokens"])
     return status, 0

@@ -90,7 +90,7 @@ def test_a_refused_kind_is_nothing_to_tell(
 
 def test_a_failed_kind_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     asked(tmp_path, {"/v1/completions": 500})
-    assert "a first request (logprobs) got 500: no more memory" in caplog.text
+    assert "the first request of its kind (logprobs) failed: 500: no more memory" in caplog.text
 
 
 def test_a_server_that_hangs_is_left_in_time(
@@ -98,7 +98,7 @@ def test_a_server_that_hangs_is_left_in_time(
 ) -> None:
     monkeypatch.setattr(module, "MOST_S", 1.0)
     assert len(asked(tmp_path, {"/v1/completions": "hangs"})) == 1
-    assert "a first request (greedy) got 0: nothing in 1 s" in caplog.text
+    assert "the first request of its kind (greedy) failed: no answer in 1 s" in caplog.text
 
 
 def test_a_server_that_ends_of_it_does_not_start(tmp_path: Path) -> None:
